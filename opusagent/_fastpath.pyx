@@ -1,0 +1,756 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+# cython: embedsignature=True, freethreading_compatible=False
+"""The one compiled module: WebSocket framing, the memory shared with the engine processes, and the audio kernels.
+
+It holds what must touch every byte.  It decides nothing about calls, opens no socket and reads no clock.
+The rule: lengths that come from outside are checked in the function that receives them, before the loop
+that trusts them; bounds checks of the compiler are off only because of that.
+
+    framing          ReceiveBuffer, FrameParser, build_frame, unmask, utf8_valid
+    shared memory    Arena, Slot, Ring
+    audio            G.711, Resampler, energy, the one-pass carrier media codec
+    measuring        Histogram
+"""
+import mmap
+import os
+
+from opusagent import ProtocolError, EngineError
+
+from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memmove, memset
+from libc.stdlib cimport malloc, free
+from cpython.buffer cimport (PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release,
+                             PyObject_CheckBuffer, PyObject_GetBuffer, Py_buffer)
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.bytearray cimport PyByteArray_AS_STRING
+
+cdef extern from *:
+    """
+    #include <stdint.h>
+    #include <string.h>
+    #include <unistd.h>
+
+    /* A WebSocket mask or its inverse: XOR with a key that repeats every four bytes, eight bytes at a time. */
+    static inline void oa_xor(uint8_t *p, size_t n, uint32_t key)
+    {
+        uint64_t wide = (uint64_t)key << 32 | key, x;
+        size_t i = 0;
+        for (; i + 8 <= n; i += 8) { memcpy(&x, p + i, 8); x ^= wide; memcpy(p + i, &x, 8); }
+        for (; i < n; i++) p[i] ^= (uint8_t)(key >> (8 * (i & 3)));
+    }
+
+    /* The key as seen by a reader that starts `offset` bytes into the payload (little-endian machine word). */
+    static inline uint32_t oa_rotate(uint32_t key, unsigned offset)
+    {
+        unsigned s = 8 * (offset & 3);
+        return s ? key >> s | key << (32 - s) : key;
+    }
+
+    /* UTF-8 in pieces: how many continuation bytes are owed and the range the next one must lie in
+       (RFC 3629 section 4, which excludes overlong forms, surrogates and values past U+10FFFF). */
+    typedef struct { uint8_t need, lo, hi; } oa_utf8;
+
+    static inline int oa_utf8_push(oa_utf8 *s, const uint8_t *p, size_t n)   /* 0: a byte that cannot stand here */
+    {
+        const uint8_t *end = p + n;
+        uint64_t x;
+        while (p < end) {
+            uint8_t c;
+            if (s->need) {
+                c = *p++;
+                if (c < s->lo || c > s->hi) return 0;
+                s->lo = 0x80; s->hi = 0xBF; s->need--;
+                continue;
+            }
+            while (end - p >= 8) {
+                memcpy(&x, p, 8);
+                if (x & 0x8080808080808080ULL) break;
+                p += 8;
+            }
+            if (p == end) break;
+            c = *p++;
+            if (c < 0x80) continue;
+            s->lo = 0x80; s->hi = 0xBF;
+            if (c >= 0xC2 && c <= 0xDF) s->need = 1;
+            else if (c >= 0xE0 && c <= 0xEF) {
+                s->need = 2;
+                if (c == 0xE0) s->lo = 0xA0;
+                if (c == 0xED) s->hi = 0x9F;
+            } else if (c >= 0xF0 && c <= 0xF4) {
+                s->need = 3;
+                if (c == 0xF0) s->lo = 0x90;
+                if (c == 0xF4) s->hi = 0x8F;
+            } else return 0;
+        }
+        return 1;
+    }
+
+    static inline uint64_t oa_load(const uint64_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
+    static inline void oa_store(uint64_t *p, uint64_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
+    static inline uint64_t oa_swap(uint64_t *p, uint64_t v) { return __atomic_exchange_n(p, v, __ATOMIC_SEQ_CST); }
+    static inline void oa_fence(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+    """
+    ctypedef struct oa_utf8:
+        uint8_t need
+        uint8_t lo
+        uint8_t hi
+    void oa_xor(uint8_t *p, size_t n, uint32_t key) noexcept nogil
+    uint32_t oa_rotate(uint32_t key, unsigned int offset) noexcept nogil
+    bint oa_utf8_push(oa_utf8 *s, const uint8_t *p, size_t n) noexcept nogil
+    uint64_t oa_load(const uint64_t *p) noexcept nogil
+    void oa_store(uint64_t *p, uint64_t v) noexcept nogil
+    uint64_t oa_swap(uint64_t *p, uint64_t v) noexcept nogil
+    void oa_fence() noexcept nogil
+
+cdef extern from "unistd.h" nogil:
+    ssize_t posix_write "write"(int fd, const void *buf, size_t n)
+
+
+# ---- framing -------------------------------------------------------------------------------------------------------
+# RFC 6455 section 5.  Opcodes and close codes have their numbers from there.
+
+cdef enum:
+    OP_CONTINUATION = 0x0
+    OP_TEXT = 0x1
+    OP_BINARY = 0x2
+    OP_CLOSE = 0x8
+    OP_PING = 0x9
+    OP_PONG = 0xA
+    NEED_MORE = -1
+    FIRST_SPILL = 4096          # bytes of the first buffer a partial message gets
+
+
+def unmask(buffer not None, bytes key not None, Py_ssize_t offset=0):
+    """XOR `buffer` in place with the 4-byte `key`, as if `offset` bytes of the payload came before it."""
+    cdef Py_buffer b
+    cdef uint32_t k
+    if len(key) != 4:
+        raise ValueError("a masking key has 4 bytes")
+    memcpy(&k, PyBytes_AS_STRING(key), 4)
+    PyObject_GetBuffer(buffer, &b, PyBUF_WRITABLE)
+    oa_xor(<uint8_t*>b.buf, b.len, oa_rotate(k, offset & 3))
+    PyBuffer_Release(&b)
+
+
+def utf8_valid(data not None) -> bool:
+    """True if `data` is whole, well-formed UTF-8."""
+    cdef Py_buffer b
+    cdef oa_utf8 state
+    state.need = 0
+    PyObject_GetBuffer(data, &b, PyBUF_SIMPLE)
+    cdef bint good = oa_utf8_push(&state, <const uint8_t*>b.buf, b.len) and state.need == 0
+    PyBuffer_Release(&b)
+    return good
+
+
+def build_frame(int opcode, payload not None, bint fin=True, bytes mask=None) -> bytes:
+    """One frame as bytes: header, masking key if `mask` (4 bytes) is given, payload (masked then)."""
+    cdef Py_buffer b
+    cdef uint8_t *out
+    cdef uint8_t *q
+    cdef uint32_t key = 0
+    cdef size_t head
+    cdef bint masked = mask is not None
+    if masked:
+        if len(mask) != 4:
+            raise ValueError("a masking key has 4 bytes")
+        memcpy(&key, PyBytes_AS_STRING(mask), 4)
+    PyObject_GetBuffer(payload, &b, PyBUF_SIMPLE)
+    try:
+        head = 2 if b.len < 126 else 4 if b.len < 65536 else 10
+        frame = PyBytes_FromStringAndSize(NULL, head + (4 if masked else 0) + b.len)
+        out = <uint8_t*>PyBytes_AS_STRING(frame)
+        write_head(out, opcode, fin, masked, b.len)
+        q = out + head
+        if masked:
+            memcpy(q, &key, 4)
+            q += 4
+        memcpy(q, b.buf, b.len)
+        if masked:
+            oa_xor(q, b.len, key)
+    finally:
+        PyBuffer_Release(&b)
+    return frame
+
+
+cdef inline void write_head(uint8_t *out, int opcode, bint fin, bint masked, uint64_t n) noexcept nogil:
+    cdef int i
+    out[0] = (0x80 if fin else 0) | <uint8_t>opcode
+    if n < 126:
+        out[1] = <uint8_t>n
+    elif n < 65536:
+        out[1] = 126
+        out[2] = <uint8_t>(n >> 8)
+        out[3] = <uint8_t>n
+    else:
+        out[1] = 127
+        for i in range(8):
+            out[2 + i] = <uint8_t>(n >> (56 - 8 * i))
+    if masked:
+        out[1] |= 0x80
+
+
+cdef class ReceiveBuffer:
+    """The memory one worker receives into: one for all connections, since each read is parsed before the next.
+
+    `view` is a writable memoryview of all of it.  Payloads that FrameParser hands out may point here.
+    """
+    cdef uint8_t *data
+    cdef readonly Py_ssize_t size       # bytes
+    cdef object _view                   # made when first asked for: it refers back to this object
+
+    def __cinit__(self, Py_ssize_t size=262144):
+        self.size = size
+        self.data = <uint8_t*>malloc(size + 16)
+        if self.data == NULL:
+            raise MemoryError()
+
+    def __dealloc__(self):
+        free(self.data)
+
+    def __getbuffer__(self, Py_buffer *b, int flags):
+        PyBuffer_FillInfo(b, self, self.data, self.size, 0, flags)
+
+    @property
+    def view(self):
+        if self._view is None:
+            self._view = memoryview(self)
+        return self._view
+
+
+cdef class FrameParser:
+    """Whole messages and control frames out of a byte stream that is cut anywhere.
+
+    feed(buffer, n) lends it the n bytes just received; next_message() is called until it returns -1.  A message
+    that lies whole in the buffer is unmasked there and handed out as a view of it; anything partial is gathered
+    in one buffer of the parser that grows with what has arrived, never with what a header claims.
+    Text is checked as UTF-8 byte by byte as it arrives, across fragments.
+    Raises ProtocolError with the close code of RFC 6455 section 7.4.1 (1002, 1007, 1009); after that the parser
+    is spent.  `masked` says which side the peer is: clients must mask, servers must not (section 5.1).
+    """
+    # limits
+    cdef readonly uint64_t max_message  # bytes of a message's payload, all fragments together
+    cdef readonly uint32_t max_fragments
+    cdef readonly bint masked
+    # the bytes lent by feed(), not yet consumed
+    cdef ReceiveBuffer lent
+    cdef Py_ssize_t at
+    cdef Py_ssize_t end
+    # the frame in progress
+    cdef uint8_t head[14]
+    cdef unsigned int head_got          # bytes of the header gathered so far
+    cdef bint in_payload                # header complete, payload not
+    cdef int opcode
+    cdef bint fin
+    cdef uint32_t key
+    cdef uint64_t length                # payload bytes the header announced
+    cdef uint64_t got                   # of these, bytes consumed
+    # the message in progress
+    cdef int message                    # TEXT or BINARY while a message is unfinished, else 0
+    cdef uint32_t fragments
+    cdef oa_utf8 utf8
+    cdef bytearray spill                # the message's bytes so far, room included
+    cdef Py_ssize_t spilled             # bytes used of it
+    cdef uint8_t control[125]           # a control frame's payload when it comes in pieces
+    # what next_message() found
+    cdef readonly object payload        # memoryview, good until the next call of next_message() or feed()
+
+    def __init__(self, uint64_t max_message, bint masked=True, uint32_t max_fragments=1 << 17):
+        self.max_message = max_message
+        self.max_fragments = max_fragments
+        self.masked = masked
+
+    @property
+    def partial(self) -> bool:
+        """True while a frame or a fragmented message is unfinished: its deadline runs."""
+        return self.head_got > 0 or self.in_payload or self.message != 0
+
+    @property
+    def held(self) -> int:
+        """Bytes of memory held for an unfinished message."""
+        return 0 if self.spill is None else len(self.spill)
+
+    def feed(self, ReceiveBuffer buffer not None, Py_ssize_t n):
+        """Lend the first `n` bytes of `buffer`.  All earlier bytes must have been consumed: next_message() gave -1."""
+        if n < 0 or n > buffer.size:
+            raise ValueError("more bytes than the buffer holds")
+        if self.at != self.end:
+            raise ValueError("the bytes of the last feed() are not consumed yet")
+        self.lent = buffer
+        self.at = 0
+        self.end = n
+
+    def feed_bytes(self, data not None):
+        """Lend a copy of `data` (any length): for bytes that came behind an upgrade request, and for tests."""
+        cdef ReceiveBuffer own = ReceiveBuffer(max(1, len(data)))
+        own.view[:len(data)] = data
+        self.feed(own, len(data))
+
+    def next_message(self) -> int:
+        """The opcode of the next whole message (TEXT, BINARY) or control frame, its bytes in `.payload`; -1: none."""
+        cdef int found
+        self.payload = None
+        while True:
+            if not self.in_payload and not self.read_head():
+                return NEED_MORE
+            found = self.read_payload()
+            if found != 0:
+                return found
+
+    cdef bint read_head(self) except -1:
+        """Gathers one header and checks it; False when bytes are missing."""
+        cdef uint8_t *src = self.lent.data if self.lent is not None else NULL
+        cdef unsigned int need
+        while True:
+            need = self.head_need()
+            if self.head_got >= need:
+                break
+            if self.at >= self.end:
+                return False
+            self.head[self.head_got] = src[self.at]
+            self.head_got += 1
+            self.at += 1
+            if self.head_got == 2:
+                self.check_first_two()
+        self.take_head()
+        return True
+
+    cdef inline unsigned int head_need(self) noexcept:
+        if self.head_got < 2:
+            return 2
+        cdef uint8_t n = self.head[1] & 0x7F
+        return 2 + (0 if n < 126 else 2 if n == 126 else 8) + (4 if self.head[1] & 0x80 else 0)
+
+    cdef int check_first_two(self) except -1:
+        """Everything the first two bytes can be refused for, before another byte is waited for."""
+        cdef int opcode = self.head[0] & 0x0F
+        cdef bint fin = self.head[0] & 0x80
+        if self.head[0] & 0x70:
+            raise ProtocolError(1002, "a reserved bit is set and no extension was negotiated")
+        if opcode not in (OP_CONTINUATION, OP_TEXT, OP_BINARY, OP_CLOSE, OP_PING, OP_PONG):
+            raise ProtocolError(1002, "reserved opcode")
+        if bool(self.head[1] & 0x80) != self.masked:
+            raise ProtocolError(1002, "frame not masked" if self.masked else "frame masked by a server")
+        if opcode & 0x8:
+            if not fin:
+                raise ProtocolError(1002, "fragmented control frame")
+            if self.head[1] & 0x7F > 125:
+                raise ProtocolError(1002, "control frame longer than 125 bytes")
+        elif opcode == OP_CONTINUATION and not self.message:
+            raise ProtocolError(1002, "continuation without a message")
+        elif opcode != OP_CONTINUATION and self.message:
+            raise ProtocolError(1002, "new message inside a fragmented one")
+        return 0
+
+    cdef int take_head(self) except -1:
+        """Length and key from a complete header; limits are checked here, on the header alone."""
+        cdef uint64_t n = self.head[1] & 0x7F
+        cdef unsigned int at = 2
+        cdef int i
+        if n == 126:
+            n = <uint64_t>self.head[2] << 8 | self.head[3]
+            at = 4
+            if n < 126:
+                raise ProtocolError(1002, "length not in its shortest form")
+        elif n == 127:
+            n = 0
+            for i in range(8):
+                n = n << 8 | self.head[2 + i]
+            at = 10
+            if n >> 63:
+                raise ProtocolError(1002, "length with its top bit set")
+            if n < 65536:
+                raise ProtocolError(1002, "length not in its shortest form")
+        self.opcode = self.head[0] & 0x0F
+        self.fin = self.head[0] & 0x80
+        if not self.opcode & 0x8:
+            # max_message - spilled cannot wrap: no more than max_message bytes are ever gathered
+            if n > self.max_message - <uint64_t>self.spilled:
+                raise ProtocolError(1009, "message too long")
+            self.fragments += 1
+            if self.fragments > self.max_fragments:
+                raise ProtocolError(1009, "too many fragments")
+            if self.opcode != OP_CONTINUATION:
+                self.message = self.opcode
+                self.utf8.need = 0
+        if self.masked:
+            memcpy(&self.key, self.head + at, 4)
+        self.length = n
+        self.got = 0
+        self.in_payload = True
+        return 0
+
+    cdef int read_payload(self) except -2:
+        """Consumes what there is of the payload: the opcode when a message is whole, -1 at the end of the bytes, 0 to go on."""
+        cdef uint64_t here = min(<uint64_t>(self.end - self.at), self.length - self.got)
+        cdef uint8_t *p = self.lent.data + self.at
+        cdef bint whole = self.got == 0 and here == self.length
+        if self.masked and here:
+            oa_xor(p, here, oa_rotate(self.key, self.got & 3))
+        if self.opcode & 0x8:
+            return self.read_control(p, here)
+        if self.message == OP_TEXT and not oa_utf8_push(&self.utf8, p, here):
+            raise ProtocolError(1007, "text is not UTF-8")
+        if whole and self.fin and self.spilled == 0:
+            self.payload = self.lent.view[self.at:self.at + <Py_ssize_t>here]
+        else:
+            self.spill_bytes(p, here)
+        self.at += here
+        self.got += here
+        if self.got < self.length:
+            return NEED_MORE
+        self.in_payload = False
+        self.head_got = 0
+        if not self.fin:
+            return 0
+        return self.finish_message()
+
+    cdef int finish_message(self) except -2:
+        cdef int message = self.message
+        if message == OP_TEXT and self.utf8.need:
+            raise ProtocolError(1007, "text ends inside a character")
+        if self.payload is None:
+            self.payload = memoryview(self.spill if self.spill is not None else b"")[:self.spilled]
+        self.spill = None
+        self.spilled = 0
+        self.fragments = 0
+        self.message = 0
+        return message
+
+    cdef int read_control(self, uint8_t *p, uint64_t here) except -2:
+        memcpy(self.control + self.got, p, here)        # got + here <= length <= 125, checked with the header
+        self.at += here
+        self.got += here
+        if self.got < self.length:
+            return NEED_MORE
+        self.in_payload = False
+        self.head_got = 0
+        self.payload = memoryview(PyBytes_FromStringAndSize(<char*>self.control, self.length))
+        return self.opcode
+
+    cdef int spill_bytes(self, uint8_t *p, uint64_t n) except -1:
+        """Appends to the spill.  It is replaced when it must grow, never resized, so views of it stay good."""
+        cdef Py_ssize_t need = self.spilled + <Py_ssize_t>n
+        cdef Py_ssize_t room = 0 if self.spill is None else len(self.spill)
+        cdef bytearray larger
+        if need > room:
+            larger = bytearray(min(max(need, 2 * room, FIRST_SPILL), max(need, <Py_ssize_t>self.max_message)))
+            if self.spilled:
+                memcpy(PyByteArray_AS_STRING(larger), PyByteArray_AS_STRING(self.spill), self.spilled)
+            self.spill = larger
+        if n:
+            memcpy(PyByteArray_AS_STRING(self.spill) + self.spilled, p, n)
+        self.spilled = need
+        return 0
+
+
+# ---- shared memory -------------------------------------------------------------------------------------------------
+# One arena per worker, mapped by the worker and by its engine processes.  A slot belongs to one call at a time;
+# `generation` is odd while it is taken, and a record that carries another generation is late and is dropped.
+#
+#   slot:  header (4096 bytes) | caller's audio, a ring | SEGMENTS rings of agent's audio
+#
+# Each ring has one writer.  Counters run over and never wrap in a call's life (64 bits); index = counter % capacity.
+
+SEGMENTS = 4                    # segments of a reply that may be synthesised side by side
+SEGMENT_SAMPLES = 131072        # int16 samples of each: 16.4 s at 8 kHz, 2.7 s at 48 kHz
+CALLER_SAMPLES = 163840         # 10.24 s at 16 kHz, the highest rate the caller's audio is kept at
+
+cdef enum:
+    N_SEGMENTS = 4
+    N_SEGMENT_SAMPLES = 131072
+    N_CALLER_SAMPLES = 163840
+    HEADER_BYTES = 4096
+    SLOT_BYTES = HEADER_BYTES + 2 * N_CALLER_SAMPLES + 2 * N_SEGMENTS * N_SEGMENT_SAMPLES
+
+cdef struct SlotHeader:
+    uint64_t generation                 # odd: taken
+    uint64_t rate_in                    # Hz of the caller's audio in the slot
+    uint64_t rate_out                   # Hz of the agent's audio in the slot
+    uint64_t capacity                   # samples the caller's ring uses: 10.24 s at rate_in
+    uint64_t written                    # caller samples ever written
+    uint64_t segment_written[N_SEGMENTS]    # agent samples ever written, by the engine
+    uint64_t segment_read[N_SEGMENTS]       # agent samples ever played, by the worker
+
+
+cdef class Slot:
+    """One call's place in the arena: what the caller said in the last 10 s, and what the agent is about to say."""
+    cdef object memory                  # the mmap, kept alive
+    cdef SlotHeader *header
+    cdef int16_t *caller
+    cdef readonly int index
+    cdef tuple _segments                # memoryviews, format 'h', one per segment ring
+
+    @property
+    def generation(self) -> int:
+        return oa_load(&self.header.generation)
+
+    @property
+    def rate_in(self) -> int:
+        return self.header.rate_in
+
+    @property
+    def rate_out(self) -> int:
+        return self.header.rate_out
+
+    @property
+    def capacity(self) -> int:
+        """Caller samples that are kept."""
+        return self.header.capacity
+
+    @property
+    def written(self) -> int:
+        """Caller samples ever written: the position of the next one."""
+        return oa_load(&self.header.written)
+
+    def take(self, uint64_t rate_in, uint64_t rate_out):
+        """Begin a call here: counters to zero, a new odd generation.  Raises ValueError if it is taken."""
+        cdef uint64_t generation = oa_load(&self.header.generation)
+        cdef int k
+        if generation & 1:
+            raise ValueError("the slot is taken")
+        if not 0 < rate_in <= 16000:
+            raise ValueError("a caller's audio is kept at 16000 Hz at most")
+        self.header.rate_in = rate_in
+        self.header.rate_out = rate_out
+        self.header.capacity = N_CALLER_SAMPLES * rate_in // 16000
+        self.header.written = 0
+        for k in range(N_SEGMENTS):
+            self.header.segment_written[k] = 0
+            self.header.segment_read[k] = 0
+        oa_store(&self.header.generation, generation + 1)
+
+    def free(self):
+        """End the call: from here on every record with the old generation is late."""
+        cdef uint64_t generation = oa_load(&self.header.generation)
+        if generation & 1:
+            oa_store(&self.header.generation, generation + 1)
+
+    def write(self, pcm not None) -> int:
+        """Append int16 samples of the caller; the position after them.  At most `capacity` samples a call."""
+        cdef Py_buffer b
+        cdef uint64_t n, at, first, capacity = self.header.capacity, written = self.header.written
+        PyObject_GetBuffer(pcm, &b, PyBUF_SIMPLE)
+        try:
+            n = b.len // 2
+            if b.len & 1 or n > capacity:
+                raise ValueError("whole int16 samples are written, at most 10 s at once")
+            at = written % capacity
+            first = min(n, capacity - at)
+            memcpy(self.caller + at, b.buf, 2 * first)
+            memcpy(self.caller, <char*>b.buf + 2 * first, 2 * (n - first))
+        finally:
+            PyBuffer_Release(&b)
+        oa_store(&self.header.written, written + n)
+        return written + n
+
+    def read_into(self, uint64_t position, dst not None) -> int:
+        """Copy caller samples from `position` on into int16 `dst`; how many there were (0: none yet).
+
+        Raises IndexError when `position` is older than what is kept.
+        """
+        cdef Py_buffer b
+        cdef uint64_t n, at, first, capacity = self.header.capacity, written = oa_load(&self.header.written)
+        if position >= written:
+            return 0
+        PyObject_GetBuffer(dst, &b, PyBUF_WRITABLE)
+        try:
+            n = min(<uint64_t>(b.len // 2), written - position)
+            if written - position > capacity:
+                raise IndexError("the caller's audio at %d is no longer kept" % position)
+            at = position % capacity
+            first = min(n, capacity - at)
+            memcpy(b.buf, self.caller + at, 2 * first)
+            memcpy(<char*>b.buf + 2 * first, self.caller, 2 * (n - first))
+            oa_fence()
+            if oa_load(&self.header.written) - position > capacity:
+                raise IndexError("the caller's audio at %d was overwritten while it was read" % position)
+        finally:
+            PyBuffer_Release(&b)
+        return n
+
+    def read(self, uint64_t position, uint64_t count):
+        """`count` caller samples from `position` on, as a new int16 array; IndexError unless all of them are there."""
+        import numpy
+        if count > self.header.capacity or position + count > oa_load(&self.header.written):
+            raise IndexError("the caller's audio up to %d is not there yet" % (position + count))
+        pcm = numpy.empty(count, numpy.int16)
+        self.read_into(position, pcm)
+        return pcm
+
+    def segment(self, int k):
+        """The ring of segment `k` as a writable view of SEGMENT_SAMPLES int16 samples."""
+        return self._segments[k]
+
+    cdef int check_segment(self, int k) except -1:
+        if not 0 <= k < N_SEGMENTS:
+            raise IndexError("no such segment")
+        return 0
+
+    def segment_written(self, int k) -> int:
+        self.check_segment(k)
+        return oa_load(&self.header.segment_written[k])
+
+    def set_segment_written(self, int k, uint64_t n):
+        self.check_segment(k)
+        oa_store(&self.header.segment_written[k], n)
+
+    def segment_read(self, int k) -> int:
+        self.check_segment(k)
+        return oa_load(&self.header.segment_read[k])
+
+    def set_segment_read(self, int k, uint64_t n):
+        self.check_segment(k)
+        oa_store(&self.header.segment_read[k], n)
+
+
+cdef class Arena:
+    """`slots` slots in one memfd.  Made with no `fd` by the worker; mapped with the worker's `fd` by an engine process.
+
+    The memory is sparse: a slot costs what its call has touched.
+    """
+    cdef readonly int fd
+    cdef readonly int slots
+    cdef object memory
+    cdef list _slots
+
+    def __init__(self, int slots, int fd=-1):
+        cdef Py_buffer b
+        if fd < 0:
+            fd = os.memfd_create("opusagent-arena", os.MFD_CLOEXEC)
+            os.ftruncate(fd, slots * <Py_ssize_t>SLOT_BYTES)
+        self.fd = fd
+        self.slots = slots
+        self.memory = mmap.mmap(fd, slots * <Py_ssize_t>SLOT_BYTES)
+        PyObject_GetBuffer(self.memory, &b, PyBUF_WRITABLE)
+        self._slots = [self.lay_slot(i, <uint8_t*>b.buf + i * <Py_ssize_t>SLOT_BYTES) for i in range(slots)]
+        PyBuffer_Release(&b)            # the address stays: nobody closes or resizes this mmap
+
+    cdef Slot lay_slot(self, int index, uint8_t *at):
+        cdef Slot slot = Slot.__new__(Slot)
+        cdef Py_ssize_t start = index * <Py_ssize_t>SLOT_BYTES + HEADER_BYTES + 2 * N_CALLER_SAMPLES
+        slot.memory = self.memory
+        slot.index = index
+        slot.header = <SlotHeader*>at
+        slot.caller = <int16_t*>(at + HEADER_BYTES)
+        view = memoryview(self.memory)
+        slot._segments = tuple([
+            view[start + k * 2 * N_SEGMENT_SAMPLES:start + (k + 1) * 2 * N_SEGMENT_SAMPLES].cast("h")
+            for k in range(N_SEGMENTS)])
+        return slot
+
+    def slot(self, int i) -> Slot:
+        return self._slots[i]
+
+
+cdef enum:
+    RING_DATA = 131072                  # bytes of records, a power of two
+    RING_HEADER = 192                   # three cache lines: writer's, reader's, the sleeper's
+    RECORD_HEAD = 40
+    SKIP = 0xFFFF                       # kind of the filler at the end of the data, before a record that did not fit
+
+RING_BYTES = RING_HEADER + RING_DATA
+
+cdef struct Record:
+    uint32_t size                       # bytes with head and data, a multiple of 8
+    uint16_t kind
+    uint16_t slot
+    uint64_t generation
+    uint32_t epoch
+    uint32_t length                     # bytes of data
+    uint64_t a
+    uint64_t b
+
+
+cdef class Ring:
+    """One direction of a channel: records from one writer process to one reader process.
+
+    A record is a descriptor (kind, slot, generation, epoch, two numbers) with at most a few hundred bytes of text;
+    audio never travels here, it lies in the slot.  `eventfd` wakes the reader, and only when it said it sleeps.
+    push() never blocks: False means full, and the writer keeps what it has.
+    """
+    cdef object memory
+    cdef uint8_t *data
+    cdef uint64_t *head                 # bytes ever written (writer's)
+    cdef uint64_t *tail                 # bytes ever read (reader's)
+    cdef uint64_t *sleeping             # 1 while the reader waits for the eventfd
+    cdef readonly int fd
+    cdef readonly int eventfd
+
+    def __init__(self, int eventfd, int fd=-1):
+        cdef Py_buffer b
+        if fd < 0:
+            fd = os.memfd_create("opusagent-ring", os.MFD_CLOEXEC)
+            os.ftruncate(fd, RING_BYTES)
+        self.fd = fd
+        self.eventfd = eventfd
+        self.memory = mmap.mmap(fd, RING_BYTES)
+        PyObject_GetBuffer(self.memory, &b, PyBUF_WRITABLE)
+        self.head = <uint64_t*>b.buf
+        self.tail = <uint64_t*>(<uint8_t*>b.buf + 64)
+        self.sleeping = <uint64_t*>(<uint8_t*>b.buf + 128)
+        self.data = <uint8_t*>b.buf + RING_HEADER
+        PyBuffer_Release(&b)
+
+    def push(self, uint16_t kind, uint16_t slot=0, uint64_t generation=0, uint32_t epoch=0,
+             uint64_t a=0, uint64_t b=0, bytes data=b"") -> bool:
+        """Append one record and wake the reader if it sleeps; False when there is no room."""
+        cdef uint64_t head = self.head[0], one = 1
+        cdef uint64_t size = (RECORD_HEAD + <uint64_t>len(data) + 7) & ~<uint64_t>7
+        cdef uint64_t at = head & (RING_DATA - 1)
+        cdef uint64_t skip = 0 if at + size <= RING_DATA else RING_DATA - at
+        cdef Record *record
+        if size > RING_DATA // 4:
+            raise ValueError("a record carries a descriptor, not %d bytes" % len(data))
+        if head + skip + size - oa_load(self.tail) > RING_DATA:
+            return False
+        if skip:
+            record = <Record*>(self.data + at)
+            record.size = skip          # at least 8 bytes: sizes and positions are multiples of 8
+            record.kind = SKIP
+            at = 0
+        record = <Record*>(self.data + at)
+        record.size = size
+        record.kind = kind
+        record.slot = slot
+        record.generation = generation
+        record.epoch = epoch
+        record.length = len(data)
+        record.a = a
+        record.b = b
+        memcpy(self.data + at + RECORD_HEAD, PyBytes_AS_STRING(data), len(data))
+        oa_store(self.head, head + skip + size)
+        oa_fence()                      # the record before the look at `sleeping`; the reader does it the other way round
+        if oa_load(self.sleeping) and oa_swap(self.sleeping, 0):
+            posix_write(self.eventfd, &one, 8)
+        return True
+
+    def pop(self):
+        """The next record as (kind, slot, generation, epoch, a, b, data), or None.  EngineError if it makes no sense."""
+        cdef uint64_t tail = self.tail[0], at
+        cdef Record *record
+        while tail != oa_load(self.head):
+            at = tail & (RING_DATA - 1)
+            record = <Record*>(self.data + at)
+            if record.size < 8 or record.size & 7 or record.size > RING_DATA - at:
+                raise EngineError("a record of the ring is broken")
+            if record.kind == SKIP:
+                tail += record.size
+                oa_store(self.tail, tail)
+                continue
+            if record.size < RECORD_HEAD or record.length > record.size - RECORD_HEAD:
+                raise EngineError("a record of the ring is broken")
+            found = (record.kind, record.slot, record.generation, record.epoch, record.a, record.b,
+                     PyBytes_FromStringAndSize(<char*>self.data + at + RECORD_HEAD, record.length))
+            oa_store(self.tail, tail + record.size)
+            return found
+        return None
+
+    def sleep(self) -> bool:
+        """Say that the reader is about to wait for the eventfd; False if a record came in the meantime: pop again."""
+        oa_swap(self.sleeping, 1)
+        oa_fence()
+        if self.tail[0] != oa_load(self.head):
+            oa_swap(self.sleeping, 0)
+            return False
+        return True
