@@ -252,6 +252,9 @@ cdef class FrameParser:
     cdef bytearray spill                # the message's bytes so far, room included
     cdef Py_ssize_t spilled             # bytes used of it
     cdef uint8_t control[125]           # a control frame's payload when it comes in pieces
+    # set by the owner
+    cdef public bint muted              # whole messages are read and dropped (the closing handshake has begun)
+    cdef public bint stopped            # nothing more is read (the peer's close frame came, or its fault)
     # what next_message() found
     cdef readonly object payload        # memoryview, good until the next call of next_message() or feed()
 
@@ -285,6 +288,19 @@ cdef class FrameParser:
         cdef ReceiveBuffer own = ReceiveBuffer(max(1, len(data)))
         own.view[:len(data)] = data
         self.feed(own, len(data))
+
+    def deliver(self, on_message, on_control):
+        """Call on_message(opcode, payload) or on_control(opcode, payload) for all that is whole, in order."""
+        cdef int opcode
+        while not self.stopped:
+            opcode = self.next_message()
+            if opcode == NEED_MORE:
+                return
+            if opcode & 0x8:
+                on_control(opcode, self.payload)
+            elif not self.muted:
+                on_message(opcode, self.payload)
+        self.at = self.end
 
     def next_message(self) -> int:
         """The opcode of the next whole message (TEXT, BINARY) or control frame, its bytes in `.payload`; -1: none."""

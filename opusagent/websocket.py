@@ -4,7 +4,7 @@ RFC 6455 sections 5 to 7 for either side.  It knows no socket, no clock and no c
 `_fastpath`.  The rule: only receive() raises, always ProtocolError, and whoever owns the socket answers it with
 fail(); messages that come after the closing handshake began are read and dropped.
 """
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from . import ProtocolError
 from ._fastpath import FrameParser, ReceiveBuffer, build_frame, utf8_valid
@@ -53,29 +53,21 @@ class WebSocket:
         self.late_pong: bytes | None = None     # the one pong kept while congested (section 5.5.3 allows the latest)
         self.controls = 0                       # control frames received, for the owner's budget
 
-    def receive(self, buffer: ReceiveBuffer, n: int) -> Iterator[tuple[int, memoryview]]:
-        """The messages in the first `n` bytes of `buffer`, as (TEXT or BINARY, payload); a payload dies with the next step.
+    def receive(self, buffer: ReceiveBuffer, n: int, on_message: Callable[[int, memoryview], None]) -> None:
+        """Call on_message(TEXT or BINARY, payload) for each message in the first `n` bytes of `buffer`.
 
-        Control frames are answered into the outbox.  Raises ProtocolError with a close code.
+        A payload dies with the call it is handed to.  Control frames are answered into the outbox.
+        Raises ProtocolError with a close code.
         """
         self.parser.feed(buffer, n)
-        return self._messages()
+        self.parser.deliver(on_message, self._on_control)
 
-    def receive_bytes(self, data: bytes) -> Iterator[tuple[int, memoryview]]:
-        """The same for bytes of any length, which are copied."""
+    def receive_bytes(self, data: bytes) -> list[tuple[int, bytes]]:
+        """The messages in `data`, copied: for the client's side and for tests."""
+        found = []
         self.parser.feed_bytes(data)
-        return self._messages()
-
-    def _messages(self):
-        parser = self.parser
-        while (opcode := parser.next_message()) >= 0:
-            if opcode < CLOSE:
-                if self.state is OPEN:
-                    yield opcode, parser.payload
-            elif opcode == CLOSE:
-                return self._on_close(parser.payload)
-            else:
-                self._on_ping_or_pong(opcode, parser.payload)
+        self.parser.deliver(lambda opcode, payload: found.append((opcode, bytes(payload))), self._on_control)
+        return found
 
     def send(self, opcode: int, payload) -> None:
         """Queue a whole message.  Nothing is sent any more once the closing handshake has begun."""
@@ -89,13 +81,13 @@ class WebSocket:
         """Begin the closing handshake; the peer's close frame completes it."""
         if self.state is OPEN:
             self._queue(CLOSE, close_payload(code, reason))
-            self.state = TRANSITIONS[OPEN]["sent"]
+            self._step("sent")
 
     def fail(self, error: ProtocolError) -> None:
         """The peer broke the protocol: tell it why and read nothing more (section 7.1.7)."""
         if self.state is OPEN:
             self._queue(CLOSE, close_payload(error.code, error.reason))
-        self.state = TRANSITIONS[self.state]["failed"]
+        self._step("failed")
         self.close_code, self.close_reason = error.code, error.reason
 
     def uncongested(self) -> None:
@@ -109,13 +101,18 @@ class WebSocket:
         mask = self.mask() if self.mask is not None else None
         self.outbox.append(build_frame(opcode, payload, True, mask))
 
-    def _on_ping_or_pong(self, opcode: int, payload: memoryview) -> None:
+    def _step(self, happened: str) -> None:
+        self.state = TRANSITIONS[self.state][happened]
+        self.parser.muted = True
+        self.parser.stopped = self.state is CLOSED
+
+    def _on_control(self, opcode: int, payload: memoryview) -> None:
         self.controls += 1
-        if opcode == PONG:
-            return
-        if self.congested:
+        if opcode == CLOSE:
+            self._on_close(payload)
+        elif opcode == PING and self.congested:
             self.late_pong = bytes(payload)
-        else:
+        elif opcode == PING:
             self.send(PONG, payload)
 
     def _on_close(self, payload: memoryview) -> None:
@@ -129,4 +126,4 @@ class WebSocket:
         self.close_code, self.close_reason = code, str(payload[2:], "utf-8")
         if self.state is OPEN:
             self._queue(CLOSE, payload[:2])
-        self.state = TRANSITIONS[self.state]["got"]
+        self._step("got")
