@@ -1,12 +1,13 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-# cython: embedsignature=True, freethreading_compatible=False
+# cython: embedsignature=True, auto_pickle=False
 """The one compiled module: WebSocket framing, the memory shared with the engine processes, and the audio kernels.
 
-It holds what must touch every byte.  It decides nothing about calls, opens no socket and reads no clock.
+It holds what must touch every byte.  It decides nothing about calls and opens no socket.
 The rule: lengths that come from outside are checked in the function that receives them, before the loop
 that trusts them; bounds checks of the compiler are off only because of that.
 
     framing          ReceiveBuffer, FrameParser, build_frame, unmask, utf8_valid
+    sockets          Wire, EpollSet
     shared memory    Arena, Slot, Ring
     audio            G.711, Resampler, energy, the one-pass carrier media codec
     measuring        Histogram
@@ -104,6 +105,25 @@ cdef extern from *:
 
 cdef extern from "unistd.h" nogil:
     ssize_t posix_write "write"(int fd, const void *buf, size_t n)
+cdef extern from "errno.h" nogil:
+    int errno
+    enum: EAGAIN, EINTR
+cdef extern from "sys/socket.h" nogil:
+    ssize_t posix_recv "recv"(int fd, void *buf, size_t n, int flags)
+    ssize_t posix_send "send"(int fd, const void *buf, size_t n, int flags)
+    int posix_shutdown "shutdown"(int fd, int how)
+    enum: MSG_NOSIGNAL, MSG_DONTWAIT, SHUT_WR
+cdef extern from "sys/epoll.h" nogil:
+    ctypedef union epoll_data_t:
+        uint64_t u64
+    struct epoll_event:
+        uint32_t events
+        epoll_data_t data
+    int epoll_create1(int flags)
+    int epoll_ctl(int ep, int what, int fd, epoll_event *event)
+    int epoll_wait(int ep, epoll_event *events, int n, int timeout)
+    enum: EPOLLIN, EPOLLOUT, EPOLLHUP, EPOLLERR, EPOLL_CLOEXEC
+    enum: EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD
 
 
 # ---- framing -------------------------------------------------------------------------------------------------------
@@ -289,20 +309,37 @@ cdef class FrameParser:
         own.view[:len(data)] = data
         self.feed(own, len(data))
 
+    cdef int keep_lent(self) except -1:
+        """Copy what is lent and not consumed, so that the receive buffer can be used for another connection."""
+        cdef Py_ssize_t n = self.end - self.at
+        cdef ReceiveBuffer own = ReceiveBuffer(max(1, n))
+        memcpy(own.data, self.lent.data + self.at, n)
+        self.lent = own
+        self.at = 0
+        self.end = n
+        return 0
+
     def deliver(self, on_message, on_control):
         """Call on_message(opcode, payload) or on_control(opcode, payload) for all that is whole, in order."""
-        cdef int opcode
-        while not self.stopped:
-            opcode = self.next_message()
-            if opcode == NEED_MORE:
-                return
-            if opcode & 0x8:
-                on_control(opcode, self.payload)
-            elif not self.muted:
-                on_message(opcode, self.payload)
-        self.at = self.end
+        while self.step(on_message, on_control):
+            pass
 
-    def next_message(self) -> int:
+    cdef bint step(self, on_message, on_control) except -1:
+        """Hands over one message or control frame; False when the bytes ran out or nothing more is to be read."""
+        cdef int opcode
+        if self.stopped:
+            self.at = self.end
+            return False
+        opcode = self.next_message()
+        if opcode == NEED_MORE:
+            return False
+        if opcode & 0x8:
+            on_control(opcode, self.payload)
+        elif not self.muted:
+            on_message(opcode, self.payload)
+        return True
+
+    cpdef int next_message(self) except -2:
         """The opcode of the next whole message (TEXT, BINARY) or control frame, its bytes in `.payload`; -1: none."""
         cdef int found
         self.payload = None
@@ -457,6 +494,269 @@ cdef class FrameParser:
         if n:
             memcpy(PyByteArray_AS_STRING(self.spill) + self.spilled, p, n)
         self.spilled = need
+        return 0
+
+
+# ---- sockets -------------------------------------------------------------------------------------------------------
+# An epoll set of our own, nested in the event loop's: the loop watches one descriptor for all upgraded sockets, and
+# one callback receives, parses and delivers for all that are ready.  What a loop spends per socket is not spent.
+
+cdef enum:
+    MAX_EVENTS = 256                    # sockets served per wake-up
+    MAX_RECEIVE = 65536                 # bytes received from one socket per wake-up
+    MAX_MESSAGES = 64                   # messages delivered from one socket per wake-up: a flood delays nobody
+    SEND_ROOM = 65536 + 16
+
+cdef uint8_t send_room[SEND_ROOM]       # one frame is built here and sent; nothing else runs in between
+
+
+cdef class Wire:
+    """One upgraded socket that an EpollSet serves, and owns: the descriptor closes with close().
+
+    The owner gives five callbacks: on_message(opcode, payload), on_control(opcode, payload), on_fault(exception)
+    for whatever these or the parser raised, on_end(error or None) when the peer is gone, on_drained() when
+    everything unsent has gone out.  None of them is called after close().
+    """
+    cdef readonly int fd                # -1 once closed
+    cdef readonly FrameParser parser
+    cdef object on_message
+    cdef object on_control
+    cdef object on_fault
+    cdef object on_end
+    cdef object on_drained
+    cdef EpollSet home
+    cdef int slot
+    cdef uint32_t generation
+    cdef uint32_t armed                 # the events epoll watches for
+    cdef bytearray unsent               # what the socket did not take, from unsent_at on
+    cdef Py_ssize_t unsent_at
+    cdef bint waiting                   # received bytes are left in the parser: its turn comes again
+    cdef public bint lockstep           # do not read on while something is unsent (echo: the peer sets the pace)
+
+    def __init__(self, int fd, FrameParser parser not None, on_message, on_control, on_fault, on_end, on_drained):
+        self.fd = fd
+        self.parser = parser
+        self.on_message = on_message
+        self.on_control = on_control
+        self.on_fault = on_fault
+        self.on_end = on_end
+        self.on_drained = on_drained
+        self.unsent = bytearray()
+
+    @property
+    def backlog(self) -> int:
+        """Bytes that the socket has not taken yet."""
+        return len(self.unsent) - self.unsent_at
+
+    cpdef bint send(self, int opcode, payload) except -1:
+        """Send one unmasked frame now; False when (part of) it had to be queued, or the wire is closed."""
+        cdef Py_buffer b
+        cdef size_t head
+        cdef bint gone
+        if self.fd < 0:
+            return False
+        PyObject_GetBuffer(payload, &b, PyBUF_SIMPLE)
+        try:
+            if b.len <= 65536:
+                head = 2 if b.len < 126 else 4 if b.len < 65536 else 10
+                write_head(send_room, opcode, True, False, b.len)
+                memcpy(send_room + head, b.buf, b.len)
+                return self.put(send_room, head + b.len)
+        finally:
+            PyBuffer_Release(&b)
+        return self.write(build_frame(opcode, payload))
+
+    def write(self, bytes data not None) -> bool:
+        """Send bytes as they are (whole frames); False when part of them had to be queued, or the wire is closed."""
+        return self.put(<uint8_t*>PyBytes_AS_STRING(data), len(data))
+
+    cdef bint put(self, uint8_t *p, size_t n) except -1:
+        cdef ssize_t sent = 0
+        if self.fd < 0:
+            return False
+        if self.unsent_at == len(self.unsent):
+            sent = posix_send(self.fd, p, n, MSG_NOSIGNAL | MSG_DONTWAIT)
+            if sent == <ssize_t>n:
+                return True
+            sent = max(sent, 0)         # a broken socket reports itself to recv
+        self.unsent += PyBytes_FromStringAndSize(<char*>p + sent, n - sent)
+        self.watch()
+        return False
+
+    cdef int watch(self) except -1:
+        """Tell epoll what this socket waits for now."""
+        cdef uint32_t want = 0 if self.held_back() else EPOLLIN
+        if self.unsent_at < len(self.unsent):
+            want |= EPOLLOUT
+        if self.fd >= 0 and want != self.armed:
+            self.home.change(self, EPOLL_CTL_MOD, want)
+        return 0
+
+    cdef int writable(self) except -1:
+        cdef Py_ssize_t n = len(self.unsent) - self.unsent_at
+        cdef ssize_t sent
+        if n:
+            sent = posix_send(self.fd, PyByteArray_AS_STRING(self.unsent) + self.unsent_at, n,
+                              MSG_NOSIGNAL | MSG_DONTWAIT)
+            self.unsent_at += max(sent, 0)
+            if self.unsent_at < len(self.unsent):
+                return 0
+            self.unsent = bytearray()
+            self.unsent_at = 0
+        self.watch()
+        if self.waiting:
+            self.home.turns.append(self)
+        self.on_drained()
+        return 0
+
+    cdef int readable(self, ReceiveBuffer buffer) except -1:
+        cdef ssize_t n
+        if self.waiting:
+            return 0 if self.held_back() else self.deliver()
+        n = posix_recv(self.fd, buffer.data, min(buffer.size, MAX_RECEIVE), MSG_DONTWAIT)
+        if n > 0:
+            self.parser.feed(buffer, n)
+            return self.deliver()
+        if n == 0:
+            self.on_end(None)
+        elif errno != EAGAIN and errno != EINTR:
+            self.on_end(OSError(errno, os.strerror(errno)))
+        return 0
+
+    cdef int deliver(self) except -1:
+        """Hand over what is whole, at most MAX_MESSAGES of it; the rest is kept for the next round."""
+        cdef int left = MAX_MESSAGES
+        while self.fd >= 0:
+            if left == 0 or self.held_back():
+                return self.wait_for_turn()
+            left -= 1
+            if not self.parser.step(self.on_message, self.on_control):
+                break
+        self.waiting = False
+        return 0
+
+    cdef inline bint held_back(self) noexcept:
+        return self.lockstep and self.unsent_at < len(self.unsent)
+
+    cdef int wait_for_turn(self) except -1:
+        """Keep the bytes that are lent but not delivered: the receive buffer is about to be used by others."""
+        if not self.waiting:
+            self.parser.keep_lent()
+            self.waiting = True
+        if not self.held_back():
+            self.home.turns.append(self)
+        return 0
+
+    def close(self):
+        """Leave the set and close the descriptor; harmless when done twice."""
+        if self.fd >= 0:
+            if self.home is not None:
+                self.home.remove(self)
+            os.close(self.fd)
+            self.fd = -1
+
+    def shutdown(self):
+        """Send FIN: nothing more will be sent; the peer may still be heard."""
+        if self.fd >= 0:
+            posix_shutdown(self.fd, SHUT_WR)
+
+
+cdef class EpollSet:
+    """Serves its wires when poll() is called.  fileno() becomes readable when there is something to do.
+
+    An event names a slot and a generation, never a pointer, so an event for a wire that was closed in the same
+    round finds nobody.
+    """
+    cdef readonly int fd
+    cdef readonly ReceiveBuffer buffer
+    cdef list wires                     # by slot; None: free
+    cdef list free_slots
+    cdef uint32_t generation
+    cdef list turns                     # wires that have received bytes left to deliver
+    cdef epoll_event events[MAX_EVENTS]
+
+    def __init__(self, ReceiveBuffer buffer not None):
+        self.fd = epoll_create1(EPOLL_CLOEXEC)
+        if self.fd < 0:
+            raise OSError(errno, os.strerror(errno))
+        self.buffer = buffer
+        self.wires = []
+        self.free_slots = []
+        self.turns = []
+
+    def __len__(self):
+        return len(self.wires) - len(self.free_slots)
+
+    def fileno(self):
+        return self.fd
+
+    def close(self):
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def add(self, Wire wire not None):
+        """Serve `wire` from now on; bytes its parser was fed already are delivered in the next round."""
+        if self.free_slots:
+            wire.slot = self.free_slots.pop()
+        else:
+            wire.slot = len(self.wires)
+            self.wires.append(None)
+        self.generation += 1
+        wire.generation = self.generation
+        wire.home = self
+        self.wires[wire.slot] = wire
+        self.change(wire, EPOLL_CTL_ADD, EPOLLIN)
+        if wire.parser.at < wire.parser.end:
+            wire.waiting = True
+            self.turns.append(wire)
+
+    cdef int change(self, Wire wire, int what, uint32_t events) except -1:
+        cdef epoll_event event
+        event.events = events
+        event.data.u64 = <uint64_t>wire.slot << 32 | wire.generation
+        if epoll_ctl(self.fd, what, wire.fd, &event) < 0:
+            raise OSError(errno, os.strerror(errno))
+        wire.armed = events
+        return 0
+
+    cdef int remove(self, Wire wire) except -1:
+        epoll_ctl(self.fd, EPOLL_CTL_DEL, wire.fd, NULL)
+        self.wires[wire.slot] = None
+        self.free_slots.append(wire.slot)
+        wire.home = None
+        return 0
+
+    def poll(self) -> bool:
+        """Serve what is ready, once each; True when some have more to deliver and poll() should be called again soon."""
+        cdef list turns = self.turns
+        cdef int i, n
+        cdef uint64_t token
+        cdef Wire wire
+        if turns:
+            self.turns = []
+            for wire in turns:
+                if wire.fd >= 0:
+                    self.serve(wire, EPOLLIN)
+        n = epoll_wait(self.fd, self.events, MAX_EVENTS, 0)
+        for i in range(n):
+            token = self.events[i].data.u64
+            wire = <Wire>self.wires[token >> 32]
+            if wire is not None and wire.generation == <uint32_t>token:
+                self.serve(wire, self.events[i].events)
+        return len(self.turns) > 0
+
+    cdef int serve(self, Wire wire, uint32_t events) except -1:
+        try:
+            if events & EPOLLOUT:
+                wire.writable()
+            if wire.fd >= 0 and wire.held_back() and events & (EPOLLHUP | EPOLLERR):
+                wire.on_end(None)       # reading would tell the same, but it waits for what cannot be sent any more
+            elif wire.fd >= 0 and events & (EPOLLIN | EPOLLHUP | EPOLLERR):
+                wire.readable(self.buffer)
+        except Exception as error:
+            if wire.fd >= 0:
+                wire.on_fault(error)
         return 0
 
 
