@@ -15,20 +15,24 @@ that trusts them; bounds checks of the compiler are off only because of that.
 import mmap
 import os
 
+import numpy
+
 from opusagent import ProtocolError, EngineError
 
 from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memmove, memset
+from libc.math cimport ceil, log10
+from libc.string cimport memcmp, memcpy, memmove, memset
 from libc.stdlib cimport malloc, free
 from cpython.buffer cimport (PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release,
                              PyObject_CheckBuffer, PyObject_GetBuffer, Py_buffer)
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.bytearray cimport PyByteArray_AS_STRING
 
 cdef extern from *:
     """
     #include <stdint.h>
     #include <string.h>
+    #include <time.h>
     #include <unistd.h>
 
     /* A WebSocket mask or its inverse: XOR with a key that repeats every four bytes, eight bytes at a time. */
@@ -86,6 +90,14 @@ cdef extern from *:
         return 1;
     }
 
+    static inline int64_t oa_now(void)     /* ns, CLOCK_MONOTONIC, as time.monotonic_ns() */
+    {
+        struct timespec t;
+        clock_gettime(CLOCK_MONOTONIC, &t);
+        return t.tv_sec * INT64_C(1000000000) + t.tv_nsec;
+    }
+
+    static inline int leading_zeros(uint64_t x) { return __builtin_clzll(x); }
     static inline uint64_t oa_load(const uint64_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
     static inline void oa_store(uint64_t *p, uint64_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
     static inline uint64_t oa_swap(uint64_t *p, uint64_t v) { return __atomic_exchange_n(p, v, __ATOMIC_SEQ_CST); }
@@ -98,6 +110,8 @@ cdef extern from *:
     void oa_xor(uint8_t *p, size_t n, uint32_t key) noexcept nogil
     uint32_t oa_rotate(uint32_t key, unsigned int offset) noexcept nogil
     bint oa_utf8_push(oa_utf8 *s, const uint8_t *p, size_t n) noexcept nogil
+    int64_t oa_now() noexcept nogil
+    int leading_zeros(uint64_t x) noexcept nogil
     uint64_t oa_load(const uint64_t *p) noexcept nogil
     void oa_store(uint64_t *p, uint64_t v) noexcept nogil
     uint64_t oa_swap(uint64_t *p, uint64_t v) noexcept nogil
@@ -252,6 +266,7 @@ cdef class FrameParser:
     cdef readonly uint64_t max_message  # bytes of a message's payload, all fragments together
     cdef readonly uint32_t max_fragments
     cdef readonly bint masked
+    cdef readonly uint64_t received     # bytes ever fed
     # the bytes lent by feed(), not yet consumed
     cdef ReceiveBuffer lent
     cdef Py_ssize_t at
@@ -302,6 +317,7 @@ cdef class FrameParser:
         self.lent = buffer
         self.at = 0
         self.end = n
+        self.received += n
 
     def feed_bytes(self, data not None):
         """Lend a copy of `data` (any length): for bytes that came behind an upgrade request, and for tests."""
@@ -519,7 +535,7 @@ cdef class Wire:
     """
     cdef readonly int fd                # -1 once closed
     cdef readonly FrameParser parser
-    cdef object on_message
+    cdef public object on_message
     cdef object on_control
     cdef object on_fault
     cdef object on_end
@@ -673,13 +689,15 @@ cdef class EpollSet:
     cdef list free_slots
     cdef uint32_t generation
     cdef list turns                     # wires that have received bytes left to deliver
+    cdef Histogram spent                # ns from a wire's readiness to the end of its callbacks
     cdef epoll_event events[MAX_EVENTS]
 
-    def __init__(self, ReceiveBuffer buffer not None):
+    def __init__(self, ReceiveBuffer buffer not None, Histogram spent=None):
         self.fd = epoll_create1(EPOLL_CLOEXEC)
         if self.fd < 0:
             raise OSError(errno, os.strerror(errno))
         self.buffer = buffer
+        self.spent = Histogram() if spent is None else spent
         self.wires = []
         self.free_slots = []
         self.turns = []
@@ -747,6 +765,7 @@ cdef class EpollSet:
         return len(self.turns) > 0
 
     cdef int serve(self, Wire wire, uint32_t events) except -1:
+        cdef int64_t began = oa_now()
         try:
             if events & EPOLLOUT:
                 wire.writable()
@@ -757,6 +776,7 @@ cdef class EpollSet:
         except Exception as error:
             if wire.fd >= 0:
                 wire.on_fault(error)
+        self.spent.record(oa_now() - began)
         return 0
 
 
@@ -887,7 +907,6 @@ cdef class Slot:
 
     def read(self, uint64_t position, uint64_t count):
         """`count` caller samples from `position` on, as a new int16 array; IndexError unless all of them are there."""
-        import numpy
         if count > self.header.capacity or position + count > oa_load(&self.header.written):
             raise IndexError("the caller's audio up to %d is not there yet" % (position + count))
         pcm = numpy.empty(count, numpy.int16)
@@ -1070,3 +1089,452 @@ cdef class Ring:
             oa_swap(self.sleeping, 0)
             return False
         return True
+
+
+# ---- buffers --------------------------------------------------------------------------------------------------------
+# Every kernel borrows the memory of its arguments, checks the lengths once, runs, returns it.
+# A typed memoryview argument costs 100 to 150 ns to open, this 20: as much as the kernels themselves.
+
+cdef Py_ssize_t borrow(object source, Py_buffer *view, int item, int flags=PyBUF_SIMPLE) except -1:
+    """How many items of `item` bytes `source` holds.  After an error nothing is left to release."""
+    PyObject_GetBuffer(source, view, flags)
+    if view.len % item or (view.itemsize != item and view.itemsize != 1):
+        size = view.itemsize
+        PyBuffer_Release(view)
+        raise ValueError(f"items of {item} bytes wanted, not {size}")
+    return view.len // item
+
+
+cdef Py_ssize_t borrow_two(object source, Py_buffer *src, int src_item, object target, Py_buffer *dst, int dst_item,
+                           ) except -1:
+    """The count of items of `source`; `target` has room for one item for each, or it is a ValueError."""
+    cdef Py_ssize_t count = borrow(source, src, src_item), room
+    try:
+        room = borrow(target, dst, dst_item, PyBUF_WRITABLE)
+    except BaseException:
+        PyBuffer_Release(src)
+        raise
+    if room < count:
+        PyBuffer_Release(src)
+        PyBuffer_Release(dst)
+        raise ValueError(f"dst has room for {room} items, {count} wanted")
+    return count
+
+
+# ---- g.711, bit for bit as the itu's reference software (g.191) -----------------------------------------------------
+# Decoding is a table.  Encoding needs the
+# position of the highest bit and the four bits below it: that is what a float32 keeps, so converting
+# does it, four samples at a time.  (audioop rounds some negative samples away from zero in mu-law, even
+# -1 to -8; the ITU's software does not.)
+
+cdef int16_t ULAW[256]      # code -> sample
+cdef int16_t ALAW[256]
+
+
+cdef void fill_g711() noexcept:
+    cdef int code, step, segment, size
+    for code in range(256):
+        step, segment = ~code & 0x0F, (~code & 0x70) >> 4
+        size = 4 * (((2 * step + 33) << segment) - 33)
+        ULAW[code] = <int16_t> (size if code & 0x80 else -size)
+        step, segment = (code ^ 0x55) & 0x0F, ((code ^ 0x55) & 0x70) >> 4
+        size = 16 * step + 8 if segment == 0 else (16 * step + 264) << (segment - 1)
+        ALAW[code] = <int16_t> (size if code & 0x80 else -size)
+
+fill_g711()
+
+
+cdef void expand(const int16_t *table, const uint8_t *src, int16_t *dst, Py_ssize_t count) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(count):
+        dst[i] = table[src[i]]
+
+
+cdef inline int32_t exponent_and_four_bits(int32_t size) noexcept nogil:
+    """16 * (127 + position of the highest bit) + the four bits below it: the top of a float32's bits."""
+    cdef float wide = <float> size
+    cdef int32_t bits
+    memcpy(&bits, &wide, 4)
+    return bits >> 19
+
+
+cdef void ulaw_compress(const int16_t *src, uint8_t *dst, Py_ssize_t count) noexcept nogil:
+    cdef Py_ssize_t i
+    cdef int32_t sign, size
+    for i in range(count):
+        sign = src[i] >> 15
+        size = ((src[i] ^ sign) >> 2) + 33
+        size = size if size < 8191 else 8191
+        dst[i] = <uint8_t> ((exponent_and_four_bits(size) - 16 * (127 + 5)) ^ 0xFF ^ (sign & 0x80))
+
+
+cdef void alaw_compress(const int16_t *src, uint8_t *dst, Py_ssize_t count) noexcept nogil:
+    cdef Py_ssize_t i
+    cdef int32_t sign, size, code
+    for i in range(count):
+        sign = src[i] >> 15
+        size = (src[i] ^ sign) >> 4
+        code = exponent_and_four_bits(size) - 16 * (127 + 3)
+        dst[i] = <uint8_t> ((code if size > 15 else size) ^ 0xD5 ^ (sign & 0x80))
+
+
+def ulaw_decode(src, dst):
+    """mu-law bytes into int16 `dst`; returns the count of samples.  ValueError when `dst` is too small."""
+    cdef Py_buffer a, b
+    cdef Py_ssize_t count = borrow_two(src, &a, 1, dst, &b, 2)
+    expand(ULAW, <const uint8_t *> a.buf, <int16_t *> b.buf, count)
+    PyBuffer_Release(&a)
+    PyBuffer_Release(&b)
+    return count
+
+
+def alaw_decode(src, dst):
+    """A-law bytes into int16 `dst`; returns the count of samples.  ValueError when `dst` is too small."""
+    cdef Py_buffer a, b
+    cdef Py_ssize_t count = borrow_two(src, &a, 1, dst, &b, 2)
+    expand(ALAW, <const uint8_t *> a.buf, <int16_t *> b.buf, count)
+    PyBuffer_Release(&a)
+    PyBuffer_Release(&b)
+    return count
+
+
+def ulaw_encode(src, dst):
+    """int16 samples into mu-law bytes `dst`; returns the count.  ValueError when `dst` is too small."""
+    cdef Py_buffer a, b
+    cdef Py_ssize_t count = borrow_two(src, &a, 2, dst, &b, 1)
+    ulaw_compress(<const int16_t *> a.buf, <uint8_t *> b.buf, count)
+    PyBuffer_Release(&a)
+    PyBuffer_Release(&b)
+    return count
+
+
+def alaw_encode(src, dst):
+    """int16 samples into A-law bytes `dst`; returns the count.  ValueError when `dst` is too small."""
+    cdef Py_buffer a, b
+    cdef Py_ssize_t count = borrow_two(src, &a, 2, dst, &b, 1)
+    alaw_compress(<const int16_t *> a.buf, <uint8_t *> b.buf, count)
+    PyBuffer_Release(&a)
+    PyBuffer_Release(&b)
+    return count
+
+
+# ---- level ----------------------------------------------------------------------------------------------------------
+
+SILENCE_DBFS = -120.0       # what dbfs() says of digital silence and of no samples at all
+
+
+cdef double mean_square(const int16_t *pcm, Py_ssize_t count) noexcept nogil:
+    cdef int64_t total = 0
+    cdef Py_ssize_t i
+    for i in range(count):
+        total += <int32_t> pcm[i] * <int32_t> pcm[i]
+    return <double> total / count if count else 0.0
+
+
+def energy(pcm):
+    """Mean square of int16 samples, 0 to 2**30; 0.0 of none."""
+    cdef Py_buffer view
+    cdef Py_ssize_t count = borrow(pcm, &view, 2)
+    cdef double square = mean_square(<const int16_t *> view.buf, count)
+    PyBuffer_Release(&view)
+    return square
+
+
+def dbfs(pcm):
+    """Level in dB; 0 is a full-scale square wave, so a full-scale sine is -3.01.  Not below SILENCE_DBFS."""
+    cdef Py_buffer view
+    cdef Py_ssize_t count = borrow(pcm, &view, 2)
+    cdef double square = mean_square(<const int16_t *> view.buf, count)
+    PyBuffer_Release(&view)
+    return 10.0 * log10(square / (1 << 30)) if square > 0.0 else SILENCE_DBFS
+
+
+def peak(pcm):
+    """The largest magnitude among int16 samples, 0 to 32768; 0 of none."""
+    cdef Py_buffer view
+    cdef Py_ssize_t i, count = borrow(pcm, &view, 2)
+    cdef const int16_t *sample = <const int16_t *> view.buf
+    cdef int16_t low = 0, high = 0
+    for i in range(count):
+        low = sample[i] if sample[i] < low else low
+        high = sample[i] if sample[i] > high else high
+    PyBuffer_Release(&view)
+    return max(<int> high, -<int> low)
+
+
+# ---- resampler ------------------------------------------------------------------------------------------------------
+# A polyphase FIR: the filter belongs to the rate `up` times the input's, and only those
+# products are computed that meet a real input sample and a wanted output sample.  Integer arithmetic,
+# so that a sample does not depend on how the stream was cut, nor on the machine.
+
+RATES = (8000, 16000, 24000, 48000)
+cdef enum:
+    LANES = 32              # taps are summed in int32 by this many, then in int64
+    STRETCH = 960           # input samples worked on at once
+cdef dict _designs = {}     # (rate_in, rate_out) -> _Design, shared by all resamplers of the process
+
+
+def _lowpass(int half, double passband, double stopband):
+    """An equiripple linear-phase lowpass of 2 * half + 1 taps; edges as fractions of the Nyquist frequency.
+
+    Lawson's way to the minimax fit: weighted least squares on a dense grid, repeated, with each point's weight
+    multiplied by its last error.  The passband may err 83 times as much as the stopband.  The normal equations
+    of a sum of cosines are a Toeplitz matrix plus a Hankel one, so one row of sums gives all of them.
+    """
+    grid = numpy.linspace(0.0, 1.0, 8 * (half + 1))
+    grid = numpy.concatenate([grid[grid < passband], (passband, stopband), grid[grid > stopband]])
+    wanted = numpy.where(grid <= passband, 1.0, 0.0)
+    care = numpy.where(grid <= passband, 0.012, 1.0)
+    waves = numpy.cos(numpy.pi * numpy.outer(numpy.arange(2 * half + 1), grid))
+    cosines, row, column = waves[:half + 1], numpy.arange(half + 1)[:, None], numpy.arange(half + 1)
+    weight = numpy.ones(len(grid))
+    for _ in range(12):
+        scale = weight * care * care
+        sums = waves @ scale
+        side = numpy.linalg.solve((sums[abs(row - column)] + sums[row + column]) / 2, cosines @ (scale * wanted))
+        error = numpy.abs(side @ cosines - wanted) * care
+        weight *= error / error.max() + 0.001
+        weight /= weight.sum()
+    return numpy.concatenate([side[:0:-1] / 2, side[:1], side[1:] / 2])
+
+
+cdef class _Design:
+    """The taps of one pair of rates."""
+    cdef int up, down       # output rate / input rate in lowest terms
+    cdef int taps           # products per output sample, a multiple of LANES
+    cdef int shift          # the taps are fixed point with this many fractional bits
+    cdef int delay          # of the filter, in output samples
+    cdef int16_t[::1] rows  # up rows of `taps`, each reversed: row[j] meets input sample (newest - taps + 1 + j)
+
+    def __init__(self, int rate_in, int rate_out):
+        common = numpy.gcd(rate_in, rate_out)
+        self.up, self.down = rate_out // common, rate_in // common
+        cdef int wide = max(self.up, self.down)     # the filter's own rate / the lower rate
+        self.delay = (16 * wide - 1) // self.down if wide > 1 else 0
+        taps = self.up * _lowpass(self.delay * self.down, 0.85 / wide, 1.0 / wide) if wide > 1 else numpy.ones(1)
+        self.taps = (len(taps) + self.up * LANES - 1) // (self.up * LANES) * LANES
+        table = numpy.zeros(self.up * self.taps)
+        table[:len(taps)] = taps
+        self.fix(table.reshape(self.taps, self.up).T[:, ::-1])
+
+    cdef fix(self, table):
+        """To integers, with as many bits as neither a tap nor a sum of LANES products overflows."""
+        sizes = numpy.abs(table)
+        room = min(32767 / sizes.max(), 65535 / sizes.reshape(-1, LANES).sum(axis=1).max())
+        self.shift = int(numpy.log2(room))
+        self.rows = numpy.rint(table * 2.0 ** self.shift).astype(numpy.int16).ravel()
+
+
+cdef inline int16_t filtered(const int16_t *line, const int16_t *row, int taps, int shift) noexcept nogil:
+    """One output sample: `taps` inputs from `line` on, times the taps of a row, rounded and saturated."""
+    cdef int64_t total = <int64_t> 1 << (shift - 1)
+    cdef int32_t part
+    cdef int block, lane
+    for block in range(taps // LANES):
+        part = 0
+        for lane in range(LANES):
+            part += <int32_t> line[lane] * <int32_t> row[lane]
+        total += part
+        line += LANES
+        row += LANES
+    total >>= shift
+    return <int16_t> (32767 if total > 32767 else -32768 if total < -32768 else total)
+
+
+cdef class Resampler:
+    """A stream of int16 samples from one of RATES to another.
+
+    After n samples in, exactly ceil(n * rate_out / rate_in) samples are out, from the first push on: 20 ms give
+    20 ms.  The output lags `delay` output samples behind: at most 2 ms, when one of the rates is 8000, and less
+    in proportion to the lower rate.  Within 0.5 dB up to 0.85 of the lower rate's Nyquist frequency; aliases and
+    images below -60 dB.
+    """
+    cdef readonly int rate_in, rate_out
+    cdef readonly int delay         # output samples
+    cdef _Design design
+    cdef int16_t[::1] line          # the last taps - 1 inputs, then room for STRETCH new ones
+    cdef int phase                  # row of the next output
+    cdef Py_ssize_t newest          # its newest input, counted from the next input to come
+
+    def __init__(self, int rate_in, int rate_out):
+        if rate_in not in RATES or rate_out not in RATES:
+            raise ValueError(f"rates are {', '.join(map(str, RATES))} Hz, not {rate_in} to {rate_out}")
+        self.design = _designs.get((rate_in, rate_out))
+        if self.design is None:
+            self.design = _designs[rate_in, rate_out] = _Design(rate_in, rate_out)
+        self.rate_in, self.rate_out, self.delay = rate_in, rate_out, self.design.delay
+        self.line = numpy.zeros(self.design.taps - 1 + STRETCH, numpy.int16)
+        self.phase = self.newest = 0
+
+    def push(self, pcm):
+        """int16 samples at rate_in; returns a new int16 array at rate_out."""
+        cdef Py_buffer src, dst
+        cdef Py_ssize_t count = borrow(pcm, &src, 2), done = 0, some
+        out = numpy.empty(self.due(count), numpy.int16)
+        cdef const int16_t *samples = <const int16_t *> src.buf
+        borrow(out, &dst, 2, PyBUF_WRITABLE)
+        cdef int16_t *write = <int16_t *> dst.buf
+        while done < count:
+            some = min(count - done, STRETCH)
+            write += self.work(samples + done, some, write)
+            done += some
+        PyBuffer_Release(&dst)
+        PyBuffer_Release(&src)
+        return out
+
+    def flush(self):
+        """The last `delay` samples, as if silence followed; the next push begins a new stream."""
+        rest = self.push(numpy.zeros(self.delay * self.design.down // self.design.up + 1, numpy.int16))[:self.delay]
+        self.line[:] = 0
+        self.phase = self.newest = 0
+        return rest
+
+    cdef Py_ssize_t due(self, Py_ssize_t count):
+        """How many outputs the next `count` inputs will give."""
+        cdef Py_ssize_t steps = (count - self.newest) * self.design.up - self.phase
+        return (steps + self.design.down - 1) // self.design.down if steps > 0 else 0
+
+    cdef Py_ssize_t work(self, const int16_t *pcm, Py_ssize_t count, int16_t *out) noexcept:
+        cdef _Design d = self.design
+        cdef int16_t *line = &self.line[0]
+        cdef const int16_t *rows = &d.rows[0]
+        cdef int up = d.up, taps = d.taps, shift = d.shift, phase = self.phase
+        cdef int step = d.down // up, turn = d.down % up
+        cdef Py_ssize_t newest = self.newest, made = 0
+        memcpy(line + taps - 1, pcm, count * sizeof(int16_t))
+        while newest < count:
+            out[made] = filtered(line + newest, rows + phase * taps, taps, shift)
+            made += 1
+            newest += step
+            phase += turn
+            if phase >= up:
+                phase -= up
+                newest += 1
+        memmove(line, line + count, (taps - 1) * sizeof(int16_t))
+        self.newest, self.phase = newest - count, phase
+        return made
+
+
+# ---- histogram: gil tene's hdr layout -------------------------------------------------------------------------------
+# Values fall into powers of two, each cut into equal parts, so that a
+# cell's width is at most 1 % (digits=2) of its value; memory never grows.  One writer; readers in other
+# processes may see the count one ahead of the sum.
+
+cdef enum:
+    COUNT = 0               # values recorded
+    SUM = 1
+    MIN = 2                 # meaningless while COUNT is 0, so that zeroed memory is an empty histogram
+    MAX = 3
+    CELLS = 4               # the first cell
+
+
+cdef class Histogram:
+    """Counts of durations in ns.  `buffer`: writable memory of `nbytes`, zeroed or a Histogram's of the same shape."""
+    cdef uint64_t[::1] words        # COUNT, SUM, MIN, MAX, then the cells
+    cdef int unit                   # log2 of the narrowest cell's width, ns
+    cdef int bits                   # log2 of the cells per power of two
+    cdef Py_ssize_t last            # index of the last cell, which also takes everything above
+
+    def __init__(self, long long lowest_ns=1_000, long long highest_ns=60_000_000_000, int digits=2, buffer=None):
+        if not (0 < lowest_ns < highest_ns and 1 <= digits <= 3):
+            raise ValueError("0 < lowest_ns < highest_ns and 1 to 3 digits wanted")
+        self.bits = (4, 7, 10)[digits - 1]
+        self.unit = max(63 - leading_zeros(lowest_ns) - self.bits, 0)
+        self.last = self.cell(highest_ns)
+        size = 8 * (CELLS + self.last + 1)
+        words = memoryview(bytearray(size) if buffer is None else buffer).cast("B")
+        if len(words) != size:
+            raise ValueError(f"a buffer of {size} bytes wanted, not {len(words)}")
+        self.words = words.cast("Q")
+
+    cdef inline Py_ssize_t cell(self, uint64_t value) noexcept:
+        cdef uint64_t steps = value >> self.unit
+        cdef int octave = 63 - leading_zeros(steps | 1) - self.bits
+        return (octave << self.bits) + <Py_ssize_t> (steps >> octave) if octave > 0 else <Py_ssize_t> steps
+
+    cdef inline uint64_t top(self, Py_ssize_t cell) noexcept:
+        """The largest value that falls into a cell."""
+        cdef int octave = <int> max((cell >> self.bits) - 1, 0)
+        return (<uint64_t> (cell - (octave << self.bits) + 1) << octave << self.unit) - 1
+
+    cpdef void record(self, long long value_ns) noexcept:
+        """Adds one value; below 0 counts as 0, above the highest as the highest (max and sum stay exact)."""
+        cdef uint64_t value = <uint64_t> value_ns if value_ns > 0 else 0
+        cdef uint64_t *word = &self.words[0]
+        word[CELLS + min(self.cell(value), self.last)] += 1
+        if word[COUNT] == 0 or value < word[MIN]:
+            word[MIN] = value
+        if value > word[MAX]:
+            word[MAX] = value
+        word[SUM] += value
+        word[COUNT] += 1
+
+    def percentile(self, double p):
+        """The value in ns that p % of the values do not exceed: never too low, at most 1 % too high; 0 of none."""
+        cdef uint64_t *word = &self.words[0]
+        cdef uint64_t total = 0, wanted
+        cdef Py_ssize_t cell
+        if word[COUNT] == 0:
+            return 0
+        wanted = <uint64_t> max(1.0, ceil(min(p, 100.0) / 100.0 * word[COUNT]))
+        for cell in range(self.last):
+            total += word[CELLS + cell]
+            if total >= wanted:
+                return max(min(self.top(cell), word[MAX]), word[MIN])
+        return word[MAX]
+
+    def cumulative(self, bounds_ns):
+        """For Prometheus: how many values lie at or below each bound (ascending; exact to a cell)."""
+        cdef uint64_t *word = &self.words[0]
+        cdef uint64_t total = 0, bound
+        cdef Py_ssize_t cell = 0
+        counts = []
+        for bound in bounds_ns:
+            while cell < self.last and self.top(cell) <= bound:
+                total += word[CELLS + cell]
+                cell += 1
+            counts.append(total)
+        return counts
+
+    def add(self, Histogram other):
+        """Adds all values of a histogram of the same shape."""
+        cdef uint64_t *word = &self.words[0]
+        cdef uint64_t *more = &other.words[0]
+        cdef Py_ssize_t i
+        if (self.unit, self.bits, self.last) != (other.unit, other.bits, other.last):
+            raise ValueError("histograms of different shape")
+        if more[COUNT] == 0:
+            return
+        word[MIN] = more[MIN] if word[COUNT] == 0 else min(word[MIN], more[MIN])
+        word[MAX] = max(word[MAX], more[MAX])
+        word[SUM] += more[SUM]
+        word[COUNT] += more[COUNT]
+        for i in range(CELLS, CELLS + self.last + 1):
+            word[i] += more[i]
+
+    def reset(self):
+        memset(&self.words[0], 0, self.nbytes)
+
+    @property
+    def nbytes(self):
+        return 8 * (CELLS + self.last + 1)
+
+    @property
+    def count(self):
+        return self.words[COUNT]
+
+    @property
+    def min(self):
+        return self.words[MIN]
+
+    @property
+    def max(self):
+        return self.words[MAX]
+
+    @property
+    def sum(self):
+        return self.words[SUM]
+
+    @property
+    def mean(self):
+        return self.words[SUM] / <double> self.words[COUNT] if self.words[COUNT] else 0.0

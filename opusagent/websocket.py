@@ -60,13 +60,13 @@ class WebSocket:
         Raises ProtocolError with a close code.
         """
         self.parser.feed(buffer, n)
-        self.parser.deliver(on_message, self._on_control)
+        self.parser.deliver(on_message, self.on_control)
 
     def receive_bytes(self, data: bytes) -> list[tuple[int, bytes]]:
         """The messages in `data`, copied: for the client's side and for tests."""
         found = []
         self.parser.feed_bytes(data)
-        self.parser.deliver(lambda opcode, payload: found.append((opcode, bytes(payload))), self._on_control)
+        self.parser.deliver(lambda opcode, payload: found.append((opcode, bytes(payload))), self.on_control)
         return found
 
     def send(self, opcode: int, payload) -> None:
@@ -106,7 +106,8 @@ class WebSocket:
         self.parser.muted = True
         self.parser.stopped = self.state is CLOSED
 
-    def _on_control(self, opcode: int, payload: memoryview) -> None:
+    def on_control(self, opcode: int, payload: memoryview) -> None:
+        """Answer a control frame into the outbox.  Raises ProtocolError for a close frame that is not one."""
         self.controls += 1
         if opcode == CLOSE:
             self._on_close(payload)
