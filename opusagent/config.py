@@ -1,0 +1,241 @@
+"""Every setting of OpusAgent, once, with its unit, default, limits and meaning; and what must be true of several.
+
+How a field becomes a flag, a variable, a TOML key, help and a check is settings.py's.  The rule: defaults < file <
+environment < flags, and a configuration that loads is one that can be served: everything else is a ConfigError.
+"""
+import argparse
+import ipaddress
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from . import ConfigError, settings
+from .settings import Setting, setting
+
+
+@dataclass(frozen=True, slots=True)
+class Net:
+    """Sockets, and what a peer may do on one."""
+
+    nodelay: bool = setting(True, "TCP_NODELAY: send each audio frame at once")
+    quickack: bool = setting(True, "TCP_QUICKACK, once at accept: acknowledge the first segments at once")
+    quickack_rearm: bool = setting(False, "set TCP_QUICKACK again after each receive, which costs a system call")
+    receive_buffer: int = setting(65536, "SO_RCVBUF; 0 leaves it to the kernel", "bytes", low=0, high=1 << 24)
+    send_buffer: int = setting(65536, "SO_SNDBUF; 0 leaves it to the kernel", "bytes", low=0, high=1 << 24)
+    notsent_lowat: int = setting(16384, "TCP_NOTSENT_LOWAT: unsent bytes the kernel takes, the rest can still be "
+                                 "dropped at a barge-in; 0 leaves it to the kernel", "bytes", low=0, high=1 << 24)
+    user_timeout_seconds: float = setting(10.0, "TCP_USER_TIMEOUT: sent bytes that nobody acknowledges for so long "
+                                          "end the connection; 0 leaves it to the kernel", low=0, high=3600)
+    keepalive_seconds: int = setting(5, "TCP keep-alive: idle time and interval of 3 probes; 0 is off",
+                                     low=0, high=3600)
+    dscp: int = setting(0, "DSCP of our packets (46 is EF); 0 is off", "code", low=0, high=63)
+    backlog: int = setting(4096, "connections that may wait to be accepted", low=1, high=65535)
+    head_seconds: float = setting(3.0, "time for a whole request head", low=0.1, high=60)
+    ping_interval_seconds: float = setting(5.0, "time between our pings", low=0.1, high=3600)
+    ping_timeout_seconds: float = setting(20.0, "silence of the peer's that ends a connection", low=0.1, high=3600)
+    media_timeout_seconds: float = setting(15.0, "silence of the peer's that ends a telephone call",
+                                           low=0.1, high=3600)
+    max_message: int = setting(16777216, "largest message of /ws/echo, /ws/pcm and /v1/realtime", "bytes",
+                               low=125, high=1 << 30)
+    max_message_telephony: int = setting(65536, "largest message of a telephony dialect", "bytes",
+                                         low=1024, high=1 << 24)
+
+
+@dataclass(frozen=True, slots=True)
+class Turns:
+    """Endpointing and barge-in; a state of the flow may set its own waits."""
+
+    threshold: float = setting(0.5, "speech probability from which a window is speech", low=0.01, high=0.99)
+    start_ms: int = setting(64, "speech that begins an utterance", low=0, high=2000)
+    pause_ms: int = setting(100, "silence after which a reply is begun and held", low=20, high=5000)
+    complete_ms: int = setting(160, "silence that ends a turn whose words complete an expected answer",
+                               low=20, high=10000)
+    silence_ms: int = setting(500, "silence that ends a turn of free speech", low=20, high=10000)
+    incomplete_ms: int = setting(1000, "silence that ends a turn whose words are an answer not finished",
+                                 low=20, high=10000)
+    no_input_ms: int = setting(6000, "silence after which the caller is asked again", low=200, high=120000)
+    barge_in_ms: int = setting(120, "speech over our own that stops it", low=20, high=5000)
+    preroll_ms: int = setting(400, "audio before an utterance's start that is recognised with it",
+                              low=0, high=5000)
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What a language model is told of the call so far."""
+
+    exchanges: int = setting(10, "last exchanges that are kept", low=0, high=1000)
+    characters: int = setting(100, "characters kept of each side of an exchange", low=10, high=100000)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenAI:
+    """The engine `openai`: any endpoint that speaks this API."""
+
+    base_url: str = setting("", "the endpoint; empty is the package's own", "URL", also="OPENAI_BASE_URL")
+    api_key: str = setting("", "the key", secret=True, also="OPENAI_API_KEY")
+    stt_model: str = setting("gpt-4o-mini-transcribe", "model that recognises", "name")
+    llm_model: str = setting("gpt-4o-mini", "model that answers", "name")
+    tts_model: str = setting("gpt-4o-mini-tts", "model that speaks", "name")
+    voice: str = setting("alloy", "voice that it speaks with", "name")
+    max_tokens: int = setting(150, "tokens of one reply", low=1, high=100000)
+    temperature: float = setting(0.7, "sampling temperature", low=0, high=2)
+    first_token_seconds: float = setting(2.0, "wait for the first token, then the fallback", low=0.05, high=60)
+    filler_seconds: float = setting(1.2, "wait for the first token, then a filler is spoken", low=0.05, high=60)
+    token_gap_seconds: float = setting(1.0, "wait between two tokens, then the reply ends", low=0.05, high=60)
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """The engines `embedded`: no account and no network."""
+
+    voice: str = setting("rms", "voice of flite", choices=("rms", "slt", "awb", "kal16", "kal"))
+    processes: int = setting(1, "engine processes of each kind for a worker", low=1, high=64)
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """When new calls are refused so that live ones stay good."""
+
+    refuse_above: float = setting(0.70, "load from which new calls get 503", low=0.05, high=1)
+    resume_below: float = setting(0.60, "load below which they are taken again", low=0.01, high=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """All settings of a process.  Config() is the defaults; load() reads, checks and remembers where each came from."""
+
+    host: str = setting("127.0.0.1", "address or name to listen on; empty is every address", "host")
+    port: int = setting(8000, "port to listen on; 0 is a free one", "port", low=0, high=65535)
+    workers: int = setting(0, "worker processes; 0 is the cores less one, at least one", low=0, high=1024)
+    flow: str = setting("", "the conversation; empty is the demo's", "file")
+    config: str = setting("", "a TOML file with these settings", "file")
+    stt: str = setting("embedded", "engine that recognises", "engine")
+    llm: str = setting("scripted", "engine that answers where the flow leaves it open", "engine")
+    tts: str = setting("embedded", "engine that speaks", "engine")
+    admin: str = setting("", "an address of their own for the pages: HOST:PORT", "address")
+    admin_token: str = setting("", "what a peer beyond loopback shows as its bearer token, at least 16 characters",
+                               secret=True)
+    origins: tuple[str, ...] = setting((), "web origins whose pages may connect, as https://HOST[:PORT]", "origins")
+    tls_cert: str = setting("", "certificate chain (PEM); with tls_key it serves https and wss", "file")
+    tls_key: str = setting("", "private key (PEM)", "file")
+    insecure: bool = setting(False, "listen beyond loopback without authentication")
+    diagnostics: bool = setting(False, "answer /ws/echo and the echo agent beyond loopback")
+    max_calls: int = setting(500, "most calls at once in a worker", low=1, high=100000)
+    drain_seconds: float = setting(1800.0, "time that live calls have to finish after SIGTERM", low=0, high=86400)
+    log_level: str = setting("info", "least severe lines to log", choices=("debug", "info", "warning", "error"))
+
+    net: Net = Net()
+    turns: Turns = Turns()
+    history: History = History()
+    openai: OpenAI = OpenAI()
+    embedded: Embedded = Embedded()
+    admission: Admission = Admission()
+
+    places: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)      # key -> where it was set
+
+    @classmethod
+    def load(cls, overrides: Mapping[str, Any], environ: Mapping[str, str], path: str | Path | None = None) -> Self:
+        """The settings of this process, from flags (`overrides` by key; None is not given), `environ` and the file.
+
+        The file is `path`, or else what the setting `config` says.  Raises ConfigError.
+        """
+        given = {**settings.from_environment(SETTINGS, environ), **settings.from_flags(SETTINGS, overrides)}
+        path = path or given.get("config", ("",))[0]
+        given = {**(settings.from_file(SETTINGS, Path(path)) if path else {}), **given}
+        values = {key: value for key, (value, _) in given.items()}
+        parts = {section.name: section.type(**{key.partition(".")[2]: value for key, value in values.items()
+                                               if key.startswith(section.name + ".")})
+                 for section in settings.sections(cls)}
+        loaded = cls(**{key: value for key, value in values.items() if "." not in key}, **parts,
+                     places={key: place for key, (_, place) in given.items()})
+        _check(loaded)
+        return loaded
+
+    def get(self, key: str) -> Any:
+        """The value of a setting by its key, such as "net.dscp"."""
+        section, _, name = key.rpartition(".")
+        return getattr(getattr(self, section) if section else self, name)
+
+    def origin(self, key: str) -> str:
+        """Where a setting came from: "default", "FILE:LINE", a variable or a flag."""
+        return self.places.get(key, "default")
+
+    @property
+    def admin_address(self) -> tuple[str, int] | None:
+        """Host and port of the pages' own address, None where they share the main one."""
+        return _address(self.admin) if self.admin else None
+
+    def toml(self) -> str:
+        """All settings as a commented TOML file that loads back to the same; secrets are said to be set, not shown."""
+        lines, section = [], ""
+        for known in SETTINGS.values():
+            if known.key == "config":
+                continue
+            if known.section != section:
+                section = known.section
+                lines += ["", f"[{section}]"]
+            lines += settings.toml_lines(known, self.get(known.key), self.origin(known.key))
+        return "\n".join(lines) + "\n"
+
+
+SETTINGS: dict[str, Setting] = settings.known_settings(Config)
+
+
+# -- what must be true of several together ---------------------------------------------------------------------------
+
+def _check(config: Config) -> None:
+    def refuse(key: str, sentence: str) -> None:
+        raise ConfigError(f"{config.origin(key)}: {sentence}")
+
+    if bool(config.tls_cert) != bool(config.tls_key):
+        refuse("tls_cert" if config.tls_cert else "tls_key", "tls_cert and tls_key are given together or not at all.")
+    if config.admin_token and len(config.admin_token) < 16:
+        refuse("admin_token", "admin_token has fewer than 16 characters, which can be guessed.")
+    for origin in config.origins:
+        if not re.fullmatch(r"https?://[^/@?#*\s]+", origin):
+            refuse("origins", f"{origin[:60]!r} is not an origin; one is written https://HOST[:PORT].")
+    if config.openai.base_url and not config.openai.base_url.startswith(("http://", "https://")):
+        refuse("openai.base_url", "openai.base_url must begin with http:// or https://.")
+    if config.admission.resume_below > config.admission.refuse_above:
+        refuse("admission.resume_below", "admission.resume_below must not exceed admission.refuse_above.")
+    try:
+        admin = config.admin_address
+    except ValueError:
+        refuse("admin", "admin must be HOST:PORT.")
+    check_exposure(config, config.host)
+    if admin:
+        check_exposure(config, admin[0])
+
+
+def check_exposure(config: Config, host: str) -> None:
+    """ConfigError where listening on `host` would let strangers in: not loopback, and nothing asks who they are."""
+    if config.insecure or config.admin_token or host == "localhost":
+        return
+    try:
+        inside = ipaddress.ip_address(host.removeprefix("[").removesuffix("]")).is_loopback
+    except ValueError:
+        inside = False
+    if not inside:
+        raise ConfigError(f"Listening on {host or 'every address'} lets anybody call without authentication: "
+                          "set admin_token, or --insecure if that is meant.")
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not (port.isascii() and port.isdigit() and int(port) < 65536):
+        raise ValueError(text)
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+# -- the command line ------------------------------------------------------------------------------------------------
+
+def add_flags(parser: argparse.ArgumentParser, keys: Iterable[str] | None = None) -> None:
+    """A flag for each setting, or for those of `keys`; secrets have none.  What is parsed goes through flags()."""
+    settings.add_flags(parser, SETTINGS.values() if keys is None else [SETTINGS[key] for key in keys])
+
+
+def flags(namespace: argparse.Namespace) -> dict[str, Any]:
+    """The overrides for Config.load() in what the parser returned."""
+    return {key: value for key, value in vars(namespace).items() if key in SETTINGS and value is not None}
