@@ -177,28 +177,23 @@ def test_whatever_else_is_in_the_way_is_a_sentence_too(monkeypatch, number, sent
 
 CHILD = """
 import os, sys
-os.environ["LISTEN_PID"] = str(os.getpid() + int(sys.argv[1]))
+passed = [os.dup2(int(fd), 100 + i) for i, fd in enumerate(sys.argv[2:])]
+for i, fd in enumerate(passed):
+    os.dup2(fd, 3 + i)
+os.environ |= {"LISTEN_PID": str(os.getpid() + int(sys.argv[1])), "LISTEN_FDS": str(len(passed))}
 from opusagent.net import inherited, spelled
 taken = inherited()
 print(*(spelled(sock) for sock in taken), sep=",")
 print(len(inherited()), "LISTEN_FDS" in os.environ)
-print(*(os.get_inheritable(3 + i) for i in range(int(sys.argv[2]))))
+print(*(os.get_inheritable(3 + i) for i in range(len(passed))))
 """
 
 
 def activated(*sockets, pid_offset=0):
-    """The lines printed by a process that was started with `sockets` as descriptors 3, 4, ... as systemd does it."""
-    count = len(sockets)
-
-    def arrange():
-        for i, sock in enumerate(sockets):
-            os.dup2(sock.fileno(), 100 + i)
-        for i in range(count):
-            os.dup2(100 + i, 3 + i)
-
-    done = subprocess.run([sys.executable, "-c", CHILD, str(pid_offset), str(count)], capture_output=True, text=True,
-                          timeout=30, preexec_fn=arrange, pass_fds=range(3, 3 + count),
-                          env={**os.environ, "LISTEN_FDS": str(count)})
+    """The lines printed by a process that has `sockets` as descriptors 3, 4, ... and is told so as systemd does it."""
+    fds = [sock.fileno() for sock in sockets]
+    done = subprocess.run([sys.executable, "-c", CHILD, str(pid_offset), *map(str, fds)], capture_output=True, text=True,
+                          timeout=30, pass_fds=fds)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
