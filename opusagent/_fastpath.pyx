@@ -266,7 +266,7 @@ cdef class FrameParser:
     cdef readonly uint64_t max_message  # bytes of a message's payload, all fragments together
     cdef readonly uint32_t max_fragments
     cdef readonly bint masked
-    cdef readonly uint64_t received     # bytes ever fed
+    cdef uint64_t received              # bytes fed since take_received()
     # the bytes lent by feed(), not yet consumed
     cdef ReceiveBuffer lent
     cdef Py_ssize_t at
@@ -307,6 +307,12 @@ cdef class FrameParser:
     def held(self) -> int:
         """Bytes of memory held for an unfinished message."""
         return 0 if self.spill is None else len(self.spill)
+
+    def take_received(self) -> int:
+        """How many bytes were fed since the last time this was asked."""
+        cdef uint64_t count = self.received
+        self.received = 0
+        return count
 
     def feed(self, ReceiveBuffer buffer not None, Py_ssize_t n):
         """Lend the first `n` bytes of `buffer`.  All earlier bytes must have been consumed: next_message() gave -1."""
@@ -1092,13 +1098,13 @@ cdef class Ring:
 
 
 # ---- buffers --------------------------------------------------------------------------------------------------------
-# Every kernel borrows the memory of its arguments, checks the lengths once, runs, returns it.
-# A typed memoryview argument costs 100 to 150 ns to open, this 20: as much as the kernels themselves.
+# Every kernel borrows the memory of its arguments, checks the lengths once, runs, returns it.  A typed memoryview
+# argument costs 100 to 150 ns to open, this 20: as much as the kernels themselves.
 
 cdef Py_ssize_t borrow(object source, Py_buffer *view, int item, int flags=PyBUF_SIMPLE) except -1:
-    """How many items of `item` bytes `source` holds.  After an error nothing is left to release."""
+    """How many items of `item` bytes `source` holds (1: any memory).  After an error nothing is left to release."""
     PyObject_GetBuffer(source, view, flags)
-    if view.len % item or (view.itemsize != item and view.itemsize != 1):
+    if view.len % item or (item > 1 and view.itemsize != item and view.itemsize != 1):
         size = view.itemsize
         PyBuffer_Release(view)
         raise ValueError(f"items of {item} bytes wanted, not {size}")
@@ -1121,11 +1127,10 @@ cdef Py_ssize_t borrow_two(object source, Py_buffer *src, int src_item, object t
     return count
 
 
-# ---- g.711, bit for bit as the itu's reference software (g.191) -----------------------------------------------------
-# Decoding is a table.  Encoding needs the
-# position of the highest bit and the four bits below it: that is what a float32 keeps, so converting
-# does it, four samples at a time.  (audioop rounds some negative samples away from zero in mu-law, even
-# -1 to -8; the ITU's software does not.)
+# ---- g.711 ----------------------------------------------------------------------------------------------------------
+# Bit for bit as the ITU's reference software (G.191).  Decoding is a table.  Encoding needs the position of the
+# highest bit and the four bits below it: that is what a float32 keeps, so converting does it, four samples at a time.
+# (audioop rounds some negative samples away from zero in mu-law, even -1 to -8; the ITU's software does not.)
 
 cdef int16_t ULAW[256]      # code -> sample
 cdef int16_t ALAW[256]
@@ -1146,7 +1151,12 @@ fill_g711()
 
 cdef void expand(const int16_t *table, const uint8_t *src, int16_t *dst, Py_ssize_t count) noexcept nogil:
     cdef Py_ssize_t i
-    for i in range(count):
+    for i in range(0, count - 3, 4):
+        dst[i] = table[src[i]]
+        dst[i + 1] = table[src[i + 1]]
+        dst[i + 2] = table[src[i + 2]]
+        dst[i + 3] = table[src[i + 3]]
+    for i in range(count & ~3, count):
         dst[i] = table[src[i]]
 
 
@@ -1175,7 +1185,9 @@ cdef void alaw_compress(const int16_t *src, uint8_t *dst, Py_ssize_t count) noex
         sign = src[i] >> 15
         size = (src[i] ^ sign) >> 4
         code = exponent_and_four_bits(size) - 16 * (127 + 3)
-        dst[i] = <uint8_t> ((code if size > 15 else size) ^ 0xD5 ^ (sign & 0x80))
+        size = size if size < 15 else 15            # below 16 the scale is linear, and there code <= size
+        code = code if code > size else size
+        dst[i] = <uint8_t> (code ^ 0xD5 ^ (sign & 0x80))
 
 
 def ulaw_decode(src, dst):
@@ -1263,9 +1275,9 @@ def peak(pcm):
 
 
 # ---- resampler ------------------------------------------------------------------------------------------------------
-# A polyphase FIR: the filter belongs to the rate `up` times the input's, and only those
-# products are computed that meet a real input sample and a wanted output sample.  Integer arithmetic,
-# so that a sample does not depend on how the stream was cut, nor on the machine.
+# A polyphase FIR: the filter belongs to the rate `up` times the input's, and only those products are computed that
+# meet a real input sample and a wanted output sample.  Integer arithmetic, so that a sample does not depend on how the
+# stream was cut, nor on the machine.
 
 RATES = (8000, 16000, 24000, 48000)
 cdef enum:
@@ -1415,10 +1427,10 @@ cdef class Resampler:
         return made
 
 
-# ---- histogram: gil tene's hdr layout -------------------------------------------------------------------------------
-# Values fall into powers of two, each cut into equal parts, so that a
-# cell's width is at most 1 % (digits=2) of its value; memory never grows.  One writer; readers in other
-# processes may see the count one ahead of the sum.
+# ---- histogram ------------------------------------------------------------------------------------------------------
+# Gil Tene's HDR layout.  Values fall into powers of two, each cut into equal parts, so that a cell's width is at most
+# 1 % (digits=2) of its value; memory never grows.  One writer; readers in other processes may see the count one ahead
+# of the sum.
 
 cdef enum:
     COUNT = 0               # values recorded
@@ -1538,3 +1550,292 @@ cdef class Histogram:
     @property
     def mean(self):
         return self.words[SUM] / <double> self.words[COUNT] if self.words[COUNT] else 0.0
+
+
+# ---- base64 ---------------------------------------------------------------------------------------------------------
+# Canonical only: the standard alphabet, padded, no bits left over, nothing in between.
+
+cdef extern from "Python.h":
+    const char *PyUnicode_AsUTF8AndSize(object, Py_ssize_t *) except NULL
+
+cdef extern from "string.h" nogil:
+    const void *memchr(const void *, int, size_t)
+
+cdef uint8_t SEXTET[256]    # character -> 0 to 63, or 0xFF
+cdef uint8_t PAIR[4096][2]  # twelve bits -> two characters
+
+
+cdef void fill_base64() noexcept:
+    cdef const uint8_t *letters = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+    cdef int i
+    memset(SEXTET, 0xFF, sizeof(SEXTET))
+    for i in range(64):
+        SEXTET[letters[i]] = <uint8_t> i
+    for i in range(4096):
+        PAIR[i][0], PAIR[i][1] = letters[i >> 6], letters[i & 63]
+
+fill_base64()
+
+
+cdef Py_ssize_t decode(const uint8_t *text, Py_ssize_t length, uint8_t *out, Py_ssize_t room) noexcept nogil:
+    """The count of bytes written, or -1: not canonical, or more than `room`."""
+    cdef Py_ssize_t quads = length // 4, i
+    cdef uint32_t a, b, c, d
+    if length & 3 or length == 0:
+        return -1
+    cdef int short_by = (text[length - 1] == c"=") + (text[length - 2] == c"=")
+    if 3 * quads - short_by > room:
+        return -1
+    for i in range(quads - (short_by > 0)):
+        a, b, c, d = SEXTET[text[0]], SEXTET[text[1]], SEXTET[text[2]], SEXTET[text[3]]
+        if (a | b | c | d) & 0x80:
+            return -1
+        out[0], out[1], out[2] = <uint8_t> (a << 2 | b >> 4), <uint8_t> (b << 4 | c >> 2), <uint8_t> (c << 6 | d)
+        text += 4
+        out += 3
+    return 3 * quads - short_by if short_by == 0 or decode_short(text, short_by, out) else -1
+
+
+cdef bint decode_short(const uint8_t *text, int short_by, uint8_t *out) noexcept nogil:
+    """The last four characters, of which one or two are padding."""
+    cdef uint32_t a = SEXTET[text[0]], b = SEXTET[text[1]], c = SEXTET[text[2]] if short_by == 1 else 0
+    cdef uint32_t left_over = c & 0x03 if short_by == 1 else b & 0x0F
+    if (a | b | c) & 0x80 or left_over or text[3] != c"=":
+        return False
+    out[0] = <uint8_t> (a << 2 | b >> 4)
+    if short_by == 1:
+        out[1] = <uint8_t> (b << 4 | c >> 2)
+    return True
+
+
+cdef uint8_t *encode(const uint8_t *src, Py_ssize_t count, uint8_t *out) noexcept nogil:
+    """Writes 4 * ceil(count / 3) characters and returns where they end."""
+    cdef Py_ssize_t i
+    cdef uint32_t bits
+    for i in range(count // 3):
+        bits = <uint32_t> src[0] << 16 | <uint32_t> src[1] << 8 | src[2]
+        memcpy(out, PAIR[bits >> 12], 2)
+        memcpy(out + 2, PAIR[bits & 0xFFF], 2)
+        src += 3
+        out += 4
+    cdef int rest = <int> (count % 3)
+    if rest:
+        bits = <uint32_t> src[0] << 16 | (<uint32_t> src[1] << 8 if rest == 2 else 0)
+        memcpy(out, PAIR[bits >> 12], 2)
+        out[2] = PAIR[bits & 0xFFF][0] if rest == 2 else c"="
+        out[3] = c"="
+        out += 4
+    return out
+
+
+def base64_decode(src, dst):
+    """Text (bytes or str) into the memory of `dst`: the count of bytes, or -1 if not canonical or too long."""
+    cdef Py_buffer a, b
+    cdef Py_ssize_t length, room, count
+    cdef const char *text
+    if isinstance(src, str):
+        text = PyUnicode_AsUTF8AndSize(src, &length)
+        room = borrow(dst, &b, 1, PyBUF_WRITABLE)
+        count = decode(<const uint8_t *> text, length, <uint8_t *> b.buf, room)
+    else:
+        length = borrow(src, &a, 1)
+        try:
+            room = borrow(dst, &b, 1, PyBUF_WRITABLE)
+            count = decode(<const uint8_t *> a.buf, length, <uint8_t *> b.buf, room)
+        finally:
+            PyBuffer_Release(&a)
+    PyBuffer_Release(&b)
+    return count
+
+
+def base64_encode(src):
+    """Any memory to base64, as bytes."""
+    cdef Py_buffer view
+    cdef Py_ssize_t count = borrow(src, &view, 1)
+    text = PyBytes_FromStringAndSize(NULL, (count + 2) // 3 * 4)
+    encode(<const uint8_t *> view.buf, count, <uint8_t *> PyBytes_AS_STRING(text))
+    PyBuffer_Release(&view)
+    return text
+
+
+# ---- twilio media ---------------------------------------------------------------------------------------------------
+# The media messages of Twilio, and of those who copied it, in one pass.  Inbound, only plain messages are taken: no
+# escapes, no character outside ASCII, no surprise anywhere.  All else is left to a JSON parser, so whatever this
+# accepts, that would have read alike.
+
+cdef uint8_t PLAIN[256]     # 1 for the characters that stand for themselves inside a string
+
+
+cdef void fill_plain() noexcept:
+    cdef int i
+    for i in range(256):
+        PLAIN[i] = 0x20 <= i < 0x7F and i != c'"' and i != c"\\"
+
+fill_plain()
+
+
+cdef struct Cursor:
+    const uint8_t *at
+    const uint8_t *end
+
+cdef struct Span:           # the inside of a string; start is NULL where there was none, or not a plain one
+    const uint8_t *start
+    Py_ssize_t length
+
+
+cdef inline void skip_space(Cursor *c) noexcept nogil:
+    while c.at < c.end and (c.at[0] == c" " or 9 <= c.at[0] <= 10 or c.at[0] == 13):
+        c.at += 1
+
+
+cdef inline bint take(Cursor *c, uint8_t wanted) noexcept nogil:
+    """Steps over space and then `wanted`, if it is there."""
+    skip_space(c)
+    if c.at == c.end or c.at[0] != wanted:
+        return False
+    c.at += 1
+    return True
+
+
+cdef inline bint is_text(Span span, const char *text, Py_ssize_t length) noexcept nogil:
+    return span.length == length and memcmp(span.start, text, length) == 0
+
+
+cdef Span take_string(Cursor *c) noexcept nogil:
+    cdef Span span
+    span.start, span.length = NULL, 0
+    if not take(c, c'"'):
+        return span
+    cdef const uint8_t *start = c.at
+    while c.at < c.end and PLAIN[c.at[0]]:
+        c.at += 1
+    if c.at == c.end or c.at[0] != c'"':
+        return span
+    span.start, span.length = start, c.at - start
+    c.at += 1
+    return span
+
+
+cdef bint take_plain(Cursor *c) noexcept nogil:
+    """A string or a whole number of up to 18 digits."""
+    skip_space(c)
+    cdef const uint8_t *start = c.at
+    while c.at < c.end and c"0" <= c.at[0] <= c"9":
+        c.at += 1
+    if c.at == start:
+        return take_string(c).start != NULL
+    return c.at - start <= 18 and (start[0] != c"0" or c.at - start == 1)
+
+
+cdef Py_ssize_t take_payload(Cursor *c, int16_t *out, Py_ssize_t room) noexcept nogil:
+    """Base64 into the second half of `out`, and from there, always ahead of the writing, spread over all of it."""
+    if not take(c, c'"'):
+        return -1
+    cdef const uint8_t *quote = <const uint8_t *> memchr(c.at, c'"', c.end - c.at)
+    if quote == NULL:
+        return -1
+    cdef Py_ssize_t count = decode(c.at, quote - c.at, <uint8_t *> out + room, room)
+    if count < 0:
+        return -1
+    expand(ULAW, <const uint8_t *> out + room, out, count)
+    c.at = quote + 1
+    return count
+
+
+cdef Py_ssize_t take_media(Cursor *c, int16_t *out, Py_ssize_t room) noexcept nogil:
+    """The object under "media": the count of samples, or -1 unless it has a payload, and no track but inbound."""
+    cdef Py_ssize_t count = -1
+    cdef bint tracked = False
+    cdef Span key
+    if not take(c, c"{"):
+        return -1
+    while True:
+        key = take_string(c)
+        if key.start == NULL or not take(c, c":"):
+            return -1
+        if is_text(key, "payload", 7):
+            if count >= 0:
+                return -1
+            count = take_payload(c, out, room)
+            if count < 0:
+                return -1
+        elif is_text(key, "track", 5):
+            if tracked or not is_text(take_string(c), "inbound", 7):
+                return -1
+            tracked = True
+        elif not take_plain(c):
+            return -1
+        if not take(c, c","):
+            return count if take(c, c"}") else -1
+
+
+cdef Py_ssize_t take_message(Cursor *c, int16_t *out, Py_ssize_t room) noexcept nogil:
+    """A whole message: the count of samples, or -1 unless it is an event "media" and nothing follows."""
+    cdef Py_ssize_t count = -1
+    cdef bint named = False
+    cdef Span key
+    if not take(c, c"{"):
+        return -1
+    while True:
+        key = take_string(c)
+        if key.start == NULL or not take(c, c":"):
+            return -1
+        if is_text(key, "event", 5):
+            if named or not is_text(take_string(c), "media", 5):
+                return -1
+            named = True
+        elif is_text(key, "media", 5):
+            if count >= 0:
+                return -1
+            count = take_media(c, out, room)
+            if count < 0:
+                return -1
+        elif not take_plain(c):
+            return -1
+        if not take(c, c","):
+            break
+    if not named or not take(c, c"}"):
+        return -1
+    skip_space(c)
+    return count if c.at == c.end else -1
+
+
+def twilio_media(message, dst):
+    """The mu-law payload of a plain inbound media message into int16 `dst`: the count of samples, at least one.
+
+    -1 for every other message, also one that is too long for `dst`, whose content is then undefined.
+    """
+    cdef Py_buffer a, b
+    cdef Cursor cursor
+    cdef Py_ssize_t length = borrow(message, &a, 1), room, count
+    try:
+        room = borrow(dst, &b, 2, PyBUF_WRITABLE)
+    except BaseException:
+        PyBuffer_Release(&a)
+        raise
+    cursor.at = <const uint8_t *> a.buf
+    cursor.end = cursor.at + length
+    count = take_message(&cursor, <int16_t *> b.buf, room)
+    PyBuffer_Release(&a)
+    PyBuffer_Release(&b)
+    return count
+
+
+def twilio_message(bytes prefix not None, pcm, bytes suffix not None):
+    """One outgoing media message: prefix, int16 samples as mu-law in base64, suffix."""
+    cdef Py_buffer view
+    cdef uint8_t codes[240]             # a multiple of three, so that padding comes at the end only
+    cdef Py_ssize_t count = borrow(pcm, &view, 2), done = 0, some
+    cdef Py_ssize_t before = PyBytes_GET_SIZE(prefix), after = PyBytes_GET_SIZE(suffix)
+    message = PyBytes_FromStringAndSize(NULL, before + (count + 2) // 3 * 4 + after)
+    cdef uint8_t *out = <uint8_t *> PyBytes_AS_STRING(message)
+    memcpy(out, PyBytes_AS_STRING(prefix), before)
+    out += before
+    while done < count:
+        some = min(count - done, <Py_ssize_t> sizeof(codes))
+        ulaw_compress(<const int16_t *> view.buf + done, codes, some)
+        out = encode(codes, some, out)
+        done += some
+    memcpy(out, PyBytes_AS_STRING(suffix), after)
+    PyBuffer_Release(&view)
+    return message
