@@ -192,8 +192,8 @@ print(*(os.get_inheritable(3 + i) for i in range(len(passed))))
 def activated(*sockets, pid_offset=0):
     """The lines printed by a process that has `sockets` as descriptors 3, 4, ... and is told so as systemd does it."""
     fds = [sock.fileno() for sock in sockets]
-    done = subprocess.run([sys.executable, "-c", CHILD, str(pid_offset), *map(str, fds)], capture_output=True, text=True,
-                          timeout=30, pass_fds=fds)
+    done = subprocess.run([sys.executable, "-c", CHILD, str(pid_offset), *map(str, fds)], capture_output=True,
+                          text=True, timeout=30, pass_fds=fds)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
