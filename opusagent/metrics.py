@@ -5,6 +5,7 @@ without gap or overlap, so they add up to voice-to-voice exactly.  The rule of a
 never a peer's, so that nobody can make the list of metrics grow.
 """
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from . import __version__
@@ -204,12 +205,17 @@ def _escaped(value: str) -> str:
     return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
 
 
+@cache
+def _series_names(name: str, labels: tuple, bounds: Sequence[int]) -> tuple[str, ...]:
+    """The names of a histogram's samples (buckets, sum, count); always the same few, so they are kept."""
+    limits = (*(f"{bound / 1e9:g}" for bound in bounds), "+Inf")
+    return (*(f"opusagent_{name}_bucket{_labels((*labels, ('le', limit)))}" for limit in limits),
+            f"opusagent_{name}_sum{_labels(labels)}", f"opusagent_{name}_count{_labels(labels)}")
+
+
 def _series(name: str, labels: tuple, bounds: Sequence[int], histogram: Histogram) -> Iterator[str]:
-    for bound, count in zip(bounds, histogram.cumulative(bounds)):
-        yield f"opusagent_{name}_bucket{_labels((*labels, ('le', f'{bound / 1e9:g}')))} {count}"
-    yield f"opusagent_{name}_bucket{_labels((*labels, ('le', '+Inf')))} {histogram.count}"
-    yield f"opusagent_{name}_sum{_labels(labels)} {histogram.sum / 1e9:.9g}"
-    yield f"opusagent_{name}_count{_labels(labels)} {histogram.count}"
+    values = (*histogram.cumulative(bounds), histogram.count, f"{histogram.sum / 1e9:.9g}", histogram.count)
+    return (f"{sample} {value}" for sample, value in zip(_series_names(name, labels, bounds), values))
 
 
 # -- for people ------------------------------------------------------------------------------------------------------
