@@ -2,7 +2,7 @@
 from base64 import b64encode
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
 from opusagent import ProtocolError
 from opusagent.http11 import (MAX_HEAD, MAX_LINE, MAX_LINES, ClientHandshake, HeadParser, accept, accept_value,
@@ -519,6 +519,7 @@ PIECES = st.sampled_from([b"GET ", b"/", b"/ws/pcm", b"?a=1", b" HTTP/1.1", b"\r
                           b"A" * 4090])
 
 
+@settings(deadline=None)
 @given(st.lists(PIECES | st.binary(max_size=40), max_size=40).map(b"".join), st.data())
 def test_any_bytes_are_a_head_or_a_refusal_however_they_are_cut(data, draw):
     whole = read(data)
@@ -537,6 +538,7 @@ def test_any_bytes_are_a_head_or_a_refusal_however_they_are_cut(data, draw):
     assert outcome == whole
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300))
 def test_any_answer_is_a_response_or_a_refusal(data):
     try:

@@ -2,7 +2,7 @@
 import re
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
 from opusagent import __version__
 from opusagent.metrics import (ASCII, BEGIN, COARSE, FINE, INDEX, WAITS, Metrics, TurnTrace, receipt_line, summary,
@@ -86,6 +86,7 @@ def test_a_receipt_says_who_and_what():
     assert said.items() <= receipt.items()
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(list(INDEX)), st.integers(0, 10**13)), st.integers(0, 2**62))
 def test_the_waits_always_add_up_to_voice_to_voice(marks, clock):
     written = TurnTrace(1)
