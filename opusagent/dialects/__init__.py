@@ -1,0 +1,158 @@
+"""Wire dialects: how one kind of peer spells a call over WebSocket.  One file each, found in TABLE.
+
+A dialect turns messages into five events and the agent's wishes into messages.  It knows no socket, no clock and no
+conversation.  The rule: whatever a peer sends, out come events or a ProtocolError, and nothing else; what it does not
+know it ignores and counts.
+
+A class in TABLE is made from the query of the peer's URL (ProtocolError(400) if that is wrong), and has
+    name, rate      rate: Hz of the audio, both ways
+    opcode          of an outgoing audio message; all other outgoing messages are text
+    lead_ms         how far ahead of the listener the platform may be fed
+    max_message     bytes, the largest message it takes
+    ignored         messages that led to nothing so far
+    outbox          (opcode, message) that the protocol itself wants sent now; whoever sends them clears the list
+    open() -> Start | None                      what the open socket alone says
+    receive(opcode, payload) -> event | None    `payload` may die with the call
+    audio(pcm) -> bytes                         one message of int16 samples
+    mark(name), clear(), stop() -> bytes | None     "tell me when this has been heard", "drop what you have buffered",
+                                                "we hang up"; None where the dialect has no message for it
+
+A class in CALLERS is the platform's side of the same, for our simulated callers.  It is made from the split URL that
+is dialled and has `name`, `rate`, `call_id`; its messages are (opcode, bytes):
+    open() -> list of messages                  how it begins
+    audio(pcm), dtmf(digit), mark(name), stop() -> message      mark: this one has been played, or cleared
+    receive(opcode, payload) -> Audio | Mark (to be given back when played) | Clear | Stop | None
+"""
+from collections import deque
+from dataclasses import dataclass, field
+
+import orjson
+
+from .. import ProtocolError
+
+TEXT, BINARY = 1, 2         # RFC 6455 opcodes
+REMEMBERED_MARKS = 256      # a peer that echoes none costs no more memory than this
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The call exists, audio may follow."""
+    call_id: str            # the platform's, "" if it has none
+    facts: dict[str, str] = field(default_factory=dict)     # what the platform was told to pass on
+
+
+@dataclass(slots=True)
+class Audio:
+    """Caller audio at the dialect's rate.  Each dialect has one, which it uses again and again."""
+    pcm: memoryview         # int16; valid until the next receive()
+
+
+@dataclass(frozen=True, slots=True)
+class Dtmf:
+    digit: str              # one of 0123456789*#ABCD
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """The platform says: everything before this mark has been played, or, if `cleared`, been thrown away by a clear."""
+    name: str
+    cleared: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """The other side has ended the call."""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Clear:
+    """To a caller only: drop what has not been played, and give its marks back."""
+
+
+class Audible:
+    """The int16 memory behind a dialect's Audio, and the Audio itself."""
+
+    __slots__ = ("memory", "pcm", "event")
+
+    def __init__(self, samples: int):
+        self.event = Audio(memoryview(b"").cast("h"))
+        self.reserve(samples)
+
+    def reserve(self, samples: int) -> None:
+        """Room for at least so many; earlier views keep the old memory."""
+        self.memory = memoryview(bytearray(2 * samples))
+        self.pcm = self.memory.cast("h")
+        self.event.pcm = self.pcm[:0]
+
+    def first(self, samples: int) -> Audio:
+        """The event, its pcm being the first so many samples of the memory."""
+        event = self.event
+        if len(event.pcm) != samples:
+            event.pcm = self.pcm[:samples]
+        return event
+
+
+class Marks:
+    """The marks sent and not yet echoed, in order.
+
+    After a clear the platform gives all of them back at once, and nothing in the echo says that they were not heard.
+    One that had been played, its echo still on the way when we cleared, counts as cleared: better forgotten than
+    wrongly believed to be heard.
+    """
+
+    __slots__ = ("_waiting",)
+
+    def __init__(self):
+        self._waiting: deque[Mark] = deque((), REMEMBERED_MARKS)
+
+    def sent(self, name: str) -> None:
+        self._waiting.append(Mark(name))
+
+    def clear(self) -> None:
+        self._waiting = deque([Mark(mark.name, cleared=True) for mark in self._waiting], REMEMBERED_MARKS)
+
+    def echoed(self, name: str) -> Mark | None:
+        """The oldest mark of that name; None if none is waiting."""
+        for i, mark in enumerate(self._waiting):
+            if mark.name == name:
+                del self._waiting[i]
+                return mark
+        return None
+
+
+def parse(payload, dialect: str) -> dict:
+    """A text message as a JSON object; ProtocolError(1007) for anything else."""
+    try:
+        message = orjson.loads(payload)
+    except orjson.JSONDecodeError:
+        raise ProtocolError(1007, f"{dialect}: a message is not JSON") from None
+    if not isinstance(message, dict):
+        raise ProtocolError(1007, f"{dialect}: a message is not a JSON object")
+    return message
+
+
+def text_of(value) -> str:
+    """A text or a whole number as text; "" for anything else."""
+    return str(value) if type(value) in (str, int) else ""
+
+
+def digit_of(value) -> str | None:
+    """A DTMF digit, sent as text or as a number; None if it is neither."""
+    text = text_of(value).upper()
+    return text if len(text) == 1 and text in "0123456789*#ABCD" else None
+
+
+def facts_of(value) -> dict[str, str]:
+    """A JSON object as facts: strings as they are, numbers and truth values in JSON's spelling, the rest left out."""
+    if not isinstance(value, dict):
+        return {}
+    return {name: fact if isinstance(fact, str) else orjson.dumps(fact).decode()
+            for name, fact in value.items() if isinstance(fact, str | int | float)}
+
+
+from .pcm import Pcm, PcmCaller             # noqa: E402  (a dialect imports the events above)
+from .twilio import Twilio, TwilioCaller    # noqa: E402
+
+TABLE = {dialect.name: dialect for dialect in (Pcm, Twilio)}
+CALLERS = {caller.name: caller for caller in (PcmCaller, TwilioCaller)}

@@ -1,0 +1,168 @@
+"""Plain PCM: binary messages are audio, text messages are JSON.  The dialect to use when you may choose; it is ours.
+
+ws://HOST:PORT/ws/pcm[/<agent>]?rate=16000      8000, 16000 (default), 24000 or 48000, both ways
+
+    audio, both ways        binary, 16-bit little-endian mono, messages of any length (20 ms are best); half a sample at
+                            the end of one waits for the next
+    client -> server        {"event":"dtmf","digit":"5"}
+                            {"event":"mark","name":"..."}   everything before that mark has been played, or cleared
+                            {"event":"end"}                 the caller has hung up
+                            {"event":"start","call_id":"...","facts":{...}}     only with ?start=message, see below
+    server -> client        {"event":"mark","name":"..."}   to be sent back when all audio before it has been played
+                            {"event":"clear"}               drop what is not yet played, send its marks back at once
+                            {"event":"end"}                 the agent has hung up; the close follows
+
+The call begins with the socket; its id and its facts are the query (?call_id=...&name=value&...).  With ?start=message
+it begins with the first start message instead, for clients that cannot write a query or have more to say.
+The rule: an unknown event is ignored, a message that is no JSON object ends the call.
+"""
+import itertools
+from urllib.parse import SplitResult, parse_qsl
+
+import orjson
+
+from .. import ProtocolError
+from .._fastpath import RATES
+from . import BINARY, TEXT, Audible, Audio, Clear, Dtmf, Mark, Marks, Start, Stop, digit_of, facts_of, parse, text_of
+
+CLEAR = b'{"event":"clear"}'
+END = b'{"event":"end"}'
+
+
+def rate_of(query: dict[str, str]) -> int:
+    text = query.get("rate", "16000")
+    if text not in map(str, RATES):
+        raise ProtocolError(400, f"The rate is one of {', '.join(map(str, RATES))} Hz, not {text[:20]!r}.")
+    return int(text)
+
+
+def mark_message(name: str) -> bytes:
+    return orjson.dumps({"event": "mark", "name": name})
+
+
+class Samples:
+    """Bytes in pieces of any length, out as whole samples."""
+
+    __slots__ = ("_audible", "_half")
+
+    def __init__(self, room: int):
+        self._audible = Audible(room)
+        self._half = b""        # the first byte of a sample whose second has not come
+
+    def push(self, payload) -> Audio | None:
+        if self._half or len(payload) % 2:
+            pieced = self._half + bytes(payload)
+            whole = len(pieced) // 2 * 2
+            payload, self._half = pieced[:whole], pieced[whole:]
+        size = len(payload)
+        if size > len(self._audible.memory):
+            self._audible.reserve(size // 2)
+        self._audible.memory[:size] = payload
+        return self._audible.first(size // 2) if size else None
+
+
+class Pcm:
+    """Raw 16-bit samples at 8, 16, 24 or 48 kHz as binary messages: our own plain protocol."""
+
+    __slots__ = ("rate", "ignored", "outbox", "_query", "_expected", "_live", "_samples", "_marks")
+    name = "pcm"
+    opcode = BINARY
+    lead_ms = 100
+    max_message = 1 << 20       # ten seconds at 48 kHz
+
+    def __init__(self, query: dict[str, str]):
+        self.rate = rate_of(query)
+        self.ignored = 0
+        self.outbox: list[tuple[int, bytes]] = []
+        self._query = query
+        self._expected = query.get("start") == "message"    # a start message is still to come
+        self._live = False                                  # between Start and Stop
+        self._samples = Samples(self.rate // 10)
+        self._marks = Marks()
+
+    def open(self) -> Start | None:
+        if self._expected:
+            return None
+        self._live = True
+        facts = {name: value for name, value in self._query.items() if name not in ("rate", "start", "call_id")}
+        return Start(self._query.get("call_id", ""), facts)
+
+    def receive(self, opcode: int, payload) -> Start | Audio | Dtmf | Mark | Stop | None:
+        if opcode == BINARY and self._live:
+            return self._samples.push(payload)
+        event = None if opcode == BINARY else self._read(parse(payload, self.name))
+        self.ignored += event is None
+        return event
+
+    def _read(self, message: dict) -> Start | Dtmf | Mark | Stop | None:
+        match message:
+            case {"event": "start"} if self._expected:
+                self._expected, self._live = False, True
+                return Start(text_of(message.get("call_id")), facts_of(message.get("facts")))
+            case {"event": "dtmf", "digit": value} if self._live:
+                digit = digit_of(value)
+                return Dtmf(digit) if digit else None
+            case {"event": "mark", "name": str(name)} if self._live:
+                return self._marks.echoed(name)
+            case {"event": "end"} if self._live:
+                self._live = False
+                return Stop()
+        return None
+
+    def audio(self, pcm) -> bytes:
+        return bytes(pcm)
+
+    def mark(self, name: str) -> bytes:
+        self._marks.sent(name)
+        return mark_message(name)
+
+    def clear(self) -> bytes:
+        self._marks.clear()
+        return CLEAR
+
+    def stop(self) -> bytes:
+        return END
+
+
+class PcmCaller:
+    """A client of the plain protocol."""
+
+    __slots__ = ("rate", "call_id", "_samples", "_announce")
+    name = "pcm"
+    _calls = itertools.count(1)
+
+    def __init__(self, url: SplitResult):
+        query = dict(parse_qsl(url.query))
+        self.rate = rate_of(query)
+        self.call_id = query.get("call_id") or f"caller-{next(self._calls)}"
+        self._samples = Samples(self.rate // 10)
+        self._announce = query.get("start") == "message"
+
+    def open(self) -> list[tuple[int, bytes]]:
+        if not self._announce:
+            return []
+        return [(TEXT, orjson.dumps({"event": "start", "call_id": self.call_id, "facts": {}}))]
+
+    def audio(self, pcm) -> tuple[int, bytes]:
+        return BINARY, bytes(pcm)
+
+    def dtmf(self, digit: str) -> tuple[int, bytes]:
+        return TEXT, orjson.dumps({"event": "dtmf", "digit": digit})
+
+    def mark(self, name: str) -> tuple[int, bytes]:
+        return TEXT, mark_message(name)
+
+    def stop(self) -> tuple[int, bytes]:
+        return TEXT, END
+
+    def receive(self, opcode: int, payload) -> Audio | Mark | Clear | Stop | None:
+        if opcode == BINARY:
+            return self._samples.push(payload)
+        match parse(payload, self.name):
+            case {"event": "mark", "name": str(name)}:
+                return Mark(name)
+            case {"event": "clear"}:
+                return Clear()
+            case {"event": "end"}:
+                return Stop()
+        return None
