@@ -32,7 +32,6 @@ cdef extern from *:
     """
     #include <stdint.h>
     #include <string.h>
-    #include <time.h>
     #include <unistd.h>
 
     /* A WebSocket mask or its inverse: XOR with a key that repeats every four bytes, eight bytes at a time. */
@@ -90,13 +89,6 @@ cdef extern from *:
         return 1;
     }
 
-    static inline int64_t oa_now(void)     /* ns, CLOCK_MONOTONIC, as time.monotonic_ns() */
-    {
-        struct timespec t;
-        clock_gettime(CLOCK_MONOTONIC, &t);
-        return t.tv_sec * INT64_C(1000000000) + t.tv_nsec;
-    }
-
     static inline int leading_zeros(uint64_t x) { return __builtin_clzll(x); }
     static inline uint64_t oa_load(const uint64_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
     static inline void oa_store(uint64_t *p, uint64_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
@@ -110,7 +102,6 @@ cdef extern from *:
     void oa_xor(uint8_t *p, size_t n, uint32_t key) noexcept nogil
     uint32_t oa_rotate(uint32_t key, unsigned int offset) noexcept nogil
     bint oa_utf8_push(oa_utf8 *s, const uint8_t *p, size_t n) noexcept nogil
-    int64_t oa_now() noexcept nogil
     int leading_zeros(uint64_t x) noexcept nogil
     uint64_t oa_load(const uint64_t *p) noexcept nogil
     void oa_store(uint64_t *p, uint64_t v) noexcept nogil
@@ -695,15 +686,13 @@ cdef class EpollSet:
     cdef list free_slots
     cdef uint32_t generation
     cdef list turns                     # wires that have received bytes left to deliver
-    cdef Histogram spent                # ns from a wire's readiness to the end of its callbacks
     cdef epoll_event events[MAX_EVENTS]
 
-    def __init__(self, ReceiveBuffer buffer not None, Histogram spent=None):
+    def __init__(self, ReceiveBuffer buffer not None):
         self.fd = epoll_create1(EPOLL_CLOEXEC)
         if self.fd < 0:
             raise OSError(errno, os.strerror(errno))
         self.buffer = buffer
-        self.spent = Histogram() if spent is None else spent
         self.wires = []
         self.free_slots = []
         self.turns = []
@@ -771,7 +760,6 @@ cdef class EpollSet:
         return len(self.turns) > 0
 
     cdef int serve(self, Wire wire, uint32_t events) except -1:
-        cdef int64_t began = oa_now()
         try:
             if events & EPOLLOUT:
                 wire.writable()
@@ -782,7 +770,6 @@ cdef class EpollSet:
         except Exception as error:
             if wire.fd >= 0:
                 wire.on_fault(error)
-        self.spent.record(oa_now() - began)
         return 0
 
 

@@ -95,6 +95,18 @@ class Embedded:
 
 
 @dataclass(frozen=True, slots=True)
+class Scripted:
+    """The engines `scripted`: what a file says, after set times."""
+
+    stt: str = setting("", "what callers are heard to say: a line for each utterance", "file")
+    stt_ms: float = setting(0.0, "time from the end of an utterance to its text", "ms", low=0, high=60000)
+    llm: str = setting("", "what the model answers: [[reply]] tables of `when` and `say`", "file")
+    llm_first_ms: float = setting(0.0, "time to the first piece of an answer", "ms", low=0, high=60000)
+    llm_piece_ms: float = setting(0.0, "time between two pieces", "ms", low=0, high=60000)
+    tts_ms: float = setting(0.0, "time to the speech of a segment", "ms", low=0, high=60000)
+
+
+@dataclass(frozen=True, slots=True)
 class Admission:
     """When new calls are refused so that live ones stay good."""
 
@@ -131,6 +143,7 @@ class Config:
     history: History = History()
     openai: OpenAI = OpenAI()
     embedded: Embedded = Embedded()
+    scripted: Scripted = Scripted()
     admission: Admission = Admission()
 
     places: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)      # key -> where it was set

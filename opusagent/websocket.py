@@ -51,7 +51,7 @@ class WebSocket:
         self.close_reason = ""
         self.congested = False                  # set by the socket's owner while the peer does not read
         self.late_pong: bytes | None = None     # the one pong kept while congested (section 5.5.3 allows the latest)
-        self.controls = 0                       # control frames received, for the owner's budget
+        self.controls = 0                       # control frames received since take_controls()
 
     def receive(self, buffer: ReceiveBuffer, n: int, on_message: Callable[[int, memoryview], None]) -> None:
         """Call on_message(TEXT or BINARY, payload) for each message in the first `n` bytes of `buffer`.
@@ -89,6 +89,11 @@ class WebSocket:
             self._queue(CLOSE, close_payload(error.code, error.reason))
         self._step("failed")
         self.close_code, self.close_reason = error.code, error.reason
+
+    def take_controls(self) -> int:
+        """How many control frames came since the last time this was asked."""
+        count, self.controls = self.controls, 0
+        return count
 
     def uncongested(self) -> None:
         """The peer reads again: the latest ping that came meanwhile is answered."""

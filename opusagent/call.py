@@ -1,0 +1,443 @@
+"""Call: one phone call.  It wires the dialect, the ear, the recogniser, the flow and the reply; it decides nothing.
+
+What an inbound message sets off is one synchronous run of calls, from the socket's callback to the slot in shared
+memory: no task, no queue, no await.  The rules: what the caller said is judged by turns.py and flow/, how a reply
+is made by pipeline.py, and whatever carries an older `utterance` or `epoch` than ours is dropped where it lands.
+"""
+import logging
+import secrets
+from collections import deque
+from functools import partial
+
+import numpy as np
+
+from . import ProtocolError
+from ._fastpath import Resampler
+from .audio import Playout, Vad, last_voiced
+from .dialects import TEXT, Audio, Dtmf, Mark, Start, Stop
+from .flow import Dialogue, Reply
+from .metrics import TurnTrace
+from .pipeline import CANCELLED, DONE, SPEAKING, Stage, Turn
+from .turns import (BARGE_IN, DUCK, END_OF_TURN, NO_INPUT, PAUSE, RESTORE, RESUME, UTTERANCE_START, Settings,
+                    TurnTaking)
+
+log = logging.getLogger("opusagent")
+
+MS = 1_000_000                  # ns
+LATE_CHUNKS = 5                 # audio messages kept for a peer that reads slowly; then the oldest is dropped
+MEDIA_GAP = 100 * MS            # without media for so long, the sample clock goes on with silence
+FINAL_WITHIN = 1500 * MS        # a recogniser that has not answered by then has failed
+START_WITHIN = 10_000 * MS      # a call that has not started by then never will
+ARRIVALS = 64                   # messages whose times are remembered, for receipts
+LOOK_BACK_MS = 1500             # before an endpoint, to find the last voiced window in
+
+
+class EchoCall:
+    """The agent `echo`: the caller's audio back through the whole decode and encode path, at once."""
+
+    def __init__(self, server, connection, dialect, agent: str):
+        self.send = connection.send
+        self.dialect = dialect
+        self.connection = connection
+        dialect.open()
+
+    def on_message(self, opcode: int, payload: memoryview) -> None:
+        event = self.dialect.receive(opcode, payload)
+        if event.__class__ is Audio:
+            self.send(self.dialect.opcode, self.dialect.audio(event.pcm))
+        elif event.__class__ is Stop:
+            self.connection.close(1000)
+        for answer in self.dialect.outbox:
+            self.send(*answer)
+        self.dialect.outbox.clear()
+
+    def drained(self) -> None:
+        pass
+
+    def lost(self, code: int, reason: str) -> None:
+        pass
+
+
+class Call:
+    """A session of a connection (see connection.py) that talks.  It begins with the dialect's Start."""
+
+    def __init__(self, server, connection, dialect, agent: str):
+        # what it is made with
+        self.server = server
+        self.studio = server.studio
+        self.connection = connection
+        self.dialect = dialect
+        self.flow = self.studio.flows[agent]
+        # what it is, from Start on
+        self.id = ""
+        self.slot = None                    # of the arena; None before Start and after the end
+        self.dialogue: Dialogue | None = None
+        self.turns: TurnTaking | None = None
+        self.vad: Vad | None = None
+        self.playout: Playout | None = None
+        self.stage: Stage | None = None
+        self.resampler: Resampler | None = None     # from the wire's rate to the slot's, where they differ
+        # the caller's side
+        self.utterance = 0                  # grows with each; what the recogniser sends for an older one is late
+        self.search = -1                    # of the recogniser, for what the state expects
+        self.hearing = False                # an utterance is being recognised
+        self.words = ""                     # what the recogniser makes of it so far
+        self.floor = 0                      # no utterance begins before this position: it belongs to the one before
+        self.final_by = 0                   # ns: until when the recogniser may take for its last word; 0: not asked
+        self.keys = ""                      # DTMF pressed since the agent's last word
+        self.keys_by = 0                    # ns: until when another key may follow
+        self.media_at = 0                   # ns: when audio last came
+        self.arrivals: deque[tuple[int, int]] = deque(maxlen=ARRIVALS)     # (position after a message, ns)
+        # the agent's side
+        self.epoch = 0                      # grows with each reply and each barge-in
+        self.turn: Turn | None = None       # the reply on its way
+        self.trace: TurnTrace | None = None     # the receipt of the turn in progress
+        self.late: deque[bytes] = deque(maxlen=LATE_CHUNKS)     # audio the peer has not taken
+        self.audible = False                # the first sample of the reply went out
+        # what is told of it
+        self.receipts: list[dict] = []
+        self.began = server.now
+        self.done = False                   # the flow came to its end
+        self.dropped = 0                    # audio messages a slow peer never got
+        if (start := dialect.open()) is not None:
+            self.on_start(start)
+
+    # -- from the connection -------------------------------------------------------------------------------------------
+
+    def on_message(self, opcode: int, payload: memoryview) -> None:
+        event = self.dialect.receive(opcode, payload)
+        if event is not None:
+            ON_EVENT[event.__class__](self, event)
+        if self.dialect.outbox:
+            for answer in self.dialect.outbox:
+                self.connection.send(*answer)
+            self.dialect.outbox.clear()
+
+    def drained(self) -> None:
+        """The peer reads again: what is left of the late audio goes out."""
+        while self.late and not self.connection.congested:
+            self.connection.send(self.dialect.opcode, self.late.popleft())
+
+    def lost(self, code: int, reason: str) -> None:
+        """The connection is over, and so is the call."""
+        if self.slot is None:
+            return
+        if self.turn is not None:
+            self._stop_talking("hang-up")
+        self._finish_receipt()
+        self.studio.stt.cancel(self)
+        self.studio.stt.forget(self)
+        self.vad.close()
+        self.server.call_ends(self)
+        slot, self.slot = self.slot, None
+        slot.free()
+        self.studio.free.append(slot.index)
+        log.info("call %s ended: %s, %d turns, %.1f s, state %s", self.id, "done" if self.done else f"code {code}",
+                 len(self.receipts), (self.server.now - self.began) / 1e9, self.dialogue.state)
+
+    # -- the dialect's events ------------------------------------------------------------------------------------------
+
+    def on_start(self, event: Start) -> None:
+        if self.slot is not None:
+            return                          # a second start changes nothing
+        self.id = event.call_id or secrets.token_hex(8)
+        self.server.call_begins(self)
+        wire_rate = self.dialect.rate
+        rate = 8000 if wire_rate == 8000 else 16000
+        self.slot = self.studio.arena.slot(self.studio.free.pop())
+        self.slot.take(rate, wire_rate)
+        if wire_rate != rate:
+            self.resampler = Resampler(wire_rate, rate)
+        self.dialogue = Dialogue(self.flow, event.facts)
+        self.turns = TurnTaking(rate, self.dialogue.expect.waits, turn_settings(self.server.config.turns))
+        self.vad = Vad(rate, self.studio.hearing, self.on_window)
+        self.playout = Playout(wire_rate, lead_ms=self.dialect.lead_ms)
+        self.stage = Stage(self.slot, self.playout, self.studio.prompt, partial(self.studio.tts.speak, self),
+                           self.studio.llm, self.flow.voice, self.server.config.openai, self.flow.filler.fill({}),
+                           self.server.clock)
+        self.media_at = self.server.now
+        log.info("call %s begins: %s at %d Hz", self.id, self.dialect.name, wire_rate)
+        self._reply(self.dialogue.begin())
+
+    def on_audio(self, event: Audio) -> None:
+        if self.slot is None:
+            return                          # audio before start belongs to nobody
+        pcm = event.pcm if self.resampler is None else self.resampler.push(event.pcm)
+        self._hear(pcm, self.server.now)
+
+    def _hear(self, pcm, now: int) -> None:
+        position = self.slot.write(pcm)
+        self.media_at = now
+        self.arrivals.append((position, now))
+        self.vad.push(pcm)
+        if self.hearing:
+            self.studio.stt.audio(self)
+
+    def on_dtmf(self, event: Dtmf) -> None:
+        if self.slot is None:
+            return
+        if self.turn is not None:
+            self._stop_talking("keys")
+        self.keys += event.digit
+        expect = self.dialogue.expect
+        if expect.judge_keys(self.keys) == "COMPLETE":
+            self._answer_keys()
+        else:
+            self.keys_by = self.server.now + expect.waits.keys * MS
+
+    def on_mark(self, event: Mark) -> None:
+        if self.slot is not None and not event.cleared:
+            epoch, _, position = event.name.partition(":")
+            if epoch == str(self.epoch) and position.isdecimal():
+                self.playout.reached(int(position), self.server.now)
+
+    def on_stop(self, event: Stop) -> None:
+        self.connection.close(1000)
+
+    # -- turn taking ---------------------------------------------------------------------------------------------------
+
+    def on_window(self, score: float, position: int, samples: int) -> None:
+        """The ear has scored the window that ends at `position`."""
+        if self.slot is not None:
+            self._follow(self.turns.push(score, samples))
+
+    def _follow(self, events) -> None:
+        for event in events:
+            ON_TURN[event.kind](self, event.position)
+
+    def _utterance_starts(self, onset: int) -> None:
+        preroll = self.server.config.turns.preroll_ms * self.slot.rate_in // 1000
+        self.utterance += 1
+        self.hearing = True
+        self.words = ""
+        self.keys = ""
+        self.search = self.studio.search(self.flow, self.dialogue.expect.id)
+        self.studio.stt.listen(self, max(onset - preroll, self.floor))
+
+    def _pause(self, position: int) -> None:
+        self.studio.stt.ask(self)
+
+    def _nothing(self, position: int) -> None:
+        """The event matters to others only."""
+
+    def _end_of_turn(self, position: int) -> None:
+        now = self.server.clock()
+        self.hearing = False
+        self.floor = position
+        self.final_by = now + FINAL_WITHIN
+        self._begin_receipt(now)
+        self.studio.stt.finish(self, self.slot.written)
+
+    def _barge_in(self, onset: int) -> None:
+        if self.turn is not None:
+            self._stop_talking("barge-in")
+        self._utterance_starts(onset)
+
+    def _no_input(self, position: int) -> None:
+        self._begin_receipt(self.server.clock(), measured=False)
+        self._reply(self.dialogue.silence())
+
+    # -- from the recogniser -------------------------------------------------------------------------------------------
+
+    def on_partial(self, utterance: int, text: str) -> None:
+        if utterance == self.utterance and self.hearing and text:
+            self.words = text
+            self._follow(self.turns.judge(self.dialogue.judge(text)))
+
+    def on_final(self, utterance: int, text: str, confidence: float = 1.0) -> None:
+        if utterance != self.utterance or not self.final_by:
+            return
+        self.final_by = 0
+        self.trace.mark("recognition", self.server.clock())
+        self.trace.confidence = confidence
+        self._reply(self.dialogue.answer(text))
+
+    def on_failure(self, utterance: int, sentence: str) -> None:
+        if utterance == self.utterance and (self.hearing or self.final_by):
+            log.warning("call %s: %s", self.id, sentence)
+            self._recogniser_failed()
+
+    def _recogniser_failed(self) -> None:
+        self.server.metrics.count("recogniser_failures")
+        self.hearing = False
+        self.final_by = 0
+        self.studio.stt.cancel(self)
+        self._reply(self.dialogue.failure())
+
+    def _answer_keys(self) -> None:
+        keys, self.keys, self.keys_by = self.keys, "", 0
+        if self.hearing:
+            self.hearing = False
+            self.studio.stt.cancel(self)
+        self._begin_receipt(self.server.clock(), measured=False)
+        self._reply(self.dialogue.dtmf(keys))
+
+    # -- the reply -----------------------------------------------------------------------------------------------------
+
+    def _reply(self, reply: Reply) -> None:
+        """A decision is made: it counts, and is spoken from now on."""
+        now = self.server.clock()
+        if self.turn is not None:
+            self._stop_talking("superseded")
+        if self.trace is None:
+            self._begin_receipt(now, measured=False)
+        self.dialogue.commit(reply)
+        self.epoch += 1
+        self.trace.mark("decision", self.server.clock())
+        self.trace.kind, self.trace.state, self.trace.caller = reply.kind, self.dialogue.state, reply.caller
+        self.turns.expect(self.dialogue.expect.waits)
+        self.audible = False
+        self.turn = Turn(self.stage, reply, self.epoch, self.trace)
+        self.turn.begin(now)
+        self._play(self.server.clock())
+
+    def on_speech(self, epoch: int, k: int, start: int, written: int, done: bool) -> None:
+        """The voice has written more of a segment."""
+        if epoch == self.epoch and self.turn is not None:
+            self.turn.on_speech(k, start, written, done)
+            self._play(self.server.clock())
+
+    def on_speech_failed(self, epoch: int, k: int, sentence: str) -> None:
+        self.server.metrics.count("voice_failures")
+        if epoch == self.epoch and self.turn is not None:
+            log.warning("call %s: %s", self.id, sentence)
+            self.turn.on_speech_failed(k)
+
+    def tick(self, now: int) -> None:
+        """Every few milliseconds: speech that is due, deadlines, and the sample clock when no media comes."""
+        if self.slot is None:
+            if now - self.began > START_WITHIN:
+                self.connection.close(1008, "the call never started")
+            return
+        if self.turn is not None:
+            self._play(now)
+        if now - self.media_at > MEDIA_GAP:
+            self._hear_silence(now)
+        if self.final_by and now > self.final_by:
+            log.warning("call %s: the recogniser gave no answer in time", self.id)
+            self._recogniser_failed()
+        if self.keys_by and now > self.keys_by:
+            self._answer_keys()
+
+    def _hear_silence(self, now: int) -> None:
+        """No media came for a while (hold, mute, loss): the caller is silent, and the sample clock goes on."""
+        count = (now - self.media_at) * self.slot.rate_in // 1_000_000_000
+        self._hear(np.zeros(count, np.int16), now)
+
+    def _play(self, now: int) -> None:
+        """Send the speech that is due, and see whether the reply is over."""
+        turn, playout = self.turn, self.playout
+        turn.tick(now)
+        while (pcm := playout.pop(now)) is not None:
+            self._send_audio(self.dialect.audio(pcm))
+            if not self.audible:
+                self._first_audio(now)
+        if turn.state is not SPEAKING and not playout.playing(now):
+            self._turn_done(now)
+
+    def _first_audio(self, now: int) -> None:
+        self.audible = True
+        self.trace.mark("playout", now + self.playout.lead_ns)
+        self._follow(self.turns.agent_starts(self.turn.reply.interruptible))
+
+    def _send_audio(self, message: bytes) -> None:
+        if not self.late and not self.connection.congested:
+            self.connection.send(self.dialect.opcode, message)
+            return
+        if len(self.late) == LATE_CHUNKS:
+            self.dropped += 1
+            self.server.metrics.count("dropped_chunks")
+        self.late.append(message)
+
+    def _turn_done(self, now: int) -> None:
+        """All of the reply was heard."""
+        turn, self.turn = self.turn, None
+        self.dialogue.heard(turn.reply, self.playout.heard_text(now))
+        self.trace.agent = " ".join(turn.texts)
+        self._finish_receipt()
+        if turn.error and not turn.texts:
+            log.warning("call %s: %s", self.id, turn.error)
+            self.server.metrics.count("model_failures")
+            return self._reply(self.dialogue.failure())
+        if turn.reply.end:
+            return self._hang_up()
+        self._follow(self.turns.agent_done())
+
+    def _stop_talking(self, why: str) -> None:
+        """The agent stops within this frame: nothing more goes out, what the platform holds is cleared."""
+        now = self.server.clock()
+        turn, self.turn = self.turn, None
+        self.epoch += 1
+        turn.cancel()
+        self.studio.tts.cancel(self)
+        heard = self.playout.heard_text(now)
+        self.playout.clear(now)
+        self.late.clear()
+        if (clear := self.dialect.clear()) is not None:
+            self.connection.send(TEXT, clear)
+        self.dialogue.heard(turn.reply, heard)
+        self.trace.agent, self.trace.stopped_by = heard, why
+        self._finish_receipt()
+
+    def _hang_up(self) -> None:
+        self.done = True
+        if (stop := self.dialect.stop()) is not None:
+            self.connection.send(TEXT, stop)
+        self.connection.close(1000, "the conversation is over")
+
+    # -- the receipt ---------------------------------------------------------------------------------------------------
+
+    def _begin_receipt(self, now: int, measured: bool = True) -> None:
+        """A turn's waits are counted from the caller's last voiced sample, found in the audio itself."""
+        self._finish_receipt()
+        self.trace = TurnTrace(len(self.receipts) + 1)
+        self.trace.measured = measured
+        if measured:
+            arrived = self._last_voiced_at()
+            self.trace.mark("speech_end", arrived - self.connection.rtt_ns // 2)
+            self.trace.mark("transport", arrived)
+        self.trace.mark("endpointing", now)
+
+    def _last_voiced_at(self) -> int:
+        """When the caller's last voiced window arrived here, ns."""
+        rate, written = self.slot.rate_in, self.slot.written
+        count = min(LOOK_BACK_MS * rate // 1000, written)
+        found = last_voiced(self.slot.read(written - count, count), rate)
+        position = written - count + (found or count)
+        self.trace.end_ms = position * 1000 / rate
+        return next((at - (after - position) * 1_000_000_000 // rate
+                     for after, at in self.arrivals if after >= position), self.server.now)
+
+    def _finish_receipt(self) -> None:
+        trace, self.trace = self.trace, None
+        if trace is not None:
+            receipt = trace.receipt()
+            self.receipts.append(receipt)
+            self.server.metrics.turn(receipt)
+            log.info("call %s turn %s", self.id, receipt)
+
+    def record(self) -> dict:
+        """What GET /calls/<id> says."""
+        return {"id": self.id, "dialect": self.dialect.name, "state": self.dialogue.state if self.dialogue else "",
+                "done": self.done, "live": self.slot is not None, "turns": self.receipts,
+                "facts": self.dialogue.facts if self.dialogue else {}, "dropped_chunks": self.dropped}
+
+
+ON_EVENT = {Start: Call.on_start, Audio: Call.on_audio, Dtmf: Call.on_dtmf, Mark: Call.on_mark, Stop: Call.on_stop}
+
+ON_TURN = {
+    UTTERANCE_START: Call._utterance_starts,
+    PAUSE: Call._pause,
+    RESUME: Call._nothing,
+    END_OF_TURN: Call._end_of_turn,
+    BARGE_IN: Call._barge_in,
+    DUCK: Call._nothing,
+    RESTORE: Call._nothing,
+    NO_INPUT: Call._no_input,
+}
+
+
+def turn_settings(turns) -> Settings:
+    """The configuration's [turns] as turns.py takes them."""
+    return Settings(on=turns.threshold, start_ms=turns.start_ms, pause_ms=turns.pause_ms,
+                    barge_in_ms=turns.barge_in_ms)

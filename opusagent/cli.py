@@ -1,0 +1,121 @@
+"""The command line: `opusagent COMMAND`.  Exit codes: 0 done, 1 the job failed, 2 wrong usage or configuration.
+
+Each command is a function from the parsed arguments to an exit code, in COMMANDS.  The rule: whatever goes wrong
+reaches the user as one sentence on stderr, never as a traceback; imports that take time happen in the command.
+"""
+import argparse
+import logging
+import os
+import sys
+from importlib import resources
+from pathlib import Path
+
+from . import ConfigError, EngineError, ProtocolError, __version__
+from . import config as settings
+from .config import Config
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    return Config.load(settings.flags(args), os.environ, getattr(args, "config", None))
+
+
+def demo_flow() -> Path:
+    """The demo's flow, which is part of the package."""
+    return Path(str(resources.files("opusagent") / "demo.toml"))
+
+
+def serve(args: argparse.Namespace) -> int:
+    from . import daemon
+    from .flow import Flow
+    config = load_config(args)
+    logging.basicConfig(level=config.log_level.upper(), stream=sys.stderr,
+                        format="%(asctime)s %(levelname)s %(message)s")
+    return daemon.serve(config, Flow.load(config.flow or demo_flow()))
+
+
+def show_config(args: argparse.Namespace) -> int:
+    print(load_config(args).toml(), end="")
+    return 0
+
+
+def demo(args: argparse.Namespace) -> int:
+    from . import client
+    return client.demo_command(args)
+
+
+def call(args: argparse.Namespace) -> int:
+    from . import client
+    return client.call_command(args)
+
+
+def latency_test(args: argparse.Namespace) -> int:
+    from . import client
+    return client.latency_test_command(args)
+
+
+def serve_flags(parser: argparse.ArgumentParser) -> None:
+    settings.add_flags(parser)
+
+
+def demo_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", metavar="DIR", default=".", help="where the WAV and the picture are written")
+
+
+def call_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("url", metavar="URL", help="ws://HOST:PORT/ws/<dialect>[/<agent>]")
+    parser.add_argument("--wav", metavar="FILE", action="append", required=True,
+                        help="what the caller says in a turn; once for each turn")
+    parser.add_argument("--dialect", metavar="NAME", default=None, help="default: as the URL says")
+    parser.add_argument("--save", metavar="OUT.wav", default=None, help="write the call, the caller left, the agent right")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def latency_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("url", metavar="URL", nargs="?", default=None, help="default: a server of its own")
+    parser.add_argument("--duration", metavar="S", type=float, default=60.0, help="seconds of calls (default 60)")
+    parser.add_argument("--rate", metavar="N", type=float, default=5.0, help="calls begun per second (default 5)")
+    parser.add_argument("--calls", metavar="N", type=int, default=50, help="most calls at once (default 50)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+# name -> what it does, its flags, the function
+COMMANDS = {
+    "demo": ("hold a demonstration call on this machine", demo_flags, demo),
+    "serve": ("run the server", serve_flags, serve),
+    "call": ("call a server as a caller made of recordings, and measure", call_flags, call),
+    "latency-test": ("simulated voice traffic against a server, and its latencies", latency_flags, latency_test),
+    "config": ("print all settings and where each came from", serve_flags, show_config),
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="opusagent", description="A voice-agent server that answers within a breath.",
+                                  epilog="opusagent COMMAND --help says more about a command.")
+    top.add_argument("--version", action="version", version=f"opusagent {__version__}")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, (summary, add_flags, run) in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+        add_flags(command)
+        command.set_defaults(run=run)
+    return top
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    try:
+        return args.run(args)
+    except ConfigError as error:
+        print(f"opusagent: {error}", file=sys.stderr)
+        return 2
+    except (EngineError, ProtocolError) as error:
+        print(f"opusagent: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 1
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())     # nobody reads what we print: that is no fault
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

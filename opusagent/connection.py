@@ -1,0 +1,316 @@
+"""One TCP connection: a request head, then an answer, or a WebSocket whose messages go to a session.
+
+It owns every way a connection ends.  It knows no route and no call: `Server` (server.py) says what a head asks for.
+The rule: whatever the parser, a session or a page raises is caught here and nowhere else, in `fault`.
+
+A connection begins on the event loop's transport.  Once the 101 is flushed, a plain socket is duplicated, the
+transport aborted, and the duplicate is served by the worker's EpollSet; a TLS connection stays on its transport.
+Both ways the frames are cut by the same FrameParser and the session sees the same calls.
+"""
+import asyncio
+import logging
+import os
+
+from . import ProtocolError, http11, net
+from ._fastpath import Wire, build_frame
+from .websocket import CLOSED, CLOSING, OPEN, WebSocket
+
+log = logging.getLogger("opusagent")
+
+SECOND = 1_000_000_000
+LINGER = 1 * SECOND             # after our FIN, how long the peer may take to send its own
+CLOSE_WAIT = 5 * SECOND         # after our close frame, how long the peer may take to answer it
+BURST_SECONDS = 3               # of a route's budgets that may come at once: a network that stalled catches up
+
+
+class TransportWire:
+    """The functions of a Wire over an asyncio transport: for TLS, which only the transport can read."""
+
+    __slots__ = ("transport", "lockstep")
+
+    def __init__(self, transport: asyncio.Transport):
+        self.transport = transport
+        self.lockstep = False
+
+    @property
+    def backlog(self) -> int:
+        return self.transport.get_write_buffer_size()
+
+    def send(self, opcode: int, payload) -> bool:
+        return self.write(build_frame(opcode, payload))
+
+    def write(self, data: bytes) -> bool:
+        self.transport.write(data)
+        return not self.backlog
+
+    def shutdown(self) -> None:
+        """TLS cannot be half closed: the transport closes when everything is out."""
+        self.transport.close()
+
+    def close(self) -> None:
+        self.transport.abort()
+
+
+class Connection(asyncio.BufferedProtocol):
+    """`session` has on_message(opcode, payload), drained(), lost(code, reason); it is told of its end exactly once."""
+
+    __slots__ = ("server", "pages", "transport", "wire", "peer", "head", "ws", "session", "limits",
+                 "began", "heard", "pinged", "pings", "partial_since", "ended_at", "lingers", "swept", "bytes_due",
+                 "controls_due", "rtt_ns")
+
+    def __init__(self, server, pages: bool = True):
+        self.server = server
+        self.pages = pages                  # this listening address serves the pages, not only calls and health
+        self.transport: asyncio.Transport | None = None     # None once handed over or lost
+        self.wire: Wire | TransportWire | None = None       # set by the upgrade
+        self.peer: tuple = ()
+        self.head: http11.HeadParser | None = http11.HeadParser()   # until the head is whole
+        self.ws: WebSocket | None = None
+        self.session = None
+        self.limits = None                  # of the route: see server.Limits
+        self.began = 0                      # ns, monotonic, as are all times here
+        self.heard = 0                      # the last inbound byte
+        self.pinged = 0                     # the last ping
+        self.pings = 0
+        self.partial_since = 0              # since when an unfinished message waits for its rest; 0: none
+        self.ended_at = 0                   # when the closing handshake, or lingering, began
+        self.lingers = False                # FIN is sent; what still comes is dropped
+        self.swept = 0                      # the last look at the budgets below
+        self.bytes_due = 0.0                # received bytes that the budget has not covered yet
+        self.controls_due = 0.0             # ... and control frames
+        self.rtt_ns = 0                     # of the last ping that was answered
+
+    # -- on the loop's transport: the head, and all of a TLS connection -----------------------------------------------
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        self.transport = transport
+        self.peer = transport.get_extra_info("peername") or ()
+        self.began = self.heard = self.server.clock()
+        self.server.note_tuning(net.tune(transport.get_extra_info("socket"), self.server.config.net))
+        transport.set_write_buffer_limits(high=0)
+        self.server.connections.add(self)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self.server.buffer.view
+
+    def buffer_updated(self, n: int) -> None:
+        now = self.server.tock()
+        self.heard = now
+        if self.lingers:
+            return
+        try:
+            if self.ws is None:
+                self._read_head(self.server.buffer.view[:n])
+            else:
+                self.ws.parser.feed(self.server.buffer, n)
+                self._deliver()
+        except Exception as error:
+            self.fault(error)
+        if self.ws is not None:
+            self.server.metrics.frame(self.server.clock() - now)
+
+    def eof_received(self) -> bool:
+        self.ended(None)
+        return False
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self.transport is not None:      # not handed over
+            self.transport = None
+            self.ended(error)
+
+    def pause_writing(self) -> None:
+        if self.ws is not None:
+            self.ws.congested = True
+            if self.wire.lockstep:
+                self.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        if self.wire is not None and self.transport is not None:
+            if self.wire.lockstep:
+                self.transport.resume_reading()
+            self.drained()
+
+    # -- the head ------------------------------------------------------------------------------------------------------
+
+    def _read_head(self, data: memoryview) -> None:
+        head = self.head.feed(data)
+        if head is None:
+            return
+        rest, self.head = self.head.rest, None
+        if head.upgrade:
+            self._upgrade(head, rest)
+        elif rest:
+            raise ProtocolError(400, "A request here has no body and nothing behind it.")
+        else:
+            self._answer(self.server.page(self, head))
+
+    def _answer(self, response: bytes) -> None:
+        self.transport.write(response)
+        self._linger()
+
+    def _upgrade(self, head: http11.Head, rest: bytes) -> None:
+        answer = http11.accept(head)
+        limits, begin = self.server.session(self, head)     # refuses before anything is allocated
+        self.limits = limits
+        self.transport.write(answer)
+        self.ws = WebSocket(limits.max_message, limits.max_fragments)
+        self.ws.parser.feed_bytes(rest)
+        plain = self.transport.get_extra_info("sslcontext") is None
+        if plain and not self.transport.get_write_buffer_size():
+            self._hand_over(begin)
+        else:
+            self.wire = TransportWire(self.transport)
+            self.session = begin(self)
+            self._deliver()
+
+    def _hand_over(self, begin) -> None:
+        """Leave the loop's transport for the worker's EpollSet.  abort() sends nothing: the duplicate lives on."""
+        fd = os.dup(self.transport.get_extra_info("socket").fileno())
+        os.set_blocking(fd, False)
+        transport, self.transport = self.transport, None
+        transport.abort()
+        self.wire = Wire(fd, self.ws.parser, None, self.on_control, self.fault, self.ended, self.drained)
+        self.session = begin(self)
+        self.wire.on_message = self.session.on_message
+        self.server.epoll.add(self.wire)
+        self.server.poll_soon()
+
+    # -- frames --------------------------------------------------------------------------------------------------------
+
+    def send(self, opcode: int, payload) -> bool:
+        """Send a message now; False when it (or part of it) had to be queued, or the connection is closing."""
+        return self.ws.state is OPEN and self.wire.send(opcode, payload)
+
+    @property
+    def congested(self) -> bool:
+        """True while the peer has not taken what was sent."""
+        return self.wire.backlog > 0
+
+    def on_control(self, opcode: int, payload: memoryview) -> None:
+        if self.wire.backlog:
+            self.ws.congested = True
+        self.ws.on_control(opcode, payload)
+        if opcode == 0xA and self.pinged and payload == b"%d" % self.pings:
+            self.rtt_ns = self.server.clock() - self.pinged
+        self._flush()
+
+    def _flush(self) -> None:
+        if self.ws.outbox:
+            self.wire.write(b"".join(self.ws.outbox))
+            self.ws.outbox.clear()
+        if self.ws.state is CLOSED and not self.lingers:
+            self._tell_session(self.ws.close_code, self.ws.close_reason)
+            self._linger()
+
+    def _deliver(self) -> None:
+        """The messages that are whole, to the session (a Wire does the same for itself)."""
+        self.ws.parser.deliver(self.session.on_message, self.on_control)
+
+    def drained(self) -> None:
+        self.ws.uncongested()
+        self._flush()
+        if self.session is not None:
+            self.session.drained()
+
+    # -- the end -------------------------------------------------------------------------------------------------------
+
+    def close(self, code: int = 1000, reason: str = "") -> None:
+        """Our wish to end: the closing handshake, at most CLOSE_WAIT."""
+        if self.ws.state is OPEN:
+            self.ws.close(code, reason)
+            self.ended_at = self.server.clock()
+            self._flush()
+
+    def fault(self, error: Exception) -> None:
+        """The one place where a connection's errors end: its peer is told, the others never notice."""
+        if not isinstance(error, ProtocolError):
+            log.exception("a connection ended by an error of ours", exc_info=error)
+            error = ProtocolError(500 if self.ws is None else 1011, "Something went wrong here.")
+        self.server.metrics.count("protocol_errors", code=error.code)
+        if self.ws is None:
+            self.head = None
+            if self.transport is not None:
+                self._answer(http11.refusal(error))
+            return
+        self.ws.fail(error)
+        self._flush()
+
+    def ended(self, error: Exception | None) -> None:
+        """The peer is gone, or sent FIN."""
+        if self.ws is not None:
+            self._tell_session(self.ws.close_code, self.ws.close_reason or (str(error) if error else ""))
+        self.forget()
+
+    def forget(self) -> None:
+        """Close the descriptor and leave nothing behind."""
+        self.server.connections.discard(self)
+        wire, transport, self.transport = self.wire, self.transport, None
+        if wire is not None:
+            wire.close()
+        elif transport is not None:
+            transport.abort()
+
+    def _tell_session(self, code: int, reason: str) -> None:
+        session, self.session = self.session, None
+        if session is not None:
+            session.lost(code, reason)
+
+    def _linger(self) -> None:
+        """FIN, then read to the peer's FIN for a moment: closing over unread bytes would reset what we just sent."""
+        self.lingers = True
+        self.ended_at = self.server.clock()
+        if self.wire is not None:
+            self.wire.shutdown()
+        elif self.transport is not None and self.transport.can_write_eof():
+            self.transport.write_eof()
+
+    # -- deadlines -----------------------------------------------------------------------------------------------------
+
+    def sweep(self, now: int) -> None:
+        """Looked at a few times a second: every deadline of a connection is here."""
+        net_config = self.server.config.net
+        if self.lingers:
+            if now - self.ended_at > LINGER:
+                self.forget()
+        elif self.ws is None:
+            if now - self.began > net_config.head_seconds * SECOND:
+                self.fault(ProtocolError(408, "The request head took too long."))
+        elif self.ws.state is CLOSING:
+            if now - self.ended_at > CLOSE_WAIT:
+                self.ended(None)
+        else:
+            try:
+                self._sweep_open(now, net_config)
+            except ProtocolError as error:
+                self.fault(error)
+
+    def _sweep_open(self, now: int, net_config) -> None:
+        parser, limits = self.ws.parser, self.limits
+        received = parser.take_received()
+        if received:
+            self.heard = now
+        self._spend(now, received, self.ws.take_controls())
+        if not parser.partial:
+            self.partial_since = 0
+        elif not self.partial_since:
+            self.partial_since = now
+        elif now - self.partial_since > limits.message_seconds * SECOND:
+            raise ProtocolError(1008, "a message took too long to arrive")
+        if now - self.heard > limits.idle_seconds * SECOND:
+            log.info("a connection ended: nothing heard for %g s", limits.idle_seconds)
+            return self.ended(None)
+        if now - self.pinged > net_config.ping_interval_seconds * SECOND:
+            self.pings += 1
+            self.pinged = now
+            self.ws.ping(b"%d" % self.pings)
+            self._flush()
+
+    def _spend(self, now: int, received: int, controls: int) -> None:
+        """Two leaky buckets: what a route's budget does not cover for BURST_SECONDS ends the connection."""
+        seconds, self.swept = (now - (self.swept or self.began)) / SECOND, now
+        for name, rate, came in (("bytes_due", self.limits.bytes_per_second, received),
+                                 ("controls_due", self.limits.controls_per_second, controls)):
+            due = max(0.0, getattr(self, name) + came - rate * seconds)
+            setattr(self, name, due)
+            if rate and due > rate * BURST_SECONDS:
+                raise ProtocolError(1008, "more comes than a call needs")

@@ -1,0 +1,44 @@
+"""Engines: what recognises, answers and speaks.  One file each, chosen by name from TABLE.
+
+A stage of an engine is a class made from the configuration; it lives in the worker and never blocks its loop.
+    all     async open(...), async close(), measure(metrics)
+    stt     open(arena, searches): the searches of all flows, by number
+            listen(call, position)      an utterance begins there in the call's slot; call.utterance and call.search say which
+            audio(call)                 more of it lies in the slot
+            ask(call)                   its best text so far is wanted now
+            finish(call, position)      it ends there
+            cancel(call), forget(call)  nobody wants it any more; the call is over
+            back: call.on_partial(utterance, text), call.on_final(utterance, text, confidence),
+            call.on_failure(utterance, sentence)
+    tts     open(arena)
+            speak(call, epoch, k, text, voice)  into segment buffer k of call.slot
+            cancel(call)                nothing of the call's speech is wanted any more
+            render(texts, voice, rate)  asynchronously yields (text, pcm) of texts that are spoken ahead, in any order
+            back: call.on_speech(epoch, k, start, written, done), call.on_speech_failed(epoch, k, sentence)
+    llm     open()
+            reply(messages)             asynchronously yields pieces of text; EngineError
+The rule: what a stage says carries the number of the utterance or the epoch it was asked for, and whoever hears it
+drops what is late.
+"""
+from importlib import import_module
+
+from .. import ConfigError
+from ..config import Config
+
+# name -> stage -> the class, as MODULE:CLASS of this package; imported when it is chosen
+TABLE: dict[str, dict[str, str]] = {
+    "embedded": {"stt": "host:Stt", "tts": "host:Tts"},
+    "openai": {"llm": "openai:Llm"},
+    "scripted": {"stt": "scripted:Stt", "llm": "scripted:Llm", "tts": "scripted:Tts"},
+}
+
+
+def make(stage: str, config: Config):
+    """The stage ("stt", "llm" or "tts") that the configuration names.  ConfigError where there is no such engine."""
+    name = getattr(config, stage)
+    place = TABLE.get(name, {}).get(stage)
+    if place is None:
+        names = ", ".join(engine for engine, stages in TABLE.items() if stage in stages)
+        raise ConfigError(f"{config.origin(stage)}: there is no {stage} engine {name!r}; there are {names}.")
+    module, _, kind = place.partition(":")
+    return getattr(import_module("." + module, __name__), kind)(config)

@@ -1,0 +1,164 @@
+"""The engine `scripted`: it hears, answers and speaks what a file says, after set times.
+
+For tests, for benchmarks of everything around the engines, and as the answer where no language model is configured.
+The rule: the same script gives the same call.
+"""
+import asyncio
+import math
+import re
+import tomllib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import numpy as np
+
+from .. import ConfigError
+from .._fastpath import SEGMENT_SAMPLES
+from ..config import Config
+
+NO_MODEL = "I am sorry, there is no language model behind this line yet."
+TONE_HZ = 440
+TONE_PEAK = 6000
+MS_PER_CHARACTER = 60           # of speech
+
+
+def later(ms: float, call, *args) -> None:
+    """Call it after `ms`, never before the present callback has returned."""
+    loop = asyncio.get_running_loop()
+    loop.call_later(ms / 1000, call, *args) if ms else loop.call_soon(call, *args)
+
+
+class Stt:
+    """Every utterance of a call is the next line of the script; after the last, the first again."""
+
+    def __init__(self, config: Config):
+        self.settings = config.scripted
+        self.lines = read_lines(self.settings.stt) if self.settings.stt else [""]
+        self.heard: dict[object, int] = {}          # call -> utterances of it so far
+
+    async def open(self, arena, searches) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
+
+    def listen(self, call, position: int) -> None:
+        self.heard[call] = self.heard.get(call, -1) + 1
+
+    def audio(self, call) -> None:
+        pass
+
+    def ask(self, call) -> None:
+        later(0, call.on_partial, call.utterance, self._line(call))
+
+    def finish(self, call, position: int) -> None:
+        later(self.settings.stt_ms, call.on_final, call.utterance, self._line(call), 1.0)
+
+    def cancel(self, call) -> None:
+        pass
+
+    def forget(self, call) -> None:
+        self.heard.pop(call, None)
+
+    def measure(self, metrics) -> None:
+        pass
+
+    def _line(self, call) -> str:
+        return self.lines[self.heard.get(call, 0) % len(self.lines)]
+
+
+class Llm:
+    """Answers with the first rule whose pattern is found in what the caller said."""
+
+    def __init__(self, config: Config):
+        self.settings = config.scripted
+        self.rules = read_rules(self.settings.llm) if self.settings.llm else [(re.compile(""), NO_MODEL)]
+
+    async def open(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
+
+    async def reply(self, messages: tuple[dict, ...]) -> AsyncIterator[str]:
+        said = messages[-1]["content"]
+        text = next((answer for pattern, answer in self.rules if pattern.search(said)), NO_MODEL)
+        await asyncio.sleep(self.settings.llm_first_ms / 1000)
+        for i, piece in enumerate(re.findall(r"\S+\s*", text)):
+            if i:
+                await asyncio.sleep(self.settings.llm_piece_ms / 1000)
+            yield piece
+
+    def measure(self, metrics) -> None:
+        pass
+
+
+class Tts:
+    """Speaks tones as long as the text would take."""
+
+    def __init__(self, config: Config):
+        self.settings = config.scripted
+
+    async def open(self, arena) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
+
+    def speak(self, call, epoch: int, k: int, text: str, voice: str) -> None:
+        later(self.settings.tts_ms, self._write, call, epoch, k, text)
+
+    def cancel(self, call) -> None:
+        pass
+
+    async def render(self, texts, voice: str, rate: int) -> AsyncIterator[tuple[str, np.ndarray]]:
+        for text in texts:
+            yield text, tone(text, rate)
+
+    def measure(self, metrics) -> None:
+        pass
+
+    def _write(self, call, epoch: int, k: int, text: str) -> None:
+        slot = call.slot
+        if slot is None or epoch != call.epoch:
+            return
+        pcm = tone(text, slot.rate_out)[:SEGMENT_SAMPLES]
+        start = slot.segment_written(k)
+        ring = np.asarray(slot.segment(k))
+        ring[np.arange(start, start + len(pcm)) % SEGMENT_SAMPLES] = pcm
+        slot.set_segment_written(k, start + len(pcm))
+        call.on_speech(epoch, k, start, start + len(pcm), True)
+
+
+def tone(text: str, rate: int) -> np.ndarray:
+    """A tone of MS_PER_CHARACTER for each character, faded in and out, as int16."""
+    count = max(1, len(text)) * MS_PER_CHARACTER * rate // 1000
+    wave = TONE_PEAK * np.sin(np.arange(count) * (2 * math.pi * TONE_HZ / rate))
+    fade = rate // 200
+    wave[:fade] *= np.linspace(0, 1, fade)
+    wave[-fade:] *= np.linspace(1, 0, fade)
+    return wave.astype(np.int16)
+
+
+def read_lines(path: str) -> list[str]:
+    """A script of a recogniser: a line for each utterance.  ConfigError where it cannot be read or is empty."""
+    lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    if not lines:
+        raise ConfigError(f"{path}: there is no line for the recogniser to hear.")
+    return lines
+
+
+def read_rules(path: str) -> list[tuple[re.Pattern, str]]:
+    """A script of a model: [[reply]] tables of `when`, a pattern (optional), and `say`.  ConfigError if it is not that."""
+    try:
+        rules = tomllib.loads(read_text(path)).get("reply", [])
+        return [(re.compile(rule.get("when", ""), re.IGNORECASE), rule["say"]) for rule in rules]
+    except (tomllib.TOMLDecodeError, re.error, KeyError, AttributeError, TypeError) as error:
+        raise ConfigError(f"{path}: this is not a list of [[reply]] with `when` and `say`: {error}.") from None
+
+
+def read_text(path: str) -> str:
+    try:
+        return Path(path).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: the script cannot be read: {getattr(error, 'strerror', 'it is not UTF-8')}.") from None

@@ -1,0 +1,167 @@
+"""Turn: one reply of the agent, from the decision to its last sample.
+
+A reply is a sequence of texts, known at once (a script) or coming (a model).  Each becomes a segment of speech:
+taken from the prompts, or synthesised into one of the slot's segment buffers, several side by side.  The rule:
+segments are handed to the playout in the order of their texts, whatever order they get ready in; and once the
+turn's epoch has passed, nothing of it has any effect.
+"""
+import asyncio
+from collections import deque
+
+from . import EngineError
+from ._fastpath import SEGMENTS, Slot
+from .audio import Playout, Segment
+from .flow import Cutter, Reply
+
+SPEAKING, DONE, CANCELLED = "speaking", "done", "cancelled"
+
+SENTENCE_PAUSE_MS = 220         # between two segments when the first ends a sentence
+CLAUSE_PAUSE_MS = 90            # ... when it does not
+
+
+class Stage:
+    """What a turn plays on: the parts of a call that it uses, and nothing above them."""
+
+    __slots__ = ("slot", "playout", "prompt", "speak", "llm", "voice", "deadlines", "filler", "clock")
+
+    def __init__(self, slot: Slot, playout: Playout, prompt, speak, llm, voice: str, deadlines, filler: tuple[str, ...],
+                 clock):
+        self.slot = slot
+        self.playout = playout
+        self.prompt = prompt            # (voice, text, rate) -> studio.Prompt or None
+        self.speak = speak              # (epoch, segment buffer, text, voice): have it synthesised there
+        self.llm = llm
+        self.voice = voice
+        self.deadlines = deadlines      # config.OpenAI: first_token_seconds, filler_seconds, token_gap_seconds
+        self.filler = filler            # what is said when the model's first words are late
+        self.clock = clock              # () -> ns
+
+
+class Turn:
+    """`begin` starts it, `tick` keeps its deadlines, `cancel` ends it; then `state` says how it went."""
+
+    __slots__ = ("stage", "reply", "epoch", "trace", "state", "texts", "waiting", "buffers", "speaking", "complete",
+                 "error", "began", "last_piece", "_task", "_filled")
+
+    def __init__(self, stage: Stage, reply: Reply, epoch: int, trace):
+        self.stage = stage
+        self.reply = reply
+        self.epoch = epoch
+        self.trace = trace
+        self.state = SPEAKING
+        self.texts: list[str] = []                  # generated: all that was decided to be said, in order
+        self.waiting: deque[str] = deque()          # of these, what is not yet a segment
+        self.buffers = list(range(SEGMENTS))        # segment buffers of the slot that are free
+        self.speaking: dict[int, Segment] = {}      # buffer -> the segment that is synthesised into it or played from it
+        self.complete = False                       # no more texts will come
+        self.error = ""                             # why the model's answer ended early
+        self.began = 0                              # ns
+        self.last_piece = 0                         # ns, when the model last sent something; 0: nothing yet
+        self._task: asyncio.Task | None = None
+        self._filled = False                        # the filler was said
+
+    def begin(self, now: int) -> None:
+        """The turn is committed: what there is to say goes on its way."""
+        self.began = now
+        for text in self.reply.say:
+            self._say(text)
+        if self.reply.messages:
+            self._task = asyncio.ensure_future(self._think())
+        else:
+            self.complete = True
+
+    def tick(self, now: int) -> None:
+        """Free the buffers that are played, give the next texts to the voice, keep the model's deadlines."""
+        for k, segment in list(self.speaking.items()):
+            self.stage.slot.set_segment_read(k, segment.read)
+            if segment.finished:
+                del self.speaking[k]
+                self.buffers.append(k)
+        self._advance()
+        if self._task is not None:
+            self._keep_deadlines(now)
+        if self.complete and not self.waiting and not self.stage.playout.queued and self.state is SPEAKING:
+            self.state = DONE
+
+    def on_speech(self, k: int, start: int, written: int, done: bool) -> None:
+        """The voice has written samples start..written (counters of buffer k)."""
+        segment = self.speaking.get(k)
+        if segment is not None:
+            segment.supply(start, written, done)
+            self.trace.mark("synthesis", self.stage.clock())
+
+    def on_speech_failed(self, k: int) -> None:
+        """The voice gave up on a segment: what there is of it is played, the next one follows."""
+        segment = self.speaking.get(k)
+        if segment is not None:
+            segment.supply(segment.start, segment.written, True)
+
+    def cancel(self) -> None:
+        """Stop at once: nothing more is said.  What was heard is the playout's to tell."""
+        if self._task is not None:
+            self._task.cancel()
+        self.waiting.clear()
+        if self.state is SPEAKING:
+            self.state = CANCELLED
+
+    def _say(self, text: str) -> None:
+        self.texts.append(text)
+        self.waiting.append(text)
+        self._advance()
+
+    def _advance(self) -> None:
+        """Texts become segments, in order: from the prompts at once, from the voice as long as a buffer is free."""
+        stage = self.stage
+        while self.waiting:
+            text = self.waiting[0]
+            pause = SENTENCE_PAUSE_MS if text.rstrip().endswith((".", "?", "!")) else CLAUSE_PAUSE_MS
+            prompt = stage.prompt(stage.voice, text, stage.slot.rate_out)
+            if prompt is not None:
+                self.trace.mark("synthesis", stage.clock())
+                segment = Segment(text, prompt.pcm, lead=prompt.lead, pause_ms=pause)
+            elif self.buffers:
+                k = self.buffers.pop(0)
+                segment = Segment(text, stage.slot.segment(k), pause_ms=pause, growing=True)
+                self.speaking[k] = segment
+                stage.speak(self.epoch, k, text, stage.voice)
+            else:
+                return
+            self.waiting.popleft()
+            stage.playout.push(segment)
+
+    # -- the model -----------------------------------------------------------------------------------------------------
+
+    async def _think(self) -> None:
+        cutter = Cutter()
+        try:
+            async for piece in self.stage.llm.reply(self.reply.messages):
+                self.last_piece = self.stage.clock()
+                self.trace.mark("llm_first_token", self.last_piece)
+                for text in cutter.feed(piece):
+                    self.trace.mark("segment", self.stage.clock())
+                    self._say(text)
+        except EngineError as error:
+            self.error = str(error)
+        finally:
+            if self.state is SPEAKING:
+                for text in cutter.finish():
+                    self._say(text)
+            self.complete = True
+            self._task = None
+
+    def _keep_deadlines(self, now: int) -> None:
+        deadlines = self.stage.deadlines
+        waited = (now - (self.last_piece or self.began)) / 1e9
+        if self.last_piece:
+            if waited > deadlines.token_gap_seconds:
+                self._give_up(f"The model paused for more than {deadlines.token_gap_seconds} s.")
+        elif waited > deadlines.first_token_seconds:
+            self._give_up(f"The model sent nothing within {deadlines.first_token_seconds} s.")
+        elif waited > deadlines.filler_seconds and not self._filled and not self.texts:
+            self._filled = True
+            for text in self.stage.filler:
+                self._say(text)
+
+    def _give_up(self, reason: str) -> None:
+        self.error = reason
+        self._task.cancel()

@@ -1,0 +1,242 @@
+"""One worker: its listening sockets, its connections and calls, its clock tick, its routes.
+
+It parses nothing and decides nothing about a conversation.  The rule: everything a call needs is made before the
+worker listens, so that no call ever waits for a model, a file or an import.
+"""
+import asyncio
+import gc
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from . import ProtocolError, http11, net, pages
+from ._fastpath import EpollSet, ReceiveBuffer
+from .call import Call, EchoCall
+from .config import Config
+from .connection import Connection
+from .dialects import TABLE as DIALECTS
+from .metrics import Metrics
+from .studio import Studio
+
+log = logging.getLogger("opusagent")
+
+TICK_NS = 5_000_000             # pacing of speech and the calls' deadlines
+SWEEP_TICKS = 50                # every so many ticks the connections' deadlines are looked at
+COLLECT_TICKS = 200             # every so many ticks the young generations of garbage are collected
+FASTEST_CALL = 128 << 10        # bytes a second on a telephony route: four times what the widest of them needs
+CONTROL_RATE = 8                # control frames a second on a telephony route
+KEPT_CALLS = 256                # records of ended calls kept for GET /calls/<id>
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one route allows its peers."""
+
+    max_message: int            # bytes
+    max_fragments: int          # of a message, empty ones too
+    message_seconds: float      # from a message's first byte to its last
+    idle_seconds: float         # without an inbound byte
+    bytes_per_second: int = 0   # received, on average over a few seconds; 0: as fast as they come
+    controls_per_second: int = 0
+
+
+class EchoSession:
+    """/ws/echo: every message back unchanged.  It reads on only when what it sent is out."""
+
+    def __init__(self, connection: Connection):
+        self.on_message = connection.wire.send
+        connection.wire.lockstep = True
+
+    def drained(self) -> None:
+        pass
+
+    def lost(self, code: int, reason: str) -> None:
+        pass
+
+
+class Server:
+    """A worker.  `start` listens, `drain` refuses new calls and waits for the live ones, `stop` ends it."""
+
+    def __init__(self, config: Config, studio: Studio, metrics: Metrics):
+        self.config = config
+        self.studio = studio                        # what calls are made with: flow, engines, arena, prompts
+        self.metrics = metrics
+        self.buffer = ReceiveBuffer(65536)          # every connection of the worker receives into it
+        self.epoll = EpollSet(self.buffer)
+        self.connections: set[Connection] = set()
+        self.calls: dict[str, Call] = {}            # by call id
+        self.records: deque[dict] = deque(maxlen=KEPT_CALLS)    # of ended calls, newest last
+        self.draining = False
+        self.broken = ""                            # a sentence: why no call can be served
+        self.tuning: dict = {}                      # what net.tune reported last
+        self.clock: Callable[[], int] = time.monotonic_ns
+        self.now = self.clock()                     # ns, when the current callback began
+        self.started = self.now
+        self._ticks = 0
+        self._next_tick = self.now
+        self._listening: list[asyncio.Server] = []
+        net_config = config.net
+        self.wide = Limits(net_config.max_message, 1 << 17, 60.0, net_config.ping_timeout_seconds)
+        self.narrow = Limits(net_config.max_message_telephony, 16, 5.0, net_config.media_timeout_seconds,
+                             FASTEST_CALL, CONTROL_RATE)
+        self.diagnostic = replace(self.narrow, bytes_per_second=0)
+
+    # -- life ----------------------------------------------------------------------------------------------------------
+
+    async def start(self, sockets: list, admin_sockets: list = (), ssl=None) -> None:
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self.epoll.fileno(), self._poll)
+        for sock in sockets:
+            serves_pages = not admin_sockets
+            self._listening.append(await loop.create_server(lambda p=serves_pages: Connection(self, p), sock=sock,
+                                                            ssl=ssl, backlog=self.config.net.backlog))
+        for sock in admin_sockets:
+            self._listening.append(await loop.create_server(lambda: Connection(self, True), sock=sock))
+        self._next_tick = self.clock() + TICK_NS
+        loop.call_later(TICK_NS / 1e9, self._tick)
+        gc.collect()
+        gc.freeze()
+        gc.disable()                                # collected by the tick, between frames
+
+    async def drain(self) -> None:
+        """Refuse new calls; return when the live ones have ended, or after drain_seconds."""
+        self.draining = True
+        deadline = self.clock() + int(self.config.drain_seconds * 1e9)
+        while self.calls and self.clock() < deadline:
+            await asyncio.sleep(0.05)
+
+    async def stop(self) -> None:
+        for listening in self._listening:
+            listening.close()
+        for connection in list(self.connections):
+            if connection.ws is not None:
+                connection.close(1001, "the server is shutting down")
+        until = self.clock() + 1_000_000_000
+        while self.connections and self.clock() < until:
+            await asyncio.sleep(0.01)
+        for connection in list(self.connections):
+            connection.ended(None)
+        asyncio.get_running_loop().remove_reader(self.epoll.fileno())
+        self.epoll.close()
+        gc.enable()
+
+    def tock(self) -> int:
+        """The time now, which is also `now` for everything this callback reaches."""
+        self.now = self.clock()
+        return self.now
+
+    def note_tuning(self, report) -> None:
+        self.tuning = report
+
+    # -- the loop's callbacks ------------------------------------------------------------------------------------------
+
+    def _poll(self) -> None:
+        began = self.tock()
+        again = self.epoll.poll()
+        self.studio.hearing.run()
+        self.metrics.frame(self.clock() - began)
+        if again:
+            self.poll_soon()
+
+    def poll_soon(self) -> None:
+        asyncio.get_running_loop().call_soon(self._poll)
+
+    def _tick(self) -> None:
+        now = self.tock()
+        self.metrics.lag(now - self._next_tick)
+        self._next_tick = max(self._next_tick + TICK_NS, now + TICK_NS // 5)
+        asyncio.get_running_loop().call_later((self._next_tick - now) / 1e9, self._tick)
+        for call in list(self.calls.values()):
+            call.tick(now)
+        self.studio.hearing.run()
+        self._ticks += 1
+        if self._ticks % SWEEP_TICKS == 0:
+            for connection in list(self.connections):
+                connection.sweep(now)
+        if self._ticks % COLLECT_TICKS == 0:
+            gc.collect(1)
+
+    # -- routes --------------------------------------------------------------------------------------------------------
+
+    def page(self, connection: Connection, head: http11.Head) -> bytes:
+        """The answer to a plain GET or HEAD.  Raises ProtocolError(status, sentence)."""
+        name = head.path if head.path in pages.PAGES else "/" + head.path[1:].partition("/")[0] + "/"
+        page = pages.PAGES.get(name)
+        if page is None or not (connection.pages or page.open):
+            raise ProtocolError(404, "There is no such page here.")
+        if not page.open:
+            self._check_trusted(connection, head)
+        status, body, content_type = page.render(self, head)
+        return http11.response(status, body, content_type, head_only=head.method == "HEAD")
+
+    def session(self, connection: Connection, head: http11.Head) -> tuple[Limits, Callable]:
+        """What an upgrade asks for: its limits, and the function that begins its session once the 101 is out."""
+        parts = head.path.split("/")
+        if parts[1:] == ["ws", "echo"]:
+            self._check_diagnostics(connection)
+            self._check_origin(connection, head)
+            return self.wide, EchoSession
+        if len(parts) not in (3, 4) or parts[1] != "ws":
+            raise ProtocolError(404, "There is no such route here; calls come to /ws/<dialect>[/<agent>].")
+        dialect = DIALECTS.get(parts[2])
+        if dialect is None:
+            raise ProtocolError(404, f"There is no such dialect here; there are {', '.join(DIALECTS)}.")
+        agent = parts[3] if len(parts) == 4 else ""
+        self._check_call(connection, head, agent)
+        telephony = dialect.max_message <= self.narrow.max_message
+        limits = self.wide if not telephony else self.diagnostic if agent == "echo" else self.narrow
+        make = EchoCall if agent == "echo" else Call
+        return limits, lambda connection: make(self, connection, dialect(head.query), agent)
+
+    def _check_call(self, connection: Connection, head: http11.Head, agent: str) -> None:
+        self._check_origin(connection, head)
+        if agent == "echo":
+            self._check_diagnostics(connection)
+        elif agent and agent not in self.studio.flows:
+            raise ProtocolError(404, "There is no such agent here.")
+        if not (net.is_loopback(connection.peer) or self.config.insecure or self._has_token(head)):
+            raise ProtocolError(401, "A call from another machine needs the token as a bearer.")
+        if self.broken:
+            raise ProtocolError(503, self.broken)
+        if self.draining:
+            raise ProtocolError(503, "This server is draining; new calls go elsewhere.")
+        if len(self.calls) >= self.config.max_calls:
+            raise ProtocolError(503, "This server is full.")
+
+    def _check_diagnostics(self, connection: Connection) -> None:
+        if not (self.config.diagnostics or net.is_loopback(connection.peer)):
+            raise ProtocolError(403, "The echo answers loopback peers only, unless diagnostics is set.")
+
+    def _check_origin(self, connection: Connection, head: http11.Head) -> None:
+        if head.get("origin") is not None:
+            self._check_trusted(connection, head)
+
+    def _check_trusted(self, connection: Connection, head: http11.Head) -> None:
+        """Loopback (and not a page of some other site in a browser there), an allow-listed origin, or the admin token."""
+        origin = head.get("origin")
+        if self._has_token(head) or origin in self.config.origins:
+            return
+        if origin is not None and origin.partition("://")[2] != head.get("host"):
+            raise ProtocolError(403, "This origin is not on the list of origins.")
+        if not net.is_loopback(connection.peer):
+            raise ProtocolError(401, "This needs loopback, an allowed origin or the admin token.")
+
+    def _has_token(self, head: http11.Head) -> bool:
+        return pages.token_matches(self.config.admin_token, head.get("authorization", ""))
+
+    # -- calls ---------------------------------------------------------------------------------------------------------
+
+    def call_begins(self, call: Call) -> None:
+        if call.id in self.calls:
+            raise ProtocolError(1008, "this call is already here")
+        self.calls[call.id] = call
+        self.metrics.count("calls")
+        self.metrics.gauge("active_calls", len(self.calls))
+
+    def call_ends(self, call: Call) -> None:
+        if self.calls.get(call.id) is call:
+            del self.calls[call.id]
+            self.records.append(call.record())
+            self.metrics.gauge("active_calls", len(self.calls))

@@ -1,0 +1,98 @@
+"""What the calls of a worker share: the flows, the engines, the arena, the ear, and every prompt already spoken.
+
+It is opened before the worker listens and closed after its last call.  The rule: what could make a call wait (a
+model, a process, a file, an import) is done in open().
+"""
+import asyncio
+import logging
+import time
+from importlib import resources
+
+import numpy as np
+
+from . import ConfigError, EngineError, engines
+from ._fastpath import Arena, Resampler
+from .audio import VadBatch, first_voiced
+from .config import Config
+from .flow import Flow
+
+log = logging.getLogger("opusagent")
+
+PROMPT_RATE = 16000             # Hz, what prompts are rendered at; other rates are made from that, once
+RENDER_SECONDS = 60.0           # for all prompts together, before the worker gives up
+
+
+class Prompt:
+    """A text as speech, ready to play at one rate."""
+
+    __slots__ = ("pcm", "lead")
+
+    def __init__(self, pcm: np.ndarray, rate: int):
+        self.pcm = pcm
+        self.lead = first_voiced(pcm, rate) or 0        # samples before its first voiced window
+
+
+class Studio:
+    """`flows` is by agent name; "" is the one the server was started with."""
+
+    def __init__(self, config: Config, flow: Flow):
+        self.config = config
+        self.flows = {"": flow, "demo": demo_flow()}
+        self.arena = Arena(config.max_calls)
+        self.free = list(range(config.max_calls - 1, -1, -1))   # slots, the next one last
+        self.hearing = VadBatch()
+        self.prompts: dict[tuple[str, str, int], Prompt] = {}   # by voice, text and rate
+        self.stt = engines.make("stt", config)
+        self.llm = engines.make("llm", config)
+        self.tts = engines.make("tts", config)
+
+    async def open(self, metrics) -> None:
+        """Start the engines and render the prompts.  EngineError or ConfigError when calls could not be served."""
+        searches, self.search_base = [], {}
+        for flow in dict.fromkeys(self.flows.values()):
+            self.search_base[id(flow)] = len(searches)
+            searches += flow.searches
+        await asyncio.gather(self.stt.open(self.arena, searches), self.tts.open(self.arena), self.llm.open())
+        for flow in dict.fromkeys(self.flows.values()):
+            await self._render(flow)
+
+    async def _render(self, flow: Flow) -> None:
+        began = time.monotonic()
+        texts = [text for text in flow.prompts() if (flow.voice, text, PROMPT_RATE) not in self.prompts]
+        try:
+            async with asyncio.timeout(RENDER_SECONDS):
+                async for text, pcm in self.tts.render(texts, flow.voice, PROMPT_RATE):
+                    self.prompts[flow.voice, text, PROMPT_RATE] = Prompt(pcm, PROMPT_RATE)
+        except TimeoutError:
+            raise EngineError(f"The voice did not speak {len(texts)} prompts within {RENDER_SECONDS:.0f} s.") from None
+        log.info("%d prompts of %s rendered in %.2f s", len(texts), flow.name or flow.file, time.monotonic() - began)
+
+    async def close(self) -> None:
+        for engine in (self.stt, self.tts, self.llm):
+            await engine.close()
+
+    def prompt(self, voice: str, text: str, rate: int) -> Prompt | None:
+        """A text that was rendered ahead, at `rate`; None if it was not."""
+        found = self.prompts.get((voice, text, rate))
+        if found is None and (source := self.prompts.get((voice, text, PROMPT_RATE))) is not None:
+            resampler = Resampler(PROMPT_RATE, rate)
+            pcm = np.concatenate((resampler.push(source.pcm), resampler.flush()))[resampler.delay:]
+            found = self.prompts[voice, text, rate] = Prompt(pcm, rate)
+        return found
+
+    def search(self, flow: Flow, number: int) -> int:
+        """The recogniser's number of a search of `flow`."""
+        return self.search_base[id(flow)] + number
+
+    def measure(self, metrics) -> None:
+        """What the engines have to say in /metrics."""
+        for engine in (self.stt, self.tts, self.llm):
+            engine.measure(metrics)
+
+
+def demo_flow() -> Flow:
+    """The demo's conversation, which is part of the package.  ConfigError if the installation lacks it."""
+    path = resources.files("opusagent") / "demo.toml"
+    if not path.is_file():
+        raise ConfigError("The demo flow is missing from this installation: reinstall opusagent.")
+    return Flow.load(path)
