@@ -13,8 +13,8 @@ import json
 import subprocess
 import sys
 
-from figures import median, paired_ratio, table
-from subjects import Absent, Cores, Running, Subject, allow_connections, build, machine, opusagent, peer
+from figures import Ratio, median, paired_ratio, table
+from subjects import Absent, Cores, Running, Subject, allow_connections, build, machine, ours, peer
 
 FLOOR, OURS, RIVAL = "C floor", "OpusAgent", "picows"
 NOT_CLEAN = 2.0         # per cent of the time kept off the CPU above which a run is doubtful
@@ -24,7 +24,7 @@ def subjects(twilio: bool) -> list[Subject]:
     what = "twilio" if twilio else "echo"
     return [
         Subject(FLOOR, (build("echo_limit"), "PORT")),
-        opusagent("/ws/twilio/echo" if twilio else "/ws/echo"),
+        ours("/ws/twilio/echo" if twilio else "/ws/echo"),
         peer("picows", "echo_picows.py", what, "picows", "orjson", "uvloop"),
         peer("websockets", "echo_websockets.py", what, "websockets", "uvloop"),
         peer("FastAPI", "echo_fastapi.py", what, "fastapi", "uvicorn", "websockets"),
@@ -159,7 +159,7 @@ def main() -> int:
         return 1
     if args.json:
         print(json.dumps({"machine": machine(), "rounds": args.rounds, "seconds": args.seconds, "loads": results},
-                         default=vars_of))
+                         default=Ratio.as_json))
     else:
         what = "Twilio media messages" if args.twilio else f"{args.size}-byte frames"
         print(f"Echo of {what}, {args.rounds} rounds of {args.seconds:g} s; server on core {cores.server}, client on core "
@@ -169,10 +169,6 @@ def main() -> int:
         print("\nRatios are of CPU per frame: the median of the rounds' paired ratios, with its 90 % interval"
               + ("." if args.rounds >= 5 else ", which needs 5 rounds; '?' marks the mere range."))
     return int(any(rows[OURS]["failed"] for rows in results.values()))
-
-
-def vars_of(ratio) -> dict:
-    return {"median": ratio.median, "low": ratio.low, "high": ratio.high, "rounds": ratio.rounds}
 
 
 if __name__ == "__main__":

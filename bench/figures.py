@@ -1,4 +1,4 @@
-"""Figures of repeated, interleaved measurements: paired ratios with their doubt, percentiles, and tables of text.
+"""Figures of repeated, interleaved measurements: paired ratios with their doubt, and tables of text.
 
 It measures nothing itself.  The rule: two subjects are compared round by round, never average by average, so
 that a machine that slows down for a minute slows both.
@@ -19,15 +19,12 @@ class Ratio:
     high: float
     rounds: int
 
+    def as_json(self) -> dict[str, float]:
+        return {"median": self.median, "low": self.low, "high": self.high, "rounds": self.rounds}
+
     def __str__(self) -> str:
         doubt = "" if self.rounds >= LEAST_ROUNDS else "?"
         return f"{self.median:.2f} ({self.low:.2f}-{self.high:.2f}){doubt}"
-
-
-def percentile(values: Sequence[float], p: float) -> float:
-    """The smallest value with at least p % of all at or below it (nearest rank); NaN of nothing."""
-    ordered = sorted(values)
-    return ordered[max(0, math.ceil(len(ordered) * p / 100) - 1)] if ordered else math.nan
 
 
 def median(values: Sequence[float]) -> float:

@@ -70,7 +70,7 @@ class Running:
     def __init__(self, subject: Subject, cores: Cores):
         self.subject = subject
         self.rss_kb = 0                 # of all its processes before the first connection; whoever measures sets it
-        self.log = tempfile.TemporaryFile("w+")
+        self.log = tempfile.TemporaryFile("a+")
         port = free_port()
         self.process = subprocess.Popen(
             [str(port) if word == "PORT" else word for word in subject.command], stdout=self.log, stderr=self.log,
@@ -122,7 +122,7 @@ def peer(name: str, program: str, what: str, *modules: str) -> Subject:
     return Subject(name, (sys.executable, str(BENCH / "peers" / program), "PORT", what), modules=needs)
 
 
-def opusagent(path: str, *flags: str) -> Subject:
+def ours(path: str, *flags: str) -> Subject:
     return Subject("OpusAgent", (sys.executable, "-m", "opusagent.cli", "serve", "--port", "0", "--workers", "1", *flags),
                    path)
 
@@ -141,6 +141,18 @@ def descendants(root: int) -> list[int]:
     for pid in found:
         found += [child for child, its in parent.items() if its == pid]
     return found
+
+
+def processor_ns(pids: list[int]) -> int:
+    """Time that all threads of these processes have spent on a processor so far."""
+    total = 0
+    for pid in pids:
+        for path in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+            try:
+                total += int(path.read_text().split()[0])
+            except OSError:
+                continue                # the thread has just ended
+    return total
 
 
 def free_port() -> int:

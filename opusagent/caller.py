@@ -10,10 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import ConfigError
-from .audio import VOICED_DBFS, first_voiced, last_voiced, mean_square
+from .audio import VOICED, first_voiced, last_voiced
 from .recording import Tape
 
-AUDIBLE = mean_square(VOICED_DBFS)      # of a 10 ms window, while the peak of its clip is not known yet
 SAME_SPEECH_MS = 100        # voiced windows closer than this are one stretch of speech
 QUIET_MS = 300              # silence after which the agent has finished
 LEAVING_MS = 1500           # the same after the last turn
@@ -232,7 +231,7 @@ def loud_windows(pcm: np.ndarray, rate: int) -> list[int]:
     n = rate // 100
     whole = len(pcm) // n * n
     power = (pcm[:whole].reshape(-1, n).astype(np.float32) ** 2).mean(axis=1)
-    starts = (np.flatnonzero(power > AUDIBLE) * n).tolist()
-    if whole < len(pcm) and (pcm[whole:].astype(np.float32) ** 2).mean() > AUDIBLE:
+    starts = (np.flatnonzero(power > VOICED) * n).tolist()
+    if whole < len(pcm) and (pcm[whole:].astype(np.float32) ** 2).mean() > VOICED:
         starts.append(whole)
     return starts

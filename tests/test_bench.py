@@ -1,0 +1,90 @@
+"""The benchmarks' own arithmetic, and that what they build runs: figures nobody checks are worth nothing."""
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).parent.parent / "bench"
+sys.path.insert(0, str(BENCH))
+
+import figures      # noqa: E402
+import subjects     # noqa: E402
+
+
+def test_the_median_of_pairs_is_not_the_pair_of_medians():
+    ratio = figures.paired_ratio([10, 20, 40], [10, 10, 10])
+    assert (ratio.median, ratio.low, ratio.high, ratio.rounds) == (2, 1, 4, 3)
+
+
+def test_a_round_that_failed_on_either_side_is_left_out():
+    ratio = figures.paired_ratio([1, None, 3], [1, 1, None])
+    assert (ratio.median, ratio.rounds) == (1, 1)
+    assert figures.paired_ratio([None], [1]) is None
+
+
+def test_too_few_rounds_are_marked_as_doubtful():
+    assert str(figures.paired_ratio([1.0] * 4, [1.0] * 4)) == "1.00 (1.00-1.00)?"
+    assert str(figures.paired_ratio([1.0] * 5, [1.0] * 5)) == "1.00 (1.00-1.00)"
+
+
+def test_the_interval_holds_the_median_nine_times_in_ten():
+    import random
+    dice = random.Random(7)
+    for n in (5, 6, 9, 15):
+        hits = 0
+        for _ in range(3000):
+            low, high = figures.median_interval([dice.gauss(0, 1) for _ in range(n)])
+            hits += low <= 0 <= high
+        assert 0.885 <= hits / 3000 <= 0.94, n              # n = 5 cannot be narrower than 93.75 % to 87.5 %
+
+
+def test_the_interval_is_made_of_order_statistics():
+    low, high = figures.median_interval(range(1, 10))
+    assert 2 < low < 3 and 7 < high < 8 and low + high == pytest.approx(10)
+
+
+def test_tables_line_up():
+    assert figures.table([["server", "us"], ["a", "10.0"], ["longer", "9.0"]]).splitlines() == [
+        "server    us", "------  ----", "a       10.0", "longer   9.0"]
+
+
+def test_a_process_and_its_children_are_found():
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(30)"])
+    try:
+        assert child.pid in subjects.descendants(os.getpid())
+        assert subjects.descendants(child.pid) == [child.pid]
+        assert subjects.processor_ns([os.getpid()]) > 0
+    finally:
+        child.kill()
+        child.wait()
+
+
+def test_what_is_not_installed_is_a_sentence():
+    subject = subjects.Subject("rival", ("true",), modules=("no_such_module",))
+    assert subject.absent() == "rival is left out: no_such_module is not installed; pip install '.[bench]'"
+    assert subjects.Subject("rival", ("true",)).absent() is None
+
+
+@pytest.mark.skipif(not shutil.which("gcc"), reason="gcc builds the load client and the floor")
+@pytest.mark.parametrize("flags", [["-m", "closed"], ["-m", "paced", "-t"], ["-m", "closed", "-s", "70000"]],
+                         ids=["closed", "paced, Twilio", "large frames"])
+def test_the_load_client_and_the_floor_understand_each_other(flags):
+    server = subjects.Running(subjects.Subject("floor", (subjects.build("echo_limit"), "PORT")), subjects.Cores(None, None))
+    try:
+        run = subprocess.run([subjects.build("wsload"), "-j", "-b", "-c", "4", "-d", "0.2", "-w", "0.05", *flags,
+                              "-p", str(server.process.pid), "127.0.0.1", str(server.port)], capture_output=True, text=True)
+    finally:
+        server.stop()
+    assert run.returncode == 0, run.stderr
+    measured = json.loads(run.stdout)
+    assert measured["msgs"] > 0 and measured["wrong"] == measured["lost"] == 0
+
+
+@pytest.mark.skipif(not shutil.which("gcc"), reason="gcc builds the load client")
+def test_a_server_that_is_not_there_is_a_sentence():
+    run = subprocess.run([subjects.build("wsload"), "127.0.0.1", "1"], capture_output=True, text=True)
+    assert (run.returncode, run.stderr) == (1, "connect: Connection refused\n")
