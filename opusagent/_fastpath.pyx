@@ -1002,6 +1002,7 @@ cdef class Ring:
     cdef uint64_t *head                 # bytes ever written (writer's)
     cdef uint64_t *tail                 # bytes ever read (reader's)
     cdef uint64_t *sleeping             # 1 while the reader waits for the eventfd
+    cdef uint64_t *alive                # the reader's last beat, ns
     cdef readonly int fd
     cdef readonly int eventfd
 
@@ -1017,13 +1018,14 @@ cdef class Ring:
         self.head = <uint64_t*>b.buf
         self.tail = <uint64_t*>(<uint8_t*>b.buf + 64)
         self.sleeping = <uint64_t*>(<uint8_t*>b.buf + 128)
+        self.alive = self.sleeping + 1
         self.data = <uint8_t*>b.buf + RING_HEADER
         PyBuffer_Release(&b)
 
     def push(self, uint16_t kind, uint16_t slot=0, uint64_t generation=0, uint32_t epoch=0,
              uint64_t a=0, uint64_t b=0, bytes data=b"") -> bool:
         """Append one record and wake the reader if it sleeps; False when there is no room."""
-        cdef uint64_t head = self.head[0], one = 1
+        cdef uint64_t head = self.head[0]
         cdef uint64_t size = (RECORD_HEAD + <uint64_t>len(data) + 7) & ~<uint64_t>7
         cdef uint64_t at = head & (RING_DATA - 1)
         cdef uint64_t skip = 0 if at + size <= RING_DATA else RING_DATA - at
@@ -1048,10 +1050,24 @@ cdef class Ring:
         record.b = b
         memcpy(self.data + at + RECORD_HEAD, PyBytes_AS_STRING(data), len(data))
         oa_store(self.head, head + skip + size)
-        oa_fence()                      # the record before the look at `sleeping`; the reader does it the other way round
+        self.wake()
+        return True
+
+    cpdef void wake(self) noexcept:
+        """Wake the reader if it sleeps: for what it finds in a slot and needs no record for."""
+        cdef uint64_t one = 1
+        oa_fence()                      # what was written before the look at `sleeping`; the reader does the reverse
         if oa_load(self.sleeping) and oa_swap(self.sleeping, 0):
             posix_write(self.eventfd, &one, 8)
-        return True
+
+    @property
+    def beat(self) -> int:
+        """When the reader last said that it is alive, ns; 0: never."""
+        return oa_load(self.alive)
+
+    @beat.setter
+    def beat(self, uint64_t now):
+        oa_store(self.alive, now)
 
     def pop(self):
         """The next record as (kind, slot, generation, epoch, a, b, data), or None.  EngineError if it makes no sense."""

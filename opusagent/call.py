@@ -7,17 +7,18 @@ is made by pipeline.py, and whatever carries an older `utterance` or `epoch` tha
 import logging
 import secrets
 from collections import deque
-from functools import partial
+from functools import partial, wraps
 
 import numpy as np
 
 from . import ProtocolError
 from ._fastpath import Resampler
-from .audio import Playout, Vad, last_voiced
+from .audio import Vad, last_voiced
 from .dialects import TEXT, Audio, Dtmf, Mark, Start, Stop
 from .flow import Dialogue, Reply
 from .metrics import TurnTrace
-from .pipeline import CANCELLED, DONE, SPEAKING, Stage, Turn
+from .pipeline import SPEAKING, Stage, Turn
+from .playout import Playout
 from .turns import (BARGE_IN, DUCK, END_OF_TURN, NO_INPUT, PAUSE, RESTORE, RESUME, UTTERANCE_START, Settings,
                     TurnTaking)
 
@@ -30,6 +31,17 @@ FINAL_WITHIN = 1500 * MS        # a recogniser that has not answered by then has
 START_WITHIN = 10_000 * MS      # a call that has not started by then never will
 ARRIVALS = 64                   # messages whose times are remembered, for receipts
 LOOK_BACK_MS = 1500             # before an endpoint, to find the last voiced window in
+
+
+def from_outside(method):
+    """For what others than the connection call: an error of ours ends this call, and no other notices."""
+    @wraps(method)
+    def guarded(self, *args):
+        try:
+            return method(self, *args)
+        except Exception as error:
+            self.connection.fault(error)
+    return guarded
 
 
 class EchoCall:
@@ -152,9 +164,10 @@ class Call:
         self.turns = TurnTaking(rate, self.dialogue.expect.waits, turn_settings(self.server.config.turns))
         self.vad = Vad(rate, self.studio.hearing, self.on_window)
         self.playout = Playout(wire_rate, lead_ms=self.dialect.lead_ms)
-        self.stage = Stage(self.slot, self.playout, self.studio.prompt, partial(self.studio.tts.speak, self),
-                           self.studio.llm, self.flow.voice, self.server.config.openai, self.flow.filler.fill({}),
-                           self.server.clock)
+        studio = self.studio
+        self.stage = Stage(self.slot, self.playout, studio.prompt, partial(studio.tts.speak, self),
+                           partial(studio.tts.played, self), studio.llm, self.flow.voice, self.server.config.openai,
+                           self.flow.filler.fill({}), self.server.clock)
         self.media_at = self.server.now
         log.info("call %s begins: %s at %d Hz", self.id, self.dialect.name, wire_rate)
         self._reply(self.dialogue.begin())
@@ -196,10 +209,11 @@ class Call:
 
     # -- turn taking ---------------------------------------------------------------------------------------------------
 
-    def on_window(self, score: float, position: int, samples: int) -> None:
+    @from_outside
+    def on_window(self, score: float, position: int, samples: int, quiet: int) -> None:
         """The ear has scored the window that ends at `position`."""
         if self.slot is not None:
-            self._follow(self.turns.push(score, samples))
+            self._follow(self.turns.push(score, samples, quiet))
 
     def _follow(self, events) -> None:
         for event in events:
@@ -239,11 +253,13 @@ class Call:
 
     # -- from the recogniser -------------------------------------------------------------------------------------------
 
+    @from_outside
     def on_partial(self, utterance: int, text: str) -> None:
         if utterance == self.utterance and self.hearing and text:
             self.words = text
             self._follow(self.turns.judge(self.dialogue.judge(text)))
 
+    @from_outside
     def on_final(self, utterance: int, text: str, confidence: float = 1.0) -> None:
         if utterance != self.utterance or not self.final_by:
             return
@@ -252,6 +268,7 @@ class Call:
         self.trace.confidence = confidence
         self._reply(self.dialogue.answer(text))
 
+    @from_outside
     def on_failure(self, utterance: int, sentence: str) -> None:
         if utterance == self.utterance and (self.hearing or self.final_by):
             log.warning("call %s: %s", self.id, sentence)
@@ -287,22 +304,26 @@ class Call:
         self.trace.kind, self.trace.state, self.trace.caller = reply.kind, self.dialogue.state, reply.caller
         self.turns.expect(self.dialogue.expect.waits)
         self.audible = False
+        self.playout.begin()
         self.turn = Turn(self.stage, reply, self.epoch, self.trace)
         self.turn.begin(now)
         self._play(self.server.clock())
 
+    @from_outside
     def on_speech(self, epoch: int, k: int, start: int, written: int, done: bool) -> None:
         """The voice has written more of a segment."""
         if epoch == self.epoch and self.turn is not None:
             self.turn.on_speech(k, start, written, done)
             self._play(self.server.clock())
 
+    @from_outside
     def on_speech_failed(self, epoch: int, k: int, sentence: str) -> None:
         self.server.metrics.count("voice_failures")
         if epoch == self.epoch and self.turn is not None:
             log.warning("call %s: %s", self.id, sentence)
             self.turn.on_speech_failed(k)
 
+    @from_outside
     def tick(self, now: int) -> None:
         """Every few milliseconds: speech that is due, deadlines, and the sample clock when no media comes."""
         if self.slot is None:
@@ -332,12 +353,15 @@ class Call:
             self._send_audio(self.dialect.audio(pcm))
             if not self.audible:
                 self._first_audio(now)
+        for position in playout.take_marks():
+            if (mark := self.dialect.mark(f"{self.epoch}:{position}")) is not None:
+                self.connection.send(TEXT, mark)
         if turn.state is not SPEAKING and not playout.playing(now):
             self._turn_done(now)
 
     def _first_audio(self, now: int) -> None:
         self.audible = True
-        self.trace.mark("playout", now + self.playout.lead_ns)
+        self.trace.mark("playout", now + self.playout.quiet_ns)
         self._follow(self.turns.agent_starts(self.turn.reply.interruptible))
 
     def _send_audio(self, message: bytes) -> None:
@@ -371,7 +395,7 @@ class Call:
         turn.cancel()
         self.studio.tts.cancel(self)
         heard = self.playout.heard_text(now)
-        self.playout.clear(now)
+        self.playout.clear()
         self.late.clear()
         if (clear := self.dialect.clear()) is not None:
             self.connection.send(TEXT, clear)

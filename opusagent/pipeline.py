@@ -10,8 +10,8 @@ from collections import deque
 
 from . import EngineError
 from ._fastpath import SEGMENTS, Slot
-from .audio import Playout, Segment
 from .flow import Cutter, Reply
+from .playout import Playout, Segment
 
 SPEAKING, DONE, CANCELLED = "speaking", "done", "cancelled"
 
@@ -22,14 +22,15 @@ CLAUSE_PAUSE_MS = 90            # ... when it does not
 class Stage:
     """What a turn plays on: the parts of a call that it uses, and nothing above them."""
 
-    __slots__ = ("slot", "playout", "prompt", "speak", "llm", "voice", "deadlines", "filler", "clock")
+    __slots__ = ("slot", "playout", "prompt", "speak", "played", "llm", "voice", "deadlines", "filler", "clock")
 
-    def __init__(self, slot: Slot, playout: Playout, prompt, speak, llm, voice: str, deadlines, filler: tuple[str, ...],
-                 clock):
+    def __init__(self, slot: Slot, playout: Playout, prompt, speak, played, llm, voice: str, deadlines,
+                 filler: tuple[str, ...], clock):
         self.slot = slot
         self.playout = playout
         self.prompt = prompt            # (voice, text, rate) -> studio.Prompt or None
         self.speak = speak              # (epoch, segment buffer, text, voice): have it synthesised there
+        self.played = played            # (segment buffer): some of it was played, there is room again
         self.llm = llm
         self.voice = voice
         self.deadlines = deadlines      # config.OpenAI: first_token_seconds, filler_seconds, token_gap_seconds
@@ -73,14 +74,16 @@ class Turn:
     def tick(self, now: int) -> None:
         """Free the buffers that are played, give the next texts to the voice, keep the model's deadlines."""
         for k, segment in list(self.speaking.items()):
-            self.stage.slot.set_segment_read(k, segment.read)
+            if segment.supplied and segment.read != self.stage.slot.segment_read(k):
+                self.stage.slot.set_segment_read(k, segment.read)
+                self.stage.played(k)
             if segment.finished:
                 del self.speaking[k]
                 self.buffers.append(k)
         self._advance()
         if self._task is not None:
             self._keep_deadlines(now)
-        if self.complete and not self.waiting and not self.stage.playout.queued and self.state is SPEAKING:
+        if self.complete and not self.waiting and not self.stage.playout.queue and self.state is SPEAKING:
             self.state = DONE
 
     def on_speech(self, k: int, start: int, written: int, done: bool) -> None:

@@ -18,7 +18,8 @@ from .flow import Flow
 
 log = logging.getLogger("opusagent")
 
-PROMPT_RATE = 16000             # Hz, what prompts are rendered at; other rates are made from that, once
+RATES = (8000, 16000, 24000, 48000)     # Hz, of the dialects
+SPOKEN_RATE = 16000             # Hz, what prompts are rendered at; the other rates are made from that
 RENDER_SECONDS = 60.0           # for all prompts together, before the worker gives up
 
 
@@ -37,8 +38,9 @@ class Studio:
 
     def __init__(self, config: Config, flow: Flow):
         self.config = config
-        self.flows = {"": flow, "demo": demo_flow()}
-        self.arena = Arena(config.max_calls)
+        demo = demo_flow()
+        self.flows = {"": flow, "demo": flow if flow.file == demo.file else demo}
+        self.arena = Arena(config.max_calls + 1)                # the last slot is the voice's, to render prompts in
         self.free = list(range(config.max_calls - 1, -1, -1))   # slots, the next one last
         self.hearing = VadBatch()
         self.prompts: dict[tuple[str, str, int], Prompt] = {}   # by voice, text and rate
@@ -57,12 +59,14 @@ class Studio:
             await self._render(flow)
 
     async def _render(self, flow: Flow) -> None:
+        """Every text of the flow that is known ahead, at every rate that a dialect may ask for."""
         began = time.monotonic()
-        texts = [text for text in flow.prompts() if (flow.voice, text, PROMPT_RATE) not in self.prompts]
+        texts = [text for text in flow.prompts() if (flow.voice, text, RATES[0]) not in self.prompts]
         try:
             async with asyncio.timeout(RENDER_SECONDS):
-                async for text, pcm in self.tts.render(texts, flow.voice, PROMPT_RATE):
-                    self.prompts[flow.voice, text, PROMPT_RATE] = Prompt(pcm, PROMPT_RATE)
+                async for text, pcm in self.tts.render(texts, flow.voice, SPOKEN_RATE):
+                    for rate in RATES:
+                        self.prompts[flow.voice, text, rate] = Prompt(resampled(pcm, SPOKEN_RATE, rate), rate)
         except TimeoutError:
             raise EngineError(f"The voice did not speak {len(texts)} prompts within {RENDER_SECONDS:.0f} s.") from None
         log.info("%d prompts of %s rendered in %.2f s", len(texts), flow.name or flow.file, time.monotonic() - began)
@@ -72,13 +76,8 @@ class Studio:
             await engine.close()
 
     def prompt(self, voice: str, text: str, rate: int) -> Prompt | None:
-        """A text that was rendered ahead, at `rate`; None if it was not."""
-        found = self.prompts.get((voice, text, rate))
-        if found is None and (source := self.prompts.get((voice, text, PROMPT_RATE))) is not None:
-            resampler = Resampler(PROMPT_RATE, rate)
-            pcm = np.concatenate((resampler.push(source.pcm), resampler.flush()))[resampler.delay:]
-            found = self.prompts[voice, text, rate] = Prompt(pcm, rate)
-        return found
+        """A text that was rendered ahead; None if it was not."""
+        return self.prompts.get((voice, text, rate))
 
     def search(self, flow: Flow, number: int) -> int:
         """The recogniser's number of a search of `flow`."""
@@ -88,6 +87,14 @@ class Studio:
         """What the engines have to say in /metrics."""
         for engine in (self.stt, self.tts, self.llm):
             engine.measure(metrics)
+
+
+def resampled(pcm: np.ndarray, rate_in: int, rate_out: int) -> np.ndarray:
+    """All of `pcm` at another rate, the filter's delay taken off."""
+    if rate_in == rate_out:
+        return pcm
+    resampler = Resampler(rate_in, rate_out)
+    return np.concatenate((resampler.push(pcm), resampler.flush()))[resampler.delay:]
 
 
 def demo_flow() -> Flow:

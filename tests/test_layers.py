@@ -15,7 +15,7 @@ LAYERS = [
     {"pipeline"},
     {"studio", "call"},
     {"connection", "pages", "server", "recording", "timeline", "terminal", "telephone", "caller", "localserver",
-     "latency", "client"},
+     "people", "demo", "latency", "client"},
     {"daemon"},
     {"doctor"},
     {"cli"},

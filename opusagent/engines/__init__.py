@@ -12,6 +12,7 @@ A stage of an engine is a class made from the configuration; it lives in the wor
             call.on_failure(utterance, sentence)
     tts     open(arena)
             speak(call, epoch, k, text, voice)  into segment buffer k of call.slot
+            played(call, k)             some of that buffer was played: there is room again
             cancel(call)                nothing of the call's speech is wanted any more
             render(texts, voice, rate)  asynchronously yields (text, pcm) of texts that are spoken ahead, in any order
             back: call.on_speech(epoch, k, start, written, done), call.on_speech_failed(epoch, k, sentence)

@@ -111,6 +111,9 @@ class Tts:
     def cancel(self, call) -> None:
         pass
 
+    def played(self, call, k: int) -> None:
+        pass
+
     async def render(self, texts, voice: str, rate: int) -> AsyncIterator[tuple[str, np.ndarray]]:
         for text in texts:
             yield text, tone(text, rate)

@@ -1,0 +1,303 @@
+"""An engine process: `python -m opusagent.engines.process STAGE SLOTS FD...`, started by host.py and by nobody else.
+
+One thread, one loop: read the records, do a piece of work for each call that has some, tell the result, sleep when
+there is nothing.  The rule: a call never waits for more than a piece of another call's work; and nothing is written
+to a slot whose generation is not the one that was asked for.
+"""
+import ctypes
+import json
+import os
+import select
+import signal
+import sys
+import time
+from collections import deque
+
+import numpy as np
+
+from .. import ConfigError, EngineError
+from .._fastpath import SEGMENT_SAMPLES, Arena, Ring, Slot
+from .records import (ASK, CANCEL, FAILED, FINAL, FINISH, FORGET, FRESH, LISTEN, PARTIAL, READY, SPACE, SPEAK, SPEECH)
+
+PR_SET_PDEATHSIG = 1
+NICE = 5                        # below the loop that feeds us
+BEAT_MS = 100                   # at least so often we say that we live
+PIECE_MS = 60                   # of a call's audio recognised at once
+PARTIAL_MS = 100                # of audio between two looks at the best text so far: a look is costly
+RETRY_MS = 5                    # before a full ring is tried again
+
+
+class Channel:
+    """Our end of the rings."""
+
+    def __init__(self, to: Ring, back: Ring):
+        self.to = to                            # records for us
+        self.back = back
+        self.unsent: deque[tuple] = deque()     # records that found the ring full
+        self.poll = select.poll()
+        self.poll.register(to.eventfd, select.POLLIN)
+
+    def send(self, kind: int, *record) -> None:
+        if self.unsent or not self.back.push(kind, *record):
+            self.unsent.append((kind, *record))
+
+    def beat(self) -> None:
+        self.to.beat = time.monotonic_ns()
+        while self.unsent and self.back.push(*self.unsent[0]):
+            self.unsent.popleft()
+
+    def wait(self) -> None:
+        """Until the worker has something for us, or it is time for a beat."""
+        if self.to.sleep() and self.poll.poll(RETRY_MS if self.unsent else BEAT_MS):
+            os.eventfd_read(self.to.eventfd)
+
+
+# ---- recognising -----------------------------------------------------------------------------------------------------
+
+class Listening:
+    """An utterance in progress."""
+
+    __slots__ = ("slot", "generation", "number", "position", "finish", "asked", "text", "unlooked", "utterance")
+
+    def __init__(self, slot: Slot, generation: int, number: int, position: int, utterance):
+        self.slot = slot
+        self.generation = generation
+        self.number = number
+        self.position = position        # of the next sample to recognise
+        self.finish: int | None = None  # where it ends
+        self.asked = False              # the best text is wanted once all that is there is recognised
+        self.text = ""                  # as it was last told
+        self.unlooked = 0               # samples since the last look
+        self.utterance = utterance      # the recogniser's
+
+
+class Recognising:
+    """The loop's work in an stt process."""
+
+    def __init__(self, channel: Channel, arena: Arena, setup: dict):
+        from .embedded import Recogniser
+        self.channel = channel
+        self.arena = arena
+        self.recogniser = Recogniser([tuple(search) for search in setup["searches"]])
+        self.listening: dict[int, Listening] = {}               # by slot
+        self.normalisation: dict[int, tuple[int, object]] = {}  # by slot: of which generation, and the recogniser's own
+        self.room = np.empty(16000 * PIECE_MS // 1000, np.int16)
+
+    def on_record(self, kind: int, index: int, generation: int, number: int, a: int, b: int, data: bytes) -> None:
+        found = self.listening.get(index)
+        if kind == LISTEN:
+            self._drop(index)
+            self._listen(index, generation, number, a, b)
+        elif kind == FORGET:
+            self.normalisation.pop(index, None)
+        elif found is None or found.generation != generation or found.number != number:
+            return                                              # late
+        elif kind == ASK:
+            found.asked = True
+        elif kind == FINISH:
+            found.finish = a
+        elif kind == CANCEL:
+            self._drop(index)
+
+    def _listen(self, index: int, generation: int, number: int, position: int, search: int) -> None:
+        slot = self.arena.slot(index)
+        before, normalisation = self.normalisation.get(index, (0, None))
+        try:
+            utterance = self.recogniser.start(search, slot.rate_in, normalisation if before == generation else None)
+        except EngineError as error:
+            self.channel.send(FAILED, index, generation, number, 0, 0, str(error).encode())
+            return
+        self.listening[index] = Listening(slot, generation, number, position, utterance)
+
+    def _drop(self, index: int) -> None:
+        if (found := self.listening.pop(index, None)) is not None:
+            found.utterance.abandon()
+
+    def work(self) -> bool:
+        """A piece for each utterance that has audio; False when nobody had any."""
+        worked = False
+        for index, found in list(self.listening.items()):
+            try:
+                worked |= self._work(index, found)
+            except (IndexError, EngineError) as error:
+                self._drop(index)
+                self.channel.send(FAILED, index, found.generation, found.number, 0, 0, str(error).encode())
+        return worked
+
+    def _work(self, index: int, found: Listening) -> bool:
+        slot = found.slot
+        if slot.generation != found.generation:
+            self._drop(index)
+            return False
+        rate = slot.rate_in
+        room = self.room[:rate * PIECE_MS // 1000]
+        if found.finish is not None:
+            room = room[:max(0, found.finish - found.position)]
+        count = slot.read_into(found.position, room) if len(room) else 0
+        if count:
+            found.utterance.feed(room[:count])
+            found.position += count
+            found.unlooked += count
+        caught_up = found.position >= slot.written
+        if found.finish is not None and found.position >= found.finish:
+            self._finish(index, found)
+        elif found.unlooked >= rate * PARTIAL_MS // 1000 or found.asked and caught_up:
+            self._look(index, found, answer=found.asked and caught_up)
+        return count > 0 and not caught_up
+
+    def _lag(self, found: Listening) -> int:
+        return max(0, found.slot.written - found.position) * 1000 // found.slot.rate_in
+
+    def _look(self, index: int, found: Listening, answer: bool) -> None:
+        text = found.utterance.partial()
+        found.unlooked = 0
+        if text != found.text or answer:
+            found.text = text
+            self.channel.send(PARTIAL, index, found.generation, found.number, found.position, self._lag(found),
+                              text.encode())
+        if answer:
+            found.asked = False
+
+    def _finish(self, index: int, found: Listening) -> None:
+        del self.listening[index]
+        text, confidence, normalisation = found.utterance.finish()
+        self.normalisation[index] = (found.generation, normalisation)
+        self.channel.send(FINAL, index, found.generation, found.number, round(confidence * 1e6), self._lag(found),
+                          text.encode())
+
+    def rest(self) -> None:
+        """Nothing to recognise: make what the next call would wait for."""
+        self.recogniser.replenish()
+
+
+# ---- speaking --------------------------------------------------------------------------------------------------------
+
+class Speech:
+    """A segment in progress."""
+
+    __slots__ = ("slot", "generation", "epoch", "k", "start", "skip", "pieces", "piece")
+
+    def __init__(self, slot: Slot, generation: int, epoch: int, k: int, start: int, pieces):
+        self.slot = slot
+        self.generation = generation
+        self.epoch = epoch
+        self.k = k
+        self.start = start                              # counter of the buffer at its first sample
+        self.skip = slot.segment_written(k) - start     # samples that another process wrote before it died
+        self.pieces = pieces                            # iterator of int16 arrays
+        self.piece = np.zeros(0, np.int16)              # what is left of the current one
+
+
+class Speaking:
+    """The loop's work in a tts process."""
+
+    def __init__(self, channel: Channel, arena: Arena, setup: dict):
+        from .embedded import Voices
+        self.channel = channel
+        self.arena = arena
+        self.voices = Voices(setup["voice"])
+        self.speeches: deque[Speech] = deque()
+
+    def on_record(self, kind: int, index: int, generation: int, epoch: int, a: int, b: int, data: bytes) -> None:
+        slot = self.arena.slot(index)
+        if kind == CANCEL:
+            self.speeches = deque(speech for speech in self.speeches if speech.slot is not slot)
+        elif kind == SPEAK and slot.generation == generation:
+            self._speak(slot, generation, epoch, a, b, *data.decode().split("\0", 1))
+
+    def _speak(self, slot: Slot, generation: int, epoch: int, k: int, start: int, voice: str, text: str) -> None:
+        self.speeches = deque(each for each in self.speeches if (each.slot, each.k) != (slot, k))
+        if start == FRESH:
+            start = slot.segment_written(k)
+            slot.set_segment_read(k, start)             # what lay there before is nobody's any more
+        try:
+            pieces = self.voices.speak(voice, text, slot.rate_out)
+        except EngineError as error:
+            self.channel.send(FAILED, slot.index, generation, epoch, k, 0, str(error).encode())
+            return
+        self.speeches.append(Speech(slot, generation, epoch, k, start, iter(pieces)))
+
+    def work(self) -> bool:
+        """One piece of the speech that waited longest; False when none could be written."""
+        for _ in range(len(self.speeches)):
+            speech = self.speeches.popleft()
+            if speech.slot.generation != speech.generation:
+                continue                                # the call is over
+            try:
+                wrote, done = self._work(speech)
+            except EngineError as error:
+                self.channel.send(FAILED, speech.slot.index, speech.generation, speech.epoch, speech.k, 0,
+                                  str(error).encode())
+                continue
+            if not done:
+                self.speeches.append(speech)
+            if wrote or done:
+                return True
+        return False
+
+    def _work(self, speech: Speech) -> tuple[bool, bool]:
+        """Write what there is room for: (something was written, the segment is whole)."""
+        slot, k = speech.slot, speech.k
+        done = False
+        if not len(speech.piece):
+            piece = next(speech.pieces, None)
+            done = piece is None
+            speech.piece = np.zeros(0, np.int16) if done else piece[speech.skip:]
+            speech.skip -= 0 if done else min(speech.skip, len(piece))
+        written = slot.segment_written(k)
+        count = min(len(speech.piece), SEGMENT_SAMPLES - (written - slot.segment_read(k)))
+        if count:
+            at = written % SEGMENT_SAMPLES
+            first = min(count, SEGMENT_SAMPLES - at)
+            ring = np.asarray(slot.segment(k))
+            ring[at:at + first] = speech.piece[:first]
+            ring[:count - first] = speech.piece[first:count]
+            speech.piece = speech.piece[count:]
+            slot.set_segment_written(k, written + count)
+        if count or done:
+            self.channel.send(SPEECH, slot.index, speech.generation, speech.epoch, speech.start, written + count,
+                              bytes((k, done)))
+        return count > 0, done
+
+    def rest(self) -> None:
+        """Nothing to do ahead of time."""
+
+
+WORK = {"stt": Recognising, "tts": Speaking}
+
+
+def run(stage: str, slots: int, fds: list[int]) -> int:
+    arena_fd, to_fd, to_event, back_fd, back_event, setup_fd = fds
+    channel = Channel(Ring(to_event, to_fd), Ring(back_event, back_fd))
+    with os.fdopen(setup_fd, "rb") as setup_file:
+        setup_file.seek(0)
+        setup = json.load(setup_file)
+    try:
+        work = WORK[stage](channel, Arena(slots, arena_fd), setup)
+    except (ConfigError, EngineError) as error:
+        channel.send(FAILED, 0, 0, 0, 0, 0, str(error).encode())
+        return 1
+    channel.beat()
+    channel.send(READY)
+    while True:
+        channel.beat()
+        while (record := channel.to.pop()) is not None:
+            work.on_record(*record)
+        if not work.work():
+            work.rest()
+            channel.wait()
+
+
+def main() -> int:
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)        # Ctrl-C is the worker's to answer
+    try:
+        os.nice(NICE)
+    except OSError:
+        sys.stderr.write("opusagent: an engine process could not lower its priority\n")
+    stage, slots, *fds = sys.argv[1:]
+    return run(stage, int(slots), list(map(int, fds)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

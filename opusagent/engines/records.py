@@ -1,0 +1,23 @@
+"""What a worker and an engine process say to one another: the kinds of records on their two rings.
+
+A record is (kind, slot, generation, epoch, a, b, data); see _fastpath.Ring.  The rule: a record describes, the audio
+lies in the slot; and whoever reads one looks at the generation first, since the slot may belong to another call by now.
+"""
+
+# from the worker         a               b               data                epoch
+LISTEN = 1          #     position        search                              the utterance's number
+ASK = 2             #                                                         "
+FINISH = 3          #     position                                            "
+CANCEL = 4          #                                                         the utterance's number, or the turn's epoch
+FORGET = 5          #     the call is over: its channel normalisation goes
+SPEAK = 6           #     buffer k        start or FRESH  voice, NUL, text    the turn's epoch
+SPACE = 7           #     buffer k: the worker has played some of it
+
+# from the engine process
+READY = 16          #
+PARTIAL = 17        #     position        ms of lag       text                the utterance's number
+FINAL = 18          #     confidence * 1e6  "             text                "
+SPEECH = 19         #     start           written         k, done (2 bytes)   the turn's epoch
+FAILED = 20         #     k (voice)                       a sentence          the utterance's number, or the turn's epoch
+
+FRESH = (1 << 64) - 1       # SPEAK: nothing of it has been written; otherwise the buffer's counter at its first sample

@@ -1,0 +1,201 @@
+"""The agent's reply on its way to the listener: segments in order, cut into 20 ms, each at its time.
+
+Pure: times come in as monotonic ns.  Pacing is against absolute deadlines, so that lateness never adds up.  The rule:
+what was sent is counted in samples of the reply, and what was heard is an estimate from the pacing clock, corrected
+by what the platform tells.
+"""
+from collections import deque
+
+import numpy as np
+
+FRAME_MS = 20
+MS = 1_000_000                  # ns
+MS_PER_CHARACTER = 65           # of speech: how long a segment is, until its end is known
+
+
+class Segment:
+    """A stretch of speech: whole from the start (a prompt), or growing in a ring of shared memory."""
+
+    __slots__ = ("text", "pcm", "lead", "pause_ms", "supplied", "read", "written", "start", "done")
+
+    def __init__(self, text: str, pcm, lead: int = 0, pause_ms: int = 0, growing: bool = False):
+        self.text = text
+        self.pcm = np.asarray(pcm)      # int16 at the wire's rate: all of it, or the ring it grows in
+        self.lead = lead                # samples before its first voiced window
+        self.pause_ms = pause_ms        # silence between it and the next one
+        self.supplied = not growing     # there is something of it
+        self.start = 0                  # counter of its first sample
+        self.read = 0                   # counter of the next sample to play
+        self.written = 0 if growing else len(self.pcm)      # counter after the last sample there is
+        self.done = not growing         # no more will come
+
+    @property
+    def finished(self) -> bool:
+        return self.done and self.read == self.written
+
+    @property
+    def length(self) -> int | None:
+        """Samples of all of it; None while that is not known."""
+        return self.written - self.start if self.done else None
+
+    def supply(self, start: int, written: int, done: bool) -> None:
+        """The voice has written samples start..written (counters of the ring)."""
+        if not self.supplied:
+            self.supplied, self.start, self.read = True, start, start
+        self.written, self.done = written, done
+
+    def take_into(self, dst: np.ndarray) -> int:
+        """Move as many samples as there are into `dst`; how many that was."""
+        count = min(len(dst), self.written - self.read)
+        at = self.read % len(self.pcm) if count else 0
+        first = min(count, len(self.pcm) - at)
+        dst[:first] = self.pcm[at:at + first]
+        dst[first:count] = self.pcm[:count - first]
+        self.read += count
+        return count
+
+
+class Playout:
+    """One call's.  `begin` starts a reply, `push` adds segments, `pop` gives what is due."""
+
+    __slots__ = ("rate", "size", "lead", "queue", "sent", "underruns", "_frame", "_filled", "_origin", "_silence",
+                 "_places", "_marks", "_gain", "_target", "_step")
+
+    def __init__(self, rate: int, lead_ms: int = 0):
+        self.rate = rate                            # Hz on the wire
+        self.size = rate * FRAME_MS // 1000         # samples of a frame
+        self.lead = lead_ms * MS                    # how far ahead of the listener the platform is fed
+        self.queue: deque[Segment] = deque()
+        self.sent = 0                               # samples of the reply that went out
+        self.underruns = 0                          # times the voice was late in mid-reply
+        self._frame = np.zeros(self.size, np.int16)     # the frame being filled, and handed out
+        self._filled = 0                            # samples of it
+        self._origin: int | None = None             # ns: when sample 0 of the reply is heard; None: nothing went out
+        self._silence = 0                           # samples of silence before the next segment
+        self._places: list[tuple[Segment, int]] = []    # each segment begun, and where in the reply it begins
+        self._marks: list[int] = []                 # ends of segments since take_marks()
+        self._gain = self._target = 1.0
+        self._step = 0.0                            # change of the gain per sample
+
+    def begin(self) -> None:
+        """A new reply: nothing of the old one is left."""
+        self.queue.clear()
+        self.sent = self._filled = self._silence = 0
+        self._origin = None
+        self._places.clear()
+        self._marks.clear()
+        self._gain = self._target = 1.0
+
+    def push(self, segment: Segment) -> None:
+        self.queue.append(segment)
+
+    @property
+    def quiet_ns(self) -> int:
+        """How long after the reply's first sample its first voiced window begins."""
+        return self._places[0][0].lead * 1_000_000_000 // self.rate if self._places else 0
+
+    def pop(self, now: int) -> np.ndarray | None:
+        """The next 20 ms if they are due, else None.  The array is used again by the next pop()."""
+        if not self.queue and not self._filled:
+            return None
+        if self._origin is not None and now < self._due():
+            return None
+        self._fill()
+        if self._filled < self.size:
+            if self.queue:                          # the voice is late
+                return None
+            self._frame[self._filled:] = 0          # the reply's last samples
+        self._set_off(now)
+        self._filled = 0
+        self.sent += self.size
+        return self._with_gain()
+
+    def _due(self) -> int:
+        return self._origin + self.sent * 1_000_000_000 // self.rate - self.lead
+
+    def _set_off(self, now: int) -> None:
+        """The clock starts with the first frame, and goes on from now when the voice has kept the listener waiting."""
+        heard_by = self.sent * 1_000_000_000 // self.rate
+        if self._origin is None:
+            self._origin = now
+        elif now > self._origin + heard_by + FRAME_MS * MS:
+            self._origin = now - heard_by
+            self.underruns += 1
+
+    def _fill(self) -> None:
+        while self._filled < self.size and self.queue:
+            if self._silence:
+                count = min(self._silence, self.size - self._filled)
+                self._frame[self._filled:self._filled + count] = 0
+                self._silence -= count
+                self._filled += count
+                continue
+            segment = self.queue[0]
+            if not self._places or self._places[-1][0] is not segment:
+                self._places.append((segment, self.sent + self._filled))
+            count = segment.take_into(self._frame[self._filled:])
+            self._filled += count
+            if segment.finished:
+                self.queue.popleft()
+                self._silence = segment.pause_ms * self.rate // 1000
+                self._marks.append(self.sent + self._filled)
+            elif not count:
+                return
+
+    def clear(self) -> None:
+        """Barge-in: nothing more goes out.  What was sent and heard is still told until the next begin()."""
+        self.queue.clear()
+        self._filled = 0
+        self._marks.clear()
+
+    # ---- what the listener has heard ----
+
+    def heard(self, now: int) -> int:
+        """Samples of the reply that the listener has heard."""
+        if self._origin is None:
+            return 0
+        return max(0, min(self.sent, (now - self._origin) * self.rate // 1_000_000_000))
+
+    def playing(self, now: int) -> bool:
+        """True while something is queued, or sent and not yet heard."""
+        return bool(self.queue) or self._filled > 0 or self.heard(now) < self.sent
+
+    def reached(self, position: int, now: int) -> None:
+        """The platform says that everything before `position` was heard by now: a clock of ours that is ahead is set back."""
+        if self._origin is not None and 0 <= position <= self.sent:
+            self._origin = max(self._origin, now - position * 1_000_000_000 // self.rate - self.lead)
+
+    def take_marks(self) -> list[int]:
+        """Where segments ended since this was last asked: positions to ask the platform about."""
+        marks, self._marks = self._marks, []
+        return marks
+
+    def heard_text(self, now: int) -> str:
+        """The text of what was heard; the segment being heard is cut after a word, in proportion."""
+        heard, texts = self.heard(now), []
+        for segment, begins in self._places:
+            length = segment.length
+            if length is None:
+                length = max(segment.written - segment.start, len(segment.text) * MS_PER_CHARACTER * self.rate // 1000)
+            part = (heard - begins) / max(1, length)
+            if part >= 1:
+                texts.append(segment.text)
+            elif part > 0:
+                words = segment.text.split()
+                texts.append(" ".join(words[:round(part * len(words))]))
+        return " ".join(filter(None, texts))
+
+    # ---- level ----
+
+    def gain(self, target: float, ms: int) -> None:
+        """Move the level to `target` (1.0 is as spoken) within `ms`, without a step."""
+        self._target = target
+        self._step = (target - self._gain) / max(1, ms * self.rate // 1000)
+
+    def _with_gain(self) -> np.ndarray:
+        if self._gain == self._target == 1.0:
+            return self._frame
+        ramp = self._gain + self._step * np.arange(1, self.size + 1)
+        ramp = np.minimum(ramp, self._target) if self._step > 0 else np.maximum(ramp, self._target)
+        self._gain = float(ramp[-1])
+        return (self._frame * ramp).astype(np.int16)
