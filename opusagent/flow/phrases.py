@@ -1,0 +1,303 @@
+"""What a caller may say: words, and patterns of words.
+
+A pattern is written as in JSGF, the grammar format of recognisers: words, [optional], (one | other), <list>.  It
+becomes a small tree whose nodes answer the same four questions: where can you end (walk), how are you said (spell),
+what are you called (flat), what are you in JSGF (jsgf).  The rule: what is said and what is written here meet in the
+same normal form, made by words(), in which fillers do not count.
+"""
+
+import itertools
+import re
+from collections.abc import Iterator
+
+from .phrasing import DIGITS
+
+SPELLED = 1_000         # ways of saying a pattern that are looked at when it is checked
+MORE = -1               # instead of a place: the words said ended where a further one could follow
+WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*|\d+")
+PATTERN = re.compile(r"\s*(<\w+>|[][()|]|[^][()|<>\s]+|.)")
+
+TEENS = ("ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen").split()
+TENS = ("", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+FILLERS = frozenset("um uh uhm er erm hmm mm ah please well the a an".split())
+SOUNDS_LIKE = {"oh": "0", "o": "0", "won": "1", "to": "2", "too": "2", "for": "4", "ate": "8"}
+REPEATS = {"double": 2, "triple": 3}
+
+
+def words(text: str) -> tuple[str, ...]:
+    """Text as words in lower case, numbers as they are said: up to 99 as a number, else and "07" digit by digit."""
+    found: list[str] = []
+    for word in WORD.findall(text.lower().replace("’", "'")):
+        found += numeral(word) if word.isdecimal() else (word,)
+    return tuple(found)
+
+
+def numeral(number: str) -> list[str]:
+    if len(number) == 1 or len(number) > 2 or number[0] == "0":
+        return [DIGITS[int(digit)] for digit in number]
+    ten, unit = divmod(int(number), 10)
+    if ten == 1:
+        return [TEENS[unit]]
+    return [TENS[ten], DIGITS[unit]] if unit else [TENS[ten]]
+
+
+def bare(said: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(word for word in said if word not in FILLERS)
+
+
+class Word:
+    """One word.  A filler may be left out when it is said."""
+
+    __slots__ = ("text", "filler")
+
+    def __init__(self, text: str):
+        self.text = text
+        self.filler = text in FILLERS
+
+    def walk(self, said, at: int) -> Iterator[tuple[int, tuple]]:
+        if self.filler:
+            yield at, ()
+        elif at == len(said):
+            yield MORE, ()
+        elif said[at] == self.text:
+            yield at + 1, ()
+
+    def spell(self) -> Iterator[tuple[str, ...]]:
+        yield (self.text,)
+
+    def flat(self) -> tuple:
+        return (self.text,)
+
+    def jsgf(self, rules: dict[str, str]) -> str:
+        return f"[ {self.text} ]" if self.filler else self.text
+
+
+class Sequence:
+    """One part after the other."""
+
+    __slots__ = ("parts",)
+
+    def __init__(self, parts: tuple):
+        self.parts = parts
+
+    def walk(self, said, at: int, part: int = 0) -> Iterator[tuple[int, tuple]]:
+        if part == len(self.parts):
+            yield at, ()
+            return
+        for end, found in self.parts[part].walk(said, at):
+            if end == MORE:
+                yield MORE, found
+            else:
+                for last, rest in self.walk(said, end, part + 1):
+                    yield last, found + rest
+
+    def spell(self) -> Iterator[tuple[str, ...]]:
+        for ways in itertools.product(*(part.spell() for part in self.parts)):
+            yield sum(ways, ())
+
+    def flat(self) -> tuple:
+        return sum((part.flat() for part in self.parts), ())
+
+    def jsgf(self, rules: dict[str, str]) -> str:
+        return " ".join(part.jsgf(rules) for part in self.parts)
+
+
+class Choice:
+    """One of several, or none if that is optional."""
+
+    __slots__ = ("options", "optional")
+
+    def __init__(self, options: tuple, optional: bool):
+        self.options = options
+        self.optional = optional
+
+    def walk(self, said, at: int) -> Iterator[tuple[int, tuple]]:
+        for option in self.options:
+            yield from option.walk(said, at)
+        if self.optional:
+            yield at, ()
+
+    def spell(self) -> Iterator[tuple[str, ...]]:
+        for option in self.options:
+            yield from option.spell()
+        if self.optional:
+            yield ()
+
+    def flat(self) -> tuple:
+        return () if self.optional else self.options[0].flat()
+
+    def jsgf(self, rules: dict[str, str]) -> str:
+        inside = " | ".join(option.jsgf(rules) for option in self.options)
+        return f"[ {inside} ]" if self.optional else f"( {inside} )"
+
+
+class Named:
+    """A list of the flow: one of its groups.  The only node that finds something: the value of that group."""
+
+    __slots__ = ("name", "groups")
+
+    def __init__(self, name: str, groups: tuple["Group", ...]):
+        self.name = name
+        self.groups = groups
+
+    def walk(self, said, at: int) -> Iterator[tuple[int, tuple]]:
+        for group in self.groups:
+            for end, value in group.walk(said, at):
+                yield (end, ()) if end == MORE else (end, ((self.name, value),))
+
+    def spell(self) -> Iterator[tuple[str, ...]]:
+        for group in self.groups:
+            yield from group.spell()
+
+    def flat(self) -> tuple:
+        return (self,)
+
+    def values(self) -> Iterator[str]:
+        for group in self.groups:
+            yield from group.values()
+
+    def jsgf(self, rules: dict[str, str]) -> str:
+        if self.name not in rules:
+            rules[self.name] = " | ".join(group.jsgf(rules) for group in self.groups)
+        return f"<{self.name}>"
+
+
+class Group:
+    """Several ways to say one thing, which has a value: a name that was given, or the first way of saying it without
+    what is optional in it."""
+
+    __slots__ = ("forms", "value", "_flat")
+
+    def __init__(self, forms: tuple[Sequence, ...], value: str | None = None):
+        self.forms = forms
+        self._flat = forms[0].flat()            # words, and Named nodes that are filled as they are said
+        dynamic = any(isinstance(item, Named) for item in self._flat)
+        self.value = value or (None if dynamic else " ".join(self._flat))     # None: it depends on the lists
+
+    def walk(self, said, at: int) -> Iterator[tuple[int, str | None]]:
+        """(end, value) of every way to say this from `at` on; (MORE, value) where that needs more words than were said,
+        with None where further words decide the value."""
+        for form in self.forms:
+            for end, found in form.walk(said, at):
+                value = self.value or self.named(list(found))
+                yield end, value or (None if end == MORE else " ".join(said[at:end]))
+
+    def named(self, found: list[tuple[str, str]]) -> str | None:
+        """The first form, its lists filled by what was found in them, whatever the order; None if one lacks that."""
+        parts = []
+        for item in self._flat:
+            if isinstance(item, Named):
+                place = next((place for place, (name, _) in enumerate(found) if name == item.name), None)
+                if place is None:
+                    return None
+                item = found.pop(place)[1]
+            parts.append(item)
+        return " ".join(parts)
+
+    def spell(self) -> Iterator[tuple[str, ...]]:
+        for form in self.forms:
+            yield from form.spell()
+
+    def values(self) -> Iterator[str]:
+        """Every value this can have."""
+        if self.value:
+            yield self.value
+            return
+        for way in itertools.product(*(item.values() if isinstance(item, Named) else (item,) for item in self._flat)):
+            yield " ".join(way)
+
+    def jsgf(self, rules: dict[str, str]) -> str:
+        return " | ".join(form.jsgf(rules) for form in self.forms)
+
+
+class Digits:
+    """From `low` to `high` digits; the value is the digits as text.  A group of its own kind: walk, values, jsgf."""
+
+    __slots__ = ("low", "high")
+
+    def __init__(self, low: int, high: int):
+        self.low = low
+        self.high = high
+
+    def walk(self, said, at: int) -> Iterator[tuple[int, str | None]]:
+        found, end, announced = digits(said, at)
+        if self.low <= len(found) <= self.high and not announced:
+            yield end, found
+        if end == len(said) and len(found) + (announced or 1) <= self.high:
+            yield MORE, None
+
+    def spell(self) -> Iterator[tuple[str, ...]]:
+        for count in range(self.low, self.high + 1):
+            yield from itertools.product(DIGITS, repeat=count)
+
+    def values(self) -> Iterator[str]:
+        for count in range(self.low, self.high + 1):
+            yield from map("".join, itertools.product("0123456789", repeat=count))
+
+    def jsgf(self, rules: dict[str, str]) -> str:
+        rules["DIGIT"] = " | ".join((*DIGITS, "oh"))
+        more = self.high - self.low
+        return " ".join(["<DIGIT>"] * self.low + ["[ <DIGIT>"] * more + ["]"] * more)
+
+
+def digits(said, at: int) -> tuple[str, int, int]:
+    """The digits said from `at` on, where they end, and how many a last "double" or "triple" announces."""
+    found, repeat = "", 0
+    while at < len(said):
+        word = said[at]
+        if word in REPEATS:
+            repeat = REPEATS[word]
+        elif word in DIGITS or word in SOUNDS_LIKE:
+            found += (SOUNDS_LIKE.get(word) or str(DIGITS.index(word))) * (repeat or 1)
+            repeat = 0
+        elif word in TEENS:
+            found += f"1{TEENS.index(word)}"
+        elif word in TENS:
+            unit = said[at + 1] if said[at + 1:at + 2] and said[at + 1] in DIGITS[1:] else ""
+            found += f"{TENS.index(word)}{DIGITS.index(unit) if unit else 0}"
+            at += bool(unit)
+        else:
+            break
+        at += 1
+    return found, at, repeat
+
+
+def pattern(text: str, lists: dict[str, tuple[Group, ...]]) -> Sequence:
+    """The tree of a pattern.  Raises ValueError with the rest of a sentence where it is malformed."""
+    tokens = [token for token in PATTERN.findall(text) if token.strip()]
+    node = _sequence(tokens, lists)
+    if tokens:
+        raise ValueError(f"has `{tokens[0]}` out of place")
+    if not all(map(bare, itertools.islice(node.spell(), SPELLED))):
+        raise ValueError("can be said without a word that counts; `please`, `the` and the like do not")
+    return node
+
+
+def _sequence(tokens: list[str], lists: dict) -> Sequence:
+    parts: list = []
+    while tokens and tokens[0] not in "])|":
+        token = tokens.pop(0)
+        if token in "[(":
+            parts.append(_choice(tokens, lists, "]" if token == "[" else ")"))
+        elif token[0] == "<" and len(token) > 1:
+            if token[1:-1] not in lists:
+                raise ValueError(f"names the list {token}, which is not above it under [lists]")
+            parts.append(Named(token[1:-1], lists[token[1:-1]]))
+        else:
+            said = words(token)
+            if not said:
+                raise ValueError(f"has `{token}` in it, which cannot be said")
+            parts += map(Word, said)
+    if not parts:
+        raise ValueError("has an empty part")
+    return Sequence(tuple(parts))
+
+
+def _choice(tokens: list[str], lists: dict, close: str) -> Choice:
+    options = [_sequence(tokens, lists)]
+    while tokens and tokens[0] == "|":
+        tokens.pop(0)
+        options.append(_sequence(tokens, lists))
+    if not tokens or tokens.pop(0) != close:
+        raise ValueError(f"lacks a `{close}`")
+    return Choice(tuple(options), close == "]")

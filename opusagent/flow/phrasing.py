@@ -1,0 +1,137 @@
+"""How a text is said: slots filled, digits one by one, cut into segments at natural breaks.
+
+Text only: no voice and no audio.  A segment is what is synthesised in one piece.  The rule: where a text is cut
+depends on the text alone, not on how it arrived, so that a stream cut in other places gives the same segments and
+a segment rendered ahead is the segment that is asked for later.
+"""
+
+import itertools
+import re
+
+LIMIT = 120             # characters of a segment, at most
+FIRST = 60              # of the first segment of a text that is still being written
+EARLY = 10              # characters a first clause needs to be worth a segment of its own
+COMBINATIONS = 32       # more ways than these to fill a sentence are not rendered ahead
+
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+ABBREVIATIONS = {"mr", "mrs", "ms", "dr", "st", "vs", "etc", "e.g", "i.e", "a.m", "p.m", "inc", "ltd", "approx"}
+
+SLOT = re.compile(r"\{(\w+)\}")
+SENTENCE = re.compile(r"""[.!?…]+["')\]’”]*(?=\s)|\n""")
+CLAUSE = re.compile(r"""[,;:—–]["')\]’”]*(?=\s)|\s[-—–](?=\s)""")
+JOINT = re.compile(r"\s(?=(?:and|or|but|so|because|which|that|who|if|when|while|with|for|to|from|in|on|at)\s)")
+MARKUP = str.maketrans("", "", "*`#")          # what a model writes for the eye
+
+
+def spoken(value: str) -> str:
+    """How a fact's value is said: digits one by one, anything else as it is, but never as the end of a sentence."""
+    if value.isdecimal():
+        return " ".join(DIGITS[int(digit)] for digit in value)
+    return re.sub(r"[.!?…]+(?=\s|$)|[{}\n]", "", value).strip()
+
+
+class Text:
+    """A scripted text, with slots such as {member} that are filled when it is said."""
+
+    __slots__ = ("source", "line", "sentences", "slots")
+
+    def __init__(self, source: str, line: int = 0):
+        self.source = source
+        self.line = line                        # of the file
+        self.sentences = tuple(cut(source, limit=len(source) + 1))
+        self.slots = tuple(dict.fromkeys(SLOT.findall(source)))
+
+    def fill(self, facts: dict[str, str]) -> tuple[str, ...]:
+        """The segments, in the order of speaking.  Slots of unknown facts are left out."""
+        return tuple(itertools.chain.from_iterable(cut(filled(line, facts)) for line in self.sentences))
+
+    def ahead(self, values: dict[str, tuple[str, ...] | None]) -> list[str]:
+        """The segments that can be rendered before the call; `values`: what each fact can be, None for anything."""
+        found = []
+        for line in self.sentences:
+            names = tuple(dict.fromkeys(SLOT.findall(line)))
+            choices = [values.get(name) for name in names]
+            if None in choices:
+                continue
+            ways = list(itertools.islice(itertools.product(*choices), COMBINATIONS + 1))
+            if len(ways) <= COMBINATIONS:
+                for way in ways:
+                    found += cut(filled(line, dict(zip(names, way))))
+        return found
+
+
+def filled(line: str, facts: dict[str, str]) -> str:
+    """The line with its slots filled; the space before a slot that stays empty goes with it."""
+    return re.sub(r"\s+(?=[,.!?])", "", SLOT.sub(lambda slot: spoken(facts.get(slot[1], "")), line))
+
+
+def cut(text: str, limit: int = LIMIT) -> list[str]:
+    """The segments of a text that is complete."""
+    cutter = Cutter(limit, first=limit, clauses=False)
+    return cutter.feed(text) + cutter.finish()
+
+
+class Cutter:
+    """Cuts a text that is still being written: feed() what arrives, finish() at its end; both return segments.
+
+    A segment ends with its sentence.  The first one may end with its first clause already, so that speech starts
+    early, and a sentence over the limit is cut at its last clause, else before a joining word, else between words.
+    """
+
+    __slots__ = ("_held", "_limit", "_first", "_clauses")
+
+    def __init__(self, limit: int = LIMIT, first: int = FIRST, clauses: bool = True):
+        self._held = ""             # what has arrived and belongs to no segment yet
+        self._limit = limit
+        self._first = first         # the limit until the first segment is out
+        self._clauses = clauses     # the first segment may be a clause
+
+    def feed(self, chunk: str) -> list[str]:
+        text = self._held + chunk.translate(MARKUP)
+        self._held = re.sub(r"\s+", lambda white: "\n" if "\n" in white[0] else " ", text).lstrip()
+        found = []
+        while (end := self._end()) is not None:
+            self._take(end, found)
+        return found
+
+    def finish(self) -> list[str]:
+        found: list[str] = []
+        self._take(len(self._held), found)
+        return found
+
+    def _take(self, end: int, found: list[str]) -> None:
+        segment, self._held = self._held[:end].strip(), self._held[end:].lstrip()
+        if any(map(str.isalnum, segment)):
+            found.append(segment)
+            self._first, self._clauses = self._limit, False
+
+    def _end(self) -> int | None:
+        """Where the first segment of what is held ends; None: that is not known yet."""
+        held, limit = self._held, self._first
+        end = next((match.end() for match in SENTENCE.finditer(held, 0, limit + 1) if ends(held, match)), None)
+        if self._clauses:
+            clauses = (match.end() for match in CLAUSE.finditer(held, 0, limit + 1))
+            early = (place for place in clauses if place >= EARLY and " " in held[:place].rstrip())
+            end = min(filter(None, (end, next(early, None))), default=None)
+        if end is None and len(held.rstrip()) > limit:
+            end = last_break(held, limit)
+        return end
+
+
+def ends(held: str, stop: re.Match) -> bool:
+    """Whether this stop ends a sentence; those of "Dr. Smith", "J. Smith" and of the "1." of a list do not."""
+    if not stop[0].startswith("."):
+        return True
+    before = held[:stop.start()].rpartition(" ")[2]
+    initial = len(before) == 1 and before.isupper() and before != "I"
+    return not (initial or before.lower() in ABBREVIATIONS or before == held[:stop.start()] and before.isdecimal())
+
+
+def last_break(held: str, limit: int) -> int:
+    """The best place to cut a sentence that is over the limit; never in its first third, unless in mid-word."""
+    for pattern in (CLAUSE, JOINT):
+        places = [match.end() for match in pattern.finditer(held, limit // 3, limit + 1)]
+        if places:
+            return places[-1]
+    space = held.rfind(" ", 1, limit + 1)
+    return space if space > 0 else limit
