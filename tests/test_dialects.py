@@ -301,3 +301,30 @@ def test_the_one_pass_takes_the_usual_message(codes):
                  '{"media":{"payload":"%s"},"event":"media"}' % payload):
         assert twilio_media(text.encode(), bytearray(2 * codes)) == codes
         assert twilio_media(text.encode(), bytearray(2 * codes - 2)) == -1, "dst is too small"
+
+
+PLAIN = b'{"event":"media","media":{"payload":"////"}}'
+
+
+@pytest.mark.parametrize("odd", [
+    b'{"event":"media","event":"media","media":{"payload":"////"}}',
+    b'{"event":"media","media":{"payload":"////"},"media":{"payload":"////"}}',
+    b'{"event":"media","media":{"payload":"////","payload":"////"}}',
+    b'{"event":"media","media":{"track":"inbound","track":"inbound","payload":"////"}}',
+    b'{"event":"media","media":{"track":"inbound_track","payload":"////"}}',
+    b'{"event":"media","media":{"track":"outbound","payload":"////"}}',
+    b'{"event":"mark","media":{"payload":"////"}}', b'{"media":{"payload":"////"}}', b'{"event":"media"}',
+    b'{"event":"media","payload":"////"}', b'{"event":"media","media":{}}', b'{"event":"media","media":"////"}',
+    b'{"event":"media","media":{"payload":""}}', b'{"event":"media","media":{"payload":"///"}}',
+    b'{"event":"media","media":{"payload":"\\/\\/\\/\\/"}}', b'{"event":"media","media":{"payload":"/\\/=="}}',
+    b'{"event":"media","n":01,"media":{"payload":"////"}}', b'{"event":"media","n":-1,"media":{"payload":"////"}}',
+    b'{"event":"media","n":1.0,"media":{"payload":"////"}}', b'{"event":"media","n":[],"media":{"payload":"////"}}',
+    b'{"event":"media","n":"\xc3\xa9","media":{"payload":"////"}}',
+    b'{"event":"media","n":"\xff","media":{"payload":"////"}}',
+    b'{"event":"media","n":"\t","media":{"payload":"////"}}', b'{"event":"media","n":"\\n","media":{"payload":"////"}}',
+    b'{"event":"media","media":{"media":{"payload":"////"}}}', b'[{"event":"media","media":{"payload":"////"}}]',
+    b'\xef\xbb\xbf' + PLAIN, PLAIN + b"\x00", PLAIN + b"}", PLAIN * 2, PLAIN[:-2] + b",}}", PLAIN[:-1] + b",}", b"",
+], ids=lambda odd: odd[:60].decode("latin-1"))
+def test_anything_odd_is_left_to_the_parser(odd):
+    assert twilio_media(PLAIN, bytearray(64)) == 3
+    assert twilio_media(odd, bytearray(64)) == -1
