@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 CODES = {"bold": "1", "faint": "2", "red": "31", "green": "32", "yellow": "33", "blue": "34", "magenta": "35", "cyan": "36"}
 PERCENTILES = (50, 95, 99, 99.9)
 BAR = 40                        # characters of the longest bar of a histogram
-STEPS = (1, 1.5, 2, 3, 5, 7)    # edges of a histogram's buckets within a decade
+STEPS = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)    # edges of a histogram's buckets within a decade
 
 
 class Terminal:
@@ -60,18 +60,18 @@ def summary_line(values: Iterable[float], unit: str = "ms") -> str:
 
 def histogram(terminal: Terminal, values: Iterable[float]) -> list[str]:
     """A line per bucket from the least value to the greatest: its range, how many, and a bar."""
-    ordered = sorted(max(0.0, value) for value in values)
-    if not ordered:
-        return []
-    edges = _edges(ordered[0], ordered[-1])
-    counts = [sum(low <= value < high for value in ordered) for low, high in zip(edges, edges[1:])]
-    most = max(counts)
-    return [f"{low:>8g} .. {high:<8g}{count:>8}  {terminal.paint('cyan', terminal.bar(count / most))}".rstrip()
-            for low, high, count in zip(edges, edges[1:], counts)]
+    ordered = sorted(values)
+    positive = [value for value in ordered if value >= 0]
+    rows = [("below 0".rjust(20), len(ordered) - len(positive))] if len(positive) < len(ordered) else []
+    edges = _edges(positive[0], positive[-1]) if positive else []
+    for low, high in zip(edges, edges[1:]):
+        rows.append((f"{low:>8g} .. {high:<8g}", sum(low <= value < high for value in positive)))
+    most = max((count for _, count in rows), default=0)
+    return [f"{name}{count:>8}  {terminal.paint('cyan', terminal.bar(count / most))}".rstrip() for name, count in rows]
 
 
 def _edges(least: float, greatest: float) -> list[float]:
-    """Round numbers in steps of a third to a half, the first at or below the least, the last above the greatest.
+    """Round numbers in steps of a fifth to a third, the first at or below the least, the last above the greatest.
     What is below a hundredth of the greatest is one bucket from 0."""
     smallest = max(least, greatest / 100, 1e-3)
     decade = math.floor(math.log10(smallest))

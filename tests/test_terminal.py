@@ -1,0 +1,58 @@
+"""Figures as text: nothing is lost between the values and what a reader sees."""
+import io
+
+import pytest
+
+from opusagent.terminal import Terminal, histogram, percentile, summary, summary_line
+
+
+class Screen(io.StringIO):
+    encoding = "utf-8"
+
+    def __init__(self, tty=True):
+        super().__init__()
+        self.isatty = lambda: tty
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+
+
+def counts(lines):
+    return sum(int(line[20:28]) for line in lines)
+
+
+@pytest.mark.parametrize("values", [
+    [0], [0, 0.5], [5], [1e-3, 1e-3], [0.04, 15.2, 0.3, 0.31], [180, 200, 333, 250], [-5, -1], [-5, 0, 12], [1, 2, 10, 100],
+    [0.999999, 1.0, 1e6],
+])
+def test_every_value_is_in_one_bucket(values):
+    assert counts(histogram(Terminal(Screen()), values)) == len(values)
+
+
+def test_nothing_has_no_histogram():
+    assert histogram(Terminal(Screen()), []) == []
+    assert summary([]) == {"count": 0}
+    assert summary_line([]) == "nothing to measure"
+
+
+def test_percentiles_are_values_that_occurred():
+    ordered = list(range(1, 101))
+    assert [percentile(ordered, p) for p in (0, 1, 50, 95, 99, 99.9, 100)] == [1, 1, 50, 95, 99, 100, 100]
+    assert summary([3, 1, 2]) == {"count": 3, "avg": 2, "min": 1, "max": 3, "p50": 2, "p95": 3, "p99": 3, "p99.9": 3}
+
+
+def test_colours_are_for_people_who_look_on(monkeypatch):
+    assert Terminal(Screen()).paint("red", "no") == "\x1b[31mno\x1b[0m"
+    assert Terminal(Screen(tty=False)).paint("red", "no") == "no"
+    monkeypatch.setenv("NO_COLOR", "")
+    assert Terminal(Screen()).paint("red", "no") == "no"
+
+
+def test_a_bar_is_as_long_as_its_share_and_never_nothing_for_something():
+    screen, plain = Terminal(Screen()), Terminal(io.StringIO())
+    assert len(screen.bar(1, 40)) == 40 and len(screen.bar(0.5, 40)) == 20
+    assert screen.bar(0) == "" and len(screen.bar(1e-9)) == 1
+    assert plain.bar(0.5, 10) == "#####" and plain.bar(1e-9) == "#"
