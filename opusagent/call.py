@@ -44,43 +44,16 @@ def from_outside(method):
     return guarded
 
 
-class EchoCall:
-    """The agent `echo`: the caller's audio back through the whole decode and encode path, at once."""
-
-    def __init__(self, server, connection, dialect, agent: str):
-        self.send = connection.send
-        self.dialect = dialect
-        self.connection = connection
-        dialect.open()
-
-    def on_message(self, opcode: int, payload: memoryview) -> None:
-        event = self.dialect.receive(opcode, payload)
-        if event.__class__ is Audio:
-            self.send(self.dialect.opcode, self.dialect.audio(event.pcm))
-        elif event.__class__ is Stop:
-            self.connection.close(1000)
-        for answer in self.dialect.outbox:
-            self.send(*answer)
-        self.dialect.outbox.clear()
-
-    def drained(self) -> None:
-        pass
-
-    def lost(self, code: int, reason: str) -> None:
-        pass
-
-
 class Call:
     """A session of a connection (see connection.py) that talks.  It begins with the dialect's Start."""
 
     def __init__(self, server, connection, dialect, agent: str):
-        # what it is made with
-        self.server = server
+        self.server = server                # what it is made with
         self.studio = server.studio
         self.connection = connection
         self.dialect = dialect
         self.flow = self.studio.flows[agent]
-        # what it is, from Start on
+        # made by Start
         self.id = ""
         self.slot = None                    # of the arena; None before Start and after the end
         self.dialogue: Dialogue | None = None
@@ -108,7 +81,7 @@ class Call:
         self.audible = False                # the first sample of the reply went out
         # what is told of it
         self.receipts: list[dict] = []
-        self.began = server.now
+        self.began = server.now             # ns
         self.done = False                   # the flow came to its end
         self.dropped = 0                    # audio messages a slow peer never got
         if (start := dialect.open()) is not None:

@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 
 from . import ProtocolError, http11, net, pages
 from ._fastpath import EpollSet, ReceiveBuffer
-from .call import Call, EchoCall
+from .call import Call
 from .config import Config
 from .connection import Connection
 from .dialects import TABLE as DIALECTS
+from .echo import EchoCall, EchoSession
 from .metrics import Metrics
 from .studio import Studio
 
@@ -40,20 +41,6 @@ class Limits:
     idle_seconds: float         # without an inbound byte
     bytes_per_second: int = 0   # received, on average over a few seconds; 0: as fast as they come
     controls_per_second: int = 0
-
-
-class EchoSession:
-    """/ws/echo: every message back unchanged.  It reads on only when what it sent is out."""
-
-    def __init__(self, connection: Connection):
-        self.on_message = connection.wire.send
-        connection.wire.lockstep = True
-
-    def drained(self) -> None:
-        pass
-
-    def lost(self, code: int, reason: str) -> None:
-        pass
 
 
 class Server:

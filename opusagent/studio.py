@@ -6,6 +6,7 @@ model, a process, a file, an import) is done in open().
 import asyncio
 import logging
 import time
+from dataclasses import replace
 from importlib import resources
 
 import numpy as np
@@ -51,12 +52,15 @@ class Studio:
     async def open(self, metrics) -> None:
         """Start the engines and render the prompts.  EngineError or ConfigError when calls could not be served."""
         searches, self.search_base = [], {}
-        for flow in dict.fromkeys(self.flows.values()):
+        for flow in self._distinct():
             self.search_base[id(flow)] = len(searches)
-            searches += flow.searches
+            searches += [replace(search, id=len(searches) + search.id) for search in flow.searches]
         await asyncio.gather(self.stt.open(self.arena, searches), self.tts.open(self.arena), self.llm.open())
-        for flow in dict.fromkeys(self.flows.values()):
+        for flow in self._distinct():
             await self._render(flow)
+
+    def _distinct(self) -> list[Flow]:
+        return list({id(flow): flow for flow in self.flows.values()}.values())
 
     async def _render(self, flow: Flow) -> None:
         """Every text of the flow that is known ahead, at every rate that a dialect may ask for."""

@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Callable
 
 import numpy as np
 
-from .. import EngineError
+from .. import ConfigError, EngineError
 from .._fastpath import SEGMENT_SAMPLES, Arena, Ring
 from ..config import Config
 from .records import ASK, CANCEL, FAILED, FINAL, FINISH, FORGET, FRESH, LISTEN, PARTIAL, READY, SPACE, SPEAK, SPEECH
@@ -181,7 +181,8 @@ class Host:
             self._became_ready(process)
         elif kind == FAILED and not process.ready:
             if not self._opened.done():
-                self._opened.set_exception(EngineError(record[-1].decode(errors="replace")))
+                kind_of_error = ConfigError if record[3] else EngineError
+                self._opened.set_exception(kind_of_error(record[-1].decode(errors="replace")))
         elif process is not self.spare:
             self.on_record(kind, *record)
 
@@ -270,7 +271,8 @@ class Stt:
         self.lag_ms = 0                             # of the recogniser behind the audio, as it last said
 
     async def open(self, arena: Arena, searches) -> None:
-        await self.host.open(arena, {"searches": [[search.kind, search.jsgf] for search in searches]})
+        await self.host.open(arena, {"searches": [[search.id, search.kind, search.jsgf, sorted(search.words)]
+                                                  for search in searches]})
 
     async def close(self) -> None:
         self.host.close()

@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections import deque
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,7 +24,6 @@ PR_SET_PDEATHSIG = 1
 NICE = 5                        # below the loop that feeds us
 BEAT_MS = 100                   # at least so often we say that we live
 PIECE_MS = 60                   # of a call's audio recognised at once
-PARTIAL_MS = 100                # of audio between two looks at the best text so far: a look is costly
 RETRY_MS = 5                    # before a full ring is tried again
 
 
@@ -54,21 +54,30 @@ class Channel:
 
 # ---- recognising -----------------------------------------------------------------------------------------------------
 
+class Search(NamedTuple):
+    """What the recogniser may be asked to listen for; see flow.Search."""
+
+    id: int
+    kind: str
+    jsgf: str
+    words: list[str]
+
+
 class Listening:
     """An utterance in progress."""
 
-    __slots__ = ("slot", "generation", "number", "position", "finish", "asked", "text", "unlooked", "utterance")
+    __slots__ = ("slot", "generation", "number", "position", "search", "finish", "asked", "text", "utterance")
 
-    def __init__(self, slot: Slot, generation: int, number: int, position: int, utterance):
+    def __init__(self, slot: Slot, generation: int, number: int, position: int, search: int):
         self.slot = slot
         self.generation = generation
         self.number = number
         self.position = position        # of the next sample to recognise
+        self.search = search
         self.finish: int | None = None  # where it ends
         self.asked = False              # the best text is wanted once all that is there is recognised
         self.text = ""                  # as it was last told
-        self.unlooked = 0               # samples since the last look
-        self.utterance = utterance      # the recogniser's
+        self.utterance = None           # the recogniser's; None while it has no decoder to spare
 
 
 class Recognising:
@@ -78,18 +87,18 @@ class Recognising:
         from .embedded import Recogniser
         self.channel = channel
         self.arena = arena
-        self.recogniser = Recogniser([tuple(search) for search in setup["searches"]])
-        self.listening: dict[int, Listening] = {}               # by slot
-        self.normalisation: dict[int, tuple[int, object]] = {}  # by slot: of which generation, and the recogniser's own
+        self.recogniser = Recogniser([Search(*search) for search in setup["searches"]])
+        self.listening: dict[int, Listening] = {}           # by slot
+        self.levels: dict[int, tuple[int, float]] = {}      # by slot: of which generation, and what was learned of its caller
         self.room = np.empty(16000 * PIECE_MS // 1000, np.int16)
 
     def on_record(self, kind: int, index: int, generation: int, number: int, a: int, b: int, data: bytes) -> None:
         found = self.listening.get(index)
         if kind == LISTEN:
             self._drop(index)
-            self._listen(index, generation, number, a, b)
+            self.listening[index] = Listening(self.arena.slot(index), generation, number, a, b)
         elif kind == FORGET:
-            self.normalisation.pop(index, None)
+            self.levels.pop(index, None)
         elif found is None or found.generation != generation or found.number != number:
             return                                              # late
         elif kind == ASK:
@@ -99,19 +108,17 @@ class Recognising:
         elif kind == CANCEL:
             self._drop(index)
 
-    def _listen(self, index: int, generation: int, number: int, position: int, search: int) -> None:
-        slot = self.arena.slot(index)
-        before, normalisation = self.normalisation.get(index, (0, None))
-        try:
-            utterance = self.recogniser.start(search, slot.rate_in, normalisation if before == generation else None)
-        except EngineError as error:
-            self.channel.send(FAILED, index, generation, number, 0, 0, str(error).encode())
-            return
-        self.listening[index] = Listening(slot, generation, number, position, utterance)
-
     def _drop(self, index: int) -> None:
-        if (found := self.listening.pop(index, None)) is not None:
+        found = self.listening.pop(index, None)
+        if found is not None and found.utterance is not None:
             found.utterance.abandon()
+
+    def _begin(self, index: int, found: Listening) -> bool:
+        """Get a decoder for it; False while there is none to spare."""
+        generation, level = self.levels.get(index, (0, 0.0))
+        found.utterance = self.recogniser.start(found.search, found.slot.rate_in,
+                                                level if generation == found.generation else 0.0)
+        return found.utterance is not None
 
     def work(self) -> bool:
         """A piece for each utterance that has audio; False when nobody had any."""
@@ -119,7 +126,7 @@ class Recognising:
         for index, found in list(self.listening.items()):
             try:
                 worked |= self._work(index, found)
-            except (IndexError, EngineError) as error:
+            except (LookupError, EngineError) as error:
                 self._drop(index)
                 self.channel.send(FAILED, index, found.generation, found.number, 0, 0, str(error).encode())
         return worked
@@ -129,19 +136,18 @@ class Recognising:
         if slot.generation != found.generation:
             self._drop(index)
             return False
-        rate = slot.rate_in
-        room = self.room[:rate * PIECE_MS // 1000]
+        if found.utterance is None and not self._begin(index, found):
+            return False
+        room = self.room[:slot.rate_in * PIECE_MS // 1000]
         if found.finish is not None:
             room = room[:max(0, found.finish - found.position)]
         count = slot.read_into(found.position, room) if len(room) else 0
-        if count:
-            found.utterance.feed(room[:count])
-            found.position += count
-            found.unlooked += count
+        found.position += count
+        due = found.utterance.feed(room[:count]) if count else False
         caught_up = found.position >= slot.written
         if found.finish is not None and found.position >= found.finish:
             self._finish(index, found)
-        elif found.unlooked >= rate * PARTIAL_MS // 1000 or found.asked and caught_up:
+        elif due or found.asked and caught_up:
             self._look(index, found, answer=found.asked and caught_up)
         return count > 0 and not caught_up
 
@@ -150,7 +156,6 @@ class Recognising:
 
     def _look(self, index: int, found: Listening, answer: bool) -> None:
         text = found.utterance.partial()
-        found.unlooked = 0
         if text != found.text or answer:
             found.text = text
             self.channel.send(PARTIAL, index, found.generation, found.number, found.position, self._lag(found),
@@ -160,14 +165,15 @@ class Recognising:
 
     def _finish(self, index: int, found: Listening) -> None:
         del self.listening[index]
-        text, confidence, normalisation = found.utterance.finish()
-        self.normalisation[index] = (found.generation, normalisation)
+        text, confidence = found.utterance.finish()
+        self.levels[index] = (found.generation, found.utterance.level)
         self.channel.send(FINAL, index, found.generation, found.number, round(confidence * 1e6), self._lag(found),
                           text.encode())
 
     def rest(self) -> None:
-        """Nothing to recognise: make what the next call would wait for."""
-        self.recogniser.replenish()
+        """Nothing to recognise: make a decoder that the next caller would have to wait for."""
+        if self.recogniser.short():
+            self.recogniser.make_one()
 
 
 # ---- speaking --------------------------------------------------------------------------------------------------------
@@ -275,7 +281,7 @@ def run(stage: str, slots: int, fds: list[int]) -> int:
     try:
         work = WORK[stage](channel, Arena(slots, arena_fd), setup)
     except (ConfigError, EngineError) as error:
-        channel.send(FAILED, 0, 0, 0, 0, 0, str(error).encode())
+        channel.send(FAILED, 0, 0, 0, isinstance(error, ConfigError), 0, str(error).encode())
         return 1
     channel.beat()
     channel.send(READY)

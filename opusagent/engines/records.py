@@ -9,7 +9,7 @@ LISTEN = 1          #     position        search                              th
 ASK = 2             #                                                         "
 FINISH = 3          #     position                                            "
 CANCEL = 4          #                                                         the utterance's number, or the turn's epoch
-FORGET = 5          #     the call is over: its channel normalisation goes
+FORGET = 5          #     the call is over: what was learned of its caller goes
 SPEAK = 6           #     buffer k        start or FRESH  voice, NUL, text    the turn's epoch
 SPACE = 7           #     buffer k: the worker has played some of it
 
@@ -18,6 +18,7 @@ READY = 16          #
 PARTIAL = 17        #     position        ms of lag       text                the utterance's number
 FINAL = 18          #     confidence * 1e6  "             text                "
 SPEECH = 19         #     start           written         k, done (2 bytes)   the turn's epoch
-FAILED = 20         #     k (voice)                       a sentence          the utterance's number, or the turn's epoch
+FAILED = 20         #     k (voice)                       a sentence          the utterance's number, or the turn's epoch;
+                    #     before READY: a is 1 if the configuration is to blame, and the process ends
 
 FRESH = (1 << 64) - 1       # SPEAK: nothing of it has been written; otherwise the buffer's counter at its first sample

@@ -20,6 +20,8 @@ NO_MODEL = "I am sorry, there is no language model behind this line yet."
 TONE_HZ = 440
 TONE_PEAK = 6000
 MS_PER_CHARACTER = 60           # of speech
+MS_PER_WORD = 200               # of a fast caller's
+PREROLL_MS = 400                # before an utterance that nobody spoke in
 
 
 def later(ms: float, call, *args) -> None:
@@ -35,6 +37,7 @@ class Stt:
         self.settings = config.scripted
         self.lines = read_lines(self.settings.stt) if self.settings.stt else [""]
         self.heard: dict[object, int] = {}          # call -> utterances of it so far
+        self.began: dict[object, int] = {}          # call -> where its utterance begins, in samples
 
     async def open(self, arena, searches) -> None:
         pass
@@ -44,12 +47,16 @@ class Stt:
 
     def listen(self, call, position: int) -> None:
         self.heard[call] = self.heard.get(call, -1) + 1
+        self.began[call] = position
 
     def audio(self, call) -> None:
         pass
 
     def ask(self, call) -> None:
-        later(0, call.on_partial, call.utterance, self._line(call))
+        """As many words as fit into what has been said: a caller who hesitates has not finished."""
+        spoken_ms = (call.slot.written - self.began.get(call, 0)) * 1000 // call.slot.rate_in - PREROLL_MS
+        words = self._line(call).split()[:max(1, spoken_ms // MS_PER_WORD)]
+        later(0, call.on_partial, call.utterance, " ".join(words))
 
     def finish(self, call, position: int) -> None:
         later(self.settings.stt_ms, call.on_final, call.utterance, self._line(call), 1.0)
@@ -59,6 +66,7 @@ class Stt:
 
     def forget(self, call) -> None:
         self.heard.pop(call, None)
+        self.began.pop(call, None)
 
     def measure(self, metrics) -> None:
         pass

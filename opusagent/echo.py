@@ -1,0 +1,47 @@
+"""Sessions that give back what they get: for conformance, for latency, and for what the transport alone costs.
+
+They hold no conversation, no slot and no engine.  The rule: one message out for one in, at once, without pacing.
+"""
+from .dialects import Audio, Stop
+
+
+class EchoSession:
+    """/ws/echo: every message back unchanged.  It reads on only when what it sent is out."""
+
+    def __init__(self, connection):
+        self.on_message = connection.wire.send
+        connection.wire.lockstep = True
+
+    def drained(self) -> None:
+        """Nothing waits here: the wire itself holds back what the peer has not taken."""
+
+    def lost(self, code: int, reason: str) -> None:
+        """Nothing is left to undo."""
+
+
+class EchoCall:
+    """The agent `echo`: the caller's audio back through the whole decode and encode path, at the dialect's own rate."""
+
+    def __init__(self, server, connection, dialect, agent: str):
+        self.connection = connection
+        self.dialect = dialect
+        connection.wire.lockstep = True
+        dialect.open()
+
+    def on_message(self, opcode: int, payload: memoryview) -> None:
+        dialect = self.dialect
+        event = dialect.receive(opcode, payload)
+        if event.__class__ is Audio:
+            self.connection.wire.send(dialect.opcode, dialect.audio(event.pcm))
+        elif event.__class__ is Stop:
+            self.connection.close(1000)
+        if dialect.outbox:
+            for answer in dialect.outbox:
+                self.connection.send(*answer)
+            dialect.outbox.clear()
+
+    def drained(self) -> None:
+        """Nothing waits here."""
+
+    def lost(self, code: int, reason: str) -> None:
+        """Nothing is left to undo."""
