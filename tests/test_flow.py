@@ -456,9 +456,14 @@ def test_searches_are_shared_and_have_the_whole_grammar():
     assert [search.kind for search in flow.searches] == ["grammar", "grammar", "grammar", "free"]
     assert [search.id for search in flow.searches] == [0, 1, 2, 3]
     assert flow.searches[0].jsgf.splitlines()[2] == (
-        "public <ANSWER> = [ <LEAD> ] ( <DIGIT> <DIGIT> <DIGIT> <DIGIT> [ <DIGIT> [ <DIGIT> ] ] | help | "
-        "say that again | repeat | goodbye | hang up ) [ <TAIL> ];")
+        "public <an-answer> = [ it's | it is | that's | my number is | the number is ] "
+        "( <any-digit> <any-digit> <any-digit> <any-digit> [ <any-digit> [ <any-digit> ] ] | help | say that again | "
+        "repeat | goodbye | hang up ) [ please | thank you ];")
     assert "<account> = savings | checking | current;" in flow.searches[1].jsgf
+    own = Flow.parse('lead_ins = ["my account is"]' + BANK, "bank.toml")
+    assert "[ my account is ] (" in own.searches[0].jsgf
+    assert own.states["menu"].expect.judge("my account is savings") == COMPLETE
+    assert "<an-answer> = ( " in Flow.parse("lead_ins = []" + BANK, "bank.toml").searches[0].jsgf
     assert {"savings", "oh", "my", "please"} <= set().union(*(search.words for search in flow.searches))
     assert flow.states["bye"].expect.id == -1
     demo = Flow.load(DEMO)

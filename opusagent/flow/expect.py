@@ -21,17 +21,15 @@ STRENGTH = (NO_MATCH, INCOMPLETE, FREE, COMPLETE)
 VALUE = 100                     # characters kept of a free answer
 SAID = 1_000                    # characters looked at of what a recogniser delivers
 
-# Around an answer these do not count.  The recogniser's grammar allows the first few of each only, and no "um": a
-# grammar that may hear "um" anywhere hears it in every breath.
-LEAD_INS = tuple(words(lead) for lead in (
-    "it's", "it is", "that's", "my number is", "the number is", "that is", "this is", "I'd like", "I would like",
-    "I want", "I'll take", "I will take", "I'll have", "I have", "I've got", "I think", "I said", "I mean", "I need",
-    "give me", "let me have", "can I have", "could I have", "may I have", "I choose", "number", "okay", "so",
-    "my name is", "my answer is", "then",
-))
-SPOKEN_LEAD_INS = 5
-TAILS = tuple(words(tail) for tail in ("please", "thank you", "thanks", "sir", "madam", "that's it", "that is it"))
-SPOKEN_TAILS = 2
+# Around an answer these do not count.  A grammar allows fewer, and no "um": what may come anywhere is heard anywhere.
+SPOKEN_LEAD_INS = tuple(map(words, ("it's", "it is", "that's", "my number is", "the number is")))
+SPOKEN_TAILS = "please | thank you"
+LEAD_INS = (*SPOKEN_LEAD_INS, *map(words, (
+    "that is", "this is", "I'd like", "I would like", "I want", "I'll take", "I will take", "I'll have", "I have",
+    "I've got", "I think", "I said", "I mean", "I need", "give me", "let me have", "can I have", "could I have",
+    "may I have", "I choose", "number", "okay", "so", "then", "my name is", "my answer is",
+)))
+TAILS = tuple(map(words, ("thank you", "thanks", "sir", "madam", "that's it", "that is it")))
 UNFINISHED = frozenset((
     "and or but the a an of to is are was my your his her our their with for from at in on because so if that this um "
     "uh er erm hmm than as i it's that's i'm i'd i'll like want need have think mean said me number then").split())
@@ -198,19 +196,20 @@ def clip(text: str, limit: int) -> str:
     return text[:limit + 1].rpartition(" ")[0] or text[:limit]
 
 
-def grammar(answers: tuple[Answer, ...], lead_ins: tuple = ()) -> str:
+def grammar(answers: tuple[Answer, ...], lead_ins: tuple) -> str:
     """The JSGF of everything these rows let a caller say, as pocketsphinx reads it; empty if that is nothing."""
     rules: dict[str, str] = {}
     ways = [option.jsgf(rules) for answer in answers for option in answer.spoken]
     if not ways:
         return ""
-    rules["LEAD"] = " | ".join(map(" ".join, (*LEAD_INS[:SPOKEN_LEAD_INS], *lead_ins)))
-    rules["TAIL"] = " | ".join(map(" ".join, TAILS[:SPOKEN_TAILS]))
-    lines = ["#JSGF V1.0;", "grammar expected;", f"public <ANSWER> = [ <LEAD> ] ( {' | '.join(ways)} ) [ <TAIL> ];"]
+    answer = f"( {' | '.join(ways)} ) [ {SPOKEN_TAILS} ]"
+    if lead_ins:
+        answer = f"[ {' | '.join(map(' '.join, lead_ins))} ] {answer}"
+    lines = ["#JSGF V1.0;", "grammar expected;", f"public <an-answer> = {answer};"]
     return "\n".join(lines + [f"<{name}> = {rule};" for name, rule in rules.items()]) + "\n"
 
 
 def spoken_words(jsgf: str) -> frozenset[str]:
     """The words of a grammar of ours."""
     rules = "".join(jsgf.splitlines(True)[2:])
-    return frozenset(re.findall(r"[^][()|=;<>\s]+", re.sub(r"(public )?<\w+>", "", rules)))
+    return frozenset(re.findall(r"[^][()|=;<>\s]+", re.sub(r"(public )?<[^>]+>", "", rules)))

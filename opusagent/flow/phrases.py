@@ -235,9 +235,9 @@ class Digits:
             yield from map("".join, itertools.product("0123456789", repeat=count))
 
     def jsgf(self, rules: dict[str, str]) -> str:
-        rules["DIGIT"] = " | ".join((*DIGITS, "oh"))
+        rules["any-digit"] = " | ".join((*DIGITS, "oh"))
         more = self.high - self.low
-        return " ".join(["<DIGIT>"] * self.low + ["[ <DIGIT>"] * more + ["]"] * more)
+        return " ".join(["<any-digit>"] * self.low + ["[ <any-digit>"] * more + ["]"] * more)
 
 
 def digits(said, at: int) -> tuple[str, int, int]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .. import ConfigError
 from .check import faults, reached, unknown_words
-from .expect import NO, YES, Answer, Expect, Search, Waits, grammar, spoken_words
+from .expect import NO, SPOKEN_LEAD_INS, YES, Answer, Expect, Search, Waits, grammar, spoken_words
 from .phrases import Digits, Group, pattern, words
 from .phrasing import SLOT, Text
 from .tomlfile import Document, Node, did_you_mean
@@ -196,6 +196,8 @@ class _Reader:
             members["start"].fault(f"`start` names \"{top['start']}\", which is no state"
                                    f"{did_you_mean(top['start'], nodes)}.")
         shared = {key: top.pop(key, None) for key in ("waits", "silence", "no_match", "failure", "global", "lead_ins")}
+        if shared["lead_ins"] is None:
+            shared["lead_ins"] = SPOKEN_LEAD_INS
         if shared["waits"]:
             self.growing(members["waits"], Waits(**shared["waits"]))
         searches: dict[str, Search] = {}
@@ -220,7 +222,7 @@ class _Reader:
             failure=found.get("failure") or shared["failure"] or FAILURE,
             interruptible=found.get("interruptible", not end),
             end=end,
-            expect=expectation(tuple(row.answer for row in on), waits, shared["lead_ins"] or (), searches),
+            expect=expectation(tuple(row.answer for row in on), waits, shared["lead_ins"], searches),
         )
 
     def rows(self, node: Node) -> tuple[Transition, ...]:
@@ -330,7 +332,7 @@ class _Reader:
         return dict(node.value) if type(node.value) is dict else {}
 
     def lead_ins(self, node: Node) -> tuple[tuple[str, ...], ...]:
-        return tuple(map(words, node.texts() or ()))
+        return tuple(map(words, node.texts() or ())) if node.value != [] else ()
 
 
 def expectation(answers: tuple[Answer, ...], waits: Waits, lead_ins: tuple, searches: dict[str, Search]) -> Expect:
