@@ -177,8 +177,8 @@ class Expect:
         return INCOMPLETE if more else NO_MATCH
 
     def readings(self, said: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-        """The words as they are, and without what people say before and after an answer."""
-        while True:
+        """The words as they are, and without what people say before (three times at most) and after an answer."""
+        for _ in range(4):
             yield said
             for tail in TAILS:
                 if said[-len(tail):] == tail:
