@@ -1,0 +1,219 @@
+"""A call without sockets, processes or waiting: the real Call, dialect, ear, turn taking and flow on a virtual clock.
+
+    call = Conversation(FLOW)
+    call.says("ten of clubs")
+    assert call.agent_says == ["Which card?", "Thank you."]
+
+The recogniser knows what the caller says, the voice speaks a tone of 50 ms for each word.
+"""
+import base64
+
+import numpy as np
+
+from opusagent._fastpath import Arena, ulaw_encode
+from opusagent.audio import VadBatch
+from opusagent.call import Call
+from opusagent.config import Config
+from opusagent.dialects import TABLE, TEXT
+from opusagent.flow import Flow
+from opusagent.metrics import Metrics
+from opusagent.studio import Prompt
+
+MS = 1_000_000
+WORD_MS = 50
+SPEECH = (8000 * np.sin(np.arange(160) * 2 * np.pi * 300 / 8000)).astype(np.int16)
+
+
+class Studio:
+    """What studio.Studio is to a call, with engines that a test holds in its hand."""
+
+    def __init__(self, flow):
+        self.config = Config()
+        self.flows = {"": flow}
+        self.arena = Arena(2)
+        self.free = [0]
+        self.hearing = VadBatch("energy")
+        self.stt, self.tts, self.llm = Recogniser(), Voice(), Model()
+        self.ahead = True               # prompts are rendered ahead
+
+    def prompt(self, voice, text, rate):
+        return Prompt(spoken(text, rate), rate) if self.ahead else None
+
+    def search(self, flow, number):
+        return number
+
+
+def spoken(text, rate):
+    count = len(text.split()) * WORD_MS * rate // 1000
+    return (4000 * np.sin(np.arange(count) * 2 * np.pi * 500 / rate)).astype(np.int16)
+
+
+class Recogniser:
+    def __init__(self):
+        self.words = ""                 # what the caller is saying
+        self.silent = False             # it never answers
+        self.log = []
+
+    def listen(self, call, position):
+        self.log.append(("listen", position))
+
+    def audio(self, call):
+        pass
+
+    def ask(self, call):
+        if not self.silent:
+            call.on_partial(call.utterance, self.words)
+
+    def finish(self, call, position):
+        self.log.append(("finish", position))
+        if not self.silent:
+            call.on_final(call.utterance, self.words, 1.0)
+
+    def cancel(self, call):
+        self.log.append(("cancel",))
+
+    def forget(self, call):
+        self.log.append(("forget",))
+
+
+class Voice:
+    """Asked to speak, it waits for the test to call `deliver`."""
+
+    def __init__(self):
+        self.asked = []                 # (call, epoch, k, text)
+
+    def speak(self, call, epoch, k, text, voice):
+        self.asked.append((call, epoch, k, text))
+
+    def deliver(self, index=0):
+        call, epoch, k, text = self.asked.pop(index)
+        pcm, slot = spoken(text, call.slot.rate_out), call.slot
+        start = slot.segment_written(k)
+        np.asarray(slot.segment(k))[np.arange(start, start + len(pcm)) % len(slot.segment(k))] = pcm
+        slot.set_segment_written(k, start + len(pcm))
+        call.on_speech(epoch, k, start, start + len(pcm), True)
+
+    def played(self, call, k):
+        pass
+
+    def cancel(self, call):
+        self.asked.clear()
+
+
+class Model:
+    def __init__(self):
+        self.pieces = []
+
+    async def reply(self, messages):
+        for piece in self.pieces:
+            yield piece
+
+
+class Server:
+    def __init__(self, studio):
+        self.studio = studio
+        self.config = studio.config
+        self.metrics = Metrics()
+        self.now = 1_000_000 * MS
+        self.calls = []
+
+    def clock(self):
+        return self.now
+
+    def call_begins(self, call):
+        self.calls.append(call)
+
+    def call_ends(self, call):
+        self.calls.remove(call)
+
+
+class Connection:
+    def __init__(self):
+        self.sent = []                  # (opcode, message)
+        self.congested = False
+        self.closed = None
+        self.faults = []
+        self.rtt_ns = 0
+
+    def send(self, opcode, message):
+        self.sent.append((opcode, bytes(message)))
+        return True
+
+    def close(self, code=1000, reason=""):
+        self.closed = (code, reason)
+
+    def fault(self, error):
+        self.faults.append(error)
+        raise error
+
+
+class Conversation:
+    """A call in the Twilio dialect.  Time passes in 20 ms of the caller's audio; the server ticks every 5 ms."""
+
+    def __init__(self, flow, dialect="twilio", facts=None, begin=True, ahead=True):
+        self.studio = Studio(Flow.parse(flow, "flow.toml") if isinstance(flow, str) else flow)
+        self.studio.ahead = ahead
+        self.server = Server(self.studio)
+        self.connection = Connection()
+        self.call = Call(self.server, self.connection, TABLE[dialect]({}), "")
+        self.place = 0                  # in what was sent: what agent_says has told
+        if begin:
+            self.receive(b'{"event":"start","streamSid":"MZ1","start":{"callSid":"CA1","customParameters":{}}}')
+
+    # -- the caller
+
+    def receive(self, message):
+        self.call.on_message(TEXT, memoryview(message))
+
+    def frame(self, pcm):
+        codes = bytearray(len(pcm))
+        ulaw_encode(pcm, codes)
+        self.receive(b'{"event":"media","media":{"payload":"%s"}}' % base64.b64encode(codes))
+        self.studio.hearing.run()
+
+    def audio(self, ms, pcm):
+        for _ in range(ms // 20):
+            if self.call.slot is None or self.connection.closed:
+                return
+            self.frame(pcm)
+            self.passes(20)
+
+    def passes(self, ms):
+        for _ in range(ms // 5):
+            self.server.now += 5 * MS
+            self.call.tick(self.server.now)
+
+    def silence(self, ms):
+        self.audio(ms, np.zeros(160, np.int16))
+
+    def speech(self, ms, words=""):
+        self.studio.stt.words = words
+        self.audio(ms, SPEECH)
+
+    def says(self, words, ms=600):
+        """The caller speaks, then waits until the agent has answered and is heard to the end."""
+        self.speech(ms, words)
+        self.silence(1500)
+        self.listens()
+
+    def listens(self, most_ms=60_000):
+        while self.call.turn is not None and most_ms > 0:
+            self.silence(20)
+            most_ms -= 20
+
+    # -- the agent
+
+    @property
+    def receipts(self):
+        return self.call.receipts
+
+    @property
+    def agent_says(self):
+        return [receipt["agent"] for receipt in self.call.receipts]
+
+    @property
+    def state(self):
+        return self.call.dialogue.state
+
+    def count(self, kind):
+        return sum(b'"event":"%s"' % kind.encode() in message for _, message in self.connection.sent)

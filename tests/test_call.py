@@ -1,0 +1,209 @@
+"""Conversations as scripts: what is said, what is answered, who is interrupted, and what is left behind."""
+import pytest
+
+from conversation import Conversation
+
+FLOW = """
+start = "card"
+[waits]
+complete = 120
+incomplete = 700
+free = 350
+no_input = 3000
+[states.card]
+say = "Which card do you have?"
+on = [{ phrases = ["ten of clubs", "seven of clubs"], fact = "card", go = "sure" }, { dtmf = "9", go = "bye" }]
+silence = { say = ["Hello?", "Are you there?"], go = "bye" }
+no_match = { say = ["Which card, please?"] }
+[states.sure]
+say = "The {card}. Are you sure of that, or would you like to look at it once more before we go on?"
+on = [{ yes = true, go = "bye" }, { no = true, go = "card" }]
+[states.bye]
+say = "Thank you, goodbye."
+end = true
+"""
+
+
+def test_a_conversation_from_greeting_to_goodbye():
+    call = Conversation(FLOW)
+    call.listens()
+    call.says("ten of clubs")
+    call.says("yes")
+    assert call.agent_says == ["Which card do you have?",
+                               "The ten of clubs. Are you sure of that, or would you like to look at it once more "
+                               "before we go on?", "Thank you, goodbye."]
+    assert call.connection.closed[0] == 1000 and call.call.done
+    assert call.call.dialogue.facts["card"] == "ten of clubs"
+
+
+def test_the_reply_comes_after_the_short_wait_of_a_complete_answer():
+    call = Conversation(FLOW)
+    call.listens()
+    call.says("ten of clubs")
+    waits = call.receipts[1]["waits"]
+    assert 120 <= waits["endpointing"] < 200 and sum(waits.values()) - waits["endpointing"] < 10
+
+
+def test_a_beginning_of_an_answer_is_waited_for_longer():
+    call = Conversation(FLOW)
+    call.listens()
+    call.speech(400, "ten of")
+    call.silence(400)
+    assert call.state == "card" and len(call.receipts) == 1
+    call.speech(300, "ten of clubs")
+    call.silence(300)
+    assert call.state == "sure"
+
+
+def test_no_answer_is_asked_for_again_and_then_given_up():
+    call = Conversation(FLOW)
+    for _ in range(3):
+        call.listens()
+        call.silence(3100)
+    call.listens()
+    assert call.agent_says == ["Which card do you have?", "Hello?", "Are you there?", "Thank you, goodbye."]
+
+
+def test_what_is_no_answer_is_asked_for_again():
+    call = Conversation(FLOW)
+    call.listens()
+    call.says("")
+    assert call.agent_says[-1] == "Which card, please?" and call.state == "card"
+
+
+def test_barge_in_stops_the_agent_within_a_frame_and_clears_what_the_platform_holds():
+    call = Conversation(FLOW)
+    call.listens()
+    call.speech(600, "ten of clubs")
+    call.silence(600)                       # the agent has said a few words of its reply
+    assert call.call.turn is not None and call.count("clear") == 0
+    call.speech(400, "no")
+    assert call.count("clear") == 1
+    sent = call.count("media")
+    call.speech(100, "no")
+    assert call.count("media") == sent      # the agent is silent
+    cut = call.receipts[-1]
+    assert cut["stopped_by"] == "barge-in"
+    assert "The ten of clubs. Are you sure".startswith(cut["agent"]) and len(cut["agent"].split()) >= 3
+    call.silence(400)
+    assert call.state == "card"
+
+
+def test_history_keeps_what_was_heard():
+    call = Conversation(FLOW)
+    call.listens()
+    call.speech(600, "ten of clubs")
+    call.silence(600)
+    call.speech(400, "no")
+    heard = call.call.dialogue.history[-1].agent
+    assert heard and len(heard.split()) < 12
+    assert heard == call.receipts[-1]["agent"][:100]
+
+
+def test_a_cough_does_not_stop_the_agent():
+    call = Conversation(FLOW)
+    call.listens()
+    call.speech(600, "ten of clubs")
+    call.silence(500)
+    call.speech(60)
+    call.silence(200)
+    assert call.count("clear") == 0 and call.call.turn is not None
+
+
+def test_keys_answer_at_once():
+    call = Conversation(FLOW)
+    call.silence(100)
+    call.receive(b'{"event":"dtmf","dtmf":{"digit":"9"}}')
+    assert call.state == "bye" and call.count("clear") == 1
+
+
+def test_a_recogniser_that_never_answers_is_not_dead_air():
+    call = Conversation(FLOW)
+    call.listens()
+    call.studio.stt.silent = True
+    call.speech(600)
+    call.silence(3000)
+    call.listens()
+    assert "something went wrong" in call.agent_says[-1] and call.state == "card"
+
+
+def test_what_is_late_has_no_effect():
+    call = Conversation(FLOW)
+    call.listens()
+    call.speech(400, "ten of clubs")
+    old = call.call.utterance
+    call.silence(400)
+    call.listens()
+    call.call.on_final(old, "seven of clubs", 1.0)
+    call.call.on_partial(old - 1, "seven of clubs")
+    call.call.on_speech(call.call.epoch - 1, 0, 0, 100, True)
+    assert call.state == "sure" and call.call.dialogue.facts["card"] == "ten of clubs"
+
+
+def test_the_sample_clock_goes_on_without_media():
+    call = Conversation(FLOW)
+    call.listens()
+    before = call.call.slot.written
+    call.passes(3400)                       # hold: nothing comes
+    call.listens()
+    assert call.call.slot.written - before >= 3 * 8000
+    assert "Hello?" in call.agent_says
+
+
+def test_a_call_that_ends_in_mid_word_leaves_nothing_behind():
+    call = Conversation(FLOW)
+    call.silence(100)
+    call.call.lost(1006, "")
+    assert call.studio.free == [0] and not call.server.calls
+    assert call.studio.stt.log[-1] == ("forget",)
+    call.call.lost(1006, "")
+    assert call.studio.free == [0]
+
+
+def test_segments_are_played_in_order_whatever_order_the_voice_delivers_them_in():
+    call = Conversation(FLOW.replace("Which card do you have?", "One one. Two two. Three three."), ahead=False)
+    assert [text for *_, text in call.studio.tts.asked] == ["One one.", "Two two.", "Three three."]
+    call.studio.tts.deliver(2)
+    call.studio.tts.deliver(1)
+    call.silence(100)
+    assert call.count("media") == 0         # nothing before its turn
+    call.studio.tts.deliver(0)
+    call.listens()
+    assert call.agent_says == ["One one. Two two. Three three."]
+
+
+def test_more_segments_than_buffers_follow_as_buffers_get_free():
+    text = " ".join(f"Number {word}." for word in "one two three four five six seven".split())
+    call = Conversation(FLOW.replace("Which card do you have?", text), ahead=False)
+    assert len(call.studio.tts.asked) == 4
+    while call.call.turn is not None:
+        while call.studio.tts.asked:
+            call.studio.tts.deliver()
+        call.silence(20)
+    assert call.agent_says == [text]
+
+
+def test_a_slow_peer_gets_the_newest_audio_not_the_oldest():
+    call = Conversation(FLOW)
+    sent = call.count("media")
+    call.connection.congested = True
+    call.silence(140)
+    assert call.count("media") == sent and len(call.call.late) == 5 and call.call.dropped > 1
+    call.connection.congested = False
+    call.call.drained()
+    assert call.count("media") == sent + 5
+
+
+@pytest.mark.parametrize("message", [b'{"event":"media","media":{"payload":"//8="}}', b'{"event":"dtmf","dtmf":{"digit":"1"}}',
+                                     b'{"event":"mark","mark":{"name":"0:1"}}', b'{"event":"stop","stop":{}}'])
+def test_before_start_nothing_happens(message):
+    call = Conversation(FLOW, begin=False)
+    call.receive(message)
+    assert call.call.slot is None and call.connection.sent == []
+
+
+def test_the_agent_is_fed_at_most_its_lead_ahead():
+    call = Conversation(FLOW)
+    assert call.count("media") == 6         # 100 ms ahead, and the first frame itself
+    call.passes(20)
+    assert call.count("media") == 7
