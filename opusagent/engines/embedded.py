@@ -1,0 +1,172 @@
+"""The embedded recogniser: pocketsphinx, as an engine process runs it.
+
+It knows searches and samples, no calls and no processes.  It is good for what a flow names (menus, digits, words
+from lists) and poor at free speech.  The rule: a decoder is made ahead and serves one utterance at a time; what was
+learned of a caller is in Cepstra's `level`, never in a decoder, so any decoder serves any caller alike.
+"""
+import importlib.util
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from .. import ConfigError, EngineError
+from .cepstra import Cepstra
+
+AHEAD = 2                   # idle decoders of grammars to have, beside those in use
+MOST = 64                   # decoders of grammars at once; an utterance beyond that waits
+MOST_FREE = 2               # decoders with a language model at once: each takes 100 MB
+POLL = 10                   # frames between two looks at a hypothesis, which cost as much as 20 ms of decoding
+
+MODEL = "model/en-us"
+INSTALL = "The embedded recogniser needs pocketsphinx: pip install 'opusagent[local]'."
+
+# Cepstra are normalised before they come here, so the decoder's own normalisation is off.
+FEATURES = "-feat 1s_c_d_dd\n-svspec 0-12/13-25/26-38\n-agc none\n-cmn none\n-varnorm no\n-model ptm\n"
+LANGUAGE_MODEL = "_default"     # what pocketsphinx calls the search it makes of a language model
+GRAMMAR = {"lm": None, "fwdflat": False, "bestpath": False}
+LANGUAGE = {"fwdflat": False, "pl_window": 0, "maxhmmpf": 3000, "maxwpf": 10}
+
+
+def model_path() -> Path:
+    """Where the wheel keeps its model; the wheel is not imported.  ConfigError where it is not installed."""
+    found = importlib.util.find_spec("pocketsphinx")
+    if found is None:
+        raise ConfigError(INSTALL)
+    return Path(found.submodule_search_locations[0]) / MODEL
+
+
+def dictionary(words: Iterable[str]) -> str:
+    """The lines of the model's dictionary for these words.  ConfigError that names the words it does not have.
+
+    A decoder whose dictionary has only these is made in a twentieth of the time and takes a tenth of the memory.
+    """
+    wanted, lines, found = set(words), [], set()
+    with open(model_path() / "cmudict-en-us.dict", encoding="utf-8") as everything:
+        for line in everything:
+            word = line.partition(" ")[0].partition("(")[0]     # a second way to say it is spelled "word(2)"
+            if word in wanted:
+                lines.append(line)
+                found.add(word)
+    if missing := sorted(wanted - found):
+        names = ", ".join(map(repr, missing))
+        raise ConfigError(f"The recogniser does not know how {names} is spoken: choose another word, or spell it "
+                          "as words that sound like it.")
+    return "".join(lines)
+
+
+class Recogniser:
+    """All decoders of a process.  `searches` have id, kind ("grammar" or "free"), jsgf and words."""
+
+    def __init__(self, searches: Iterable):
+        self.searches = {search.id: search for search in searches}
+        self.grammars = [search for search in self.searches.values() if search.kind == "grammar"]
+        self.language = len(self.grammars) < len(self.searches)     # some state expects free speech
+        self.files = [memory_file(FEATURES),
+                      memory_file(dictionary(word for search in self.grammars for word in search.words))]
+        self.idle: dict[str, list] = {"grammar": [], "free": []}
+        self.made = {"grammar": 0, "free": 0}
+        self.import_decoder()
+        while self.short():
+            self.make_one()
+
+    def import_decoder(self) -> None:
+        try:
+            from pocketsphinx import Decoder
+        except ImportError as error:
+            raise ConfigError(f"{INSTALL} ({error})") from None
+        self.decoder = Decoder
+
+    def short(self) -> str:
+        """The kind of decoder that should be made when there is time; "" while enough are idle."""
+        if self.grammars and len(self.idle["grammar"]) < AHEAD and self.made["grammar"] < MOST:
+            return "grammar"
+        if self.language and not self.idle["free"] and self.made["free"] < MOST_FREE:
+            return "free"
+        return ""
+
+    def make_one(self) -> None:
+        """Make a decoder that is short.  20 ms for grammars, 0.3 s with a language model."""
+        kind = self.short()
+        features, words = (f"/proc/self/fd/{file}" for file in self.files)
+        try:
+            if kind == "free":
+                decoder = self.decoder(featparams=features, loglevel="FATAL", **LANGUAGE)
+            else:
+                decoder = self.decoder(featparams=features, dict=words, loglevel="FATAL", **GRAMMAR)
+                for search in self.grammars:
+                    decoder.add_jsgf_string(str(search.id), search.jsgf)
+        except (RuntimeError, ValueError) as error:
+            raise EngineError(f"pocketsphinx takes neither its model nor the flow's grammars: {error}") from None
+        self.made[kind] += 1
+        self.idle[kind].append(decoder)
+
+    def start(self, search_id: int, rate: int, level: float = 0.0) -> "Utterance | None":
+        """Begin an utterance at `rate` (8000 or 16000 Hz); None while no decoder is idle.
+
+        `level` is what the call's last utterance left in `.level`.  KeyError where there is no such search.
+        """
+        search = self.searches[search_id]
+        idle = self.idle[search.kind]
+        if not idle:
+            return None
+        decoder = idle.pop()
+        decoder.activate_search(str(search_id) if search.kind == "grammar" else LANGUAGE_MODEL)
+        return Utterance(decoder, idle, Cepstra(rate, level))
+
+
+class Utterance:
+    """One stretch of a caller's speech on its way to text.  It ends with finish() or abandon()."""
+
+    __slots__ = ("decoder", "idle", "cepstra", "frames", "text")
+
+    def __init__(self, decoder, idle: list, cepstra: Cepstra):
+        self.decoder = decoder
+        self.idle = idle                    # where the decoder goes back to
+        self.cepstra = cepstra
+        self.frames = 0                     # decoded since the last look at the hypothesis
+        self.text = ""                      # what it was
+        decoder.start_utt()
+
+    @property
+    def level(self) -> float:
+        """What was learned of the caller's loudness, for the call's next utterance."""
+        return self.cepstra.level
+
+    def feed(self, pcm: np.ndarray) -> bool:
+        """More of it, int16; True when it is time to look at partial() again."""
+        self._decode(self.cepstra.push(pcm))
+        return self.frames >= POLL
+
+    def partial(self) -> str:
+        """The best text so far; not necessarily a whole sentence of the grammar."""
+        self.frames = 0
+        found = self.decoder.hyp()
+        self.text = found.hypstr if found else ""
+        return self.text
+
+    def finish(self) -> tuple[str, float]:
+        """Nothing more follows: (text, confidence from 0 to 1).  The text is empty where no sentence fits."""
+        self._decode(self.cepstra.flush())
+        self.decoder.end_utt()
+        found = self.decoder.hyp()
+        self.idle.append(self.decoder)
+        return (found.hypstr, 1.0) if found else ("", 0.0)
+
+    def abandon(self) -> None:
+        """Nobody wants to know any more."""
+        self.decoder.end_utt()
+        self.idle.append(self.decoder)
+
+    def _decode(self, cepstra: np.ndarray) -> None:
+        if len(cepstra):
+            self.decoder.process_cep(cepstra.tobytes(), False, False)
+            self.frames += len(cepstra)
+
+
+def memory_file(text: str) -> int:
+    """A file without a name: its descriptor, which /proc/self/fd turns into a path."""
+    file = os.memfd_create("opusagent-pocketsphinx", os.MFD_CLOEXEC)
+    os.write(file, text.encode())
+    return file
