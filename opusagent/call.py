@@ -15,7 +15,7 @@ from . import ProtocolError
 from ._fastpath import Resampler
 from .audio import Vad, last_voiced
 from .dialects import TEXT, Audio, Dtmf, Mark, Start, Stop
-from .flow import Dialogue, Reply
+from .flow import COMPLETE, Dialogue, Reply
 from .metrics import TurnTrace
 from .pipeline import SPEAKING, Stage, Turn
 from .playout import Playout
@@ -166,7 +166,7 @@ class Call:
             self._stop_talking("keys")
         self.keys += event.digit
         expect = self.dialogue.expect
-        if expect.judge_keys(self.keys) == "COMPLETE":
+        if expect.judge_keys(self.keys) == COMPLETE:
             self._answer_keys()
         else:
             self.keys_by = self.server.now + expect.waits.keys * MS
@@ -195,22 +195,26 @@ class Call:
     def _utterance_starts(self, onset: int) -> None:
         preroll = self.server.config.turns.preroll_ms * self.slot.rate_in // 1000
         self.utterance += 1
-        self.hearing = True
         self.words = ""
         self.keys = ""
-        self.search = self.studio.search(self.flow, self.dialogue.expect.id)
-        self.studio.stt.listen(self, max(onset - preroll, self.floor))
+        self.hearing = self.dialogue.expect.id >= 0         # nothing that is said counts in some states
+        if self.hearing:
+            self.search = self.studio.search(self.flow, self.dialogue.expect.id)
+            self.studio.stt.listen(self, max(onset - preroll, self.floor))
 
     def _pause(self, position: int) -> None:
-        self.studio.stt.ask(self)
+        if self.hearing:
+            self.studio.stt.ask(self)
 
     def _nothing(self, position: int) -> None:
         """The event matters to others only."""
 
     def _end_of_turn(self, position: int) -> None:
         now = self.server.clock()
-        self.hearing = False
         self.floor = position
+        if not self.hearing:
+            return self._follow(self.turns.agent_done())
+        self.hearing = False
         self.final_by = now + FINAL_WITHIN
         self._begin_receipt(now)
         self.studio.stt.finish(self, self.slot.written)

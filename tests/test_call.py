@@ -207,3 +207,22 @@ def test_the_agent_is_fed_at_most_its_lead_ahead():
     assert call.count("media") == 6         # 100 ms ahead, and the first frame itself
     call.passes(20)
     assert call.count("media") == 7
+
+
+def test_a_state_that_waits_for_keys_only_does_not_answer_a_voice():
+    call = Conversation("""
+start = "menu"
+[states.menu]
+say = "Press one."
+on = [{ dtmf = "1", go = "bye" }]
+[states.bye]
+say = "Goodbye."
+end = true
+""")
+    call.listens()
+    call.speech(600, "anything")
+    call.silence(1500)
+    assert call.agent_says == ["Press one."] and call.state == "menu" and not call.studio.stt.log
+    call.receive(b'{"event":"dtmf","dtmf":{"digit":"1"}}')
+    call.listens()
+    assert call.agent_says == ["Press one.", "Goodbye."]
