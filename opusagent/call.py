@@ -331,7 +331,7 @@ class Call:
             if not self.audible:
                 self._first_audio(now)
         for position in playout.take_marks():
-            if (mark := self.dialect.mark(f"{self.epoch}:{position}")) is not None:
+            if not self.late and (mark := self.dialect.mark(f"{self.epoch}:{position}")) is not None:
                 self.connection.send(TEXT, mark)
         if turn.state is not SPEAKING and not playout.playing(now):
             self._turn_done(now)

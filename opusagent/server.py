@@ -175,7 +175,8 @@ class Server:
         telephony = dialect.max_message <= self.narrow.max_message
         limits = self.wide if not telephony else self.diagnostic if agent == "echo" else self.narrow
         make = EchoCall if agent == "echo" else Call
-        return limits, lambda connection: make(self, connection, dialect(head.query), agent)
+        spoken = dialect(head.query)
+        return limits, lambda connection: make(self, connection, spoken, agent)
 
     def _check_call(self, connection: Connection, head: http11.Head, agent: str) -> None:
         self._check_origin(connection, head)

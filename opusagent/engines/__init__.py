@@ -28,7 +28,7 @@ from ..config import Config
 
 # name -> stage -> the class, as MODULE:CLASS of this package; imported when it is chosen
 TABLE: dict[str, dict[str, str]] = {
-    "embedded": {"stt": "host:Stt", "tts": "host:Tts"},
+    "embedded": {"stt": "local:Stt", "tts": "local:Tts"},
     "openai": {"llm": "openai:Llm"},
     "scripted": {"stt": "scripted:Stt", "llm": "scripted:Llm", "tts": "scripted:Tts"},
 }

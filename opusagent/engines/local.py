@@ -1,0 +1,217 @@
+"""The embedded engines, seen from the worker: what is asked of the engine processes, and who gets the answers.
+
+What was asked is remembered until it is answered, so that when a process dies another one is asked again: the
+caller's audio is still in the slot, and so is what was already synthesised.  The rule: nothing here blocks.
+"""
+import asyncio
+from collections.abc import AsyncIterator
+
+import numpy as np
+
+from .. import EngineError
+from .._fastpath import SEGMENT_SAMPLES, Arena
+from ..config import Config
+from .host import Host
+from .records import ASK, CANCEL, FAILED, FINAL, FINISH, FORGET, FRESH, LISTEN, PARTIAL, SPACE, SPEAK, SPEECH
+
+
+class Asked:
+    """An utterance that is being recognised: what another process would have to be asked."""
+
+    __slots__ = ("call", "utterance", "search", "position", "finish")
+
+    def __init__(self, call, position: int):
+        self.call = call
+        self.utterance = call.utterance
+        self.search = call.search
+        self.position = position
+        self.finish: int | None = None
+
+
+class Stt:
+    """pocketsphinx in engine processes."""
+
+    def __init__(self, config: Config):
+        self.host = Host("stt", config, self._on_record, self._ask_again)
+        self.asked: dict[int, Asked] = {}           # by slot
+        self.lag_ms = 0                             # of the recogniser behind the audio, as it last said
+
+    async def open(self, arena: Arena, searches) -> None:
+        await self.host.open(arena, {"searches": [[search.id, search.kind, search.jsgf, sorted(search.words)]
+                                                  for search in searches]})
+
+    async def close(self) -> None:
+        self.host.close()
+
+    def listen(self, call, position: int) -> None:
+        self.asked[call.slot.index] = asked = Asked(call, position)
+        self._listen(asked)
+
+    def _listen(self, asked: Asked) -> None:
+        slot = asked.call.slot
+        self.host.send(slot.index, LISTEN, slot.generation, asked.utterance, asked.position, asked.search)
+
+    def audio(self, call) -> None:
+        self.host.wake(call.slot.index)
+
+    def ask(self, call) -> None:
+        self.host.send(call.slot.index, ASK, call.slot.generation, call.utterance)
+
+    def finish(self, call, position: int) -> None:
+        asked = self.asked.get(call.slot.index)
+        if asked is not None:
+            asked.finish = position
+            self.host.send(call.slot.index, FINISH, call.slot.generation, call.utterance, position)
+
+    def cancel(self, call) -> None:
+        if self.asked.pop(call.slot.index, None) is not None:
+            self.host.send(call.slot.index, CANCEL, call.slot.generation, call.utterance)
+
+    def forget(self, call) -> None:
+        self.host.send(call.slot.index, FORGET, call.slot.generation)
+
+    def measure(self, metrics) -> None:
+        self.host.measure(metrics)
+        metrics.gauge("recogniser_lag_seconds", self.lag_ms / 1000)
+
+    def _ask_again(self, share: int) -> None:
+        for index, asked in self.asked.items():
+            if self.host.share(index) == share:
+                self._listen(asked)
+                if asked.finish is not None:
+                    self.host.send(index, FINISH, asked.call.slot.generation, asked.utterance, asked.finish)
+
+    def _on_record(self, kind: int, index: int, generation: int, utterance: int, a: int, b: int, data: bytes) -> None:
+        asked = self.asked.get(index)
+        if asked is None or asked.utterance != utterance or asked.call.slot.generation != generation:
+            return                                  # late
+        text = data.decode(errors="replace")
+        if kind == PARTIAL:
+            self.lag_ms = b
+            asked.call.on_partial(utterance, text)
+        elif kind == FINAL:
+            self.lag_ms = b
+            del self.asked[index]
+            asked.call.on_final(utterance, text, a / 1e6)
+        elif kind == FAILED:
+            del self.asked[index]
+            asked.call.on_failure(utterance, text)
+
+
+class Spoken:
+    """A segment that is being synthesised: what another process would have to be asked."""
+
+    __slots__ = ("call", "epoch", "k", "text", "voice", "start")
+
+    def __init__(self, call, epoch: int, k: int, text: str, voice: str):
+        self.call = call
+        self.epoch = epoch
+        self.k = k
+        self.text = text
+        self.voice = voice
+        self.start = FRESH                          # counter of the buffer at its first sample, as the process said
+
+
+class Tts:
+    """flite in engine processes."""
+
+    def __init__(self, config: Config):
+        self.host = Host("tts", config, self._on_record, self._ask_again)
+        self.voice = config.embedded.voice
+        self.speaking: dict[tuple[int, int], Spoken] = {}       # by slot and buffer
+        self.arena: Arena | None = None
+
+    async def open(self, arena: Arena) -> None:
+        self.arena = arena
+        await self.host.open(arena, {"voice": self.voice})
+
+    async def close(self) -> None:
+        self.host.close()
+
+    def speak(self, call, epoch: int, k: int, text: str, voice: str) -> None:
+        spoken = Spoken(call, epoch, k, text, voice)
+        self.speaking[call.slot.index, k] = spoken
+        self._speak(spoken)
+
+    def _speak(self, spoken: Spoken) -> None:
+        """With `start`, when it is known: what is written of the segment already is skipped, not spoken twice."""
+        slot = spoken.call.slot
+        data = f"{spoken.voice}\0{spoken.text}".encode()
+        self.host.send(slot.index, SPEAK, slot.generation, spoken.epoch, spoken.k, spoken.start, data)
+
+    def cancel(self, call) -> None:
+        index = call.slot.index
+        for key in [key for key in self.speaking if key[0] == index]:
+            del self.speaking[key]
+        self.host.send(index, CANCEL, call.slot.generation, call.epoch)
+
+    def played(self, call, k: int) -> None:
+        """The worker has played some of a buffer: a voice that waits for room goes on."""
+        if (call.slot.index, k) in self.speaking:
+            self.host.send(call.slot.index, SPACE, call.slot.generation, call.epoch, k)
+
+    async def render(self, texts, voice: str, rate: int) -> AsyncIterator[tuple[str, np.ndarray]]:
+        """Speak the texts one after another, in the last slot of the arena."""
+        slot = self.arena.slot(self.arena.slots - 1)
+        slot.take(8000, rate)
+        try:
+            rendering = Rendering(slot)
+            for text in texts:
+                yield text, await rendering.speak(self, text, voice)
+        finally:
+            slot.free()
+
+    def measure(self, metrics) -> None:
+        self.host.measure(metrics)
+        metrics.gauge("segments_in_synthesis", len(self.speaking))
+
+    def _ask_again(self, share: int) -> None:
+        for (index, _), spoken in self.speaking.items():
+            if self.host.share(index) == share:
+                self._speak(spoken)
+
+    def _on_record(self, kind: int, index: int, generation: int, epoch: int, a: int, b: int, data: bytes) -> None:
+        k = data[0] if kind == SPEECH else a
+        spoken = self.speaking.get((index, k))
+        if spoken is None or spoken.epoch != epoch or spoken.call.slot.generation != generation:
+            return                                  # late
+        if kind == SPEECH:
+            spoken.start = a
+            if data[1]:
+                del self.speaking[index, k]
+            spoken.call.on_speech(epoch, k, a, b, bool(data[1]))
+        elif kind == FAILED:
+            del self.speaking[index, k]
+            spoken.call.on_speech_failed(epoch, k, data.decode(errors="replace"))
+
+
+class Rendering:
+    """A stand-in for a call while prompts are rendered: it collects what the voice writes."""
+
+    def __init__(self, slot):
+        self.slot = slot
+        self.epoch = 0
+        self.pieces: list[np.ndarray] = []
+        self.done: asyncio.Future | None = None
+
+    async def speak(self, tts: Tts, text: str, voice: str) -> np.ndarray:
+        self.tts = tts
+        self.epoch += 1
+        self.pieces = []
+        self.done = asyncio.get_running_loop().create_future()
+        tts.speak(self, self.epoch, 0, text, voice)
+        await self.done
+        return np.concatenate(self.pieces) if self.pieces else np.zeros(0, np.int16)
+
+    def on_speech(self, epoch: int, k: int, start: int, written: int, done: bool) -> None:
+        read = max(start, self.slot.segment_read(k))
+        ring = np.asarray(self.slot.segment(k))
+        self.pieces.append(ring[np.arange(read, written) % SEGMENT_SAMPLES])
+        self.slot.set_segment_read(k, written)
+        self.tts.played(self, k)
+        if done and not self.done.done():
+            self.done.set_result(None)
+
+    def on_speech_failed(self, epoch: int, k: int, sentence: str) -> None:
+        if not self.done.done():
+            self.done.set_exception(EngineError(sentence))
