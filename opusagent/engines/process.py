@@ -181,24 +181,26 @@ class Recognising:
 class Speech:
     """A segment in progress."""
 
-    __slots__ = ("slot", "generation", "epoch", "k", "start", "skip", "pieces", "piece")
+    __slots__ = ("slot", "generation", "epoch", "k", "start", "skip", "voice", "text", "pieces", "spoken")
 
-    def __init__(self, slot: Slot, generation: int, epoch: int, k: int, start: int, pieces):
+    def __init__(self, slot: Slot, generation: int, epoch: int, k: int, start: int, voice: str, text: str):
         self.slot = slot
         self.generation = generation
         self.epoch = epoch
         self.k = k
         self.start = start                              # counter of the buffer at its first sample
         self.skip = slot.segment_written(k) - start     # samples that another process wrote before it died
-        self.pieces = pieces                            # iterator of int16 arrays
-        self.piece = np.zeros(0, np.int16)              # what is left of the current one
+        self.voice = voice
+        self.text = text
+        self.pieces: deque[np.ndarray] = deque()        # spoken, and no room for them yet
+        self.spoken = False                             # all of it is spoken
 
 
 class Speaking:
     """The loop's work in a tts process."""
 
     def __init__(self, channel: Channel, arena: Arena, setup: dict):
-        from .embedded import Voices
+        from .flite import Voices
         self.channel = channel
         self.arena = arena
         self.voices = Voices(setup["voice"])
@@ -209,29 +211,21 @@ class Speaking:
         if kind == CANCEL:
             self.speeches = deque(speech for speech in self.speeches if speech.slot is not slot)
         elif kind == SPEAK and slot.generation == generation:
-            self._speak(slot, generation, epoch, a, b, *data.decode().split("\0", 1))
-
-    def _speak(self, slot: Slot, generation: int, epoch: int, k: int, start: int, voice: str, text: str) -> None:
-        self.speeches = deque(each for each in self.speeches if (each.slot, each.k) != (slot, k))
-        if start == FRESH:
-            start = slot.segment_written(k)
-            slot.set_segment_read(k, start)             # what lay there before is nobody's any more
-        try:
-            pieces = self.voices.speak(voice, text, slot.rate_out)
-        except EngineError as error:
-            self.channel.send(FAILED, slot.index, generation, epoch, k, 0, str(error).encode())
-            return
-        self.speeches.append(Speech(slot, generation, epoch, k, start, iter(pieces)))
+            self.speeches = deque(each for each in self.speeches if each.slot is not slot or each.k != a)
+            if b == FRESH:
+                b = slot.segment_written(a)
+                slot.set_segment_read(a, b)             # what lay there before is nobody's any more
+            self.speeches.append(Speech(slot, generation, epoch, a, b, *data.decode().split("\0", 1)))
 
     def work(self) -> bool:
-        """One piece of the speech that waited longest; False when none could be written."""
+        """Speak or go on with the segment that waited longest; False when nothing could be written."""
         for _ in range(len(self.speeches)):
             speech = self.speeches.popleft()
             if speech.slot.generation != speech.generation:
                 continue                                # the call is over
             try:
                 wrote, done = self._work(speech)
-            except EngineError as error:
+            except (ConfigError, EngineError) as error:
                 self.channel.send(FAILED, speech.slot.index, speech.generation, speech.epoch, speech.k, 0,
                                   str(error).encode())
                 continue
@@ -242,28 +236,52 @@ class Speaking:
         return False
 
     def _work(self, speech: Speech) -> tuple[bool, bool]:
-        """Write what there is room for: (something was written, the segment is whole)."""
+        """(Something was written, all of it is)."""
+        if not speech.spoken:
+            self.voices.speak(speech.voice, speech.text, speech.slot.rate_out, lambda pcm: self._piece(speech, pcm))
+            speech.spoken = True
+        before = speech.slot.segment_written(speech.k)
+        self._write(speech)
+        done = not speech.pieces
+        if done:
+            self._tell(speech, done)
+        return speech.slot.segment_written(speech.k) > before, done
+
+    def _piece(self, speech: Speech, pcm: np.ndarray) -> None:
+        """From the voice, while it speaks: it is written at once, as far as there is room."""
+        skipped = min(speech.skip, len(pcm))
+        speech.skip -= skipped
+        if len(pcm) > skipped:
+            speech.pieces.append(pcm[skipped:])
+            self._write(speech)
+        self.channel.beat()
+
+    def _write(self, speech: Speech) -> None:
         slot, k = speech.slot, speech.k
-        done = False
-        if not len(speech.piece):
-            piece = next(speech.pieces, None)
-            done = piece is None
-            speech.piece = np.zeros(0, np.int16) if done else piece[speech.skip:]
-            speech.skip -= 0 if done else min(speech.skip, len(piece))
-        written = slot.segment_written(k)
-        count = min(len(speech.piece), SEGMENT_SAMPLES - (written - slot.segment_read(k)))
-        if count:
+        ring = np.asarray(slot.segment(k))
+        begin = written = slot.segment_written(k)
+        while speech.pieces and slot.generation == speech.generation:
+            piece = speech.pieces[0]
+            count = min(len(piece), SEGMENT_SAMPLES - (written - slot.segment_read(k)))
+            if not count:
+                break
             at = written % SEGMENT_SAMPLES
             first = min(count, SEGMENT_SAMPLES - at)
-            ring = np.asarray(slot.segment(k))
-            ring[at:at + first] = speech.piece[:first]
-            ring[:count - first] = speech.piece[first:count]
-            speech.piece = speech.piece[count:]
-            slot.set_segment_written(k, written + count)
-        if count or done:
-            self.channel.send(SPEECH, slot.index, speech.generation, speech.epoch, speech.start, written + count,
-                              bytes((k, done)))
-        return count > 0, done
+            ring[at:at + first] = piece[:first]
+            ring[:count - first] = piece[first:count]
+            written += count
+            slot.set_segment_written(k, written)
+            if count == len(piece):
+                speech.pieces.popleft()
+            else:
+                speech.pieces[0] = piece[count:]
+        if written > begin:
+            self._tell(speech, False)
+
+    def _tell(self, speech: Speech, done: bool) -> None:
+        slot, k = speech.slot, speech.k
+        self.channel.send(SPEECH, slot.index, speech.generation, speech.epoch, speech.start, slot.segment_written(k),
+                          bytes((k, done)))
 
     def rest(self) -> None:
         """Nothing to do ahead of time."""
