@@ -138,7 +138,7 @@ class TurnTaking:
     def __init__(self, rate: int, waits, settings: Settings = Settings()):
         self._rate = rate
         self.on = settings.on
-        self.off = settings.off
+        self.off = min(settings.off, settings.on)
         self.sure = settings.sure
         self.lag = self._samples(settings.lag_ms)
         self.start = max(self._samples(settings.start_ms), 1)

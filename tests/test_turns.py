@@ -93,6 +93,10 @@ def test_a_window_of_noise_is_no_speech_and_does_not_lengthen_a_silence():
                   "   U    P  E"
 
 
+def test_a_detector_may_be_trusted_early():
+    assert events("...++++.....", settings=Settings(on=0.3, start_ms=64, pause_ms=96)) == "    U    P"
+
+
 def test_a_single_window_that_is_surely_speech_is_an_answer():
     assert events("...!.........",
                   "     c       ") == \
