@@ -133,7 +133,8 @@ class TurnTaking:
     """
 
     __slots__ = ("state", "position", "speaking", "onset", "spoken", "last", "ended", "began", "wait", "no_input",
-                 "reciting", "on", "off", "sure", "lag", "start", "pause", "barge_in", "run_on", "longest", "_waits", "_rate")
+                 "reciting", "on", "off", "sure", "lag", "start", "pause", "barge_in", "run_on", "longest", "_waits",
+                 "_rate")
 
     def __init__(self, rate: int, waits, settings: Settings = Settings()):
         self._rate = rate

@@ -1,4 +1,4 @@
-"""What is voiced; and that every window is scored once, in order, however the audio is cut and whoever else is heard."""
+"""What is voiced; and that each window is scored once, in order, however audio is cut and whoever else is heard."""
 import math
 from pathlib import Path
 

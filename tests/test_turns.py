@@ -14,7 +14,8 @@ from opusagent.audio import Vad, VadBatch, first_voiced, last_voiced
 from opusagent.flow import COMPLETE, FREE, INCOMPLETE, NO_MATCH, Waits
 from opusagent.recording import read_wav
 from opusagent.turns import (BARGE_IN, CONDITIONS, DUCK, END_OF_TURN, HEARING, LISTENING, NO_INPUT, PAUSE, RECITING,
-                             REPLYING, RESTORE, RESUME, SPEAKING, TRANSITIONS, UTTERANCE_START, Settings, TurnTaking, drawn)
+                             REPLYING, RESTORE, RESUME, SPEAKING, TRANSITIONS, UTTERANCE_START, Settings, TurnTaking,
+                             drawn)
 
 RATE, WINDOW = 8000, 256
 SCORES = {"!": 0.99, "#": 0.8, "+": 0.4, ".": 0.0}
