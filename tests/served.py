@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import IO
 
 START_SECONDS, STOP_SECONDS = 30, 15
-LISTENING = re.compile(rb"listening on http://([\w.\-]+):(\d+)")
+# one worker that starts at once and needs no extra
+SCRIPTED = ("--workers", "1", "--stt", "scripted", "--llm", "scripted", "--tts", "scripted")
+LISTENING = re.compile(rb"listening on http(s?)://([\w.\-]+):(\d+)")
 
 
 def missing() -> str | None:
@@ -38,11 +40,12 @@ class Served:
 
     host: str
     port: int
+    tls: bool
     process: subprocess.Popen
     errors: Path  # what it has written to stderr so far
 
     def ws(self, route: str) -> str:
-        return f"ws://{self.host}:{self.port}{route}"
+        return f"ws{'s' if self.tls else ''}://{self.host}:{self.port}{route}"
 
     def written(self) -> str:
         return self.errors.read_text(errors="replace")
@@ -74,17 +77,17 @@ def serving(*flags: str, environment: dict[str, str] | None = None) -> Iterator[
     """Start `opusagent serve` on a free port of loopback, wait until it listens, stop it with SIGTERM."""
     with tempfile.NamedTemporaryFile(prefix="served-", suffix=".stderr") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", "opusagent.cli", "serve", "--port", "0", *flags],
+            [sys.executable, "-P", "-m", "opusagent.cli", "serve", "--port", "0", *flags],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, env={**os.environ, **(environment or {})})
         try:
-            host, port = listening(process, process.stdout, Path(errors.name))
-            yield Served(host, port, process, Path(errors.name))
+            tls, host, port = listening(process, process.stdout, Path(errors.name))
+            yield Served(host, port, tls, process, Path(errors.name))
         finally:
             stop(process)
 
 
-def listening(process: subprocess.Popen, output: IO[bytes], errors: Path) -> tuple[str, int]:
-    """Host and port, once the server has said that it listens."""
+def listening(process: subprocess.Popen, output: IO[bytes], errors: Path) -> tuple[bool, str, int]:
+    """Whether it speaks TLS, host and port, once the server has said that it listens."""
     said = b""
     deadline = time.monotonic() + START_SECONDS
     while (match := LISTENING.search(said)) is None:
@@ -94,7 +97,7 @@ def listening(process: subprocess.Popen, output: IO[bytes], errors: Path) -> tup
             process.kill()
             raise RuntimeError(f"the server does not listen: {said!r} {errors.read_text(errors='replace')[-2000:]}")
         said += piece
-    return match[1].decode(), int(match[2])
+    return bool(match[1]), match[2].decode(), int(match[3])
 
 
 def stop(process: subprocess.Popen) -> None:

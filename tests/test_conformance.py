@@ -7,6 +7,8 @@ at a time.  Cases run many at once, in an event loop of their own; the tests onl
 from __future__ import annotations
 
 import asyncio
+import shutil
+import subprocess
 from collections.abc import Iterable
 
 import pytest
@@ -16,12 +18,13 @@ from conformance.faults import FAULTS
 from conformance.peer import Target
 from conformance.runner import OK, Verdict, play_all
 from conformance.script import Case
-from served import missing, serving
+from served import SCRIPTED, missing, serving
 
 DEFAULT = [case for case in CASES if not case.heavy]
 BY_ID = {case.id: case for case in CASES}
 AT_ONCE = 16
 SHORT = 1.0  # s that a broken server is waited for
+TLS_GROUPS = ("example.", "glued.", "ping.", "fragments.", "close.", "size.", "many.")
 GROUPS = list(dict.fromkeys(case.id.partition(".")[0] for case in DEFAULT))
 
 
@@ -39,7 +42,7 @@ def ours() -> list[Verdict]:
     """What our server makes of every case."""
     if reason := missing():
         pytest.skip(reason)
-    with serving("--workers", "1") as server:
+    with serving(*SCRIPTED) as server:
         verdicts = asyncio.run(play_all(DEFAULT, Target.of(server.ws("/ws/echo")), AT_ONCE))
         assert server.alive(), server.written()[-2000:]
         assert "Traceback" not in server.written(), server.written()[-2000:]
@@ -49,6 +52,25 @@ def ours() -> list[Verdict]:
 @pytest.mark.parametrize("group", GROUPS)
 def test_our_server(ours: list[Verdict], group: str):
     assert not_ok(verdict for verdict in ours if verdict.case.id.startswith(group + ".")) == []
+
+
+@pytest.fixture(scope="module")
+def over_tls(tmp_path_factory: pytest.TempPathFactory) -> list[Verdict]:
+    """The same over TLS, where the frames take another way through the server."""
+    if reason := missing() or (None if shutil.which("openssl") else "there is no openssl to make a certificate with"):
+        pytest.skip(reason)
+    key, certificate = (str(tmp_path_factory.mktemp("tls") / name) for name in ("key.pem", "certificate.pem"))
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
+                    "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    with serving(*SCRIPTED, "--tls-cert", certificate, "--tls-key", key) as server:
+        cases = [case for case in DEFAULT if case.id.startswith(TLS_GROUPS)]
+        verdicts = asyncio.run(play_all(cases, Target.of(server.ws("/ws/echo")), AT_ONCE))
+        assert server.alive() and "Traceback" not in server.written(), server.written()[-2000:]
+    return verdicts
+
+
+def test_our_server_over_tls(over_tls: list[Verdict]):
+    assert not_ok(over_tls) == []
 
 
 async def against(fault: str | None, cases: Iterable[Case], patience: float) -> list[Verdict]:

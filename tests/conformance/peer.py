@@ -100,7 +100,10 @@ class Tls:
                 self.record.do_handshake()
             except ssl.SSLWantReadError:
                 await loop.sock_sendall(sock, self.outbound.read())
-                self.inbound.write(await loop.sock_recv(sock, CHUNK))
+                data = await loop.sock_recv(sock, CHUNK)
+                if not data:
+                    raise ConnectionError("the server ended TCP within the handshake of TLS") from None
+                self.inbound.write(data)
             else:
                 return await loop.sock_sendall(sock, self.outbound.read())
 
@@ -122,15 +125,17 @@ class Tls:
 class Peer:
     """One connection to the target."""
 
-    __slots__ = ("target", "patience", "notes", "ended", "_sock", "_tls", "_buffer", "_news", "_reader", "_kept",
-                 "_message")
+    __slots__ = ("target", "patience", "polite", "notes", "ended", "_sock", "_tls", "_buffer", "_news", "_reader",
+                 "_kept", "_message")
 
     def __init__(self, target: Target, patience: float):
         self.target = target
         self.patience = patience  # s that any single answer may take
+        self.polite = False  # answers Pings: not while a frame of ours may be unfinished
         self.notes: list[str] = []  # what the standard allows and a strict server would not do
         self.ended: str | None = None  # "FIN" or "RST" once the server's side of the stream is over
         self._tls: Tls | None = None
+        self._reader: asyncio.Future | None = None  # None before connect()
         self._buffer = bytearray()  # received, not yet read
         self._news = asyncio.Event()  # something was received, or the stream ended
         self._kept: Got | None = None  # read ahead and put back
@@ -143,17 +148,22 @@ class Peer:
         self._sock = socket.socket(family, kind, protocol)
         self._sock.setblocking(False)
         self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        await loop.sock_connect(self._sock, address)
-        if self.target.tls:
-            self._tls = Tls(self.target.host)
-            await self._tls.shake(self._sock)
+        try:
+            await loop.sock_connect(self._sock, address)
+            if self.target.tls:
+                self._tls = Tls(self.target.host)
+                await self._tls.shake(self._sock)
+        except BaseException:
+            self._sock.close()
+            raise
         self._reader = asyncio.ensure_future(self._read())
 
     async def release(self) -> None:
         """Close our side and forget everything; again and again without harm."""
-        self._reader.cancel()
-        await asyncio.gather(self._reader, return_exceptions=True)
-        self._sock.close()
+        if self._reader is not None:
+            self._reader.cancel()
+            await asyncio.gather(self._reader, return_exceptions=True)
+            self._sock.close()
 
     async def _read(self) -> None:
         loop = asyncio.get_running_loop()
@@ -188,6 +198,11 @@ class Peer:
         await self.release()
 
     # receiving
+
+    @property
+    def spoken(self) -> bool:
+        """Whether something waits to be read, or the server has ended its stream."""
+        return bool(self._buffer) or self.ended is not None
 
     @contextmanager
     def waiting(self, seconds: float) -> Iterator[None]:
@@ -239,7 +254,7 @@ class Peer:
         return self.take(size)
 
     async def next(self, what: str) -> Got | None:
-        """The server's next message or control frame, None at the end.  Its own Pings are answered here."""
+        """The server's next message or control frame, None at the end.  Its own Pings are not shown."""
         if self._kept is not None:
             got, self._kept = self._kept, None
             return got
@@ -248,7 +263,8 @@ class Peer:
             if opcode is None:
                 return None
             if opcode == wire.PING:
-                await self.send(wire.pong(payload))
+                if self.polite:
+                    await self.send(wire.pong(payload))
             elif opcode >= wire.CLOSE:
                 return Got(opcode, payload)
             elif (got := self._assemble(fin, opcode, payload)) is not None:

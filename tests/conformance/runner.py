@@ -32,9 +32,10 @@ async def play(case: Case, target: Target, patience: float = 5.0) -> Verdict:
     """One case on one connection; `patience` is how many seconds any answer may take."""
     peer = Peer(target, patience)
     try:
-        await peer.connect()
-    except OSError as error:
-        return Verdict(case, FAILED, f"no connection to {target.host}:{target.port}: {error}")
+        async with asyncio.timeout(patience):
+            await peer.connect()
+    except (OSError, TimeoutError) as error:
+        return Verdict(case, FAILED, f"no connection to {target.host}:{target.port}: {error!r}")
     try:
         async with asyncio.timeout(LONGEST):
             for step in case.script:
