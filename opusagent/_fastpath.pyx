@@ -309,7 +309,7 @@ cdef class FrameParser:
         """Lend the first `n` bytes of `buffer`.  All earlier bytes must have been consumed: next_message() gave -1."""
         if n < 0 or n > buffer.size:
             raise ValueError("more bytes than the buffer holds")
-        if self.at != self.end:
+        if self.at != self.end and not self.stopped:
             raise ValueError("the bytes of the last feed() are not consumed yet")
         self.lent = buffer
         self.at = 0

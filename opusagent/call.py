@@ -13,10 +13,11 @@ import numpy as np
 
 from . import ProtocolError
 from ._fastpath import Resampler
-from .audio import Vad, last_voiced
+from .audio import Vad
 from .dialects import TEXT, Audio, Dtmf, Mark, Start, Stop
 from .flow import COMPLETE, Dialogue, Reply
-from .metrics import TurnTrace
+from .flow.dialogue import ANSWER
+from .ledger import Ledger
 from .pipeline import SPEAKING, Stage, Turn
 from .playout import Playout
 from .turns import (BARGE_IN, DUCK, END_OF_TURN, NO_INPUT, PAUSE, RESTORE, RESUME, UTTERANCE_START, Settings,
@@ -29,8 +30,6 @@ LATE_CHUNKS = 5                 # audio messages kept for a peer that reads slow
 MEDIA_GAP = 100 * MS            # without media for so long, the sample clock goes on with silence
 FINAL_WITHIN = 1500 * MS        # a recogniser that has not answered by then has failed
 START_WITHIN = 10_000 * MS      # a call that has not started by then never will
-ARRIVALS = 64                   # messages whose times are remembered, for receipts
-LOOK_BACK_MS = 1500             # before an endpoint, to find the last voiced window in
 
 
 def from_outside(method):
@@ -67,20 +66,20 @@ class Call:
         self.search = -1                    # of the recogniser, for what the state expects
         self.hearing = False                # an utterance is being recognised
         self.words = ""                     # what the recogniser makes of it so far
+        self.heard_from = 0                 # where the utterance begins, pre-roll included
         self.floor = 0                      # no utterance begins before this position: it belongs to the one before
         self.final_by = 0                   # ns: until when the recogniser may take for its last word; 0: not asked
         self.keys = ""                      # DTMF pressed since the agent's last word
         self.keys_by = 0                    # ns: until when another key may follow
         self.media_at = 0                   # ns: when audio last came
-        self.arrivals: deque[tuple[int, int]] = deque(maxlen=ARRIVALS)     # (position after a message, ns)
         # the agent's side
         self.epoch = 0                      # grows with each reply and each barge-in
         self.turn: Turn | None = None       # the reply on its way
-        self.trace: TurnTrace | None = None     # the receipt of the turn in progress
         self.late: deque[bytes] = deque(maxlen=LATE_CHUNKS)     # audio the peer has not taken
         self.audible = False                # the first sample of the reply went out
+        self.before: tuple = ()             # the dialogue before the reply, while nothing of it was heard
         # what is told of it
-        self.receipts: list[dict] = []
+        self.ledger = Ledger(server.metrics)
         self.began = server.now             # ns
         self.done = False                   # the flow came to its end
         self.dropped = 0                    # audio messages a slow peer never got
@@ -109,7 +108,7 @@ class Call:
             return
         if self.turn is not None:
             self._stop_talking("hang-up")
-        self._finish_receipt()
+        self.ledger.finish()
         self.studio.stt.cancel(self)
         self.studio.stt.forget(self)
         self.vad.close()
@@ -118,7 +117,7 @@ class Call:
         slot.free()
         self.studio.free.append(slot.index)
         log.info("call %s ended: %s, %d turns, %.1f s, state %s", self.id, "done" if self.done else f"code {code}",
-                 len(self.receipts), (self.server.now - self.began) / 1e9, self.dialogue.state)
+                 len(self.ledger.receipts), (self.server.now - self.began) / 1e9, self.dialogue.state)
 
     # -- the dialect's events ------------------------------------------------------------------------------------------
 
@@ -126,6 +125,7 @@ class Call:
         if self.slot is not None:
             return                          # a second start changes nothing
         self.id = event.call_id or secrets.token_hex(8)
+        self.ledger.call_id = self.id
         self.server.call_begins(self)
         wire_rate = self.dialect.rate
         rate = 8000 if wire_rate == 8000 else 16000
@@ -154,7 +154,7 @@ class Call:
     def _hear(self, pcm, now: int) -> None:
         position = self.slot.write(pcm)
         self.media_at = now
-        self.arrivals.append((position, now))
+        self.ledger.arrived(position, now)
         self.vad.push(pcm)
         if self.hearing:
             self.studio.stt.audio(self)
@@ -194,13 +194,17 @@ class Call:
 
     def _utterance_starts(self, onset: int) -> None:
         preroll = self.server.config.turns.preroll_ms * self.slot.rate_in // 1000
+        self._listen(max(onset - preroll, self.floor))
+
+    def _listen(self, position: int) -> None:
         self.utterance += 1
+        self.heard_from = position
         self.words = ""
         self.keys = ""
         self.hearing = self.dialogue.expect.id >= 0         # nothing that is said counts in some states
         if self.hearing:
             self.search = self.studio.search(self.flow, self.dialogue.expect.id)
-            self.studio.stt.listen(self, max(onset - preroll, self.floor))
+            self.studio.stt.listen(self, position)
 
     def _pause(self, position: int) -> None:
         if self.hearing:
@@ -216,16 +220,33 @@ class Call:
             return self._follow(self.turns.agent_done())
         self.hearing = False
         self.final_by = now + FINAL_WITHIN
-        self._begin_receipt(now)
+        self.ledger.begin(now, self.slot, self.connection.rtt_ns)
         self.studio.stt.finish(self, self.slot.written)
 
     def _barge_in(self, onset: int) -> None:
+        if self.final_by or self.before:
+            return self._go_on_listening()
         if self.turn is not None:
             self._stop_talking("barge-in")
         self._utterance_starts(onset)
 
+    def _go_on_listening(self) -> None:
+        """The turn was ended too early, and nobody has heard it: the caller has just gone on.
+
+        What was decided is taken back, and the utterance is recognised again from where it began.
+        """
+        self.final_by = 0
+        self.studio.stt.cancel(self)
+        if self.turn is not None:
+            self._drop_turn()
+            self.dialogue.restore(self.before)
+            self.turns.expect(self.dialogue.expect.waits)
+        self.before = ()
+        self.ledger.finish("going on")
+        self._listen(self.heard_from)
+
     def _no_input(self, position: int) -> None:
-        self._begin_receipt(self.server.clock(), measured=False)
+        self.ledger.begin(self.server.clock())
         self._reply(self.dialogue.silence())
 
     # -- from the recogniser -------------------------------------------------------------------------------------------
@@ -241,8 +262,8 @@ class Call:
         if utterance != self.utterance or not self.final_by:
             return
         self.final_by = 0
-        self.trace.mark("recognition", self.server.clock())
-        self.trace.confidence = confidence
+        self.ledger.trace.mark("recognition", self.server.clock())
+        self.ledger.trace.confidence = confidence
         self._reply(self.dialogue.answer(text))
 
     @from_outside
@@ -263,7 +284,7 @@ class Call:
         if self.hearing:
             self.hearing = False
             self.studio.stt.cancel(self)
-        self._begin_receipt(self.server.clock(), measured=False)
+        self.ledger.begin(self.server.clock())
         self._reply(self.dialogue.dtmf(keys))
 
     # -- the reply -----------------------------------------------------------------------------------------------------
@@ -273,16 +294,16 @@ class Call:
         now = self.server.clock()
         if self.turn is not None:
             self._stop_talking("superseded")
-        if self.trace is None:
-            self._begin_receipt(now, measured=False)
+        trace = self.ledger.trace or self.ledger.begin(now)
+        self.before = self.dialogue.checkpoint() if reply.kind == ANSWER else ()
         self.dialogue.commit(reply)
         self.epoch += 1
-        self.trace.mark("decision", self.server.clock())
-        self.trace.kind, self.trace.state, self.trace.caller = reply.kind, self.dialogue.state, reply.caller
+        trace.mark("decision", self.server.clock())
+        trace.kind, trace.state, trace.caller = reply.kind, self.dialogue.state, reply.caller
         self.turns.expect(self.dialogue.expect.waits)
         self.audible = False
         self.playout.begin()
-        self.turn = Turn(self.stage, reply, self.epoch, self.trace)
+        self.turn = Turn(self.stage, reply, self.epoch, trace)
         self.turn.begin(now)
         self._play(self.server.clock())
 
@@ -338,7 +359,8 @@ class Call:
 
     def _first_audio(self, now: int) -> None:
         self.audible = True
-        self.trace.mark("playout", now + self.playout.quiet_ns)
+        self.before = ()
+        self.turn.trace.mark("playout", now + self.playout.quiet_ns)
         self._follow(self.turns.agent_starts(self.turn.reply.interruptible))
 
     def _send_audio(self, message: bytes) -> None:
@@ -354,8 +376,8 @@ class Call:
         """All of the reply was heard."""
         turn, self.turn = self.turn, None
         self.dialogue.heard(turn.reply, self.playout.heard_text(now))
-        self.trace.agent = " ".join(turn.texts)
-        self._finish_receipt()
+        turn.trace.agent = " ".join(turn.texts)
+        self.ledger.finish()
         if turn.error and not turn.texts:
             log.warning("call %s: %s", self.id, turn.error)
             self.server.metrics.count("model_failures")
@@ -366,19 +388,24 @@ class Call:
 
     def _stop_talking(self, why: str) -> None:
         """The agent stops within this frame: nothing more goes out, what the platform holds is cleared."""
-        now = self.server.clock()
+        heard = self.playout.heard_text(self.server.clock())
+        turn = self.turn
+        self._drop_turn()
+        self.before = ()
+        if (clear := self.dialect.clear()) is not None:
+            self.connection.send(TEXT, clear)
+        self.dialogue.heard(turn.reply, heard)
+        turn.trace.agent = heard
+        self.ledger.finish(why)
+
+    def _drop_turn(self) -> None:
+        """Nothing of the reply is made or sent any more."""
         turn, self.turn = self.turn, None
         self.epoch += 1
         turn.cancel()
         self.studio.tts.cancel(self)
-        heard = self.playout.heard_text(now)
         self.playout.clear()
         self.late.clear()
-        if (clear := self.dialect.clear()) is not None:
-            self.connection.send(TEXT, clear)
-        self.dialogue.heard(turn.reply, heard)
-        self.trace.agent, self.trace.stopped_by = heard, why
-        self._finish_receipt()
 
     def _hang_up(self) -> None:
         self.done = True
@@ -386,41 +413,10 @@ class Call:
             self.connection.send(TEXT, stop)
         self.connection.close(1000, "the conversation is over")
 
-    # -- the receipt ---------------------------------------------------------------------------------------------------
-
-    def _begin_receipt(self, now: int, measured: bool = True) -> None:
-        """A turn's waits are counted from the caller's last voiced sample, found in the audio itself."""
-        self._finish_receipt()
-        self.trace = TurnTrace(len(self.receipts) + 1)
-        self.trace.measured = measured
-        if measured:
-            arrived = self._last_voiced_at()
-            self.trace.mark("speech_end", arrived - self.connection.rtt_ns // 2)
-            self.trace.mark("transport", arrived)
-        self.trace.mark("endpointing", now)
-
-    def _last_voiced_at(self) -> int:
-        """When the caller's last voiced window arrived here, ns."""
-        rate, written = self.slot.rate_in, self.slot.written
-        count = min(LOOK_BACK_MS * rate // 1000, written)
-        found = last_voiced(self.slot.read(written - count, count), rate)
-        position = written - count + (found or count)
-        self.trace.end_ms = position * 1000 / rate
-        return next((at - (after - position) * 1_000_000_000 // rate
-                     for after, at in self.arrivals if after >= position), self.server.now)
-
-    def _finish_receipt(self) -> None:
-        trace, self.trace = self.trace, None
-        if trace is not None:
-            receipt = trace.receipt()
-            self.receipts.append(receipt)
-            self.server.metrics.turn(receipt)
-            log.info("call %s turn %s", self.id, receipt)
-
     def record(self) -> dict:
         """What GET /calls/<id> says."""
         return {"id": self.id, "dialect": self.dialect.name, "state": self.dialogue.state if self.dialogue else "",
-                "done": self.done, "live": self.slot is not None, "turns": self.receipts,
+                "done": self.done, "live": self.slot is not None, "turns": self.ledger.receipts,
                 "facts": self.dialogue.facts if self.dialogue else {}, "dropped_chunks": self.dropped}
 
 

@@ -58,8 +58,8 @@ class Segment:
 class Playout:
     """One call's.  `begin` starts a reply, `push` adds segments, `pop` gives what is due."""
 
-    __slots__ = ("rate", "size", "lead", "queue", "sent", "underruns", "_frame", "_filled", "_origin", "_silence",
-                 "_places", "_marks", "_gain", "_target", "_step")
+    __slots__ = ("rate", "size", "lead", "queue", "sent", "underruns", "_frame", "_filled", "_origin", "_lag",
+                 "_silence", "_places", "_marks", "_gain", "_target", "_step")
 
     def __init__(self, rate: int, lead_ms: int = 0):
         self.rate = rate                            # Hz on the wire
@@ -70,7 +70,8 @@ class Playout:
         self.underruns = 0                          # times the voice was late in mid-reply
         self._frame = np.zeros(self.size, np.int16)     # the frame being filled, and handed out
         self._filled = 0                            # samples of it
-        self._origin: int | None = None             # ns: when sample 0 of the reply is heard; None: nothing went out
+        self._origin: int | None = None             # ns: when sample 0 of the reply is due; None: nothing went out
+        self._lag = 0                               # ns: how much later than due the platform says it plays
         self._silence = 0                           # samples of silence before the next segment
         self._places: list[tuple[Segment, int]] = []    # each segment begun, and where in the reply it begins
         self._marks: list[int] = []                 # ends of segments since take_marks()
@@ -80,7 +81,7 @@ class Playout:
     def begin(self) -> None:
         """A new reply: nothing of the old one is left."""
         self.queue.clear()
-        self.sent = self._filled = self._silence = 0
+        self.sent = self._filled = self._silence = self._lag = 0
         self._origin = None
         self._places.clear()
         self._marks.clear()
@@ -100,6 +101,8 @@ class Playout:
             return None
         if self._origin is not None and now < self._due():
             return None
+        if self._origin is not None and self._silence and not self._filled:
+            self._silence = max(0, self._silence - self._kept_waiting(now))
         self._fill()
         if self._filled < self.size:
             if self.queue:                          # the voice is late
@@ -109,6 +112,11 @@ class Playout:
         self._filled = 0
         self.sent += self.size
         return self._with_gain()
+
+    def _kept_waiting(self, now: int) -> int:
+        """Samples of silence that the listener has heard already because nothing came."""
+        waited = now - self._origin - self.sent * 1_000_000_000 // self.rate
+        return max(0, waited) * self.rate // 1_000_000_000
 
     def _due(self) -> int:
         return self._origin + self.sent * 1_000_000_000 // self.rate - self.lead
@@ -154,16 +162,17 @@ class Playout:
         """Samples of the reply that the listener has heard."""
         if self._origin is None:
             return 0
-        return max(0, min(self.sent, (now - self._origin) * self.rate // 1_000_000_000))
+        return max(0, min(self.sent, (now - self._origin - self._lag) * self.rate // 1_000_000_000))
 
     def playing(self, now: int) -> bool:
         """True while something is queued, or sent and not yet heard."""
         return bool(self.queue) or self._filled > 0 or self.heard(now) < self.sent
 
     def reached(self, position: int, now: int) -> None:
-        """The platform says that everything before `position` was heard by now: a clock of ours that is ahead is set back."""
+        """The platform says that everything before `position` has been heard by now: pacing stays as it is, the
+        estimate of what was heard follows.  The word's own way back to us makes it an upper bound of the lag."""
         if self._origin is not None and 0 <= position <= self.sent:
-            self._origin = max(self._origin, now - position * 1_000_000_000 // self.rate - self.lead)
+            self._lag = max(0, now - self._origin - position * 1_000_000_000 // self.rate)
 
     def take_marks(self) -> list[int]:
         """Where segments ended since this was last asked: positions to ask the platform about."""
@@ -182,7 +191,7 @@ class Playout:
                 texts.append(segment.text)
             elif part > 0:
                 words = segment.text.split()
-                texts.append(" ".join(words[:round(part * len(words))]))
+                texts.append(" ".join(words[:int(part * len(words))]))
         return " ".join(filter(None, texts))
 
     # ---- level ----

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from . import ProtocolError, http11, net, pages
 from ._fastpath import EpollSet, ReceiveBuffer
+from .audio import BATCH
 from .call import Call
 from .config import Config
 from .connection import Connection
@@ -28,6 +29,7 @@ SWEEP_TICKS = 50                # every so many ticks the connections' deadlines
 COLLECT_TICKS = 200             # every so many ticks the young generations of garbage are collected
 FASTEST_CALL = 128 << 10        # bytes a second on a telephony route: four times what the widest of them needs
 CONTROL_RATE = 8                # control frames a second on a telephony route
+FEW_CALLS = 4                   # up to so many, a window is scored at once; with more, in batches
 KEPT_CALLS = 256                # records of ended calls kept for GET /calls/<id>
 
 
@@ -122,7 +124,8 @@ class Server:
     def _poll(self) -> None:
         began = self.tock()
         again = self.epoll.poll()
-        self.studio.hearing.run()
+        if self.studio.hearing.waiting >= BATCH or len(self.calls) <= FEW_CALLS:
+            self.studio.hearing.run()               # otherwise the tick does, which is due within 5 ms
         self.metrics.frame(self.clock() - began)
         if again:
             self.poll_soon()

@@ -205,11 +205,11 @@ class Conversation:
 
     @property
     def receipts(self):
-        return self.call.receipts
+        return self.call.ledger.receipts
 
     @property
     def agent_says(self):
-        return [receipt["agent"] for receipt in self.call.receipts]
+        return [receipt["agent"] for receipt in self.receipts]
 
     @property
     def state(self):

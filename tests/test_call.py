@@ -226,3 +226,20 @@ end = true
     call.receive(b'{"event":"dtmf","dtmf":{"digit":"1"}}')
     call.listens()
     assert call.agent_says == ["Press one.", "Goodbye."]
+
+
+def test_a_caller_who_goes_on_before_anything_was_heard_is_heard_as_a_whole():
+    """The turn was ended in a pause; the reply is not rendered yet.  What was decided is taken back."""
+    call = Conversation(FLOW, ahead=False)
+    call.studio.tts.deliver()
+    call.listens()
+    call.speech(400, "ten of clubs")
+    call.silence(300)                       # decided: the state moved on, the voice is still at work
+    assert call.state == "sure" and call.call.turn is not None and not call.call.audible
+    call.speech(400, "seven of clubs")
+    listens = [entry for entry in call.studio.stt.log if entry[0] == "listen"]
+    assert listens[-1] == listens[-2]       # from where the utterance began
+    assert call.state == "card" and call.call.dialogue.facts == {} and call.count("clear") == 0
+    call.silence(300)
+    call.studio.tts.deliver()
+    assert call.state == "sure" and call.call.dialogue.facts["card"] == "seven of clubs"

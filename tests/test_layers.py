@@ -13,7 +13,7 @@ LAYERS = [
     {"http11", "websocket", "audio", "playout", "turns", "flow", "dialects"},
     {"engines"},
     {"pipeline"},
-    {"studio", "call", "echo"},
+    {"studio", "ledger", "call", "echo"},
     {"connection", "pages", "server", "recording", "timeline", "terminal", "telephone", "caller", "localserver",
      "people", "demo", "latency", "client"},
     {"daemon"},

@@ -113,6 +113,16 @@ class Dialogue:
         else:
             self._rungs.clear()
 
+    def checkpoint(self) -> tuple:
+        """All that commit() changes, for restore(): a reply of which nothing was heard can be taken back."""
+        return self.state, dict(self.facts), tuple(self.history), self.turn, dict(self._rungs)
+
+    def restore(self, checkpoint: tuple) -> None:
+        """As if nothing had been committed since."""
+        self.state, facts, history, self.turn, rungs = checkpoint
+        self.facts, self._rungs = dict(facts), dict(rungs)
+        self.history = deque(history, maxlen=HISTORY)
+
     def heard(self, reply: Reply, text: str) -> None:
         """Notes how much of a committed reply the caller has heard; the last call counts."""
         for exchange in self.history:

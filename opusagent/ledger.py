@@ -1,0 +1,63 @@
+"""The receipts of a call's turns: where the time between the caller's last word and the agent's first one went.
+
+It decides nothing and sends nothing.  The rule: a turn's waits are counted from the caller's last voiced sample, found
+in the audio itself, by the definition that callers measure with.
+"""
+import logging
+from collections import deque
+
+from .audio import last_voiced
+from .metrics import Metrics, TurnTrace
+
+log = logging.getLogger("opusagent")
+
+ARRIVALS = 64                   # messages whose times are remembered
+LOOK_BACK_MS = 1500             # before an endpoint, to find the last voiced window in
+
+
+class Ledger:
+    """`trace` is the receipt being written, `receipts` are those that are finished."""
+
+    __slots__ = ("metrics", "call_id", "receipts", "trace", "_arrivals")
+
+    def __init__(self, metrics: Metrics):
+        self.metrics = metrics
+        self.call_id = ""               # for the log
+        self.receipts: list[dict] = []
+        self.trace: TurnTrace | None = None
+        self._arrivals: deque[tuple[int, int]] = deque(maxlen=ARRIVALS)    # (position after a message, ns)
+
+    def arrived(self, position: int, now: int) -> None:
+        """The caller's audio up to `position` is here."""
+        self._arrivals.append((position, now))
+
+    def begin(self, now: int, slot=None, rtt_ns: int = 0) -> TurnTrace:
+        """A turn ends now.  With its audio in `slot` the wait for it is measured, else nobody's voice began it."""
+        self.finish()
+        self.trace = trace = TurnTrace(len(self.receipts) + 1)
+        trace.measured = slot is not None
+        if slot is not None:
+            heard = self._last_voiced(slot, now)
+            trace.mark("speech_end", heard - rtt_ns // 2)
+            trace.mark("transport", heard)
+        trace.mark("endpointing", now)
+        return trace
+
+    def _last_voiced(self, slot, now: int) -> int:
+        """When the caller's last voiced window arrived here, ns."""
+        rate, written = slot.rate_in, slot.written
+        count = min(LOOK_BACK_MS * rate // 1000, written)
+        position = written - count + (last_voiced(slot.read(written - count, count), rate) or count)
+        self.trace.end_ms = position * 1000 / rate
+        return next((at - (after - position) * 1_000_000_000 // rate
+                     for after, at in self._arrivals if after >= position), now)
+
+    def finish(self, stopped_by: str = "") -> None:
+        """The turn is over, if one is being written."""
+        trace, self.trace = self.trace, None
+        if trace is not None:
+            trace.stopped_by = trace.stopped_by or stopped_by
+            receipt = trace.receipt()
+            self.receipts.append(receipt)
+            self.metrics.turn(receipt)
+            log.info("call %s turn %s", self.call_id, receipt)
