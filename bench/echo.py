@@ -17,6 +17,7 @@ from figures import Ratio, median, paired_ratio, table
 from subjects import Absent, Cores, Running, Subject, allow_connections, build, machine, ours, peer
 
 FLOOR, OURS, RIVAL = "C floor", "OpusAgent", "picows"
+NO_ENGINES = ("--stt", "scripted", "--llm", "scripted", "--tts", "scripted")     # an echo hears and says nothing
 NOT_CLEAN = 2.0         # per cent of the time kept off the CPU above which a run is doubtful
 
 
@@ -24,7 +25,7 @@ def subjects(twilio: bool) -> list[Subject]:
     what = "twilio" if twilio else "echo"
     return [
         Subject(FLOOR, (build("echo_limit"), "PORT")),
-        ours("/ws/twilio/echo" if twilio else "/ws/echo"),
+        ours("/ws/twilio/echo" if twilio else "/ws/echo", *NO_ENGINES),
         peer("picows", "echo_picows.py", what, "picows", "orjson", "uvloop"),
         peer("websockets", "echo_websockets.py", what, "websockets", "uvloop"),
         peer("FastAPI", "echo_fastapi.py", what, "fastapi", "uvicorn", "websockets"),
@@ -85,21 +86,26 @@ def column(runs: list, key: str) -> list[float | None]:
 
 
 def summary(by_subject: dict[str, list]) -> dict[str, dict]:
-    """{subject: medians over the rounds, ratios, doubts}"""
+    """{subject: medians over the rounds (None where nothing could be measured), ratios, doubts}"""
     out = {}
     for name, runs in by_subject.items():
         good = [run for run in runs if isinstance(run, dict)]
+        timed = [run for run in good if run["timed"]]       # a client that was kept off its core times nothing
         cpu = column(runs, "cpu_us_per_msg")
         row = {"failed": [run for run in runs if isinstance(run, str)], "rounds": len(runs)}
-        for key in ("cpu_us_per_msg", "p50", "p99", "p999", "kib_per_conn"):
-            row[key] = median([run[key] for run in good]) if good else None
-        row["p99_worst"] = max((run["p99"] for run in good), default=None)
+        for keys, measured in ((("cpu_us_per_msg", "kib_per_conn"), good), (("p50", "p99", "p999"), timed)):
+            row |= {key: median([run[key] for run in measured]) if measured else None for key in keys}
+        row["p99_worst"] = max((run["p99"] for run in timed), default=None)
         row["kept_off"] = max((max(run["srv_wait_pct"], run["client_wait_pct"]) for run in good), default=0.0)
         for against, key in ((FLOOR, "x_floor"), (RIVAL, "x_picows")):
             rival = by_subject.get(against)
             row[key] = paired_ratio(cpu, column(rival, "cpu_us_per_msg")) if rival else None
         out[name] = row
     return out
+
+
+def figure(value: float | None, digits: int = 0) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def ratio_text(name: str, against: str, ratio) -> str:
@@ -109,12 +115,9 @@ def ratio_text(name: str, against: str, ratio) -> str:
 def print_load(load: str, rows: dict[str, dict]) -> None:
     cells = [["server", "CPU us/frame", "x floor", "x picows", "p50 us", "p99", "p99.9", "worst p99", "KiB/conn"]]
     for name, row in rows.items():
-        if row["p99_worst"] is None:
-            cells.append([name, *["-"] * 8])
-            continue
-        cells.append([name, f"{row['cpu_us_per_msg']:.2f}", ratio_text(name, FLOOR, row["x_floor"]),
+        cells.append([name, figure(row["cpu_us_per_msg"], 2), ratio_text(name, FLOOR, row["x_floor"]),
                       ratio_text(name, RIVAL, row["x_picows"]),
-                      *(f"{row[key]:.0f}" for key in ("p50", "p99", "p999", "p99_worst")), f"{row['kib_per_conn']:.1f}"])
+                      *(figure(row[key]) for key in ("p50", "p99", "p999", "p99_worst")), figure(row["kib_per_conn"], 1)])
     print(f"\n{load}\n{table(cells)}")
     for name, row in rows.items():
         if row["failed"]:

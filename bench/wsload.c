@@ -559,12 +559,12 @@ static void report(void)
           "\"p50\":%.2f,\"p90\":%.2f,\"p99\":%.2f,\"p999\":%.2f,\"max\":%.2f,\"lag_p99\":%.2f,"
           "\"cpu_pct\":%.2f,\"cpu_us_per_msg\":%.3f,\"rss_kb\":%ld,\"rss_before_kb\":%ld,\"client_busy\":%.1f,"
           "\"srv_wait_pct\":%.2f,\"client_wait_pct\":%.2f,"
-          "\"skipped\":%llu,\"lost\":%llu,\"wrong\":%llu,\"tainted\":%llu}\n"
+          "\"skipped\":%llu,\"lost\":%llu,\"wrong\":%llu,\"tainted\":%llu,\"timed\":%llu}\n"
         : "%s, %d connections, %zu bytes, %.2f s: %llu messages, %.0f/s\n"
           "round trip us  p50 %.2f  p90 %.2f  p99 %.2f  p99.9 %.2f  max %.2f   (client lag p99 %.2f)\n"
           "server CPU %.2f %%, %.3f us per message, RSS %ld KiB (%ld before); client busy %.1f %%\n"
           "kept off the CPU by others: server %.2f %%, client %.2f %%\n"
-          "skipped %llu, lost %llu, wrong %llu, left out after a stall of the client %llu\n";
+          "skipped %llu, lost %llu, wrong %llu, left out after a stall of the client %llu, timed %llu\n";
     qsort(m.rtt.v, m.rtt.n, sizeof *m.rtt.v, compare_u32);
     qsort(m.lag.v, m.lag.n, sizeof *m.lag.v, compare_u32);
     printf(fmt, o.paced ? "paced" : "closed", o.conns, o.twilio ? (size_t)0 : o.size, secs,
@@ -574,7 +574,7 @@ static void report(void)
            (double)m.server.run / 1e7 / secs, us, m.rss_kb, m.rss_before, 100 - (double)m.idle / 1e7 / secs,
            (double)m.server.wait / 1e7 / secs, (double)m.client.wait / 1e7 / secs,
            (unsigned long long)m.skipped, (unsigned long long)m.lost, (unsigned long long)m.wrong,
-           (unsigned long long)m.tainted);
+           (unsigned long long)m.tainted, (unsigned long long)m.rtt.n);
 }
 
 static void parse_options(int argc, char **argv)

@@ -42,8 +42,8 @@ class LocalServer:
         while not (said := re.search(r"listening on http://\S+:(\d+)", self.said())):
             if self._process.returncode is not None or time.monotonic() > until:
                 await self.__aexit__()
-                last = self.said().strip().splitlines()[-1:] or ["It said nothing."]
-                raise ConfigError(f"The server did not start: {last[0]}")
+                last = self.said().strip().splitlines()[-1:] or ["it said nothing."]
+                raise ConfigError(f"The server did not start: {last[0].removeprefix('opusagent: ')}")
             await asyncio.sleep(0.05)
         self.port = int(said[1])
         return self

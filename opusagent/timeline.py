@@ -17,20 +17,23 @@ BEFORE_MS, AFTER_MS = 400, 300                          # shown of the caller's 
 CALLER, AGENT, INK, FAINT, PAPER, ALARM = "#2b6cb0", "#2f855a", "#1a202c", "#718096", "#ffffff", "#c53030"
 REST = "#cbd5e0"                                        # the wait that no part explains
 
+HALO = f' stroke="{PAPER}" stroke-width="3" paint-order="stroke"'     # keeps words readable on a wave
+
 # The parts of a wait, in the order in which they pass, and their colours.
 WAITS = {
     "transport": "#a0aec0", "endpointing": "#ed8936", "recognition": "#9f7aea", "decision": "#4299e1",
-    "llm": "#d53f8c", "segment": "#f6ad55", "synthesis": "#38b2ac", "playout": "#68d391", "unexplained": REST,
+    "llm_first_token": "#d53f8c", "segment": "#f6ad55", "synthesis": "#38b2ac", "playout": "#68d391", "unexplained": REST,
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Strip:
-    """A turn to draw: what was measured, what was said, and the named parts of the wait in ms."""
+    """A turn to draw: what was measured, what was said, and what the server says of the wait."""
     measured: Measured
     caller: str
     agent: str
-    waits: tuple[tuple[str, float], ...] = ()
+    waits: tuple[tuple[str, float], ...] = ()   # its named parts, ms
+    begins_ms: float = 0.0                      # where the server saw its begin, from where the caller measured it
 
 
 def draw(title: str, rate: int, caller: np.ndarray, agent: np.ndarray, strips: list[Strip]) -> str:
@@ -67,8 +70,8 @@ def _overview(rate, caller, agent, strips) -> list[str]:
             parts.append(_words(x(m.spoke_from), TITLE - 6, "barge-in", ALARM, anchor="middle", size=11))
     parts.append(_wave(caller, TITLE + LANE / 2, LANE / 2 - 4, EDGE, width, seconds * rate, CALLER))
     parts.append(_wave(agent, TITLE + 1.5 * LANE, LANE / 2 - 4, EDGE, width, seconds * rate, AGENT))
-    parts.append(_words(EDGE + 4, TITLE + 13, "caller", CALLER, size=11))
-    parts.append(_words(EDGE + 4, TITLE + LANE + 13, "agent", AGENT, size=11))
+    parts.append(_words(EDGE + 4, TITLE + 13, "caller", CALLER, size=11, halo=HALO))
+    parts.append(_words(EDGE + 4, TITLE + LANE + 13, "agent", AGENT, size=11, halo=HALO))
     for strip in strips:
         parts += _number(x(strip.measured.spoke_from), bottom - 4, strip)
     step = next(step for step in (1, 2, 5, 10, 30, 60, 300, 3600) if seconds / step <= 24 or step == 3600)
@@ -123,16 +126,17 @@ def _strip(top: float, scale: float, rate: int, caller, agent, strip: Strip) -> 
 
 
 def _waits(top: float, zero: float, scale: float, strip: Strip) -> list[str]:
-    parts, at = [], zero
-    for name, ms in strip.waits:
+    """The parts one after another, and what lies between the end of the last and the answer that was heard."""
+    rest = (strip.measured.gap_ms or 0.0) - strip.begins_ms - sum(ms for _, ms in strip.waits)
+    parts, at = [], zero + strip.begins_ms * scale
+    for name, ms in (*strip.waits, ("unexplained", rest)):
         wide = max(ms, 0) * scale
-        parts.append(f'<rect x="{at:.1f}" y="{top}" width="{wide:.1f}" height="12" fill="{WAITS.get(name, REST)}">'
-                     f'<title>{escape(name)} {ms:.1f} ms</title></rect>')
+        if wide > 0.2:
+            parts.append(f'<rect x="{at:.1f}" y="{top}" width="{wide:.1f}" height="12" fill="{WAITS.get(name, REST)}">'
+                         f'<title>{escape(name)} {ms:.1f} ms</title></rect>')
         if wide > 34:
             parts.append(_words(at + wide / 2, top + 10, f"{ms:.0f} ms", PAPER, anchor="middle", size=10))
         at += wide
-    if not strip.waits and (gap := strip.measured.gap_ms) is not None and gap > 0:
-        parts.append(_box(zero, top, gap * scale, 12, REST, 1))
     return parts
 
 
@@ -149,7 +153,7 @@ def _number(x: float, y: float, strip: Strip) -> list[str]:
 # -- pieces -----------------------------------------------------------------------------------------------------------
 
 def _legend(y: float, strips: list[Strip]) -> list[str]:
-    used = {name for strip in strips for name, ms in strip.waits if ms}
+    used = {name for strip in strips for name, ms in strip.waits if ms >= 0.1} | {"unexplained"}
     parts, x = [], EDGE
     for name in (*WAITS, *sorted(used - WAITS.keys())):
         if name in used:
@@ -164,9 +168,9 @@ def _box(x: float, y: float, width: float, height: float, colour: str, opacity: 
             f'fill-opacity="{opacity}"/>')
 
 
-def _words(x: float, y: float, text: str, colour: str, *, anchor="start", size=13, weight="normal") -> str:
+def _words(x: float, y: float, text: str, colour: str, *, anchor="start", size=13, weight="normal", halo="") -> str:
     return (f'<text x="{x:.1f}" y="{y:.1f}" fill="{colour}" text-anchor="{anchor}" font-size="{size}" '
-            f'font-weight="{weight}">{escape(text)}</text>')
+            f'font-weight="{weight}"{halo}>{escape(text)}</text>')
 
 
 def _cut(text: str, most: int = 68) -> str:

@@ -34,7 +34,7 @@ def texts(root):
 def test_each_wait_is_drawn_as_long_as_it_was():
     bars = {bar.find(SVG + "title").text: float(bar.get("width"))
             for bar in picture(strip()).iter(SVG + "rect") if bar.find(SVG + "title") is not None}
-    assert bars.keys() == {"endpointing 120.0 ms", "synthesis 60.0 ms"}
+    assert bars.keys() == {"endpointing 120.0 ms", "synthesis 60.0 ms", "unexplained 20.0 ms"}
     assert bars["endpointing 120.0 ms"] == pytest.approx(2 * bars["synthesis 60.0 ms"], abs=0.2)
 
 

@@ -1,0 +1,85 @@
+"""The commands that make calls; `call` stands here, `latency-test` and `demo` in files of their own.
+
+It holds no conversation itself (caller.py, telephone.py).  The rule: every latency printed was found by the caller
+in the audio that it sent and heard; what the server says of itself stands beside it, never in its place.
+"""
+import argparse
+import json
+from pathlib import Path
+
+from .caller import Measured, Say
+from .demo import demo_command
+from .latency import latency_test_command
+from .localserver import receipt
+from .metrics import receipt_line
+from .recording import read_wav, resample, write_wav
+from .telephone import Caller, dialect_of, run
+from .terminal import Terminal, summary, summary_line
+
+__all__ = ["call_command", "demo_command", "latency_test_command"]
+
+LATE_MS = 5                     # a caller later than this at p99 spoils the figures
+
+
+def call_command(args: argparse.Namespace) -> int:
+    """`opusagent call`; returns the exit code: 0 if every turn was answered.  ConfigError for wrong input."""
+    return run("call", call(args, Terminal()))
+
+
+async def call(args: argparse.Namespace, terminal: Terminal) -> int:
+    dialect = dialect_of(args.url, args.dialect)
+    caller = Caller(args.url, dialect, [])
+    caller.script.says += read_script(args.wav, caller.rate)
+    rows = []
+    async for turn in caller.converse():
+        rows.append(row := turn_row(turn, await receipt(args.url, caller.call_id, turn)))
+        if not args.json:
+            print_turn(terminal, row)
+    if args.save:
+        write_wav(args.save, caller.rate, caller.script.tape.read(), caller.ear.tape.read())
+    gaps = [row["voice_to_voice_ms"] for row in rows if row["voice_to_voice_ms"] is not None]
+    late = summary(ns / 1e6 for ns in caller.clock.late)
+    if args.json:
+        terminal.say(json.dumps({"url": args.url, "dialect": dialect, "call_id": caller.call_id, "turns": rows,
+                                 "voice_to_voice_ms": summary(gaps), "caller_late_ms": late, "closed": caller.closed}))
+    else:
+        print_end(terminal, caller.closed, gaps, late)
+    return 0 if len(gaps) == len(args.wav) else 1
+
+
+def read_script(paths: list[str], rate: int) -> list[Say]:
+    """One turn for each WAV file, at the rate of the call."""
+    says = []
+    for path in paths:
+        pcm, its_rate = read_wav(path)
+        says.append(Say.of(resample(pcm, its_rate, rate), rate, Path(path).name))
+    return says
+
+
+def turn_row(turn: Measured, its_receipt: dict | None) -> dict:
+    """A turn as `call --json` gives it: what the caller measured, and what the server says of the same wait."""
+    row = {"turn": turn.index + 1, "name": turn.name, "voice_to_voice_ms": turn.gap_ms,
+           "barge_in_reaction_ms": turn.reaction_ms, "receipt": its_receipt, "unexplained_ms": None}
+    if its_receipt is not None and turn.gap_ms is not None:
+        row["unexplained_ms"] = round(turn.gap_ms - sum(its_receipt["waits"].values()), 3)
+    return row
+
+
+def print_turn(terminal: Terminal, row: dict) -> None:
+    gap, reaction = row["voice_to_voice_ms"], row["barge_in_reaction_ms"]
+    verdict = terminal.paint("red", "no answer") if gap is None else terminal.paint("bold", f"{gap:.0f} ms")
+    if reaction is not None:
+        verdict += f"   barge-in: the agent fell silent after {terminal.paint('bold', f'{reaction:.0f} ms')}"
+    terminal.say(f"turn {row['turn']}  {row['name']}  {verdict}")
+    if row["receipt"] is not None:
+        terminal.say(f"        by the server's receipt: {receipt_line(row['receipt'], terminal.colours)}")
+    if row["unexplained_ms"] is not None:
+        terminal.say(f"        unexplained {row['unexplained_ms']:.1f} ms")
+
+
+def print_end(terminal: Terminal, closed: str, gaps: list[float], late: dict) -> None:
+    if closed:
+        terminal.say(f"{closed[0].upper()}{closed[1:]}.")
+    terminal.say(f"voice-to-voice: {summary_line(gaps)}")
+    if late.get("p99", 0) > LATE_MS:
+        terminal.say(f"The caller itself was late by up to {late['max']:.0f} ms: too busy a machine for these figures.")

@@ -1,0 +1,103 @@
+"""The command `demo`: a server of one's own, a person who calls it, and the whole call shown as it happens.
+
+It measures nothing itself: the caller does (caller.py), and the server says what its part was.  The rule: the demo
+uses nothing that a user's own call would not: the same server, a real WebSocket, the same caller as `call`.
+"""
+import argparse
+import asyncio
+import time
+from pathlib import Path
+
+from . import ConfigError
+from .caller import Measured
+from .localserver import LocalServer, fetch_json, matching
+from .metrics import receipt_line
+from .people import person
+from .recording import write_wav
+from .telephone import Caller, run
+from .terminal import Terminal, summary
+from .timeline import Strip, draw
+
+POLL_SECONDS = 0.1
+NAME = "opusagent-demo"
+
+
+def demo_command(args: argparse.Namespace) -> int:
+    """`opusagent demo`; returns the exit code: 0 only if the flow's final state was reached."""
+    out = Path(args.out)
+    if not out.is_dir():
+        raise ConfigError(f"{out} is not a directory.")
+    return run("demo", demo(out, Terminal()))
+
+
+async def demo(out: Path, terminal: Terminal) -> int:
+    began = time.monotonic()
+    terminal.say(terminal.paint("bold", "OpusAgent demo") + ": a server and a caller on this machine, over a WebSocket.")
+    async with LocalServer() as server:
+        url = f"ws://127.0.0.1:{server.port}/ws/twilio/demo"
+        terminal.say(f"The server listens on http://127.0.0.1:{server.port} after {time.monotonic() - began:.1f} s.")
+        who, says = person(8000)
+        terminal.say(f"The caller is made of {who}.\n")
+        caller = Caller(url, "twilio", says)
+        conversation = asyncio.create_task(collect(caller))
+        record = await watch(caller, conversation, terminal)
+        turns = await conversation
+    write_wav(out / f"{NAME}.wav", caller.rate, caller.script.tape.read(), caller.ear.tape.read())
+    (out / f"{NAME}.svg").write_text(picture(caller, turns, record), encoding="utf-8")
+    return conclude(out, terminal, caller, turns, record)
+
+
+async def collect(caller: Caller) -> list[Measured]:
+    return [turn async for turn in caller.converse()]
+
+
+async def watch(caller: Caller, conversation: asyncio.Task, terminal: Terminal) -> dict:
+    """Shows each turn as the server finishes it; returns the call's record when the conversation has ended."""
+    record, shown, ended = {"turns": [], "state": "", "done": False}, 0, False
+    while not ended:
+        ended = conversation.done()                 # and one more look, for the turn that ended with the call
+        record = await fetch_json(caller.url, f"/calls/{caller.call_id}") or record
+        for receipt in record["turns"][shown:]:
+            show(terminal, receipt)
+        shown = len(record["turns"])
+        await asyncio.sleep(POLL_SECONDS)
+    return record
+
+
+def show(terminal: Terminal, receipt: dict) -> None:
+    """A turn of the transcript, and its receipt."""
+    if receipt["caller"]:
+        terminal.say(f"  {terminal.paint('blue', 'caller')}  {receipt['caller']}")
+    if receipt["agent"]:
+        cut = " \u2014 interrupted" if receipt["stopped_by"] == "barge-in" and terminal.blocks else ""
+        terminal.say(f"  {terminal.paint('green', 'agent')}   {receipt['agent']}{cut}")
+    if receipt["measured"]:
+        terminal.say(f"          {receipt_line(receipt, terminal.colours)}")
+    terminal.say()
+
+
+def picture(caller: Caller, turns: list[Measured], record: dict) -> str:
+    strips = [strip(turn, matching(record["turns"], turn)) for turn in turns]
+    median = summary(turn.gap_ms for turn in turns if turn.gap_ms is not None).get("p50")
+    title = f"opusagent demo: {len(turns)} turns" + ("" if median is None else f", voice-to-voice median {median:.0f} ms")
+    return draw(title, caller.rate, caller.script.tape.read(), caller.ear.tape.read(), strips)
+
+
+def strip(turn: Measured, receipt: dict | None) -> Strip:
+    if receipt is None:
+        return Strip(turn, turn.name, "")
+    return Strip(turn, receipt["caller"], receipt["agent"], tuple(receipt["waits"].items()),
+                 receipt["end_ms"] - turn.spoke_to * 1000 / turn.rate)
+
+
+def conclude(out: Path, terminal: Terminal, caller: Caller, turns: list[Measured], record: dict) -> int:
+    for turn in turns:
+        gap = "no answer" if turn.gap_ms is None else f"{turn.gap_ms:.0f} ms"
+        barge = "" if turn.reaction_ms is None else f", silent {turn.reaction_ms:.0f} ms into the barge-in"
+        terminal.say(f"measured by the caller, turn {turn.index + 1}: {terminal.paint('bold', gap)}{barge}")
+    terminal.say(f"\nThe call, caller left and agent right: {out / NAME}.wav\nIts timeline: {out / NAME}.svg")
+    if record["done"]:
+        terminal.say(terminal.paint("green", f"The conversation reached its end: {record['state']}."))
+        return 0
+    terminal.say(terminal.paint("red", f"The conversation stopped in the state {record['state'] or 'before it began'}."))
+    return 1
