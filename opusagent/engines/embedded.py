@@ -12,12 +12,14 @@ from pathlib import Path
 import numpy as np
 
 from .. import ConfigError, EngineError
-from .cepstra import Cepstra
+from .cepstra import CEPSTRA, Cepstra
 
 AHEAD = 2                   # idle decoders of grammars to have, beside those in use
 MOST = 64                   # decoders of grammars at once; an utterance beyond that waits
 MOST_FREE = 2               # decoders with a language model at once: each takes 100 MB
 POLL = 10                   # frames between two looks at a hypothesis, which cost as much as 20 ms of decoding
+STEP = 6                    # frames that an utterance may decode before the next one has its turn
+FRAME_BYTES = 4 * CEPSTRA
 
 MODEL = "model/en-us"
 INSTALL = "The embedded recogniser needs pocketsphinx: pip install 'opusagent[local]'."
@@ -26,6 +28,7 @@ INSTALL = "The embedded recogniser needs pocketsphinx: pip install 'opusagent[lo
 FEATURES = "-feat 1s_c_d_dd\n-svspec 0-12/13-25/26-38\n-agc none\n-cmn none\n-varnorm no\n-model ptm\n"
 LANGUAGE_MODEL = "_default"     # what pocketsphinx calls the search it makes of a language model
 GRAMMAR = {"lm": None, "fwdflat": False, "bestpath": False}
+# The lookahead by phones ("pl_window") fails on blocks of many frames, and costs a sixth of the words at 8 kHz.
 LANGUAGE = {"fwdflat": False, "pl_window": 0, "maxhmmpf": 3000, "maxwpf": 10}
 
 
@@ -105,9 +108,11 @@ class Recogniser:
     def start(self, search_id: int, rate: int, level: float = 0.0) -> "Utterance | None":
         """Begin an utterance at `rate` (8000 or 16000 Hz); None while no decoder is idle.
 
-        `level` is what the call's last utterance left in `.level`.  KeyError where there is no such search.
+        `level` is what the call's last utterance left in `.level`.  EngineError where there is no such search.
         """
-        search = self.searches[search_id]
+        search = self.searches.get(search_id)
+        if search is None:
+            raise EngineError(f"The recogniser was asked for search {search_id}, which it does not have.")
         idle = self.idle[search.kind]
         if not idle:
             return None
@@ -119,13 +124,14 @@ class Recogniser:
 class Utterance:
     """One stretch of a caller's speech on its way to text.  It ends with finish() or abandon()."""
 
-    __slots__ = ("decoder", "idle", "cepstra", "frames", "text")
+    __slots__ = ("decoder", "idle", "cepstra", "pending", "unseen", "text")
 
     def __init__(self, decoder, idle: list, cepstra: Cepstra):
         self.decoder = decoder
         self.idle = idle                    # where the decoder goes back to
         self.cepstra = cepstra
-        self.frames = 0                     # decoded since the last look at the hypothesis
+        self.pending = b""                  # cepstra that are not decoded
+        self.unseen = 0                     # frames decoded since the last look at the hypothesis
         self.text = ""                      # what it was
         decoder.start_utt()
 
@@ -134,21 +140,35 @@ class Utterance:
         """What was learned of the caller's loudness, for the call's next utterance."""
         return self.cepstra.level
 
-    def feed(self, pcm: np.ndarray) -> bool:
-        """More of it, int16; True when it is time to look at partial() again."""
-        self._decode(self.cepstra.push(pcm))
-        return self.frames >= POLL
+    def feed(self, pcm: np.ndarray) -> None:
+        """More of it, int16; step() decodes it."""
+        self.pending += self.cepstra.push(pcm).tobytes()
+
+    def step(self) -> bool:
+        """Decode at most STEP frames, so that utterances share a process fairly; True while more are pending."""
+        part, self.pending = self.pending[:STEP * FRAME_BYTES], self.pending[STEP * FRAME_BYTES:]
+        if part:
+            self.decoder.process_cep(part, False, False)
+            self.unseen += len(part) // FRAME_BYTES
+        return bool(self.pending)
 
     def partial(self) -> str:
-        """The best text so far; not necessarily a whole sentence of the grammar."""
-        self.frames = 0
+        """The best text so far; not necessarily a whole sentence of the grammar.  Worth a look when `due`."""
+        self.unseen = 0
         found = self.decoder.hyp()
         self.text = found.hypstr if found else ""
         return self.text
 
+    @property
+    def due(self) -> bool:
+        """Enough was decoded since the last partial() for another."""
+        return self.unseen >= POLL
+
     def finish(self) -> tuple[str, float]:
         """Nothing more follows: (text, confidence from 0 to 1).  The text is empty where no sentence fits."""
-        self._decode(self.cepstra.flush())
+        self.pending += self.cepstra.flush().tobytes()
+        while self.step():
+            pass
         self.decoder.end_utt()
         found = self.decoder.hyp()
         self.idle.append(self.decoder)
@@ -158,11 +178,6 @@ class Utterance:
         """Nobody wants to know any more."""
         self.decoder.end_utt()
         self.idle.append(self.decoder)
-
-    def _decode(self, cepstra: np.ndarray) -> None:
-        if len(cepstra):
-            self.decoder.process_cep(cepstra.tobytes(), False, False)
-            self.frames += len(cepstra)
 
 
 def memory_file(text: str) -> int:

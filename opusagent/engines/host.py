@@ -24,7 +24,8 @@ log = logging.getLogger("opusagent")
 
 READY_WITHIN = 60.0             # seconds for a process to load what it needs
 BEAT_SECONDS = 0.1              # how often a process must say that it lives
-DEAD_AFTER = 1.0                # seconds without that mean that it hangs
+SILENT_AFTER = 0.4              # seconds without that mean that it hangs, if it does not compute either
+DEAD_AFTER = 2.0                # ... that it hangs, whatever it does
 RESTART_SECONDS = (0.0, 0.2, 1.0, 5.0)      # before the next start after so many deaths in a row
 CALM_SECONDS = 30.0             # a process that lived for so long has died for the first time
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
@@ -54,7 +55,8 @@ class EngineProcess:
         setup_fd = os.memfd_create("opusagent-setup")
         os.write(setup_fd, json.dumps(setup).encode())
         fds = (arena.fd, self.to.fd, self.to.eventfd, self.back.fd, self.back.eventfd, setup_fd)
-        words = [sys.executable, "-m", "opusagent.engines.process", self.stage, str(arena.slots), *map(str, fds)]
+        words = [sys.executable, "-m", "opusagent.engines.process", self.stage,
+                 *map(str, (arena.slots, os.getpid(), *fds))]
         try:
             return subprocess.Popen(words, pass_fds=fds, stdin=subprocess.DEVNULL, env=os.environ | ONE_THREAD)
         except OSError as error:
@@ -90,9 +92,18 @@ class EngineProcess:
     def look(self, now: int) -> None:
         """Called a few times a second: a process that says nothing is as good as dead."""
         self.flush()
-        if self.ready and now - self.to.beat > DEAD_AFTER * 1e9:
-            log.warning("the %s process hangs; it is killed", self.stage)
+        silent = (now - self.to.beat) / 1e9
+        if self.ready and silent > SILENT_AFTER and (silent > DEAD_AFTER or not self._computes()):
+            log.warning("the %s process %d said nothing for %.1f s; it is killed", self.stage, self.process.pid, silent)
             self.kill()
+
+    def _computes(self) -> bool:
+        """It runs, or waits for its turn on a busy machine; it is not stopped, and not asleep past its beat."""
+        try:
+            with open(f"/proc/{self.process.pid}/stat", encoding="ascii", errors="replace") as stat:
+                return stat.read().rpartition(")")[2].split()[0] == "R"
+        except OSError:
+            return False
 
     def kill(self) -> None:
         if not self.over:

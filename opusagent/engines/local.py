@@ -12,20 +12,28 @@ from .. import EngineError
 from .._fastpath import SEGMENT_SAMPLES, Arena
 from ..config import Config
 from .host import Host
-from .records import ASK, CANCEL, FAILED, FINAL, FINISH, FORGET, FRESH, LISTEN, PARTIAL, SPACE, SPEAK, SPEECH
+from .records import ASK, CANCEL, FAILED, FINAL, FINISH, FRESH, LEVEL, LISTEN, PARTIAL, SPACE, SPEAK, SPEECH
+
+
+MARGIN_MS = 500                 # of the oldest audio that is kept: it may be overwritten while another process starts
+LONGEST = 2000                  # characters of a text that is spoken at once
+TRIES = 3                       # processes that may die over one request before it is given up
 
 
 class Asked:
     """An utterance that is being recognised: what another process would have to be asked."""
 
-    __slots__ = ("call", "utterance", "search", "position", "finish")
+    __slots__ = ("call", "slot", "generation", "utterance", "search", "position", "finish", "tries")
 
     def __init__(self, call, position: int):
         self.call = call
+        self.slot = call.slot
+        self.generation = call.slot.generation
         self.utterance = call.utterance
         self.search = call.search
         self.position = position
         self.finish: int | None = None
+        self.tries = 0                              # times it was asked
 
 
 class Stt:
@@ -34,6 +42,7 @@ class Stt:
     def __init__(self, config: Config):
         self.host = Host("stt", config, self._on_record, self._ask_again)
         self.asked: dict[int, Asked] = {}           # by slot
+        self.levels: dict[int, float] = {}          # by slot: what was learned of its caller
         self.lag_ms = 0                             # of the recogniser behind the audio, as it last said
 
     async def open(self, arena: Arena, searches) -> None:
@@ -48,8 +57,14 @@ class Stt:
         self._listen(asked)
 
     def _listen(self, asked: Asked) -> None:
-        slot = asked.call.slot
-        self.host.send(slot.index, LISTEN, slot.generation, asked.utterance, asked.position, asked.search)
+        """From its beginning, or from the oldest sample that is kept of it."""
+        slot = asked.slot
+        asked.tries += 1
+        position = max(asked.position, slot.written - slot.capacity + slot.rate_in * MARGIN_MS // 1000)
+        self.host.send(slot.index, LISTEN, asked.generation, asked.utterance, position, asked.search,
+                       LEVEL.pack(self.levels.get(slot.index, 0.0)))
+        if asked.finish is not None:
+            self.host.send(slot.index, FINISH, asked.generation, asked.utterance, asked.finish)
 
     def audio(self, call) -> None:
         self.host.wake(call.slot.index)
@@ -61,55 +76,63 @@ class Stt:
         asked = self.asked.get(call.slot.index)
         if asked is not None:
             asked.finish = position
-            self.host.send(call.slot.index, FINISH, call.slot.generation, call.utterance, position)
+            self.host.send(call.slot.index, FINISH, asked.generation, asked.utterance, position)
 
     def cancel(self, call) -> None:
-        if self.asked.pop(call.slot.index, None) is not None:
-            self.host.send(call.slot.index, CANCEL, call.slot.generation, call.utterance)
+        asked = self.asked.pop(call.slot.index, None)
+        if asked is not None:
+            self.host.send(call.slot.index, CANCEL, asked.generation, asked.utterance)
 
     def forget(self, call) -> None:
-        self.host.send(call.slot.index, FORGET, call.slot.generation)
+        self.levels.pop(call.slot.index, None)
 
     def measure(self, metrics) -> None:
         self.host.measure(metrics)
         metrics.gauge("recogniser_lag_seconds", self.lag_ms / 1000)
 
     def _ask_again(self, share: int) -> None:
-        for index, asked in self.asked.items():
-            if self.host.share(index) == share:
+        """Another process has taken over: it hears every utterance from its beginning."""
+        for index, asked in list(self.asked.items()):
+            if self.host.share(index) != share:
+                continue
+            if asked.tries < TRIES:
                 self._listen(asked)
-                if asked.finish is not None:
-                    self.host.send(index, FINISH, asked.call.slot.generation, asked.utterance, asked.finish)
+            else:
+                del self.asked[index]
+                asked.call.on_failure(asked.utterance, f"{TRIES} recognisers died over one utterance.")
 
     def _on_record(self, kind: int, index: int, generation: int, utterance: int, a: int, b: int, data: bytes) -> None:
         asked = self.asked.get(index)
-        if asked is None or asked.utterance != utterance or asked.call.slot.generation != generation:
+        if asked is None or asked.utterance != utterance or asked.generation != generation:
             return                                  # late
-        text = data.decode(errors="replace")
         if kind == PARTIAL:
             self.lag_ms = b
-            asked.call.on_partial(utterance, text)
+            asked.call.on_partial(utterance, data.decode())
         elif kind == FINAL:
             self.lag_ms = b
             del self.asked[index]
-            asked.call.on_final(utterance, text, a / 1e6)
+            self.levels[index], = LEVEL.unpack_from(data)
+            asked.call.on_final(utterance, data[LEVEL.size:].decode(), a / 1e6)
         elif kind == FAILED:
             del self.asked[index]
-            asked.call.on_failure(utterance, text)
+            asked.call.on_failure(utterance, data.decode())
 
 
 class Spoken:
     """A segment that is being synthesised: what another process would have to be asked."""
 
-    __slots__ = ("call", "epoch", "k", "text", "voice", "start")
+    __slots__ = ("call", "slot", "generation", "epoch", "k", "text", "voice", "start", "tries")
 
     def __init__(self, call, epoch: int, k: int, text: str, voice: str):
         self.call = call
+        self.slot = call.slot
+        self.generation = call.slot.generation
         self.epoch = epoch
         self.k = k
         self.text = text
         self.voice = voice
         self.start = FRESH                          # counter of the buffer at its first sample, as the process said
+        self.tries = 0                              # times it was asked
 
 
 class Tts:
@@ -135,9 +158,9 @@ class Tts:
 
     def _speak(self, spoken: Spoken) -> None:
         """With `start`, when it is known: what is written of the segment already is skipped, not spoken twice."""
-        slot = spoken.call.slot
-        data = f"{spoken.voice}\0{spoken.text}".encode()
-        self.host.send(slot.index, SPEAK, slot.generation, spoken.epoch, spoken.k, spoken.start, data)
+        spoken.tries += 1
+        data = f"{spoken.voice}\0{spoken.text[:LONGEST]}".encode()
+        self.host.send(spoken.slot.index, SPEAK, spoken.generation, spoken.epoch, spoken.k, spoken.start, data)
 
     def cancel(self, call) -> None:
         index = call.slot.index
@@ -166,14 +189,20 @@ class Tts:
         metrics.gauge("segments_in_synthesis", len(self.speaking))
 
     def _ask_again(self, share: int) -> None:
-        for (index, _), spoken in self.speaking.items():
-            if self.host.share(index) == share:
+        """Another process has taken over: it goes on where the samples end that are written."""
+        for (index, k), spoken in list(self.speaking.items()):
+            if self.host.share(index) != share:
+                continue
+            if spoken.tries < TRIES:
                 self._speak(spoken)
+            else:
+                del self.speaking[index, k]
+                spoken.call.on_speech_failed(spoken.epoch, k, f"{TRIES} voices died over one text.")
 
     def _on_record(self, kind: int, index: int, generation: int, epoch: int, a: int, b: int, data: bytes) -> None:
         k = data[0] if kind == SPEECH else a
         spoken = self.speaking.get((index, k))
-        if spoken is None or spoken.epoch != epoch or spoken.call.slot.generation != generation:
+        if spoken is None or spoken.epoch != epoch or spoken.generation != generation:
             return                                  # late
         if kind == SPEECH:
             spoken.start = a
@@ -182,7 +211,7 @@ class Tts:
             spoken.call.on_speech(epoch, k, a, b, bool(data[1]))
         elif kind == FAILED:
             del self.speaking[index, k]
-            spoken.call.on_speech_failed(epoch, k, data.decode(errors="replace"))
+            spoken.call.on_speech_failed(epoch, k, data.decode())
 
 
 class Rendering:

@@ -1,4 +1,4 @@
-"""An engine process: `python -m opusagent.engines.process STAGE SLOTS FD...`, started by host.py and by nobody else.
+"""An engine process: `python -m opusagent.engines.process STAGE SLOTS PARENT FD...`, started by host.py and nobody else.
 
 One thread, one loop: read the records, do a piece of work for each call that has some, tell the result, sleep when
 there is nothing.  The rule: a call never waits for more than a piece of another call's work; and nothing is written
@@ -7,6 +7,7 @@ to a slot whose generation is not the one that was asked for.
 import ctypes
 import json
 import os
+import resource
 import select
 import signal
 import sys
@@ -18,13 +19,15 @@ import numpy as np
 
 from .. import ConfigError, EngineError
 from .._fastpath import SEGMENT_SAMPLES, Arena, Ring, Slot
-from .records import (ASK, CANCEL, FAILED, FINAL, FINISH, FORGET, FRESH, LISTEN, PARTIAL, READY, SPACE, SPEAK, SPEECH)
+from .records import (ASK, CANCEL, FAILED, FINAL, FINISH, FRESH, LEVEL, LISTEN, PARTIAL, READY, SPEAK, SPEECH)
 
 PR_SET_PDEATHSIG = 1
 NICE = 5                        # below the loop that feeds us
+MEMORY = 1 << 30                # bytes of our own; a process that wants more has lost its way, and is replaced
 BEAT_MS = 100                   # at least so often we say that we live
-PIECE_MS = 60                   # of a call's audio recognised at once
+PIECE_MS = 60                   # of a call's audio taken at once
 RETRY_MS = 5                    # before a full ring is tried again
+TELL_MS = 100                   # of a segment written between two records about it, after the first
 
 
 class Channel:
@@ -41,10 +44,13 @@ class Channel:
         if self.unsent or not self.back.push(kind, *record):
             self.unsent.append((kind, *record))
 
-    def beat(self) -> None:
+    def receive(self, on_record) -> None:
+        """Say that we live, tell what could not be told before, and read what has come."""
         self.to.beat = time.monotonic_ns()
         while self.unsent and self.back.push(*self.unsent[0]):
             self.unsent.popleft()
+        while (record := self.to.pop()) is not None:
+            on_record(*record)
 
     def wait(self) -> None:
         """Until the worker has something for us, or it is time for a beat."""
@@ -66,18 +72,28 @@ class Search(NamedTuple):
 class Listening:
     """An utterance in progress."""
 
-    __slots__ = ("slot", "generation", "number", "position", "search", "finish", "asked", "text", "utterance")
+    __slots__ = ("slot", "generation", "number", "position", "search", "level", "finish", "asked", "text", "utterance")
 
-    def __init__(self, slot: Slot, generation: int, number: int, position: int, search: int):
+    def __init__(self, slot: Slot, generation: int, number: int, position: int, search: int, level: float):
         self.slot = slot
         self.generation = generation
         self.number = number
         self.position = position        # of the next sample to recognise
         self.search = search
+        self.level = level              # what the caller's last utterance taught
         self.finish: int | None = None  # where it ends
         self.asked = False              # the best text is wanted once all that is there is recognised
         self.text = ""                  # as it was last told
         self.utterance = None           # the recogniser's; None while it has no decoder to spare
+
+    @property
+    def end(self) -> int:
+        """The position up to which there is audio for it."""
+        return self.slot.written if self.finish is None else min(self.finish, self.slot.written)
+
+    @property
+    def lag_ms(self) -> int:
+        return max(0, self.slot.written - self.position) * 1000 // self.slot.rate_in
 
 
 class Recognising:
@@ -89,16 +105,13 @@ class Recognising:
         self.arena = arena
         self.recogniser = Recogniser([Search(*search) for search in setup["searches"]])
         self.listening: dict[int, Listening] = {}           # by slot
-        self.levels: dict[int, tuple[int, float]] = {}      # by slot: of which generation, and what was learned of its caller
         self.room = np.empty(16000 * PIECE_MS // 1000, np.int16)
 
     def on_record(self, kind: int, index: int, generation: int, number: int, a: int, b: int, data: bytes) -> None:
         found = self.listening.get(index)
         if kind == LISTEN:
             self._drop(index)
-            self.listening[index] = Listening(self.arena.slot(index), generation, number, a, b)
-        elif kind == FORGET:
-            self.levels.pop(index, None)
+            self.listening[index] = Listening(self.arena.slot(index), generation, number, a, b, *LEVEL.unpack(data))
         elif found is None or found.generation != generation or found.number != number:
             return                                              # late
         elif kind == ASK:
@@ -113,67 +126,62 @@ class Recognising:
         if found is not None and found.utterance is not None:
             found.utterance.abandon()
 
-    def _begin(self, index: int, found: Listening) -> bool:
-        """Get a decoder for it; False while there is none to spare."""
-        generation, level = self.levels.get(index, (0, 0.0))
-        found.utterance = self.recogniser.start(found.search, found.slot.rate_in,
-                                                level if generation == found.generation else 0.0)
-        return found.utterance is not None
-
     def work(self) -> bool:
-        """A piece for each utterance that has audio; False when nobody had any."""
-        worked = False
+        """A piece for each utterance that has audio; False when nobody has any more."""
+        more = False
         for index, found in list(self.listening.items()):
             try:
-                worked |= self._work(index, found)
-            except (LookupError, EngineError) as error:
+                more |= self._work(index, found)
+            except (IndexError, EngineError) as error:          # of audio that is no longer kept; of the recogniser
                 self._drop(index)
-                self.channel.send(FAILED, index, found.generation, found.number, 0, 0, str(error).encode())
-        return worked
+                self._send(FAILED, index, found, 0, 0, str(error).encode())
+        return more
 
     def _work(self, index: int, found: Listening) -> bool:
+        """A piece of one utterance; True while there is more of it."""
         slot = found.slot
         if slot.generation != found.generation:
             self._drop(index)
             return False
-        if found.utterance is None and not self._begin(index, found):
-            return False
-        room = self.room[:slot.rate_in * PIECE_MS // 1000]
-        if found.finish is not None:
-            room = room[:max(0, found.finish - found.position)]
-        count = slot.read_into(found.position, room) if len(room) else 0
-        found.position += count
-        due = found.utterance.feed(room[:count]) if count else False
-        caught_up = found.position >= slot.written
-        if found.finish is not None and found.position >= found.finish:
+        if found.utterance is None:
+            found.utterance = self.recogniser.start(found.search, slot.rate_in, found.level)
+            if found.utterance is None:
+                return False                                    # rest() will make another decoder
+        room = self.room[:min(slot.rate_in * PIECE_MS // 1000, max(0, found.end - found.position))]
+        if len(room):
+            slot.read_into(found.position, room)
+            found.position += len(room)
+            found.utterance.feed(room)
+        more = found.utterance.step() or found.position < found.end
+        if found.finish is not None and found.position >= found.finish and not more:
             self._finish(index, found)
-        elif due or found.asked and caught_up:
-            self._look(index, found, answer=found.asked and caught_up)
-        return count > 0 and not caught_up
-
-    def _lag(self, found: Listening) -> int:
-        return max(0, found.slot.written - found.position) * 1000 // found.slot.rate_in
+        elif found.utterance.due or found.asked and not more:
+            self._look(index, found, answer=found.asked and not more)
+        return more
 
     def _look(self, index: int, found: Listening, answer: bool) -> None:
         text = found.utterance.partial()
         if text != found.text or answer:
             found.text = text
-            self.channel.send(PARTIAL, index, found.generation, found.number, found.position, self._lag(found),
-                              text.encode())
+            self._send(PARTIAL, index, found, found.position, found.lag_ms, text.encode())
         if answer:
             found.asked = False
 
     def _finish(self, index: int, found: Listening) -> None:
         del self.listening[index]
         text, confidence = found.utterance.finish()
-        self.levels[index] = (found.generation, found.utterance.level)
-        self.channel.send(FINAL, index, found.generation, found.number, round(confidence * 1e6), self._lag(found),
-                          text.encode())
+        level = LEVEL.pack(found.utterance.level)
+        self._send(FINAL, index, found, round(confidence * 1e6), found.lag_ms, level + text.encode())
 
-    def rest(self) -> None:
-        """Nothing to recognise: make a decoder that the next caller would have to wait for."""
+    def _send(self, kind: int, index: int, found: Listening, a: int, b: int, data: bytes) -> None:
+        self.channel.send(kind, index, found.generation, found.number, a, b, data)
+
+    def rest(self) -> bool:
+        """Nothing to recognise: make a decoder that the next caller would have to wait for.  True if one was made."""
         if self.recogniser.short():
             self.recogniser.make_one()
+            return True
+        return False
 
 
 # ---- speaking --------------------------------------------------------------------------------------------------------
@@ -181,7 +189,8 @@ class Recognising:
 class Speech:
     """A segment in progress."""
 
-    __slots__ = ("slot", "generation", "epoch", "k", "start", "skip", "voice", "text", "pieces", "spoken")
+    __slots__ = ("slot", "generation", "epoch", "k", "start", "skip", "voice", "text", "pieces", "told", "wanted",
+                 "spoken")
 
     def __init__(self, slot: Slot, generation: int, epoch: int, k: int, start: int, voice: str, text: str):
         self.slot = slot
@@ -193,7 +202,31 @@ class Speech:
         self.voice = voice
         self.text = text
         self.pieces: deque[np.ndarray] = deque()        # spoken, and no room for them yet
+        self.told = start                               # counter that the worker was told last
+        self.wanted = True                              # nobody has cancelled it
         self.spoken = False                             # all of it is spoken
+
+    @property
+    def live(self) -> bool:
+        return self.wanted and self.slot.generation == self.generation
+
+    def write(self) -> None:
+        """Move what is spoken into the slot, as far as there is room."""
+        slot, k = self.slot, self.k
+        ring = np.asarray(slot.segment(k))
+        written = slot.segment_written(k)
+        while self.pieces and self.live:
+            piece = self.pieces.popleft()
+            count = min(len(piece), SEGMENT_SAMPLES - (written - slot.segment_read(k)))
+            at = written % SEGMENT_SAMPLES
+            first = min(count, SEGMENT_SAMPLES - at)
+            ring[at:at + first] = piece[:first]
+            ring[:count - first] = piece[first:count]
+            written += count
+            slot.set_segment_written(k, written)
+            if count < len(piece):
+                self.pieces.appendleft(piece[count:])
+                return
 
 
 class Speaking:
@@ -209,83 +242,76 @@ class Speaking:
     def on_record(self, kind: int, index: int, generation: int, epoch: int, a: int, b: int, data: bytes) -> None:
         slot = self.arena.slot(index)
         if kind == CANCEL:
-            self.speeches = deque(speech for speech in self.speeches if speech.slot is not slot)
+            self._forget(slot)
         elif kind == SPEAK and slot.generation == generation:
-            self.speeches = deque(each for each in self.speeches if each.slot is not slot or each.k != a)
+            self._forget(slot, a)
             if b == FRESH:
                 b = slot.segment_written(a)
                 slot.set_segment_read(a, b)             # what lay there before is nobody's any more
             self.speeches.append(Speech(slot, generation, epoch, a, b, *data.decode().split("\0", 1)))
 
+    def _forget(self, slot: Slot, k: int | None = None) -> None:
+        """What was asked for in the slot, or in its buffer k, is not wanted any more."""
+        for speech in self.speeches:
+            if speech.slot is slot and k in (None, speech.k):
+                speech.wanted = False
+
     def work(self) -> bool:
-        """Speak or go on with the segment that waited longest; False when nothing could be written."""
-        for _ in range(len(self.speeches)):
-            speech = self.speeches.popleft()
-            if speech.slot.generation != speech.generation:
-                continue                                # the call is over
-            try:
-                wrote, done = self._work(speech)
-            except (ConfigError, EngineError) as error:
-                self.channel.send(FAILED, speech.slot.index, speech.generation, speech.epoch, speech.k, 0,
-                                  str(error).encode())
-                continue
-            if not done:
-                self.speeches.append(speech)
-            if wrote or done:
-                return True
-        return False
+        """Speak the segment that waited longest, and move what waits for room; False when nothing could be done."""
+        worked = False
+        for speech in list(self.speeches):
+            begun = speech.spoken
+            if speech.live and not (worked and not begun):      # one new segment, then look for new records
+                worked |= self._work(speech)
+            if not speech.live or speech.spoken and not speech.pieces:
+                self.speeches.remove(speech)
+        return worked
 
-    def _work(self, speech: Speech) -> tuple[bool, bool]:
-        """(Something was written, all of it is)."""
-        if not speech.spoken:
-            self.voices.speak(speech.voice, speech.text, speech.slot.rate_out, lambda pcm: self._piece(speech, pcm))
-            speech.spoken = True
-        before = speech.slot.segment_written(speech.k)
-        self._write(speech)
-        done = not speech.pieces
-        if done:
-            self._tell(speech, done)
-        return speech.slot.segment_written(speech.k) > before, done
+    def _work(self, speech: Speech) -> bool:
+        """Speak it, or go on writing it; True if samples were written."""
+        slot, k = speech.slot, speech.k
+        before = slot.segment_written(k)
+        try:
+            if not speech.spoken:
+                self.voices.speak(speech.voice, speech.text, slot.rate_out, lambda pcm: self._piece(speech, pcm))
+        except (ConfigError, EngineError) as error:
+            speech.wanted = False
+            self.channel.send(FAILED, slot.index, speech.generation, speech.epoch, k, 0, str(error).encode())
+            return True
+        speech.spoken = True
+        speech.write()
+        self._tell(speech)
+        return slot.segment_written(k) > before
 
-    def _piece(self, speech: Speech, pcm: np.ndarray) -> None:
-        """From the voice, while it speaks: it is written at once, as far as there is room."""
+    def _piece(self, speech: Speech, pcm: np.ndarray) -> bool:
+        """From the voice, while it speaks: written at once, as far as there is room.  False if it may stop."""
         skipped = min(speech.skip, len(pcm))
         speech.skip -= skipped
         if len(pcm) > skipped:
             speech.pieces.append(pcm[skipped:])
-            self._write(speech)
-        self.channel.beat()
+            speech.write()
+            self._tell(speech)
+        self.channel.receive(self.on_record)
+        return speech.live
 
-    def _write(self, speech: Speech) -> None:
+    def _tell(self, speech: Speech) -> None:
+        """The worker hears of the first piece, then of every TELL_MS, and of the end."""
         slot, k = speech.slot, speech.k
-        ring = np.asarray(slot.segment(k))
-        begin = written = slot.segment_written(k)
-        while speech.pieces and slot.generation == speech.generation:
-            piece = speech.pieces[0]
-            count = min(len(piece), SEGMENT_SAMPLES - (written - slot.segment_read(k)))
-            if not count:
-                break
-            at = written % SEGMENT_SAMPLES
-            first = min(count, SEGMENT_SAMPLES - at)
-            ring[at:at + first] = piece[:first]
-            ring[:count - first] = piece[first:count]
-            written += count
-            slot.set_segment_written(k, written)
-            if count == len(piece):
-                speech.pieces.popleft()
-            else:
-                speech.pieces[0] = piece[count:]
-        if written > begin:
-            self._tell(speech, False)
+        written = slot.segment_written(k)
+        done = speech.spoken and not speech.pieces
+        news = written - speech.told
+        if speech.live and (done or news and (speech.told == speech.start or news * 1000 >= TELL_MS * slot.rate_out
+                                              or speech.pieces)):
+            speech.told = written
+            self.channel.send(SPEECH, slot.index, speech.generation, speech.epoch, speech.start, written,
+                              bytes((k, done)))
 
-    def _tell(self, speech: Speech, done: bool) -> None:
-        slot, k = speech.slot, speech.k
-        self.channel.send(SPEECH, slot.index, speech.generation, speech.epoch, speech.start, slot.segment_written(k),
-                          bytes((k, done)))
+    def rest(self) -> bool:
+        """There is nothing to do ahead of time."""
+        return False
 
-    def rest(self) -> None:
-        """Nothing to do ahead of time."""
 
+# ---- the process -----------------------------------------------------------------------------------------------------
 
 WORK = {"stt": Recognising, "tts": Speaking}
 
@@ -301,25 +327,31 @@ def run(stage: str, slots: int, fds: list[int]) -> int:
     except (ConfigError, EngineError) as error:
         channel.send(FAILED, 0, 0, 0, isinstance(error, ConfigError), 0, str(error).encode())
         return 1
-    channel.beat()
+    channel.receive(work.on_record)
     channel.send(READY)
     while True:
-        channel.beat()
-        while (record := channel.to.pop()) is not None:
-            work.on_record(*record)
-        if not work.work():
-            work.rest()
+        channel.receive(work.on_record)
+        if not work.work() and not work.rest():
             channel.wait()
 
 
-def main() -> int:
+def settle(parent: int) -> None:
+    """Bind this process to the worker that started it, below it, and within bounds."""
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)        # Ctrl-C is the worker's to answer
+    if os.getppid() != parent:
+        sys.exit(1)                                     # it died before we asked to die with it
+    for number in (signal.SIGINT, signal.SIGTERM):      # a worker that drains needs us to its last call
+        signal.signal(number, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     try:
         os.nice(NICE)
     except OSError:
         sys.stderr.write("opusagent: an engine process could not lower its priority\n")
-    stage, slots, *fds = sys.argv[1:]
+
+
+def main() -> int:
+    stage, slots, parent, *fds = sys.argv[1:]
+    settle(int(parent))
     return run(stage, int(slots), list(map(int, fds)))
 
 

@@ -3,22 +3,24 @@
 A record is (kind, slot, generation, epoch, a, b, data); see _fastpath.Ring.  The rule: a record describes, the audio
 lies in the slot; and whoever reads one looks at the generation first, since the slot may belong to another call by now.
 """
+import struct
 
 # from the worker         a               b               data                epoch
-LISTEN = 1          #     position        search                              the utterance's number
+LISTEN = 1          #     position        search          LEVEL               the utterance's number
 ASK = 2             #                                                         "
 FINISH = 3          #     position                                            "
 CANCEL = 4          #                                                         the utterance's number, or the turn's epoch
-FORGET = 5          #     the call is over: what was learned of its caller goes
-SPEAK = 6           #     buffer k        start or FRESH  voice, NUL, text    the turn's epoch
-SPACE = 7           #     buffer k: the worker has played some of it
+SPEAK = 5           #     buffer k        start or FRESH  voice, NUL, text    the turn's epoch
+SPACE = 6           #     buffer k: the worker has played some of it
 
 # from the engine process
 READY = 16          #
 PARTIAL = 17        #     position        ms of lag       text                the utterance's number
-FINAL = 18          #     confidence * 1e6  "             text                "
+FINAL = 18          #     confidence * 1e6  "             LEVEL, text         "
 SPEECH = 19         #     start           written         k, done (2 bytes)   the turn's epoch
 FAILED = 20         #     k (voice)                       a sentence          the utterance's number, or the turn's epoch;
                     #     before READY: a is 1 if the configuration is to blame, and the process ends
 
 FRESH = (1 << 64) - 1       # SPEAK: nothing of it has been written; otherwise the buffer's counter at its first sample
+
+LEVEL = struct.Struct("<d")     # what the recogniser learned of a caller, which the worker keeps: Cepstra.level
