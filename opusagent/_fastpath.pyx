@@ -366,11 +366,12 @@ cdef class FrameParser:
     cdef bint read_head(self) except -1:
         """Gathers one header and checks it; False when bytes are missing."""
         cdef uint8_t *src = self.lent.data if self.lent is not None else NULL
-        cdef unsigned int need
+        cdef unsigned int length_end = 2
         while True:
-            need = self.head_need()
-            if self.head_got >= need:
-                break
+            if self.head_got >= 2:
+                length_end = 2 if self.head[1] & 0x7F < 126 else 4 if self.head[1] & 0x7F == 126 else 10
+                if self.head_got == length_end + (4 if self.masked else 0):
+                    break
             if self.at >= self.end:
                 return False
             self.head[self.head_got] = src[self.at]
@@ -378,14 +379,13 @@ cdef class FrameParser:
             self.at += 1
             if self.head_got == 2:
                 self.check_first_two()
-        self.take_head()
+                length_end = 2 if self.head[1] & 0x7F < 126 else 4 if self.head[1] & 0x7F == 126 else 10
+            if self.head_got == length_end:
+                self.take_length()
+        if self.masked:
+            memcpy(&self.key, self.head + length_end, 4)
+        self.begin_payload()
         return True
-
-    cdef inline unsigned int head_need(self) noexcept:
-        if self.head_got < 2:
-            return 2
-        cdef uint8_t n = self.head[1] & 0x7F
-        return 2 + (0 if n < 126 else 2 if n == 126 else 8) + (4 if self.head[1] & 0x80 else 0)
 
     cdef int check_first_two(self) except -1:
         """Everything the first two bytes can be refused for, before another byte is waited for."""
@@ -408,42 +408,40 @@ cdef class FrameParser:
             raise ProtocolError(1002, "new message inside a fragmented one")
         return 0
 
-    cdef int take_head(self) except -1:
-        """Length and key from a complete header; limits are checked here, on the header alone."""
+    cdef int take_length(self) except -1:
+        """The length from a header that is complete up to it; the limit is checked here, before anything follows."""
         cdef uint64_t n = self.head[1] & 0x7F
-        cdef unsigned int at = 2
         cdef int i
         if n == 126:
             n = <uint64_t>self.head[2] << 8 | self.head[3]
-            at = 4
             if n < 126:
                 raise ProtocolError(1002, "length not in its shortest form")
         elif n == 127:
             n = 0
             for i in range(8):
                 n = n << 8 | self.head[2 + i]
-            at = 10
             if n >> 63:
                 raise ProtocolError(1002, "length with its top bit set")
             if n < 65536:
                 raise ProtocolError(1002, "length not in its shortest form")
+        # max_message - spilled cannot wrap: no more than max_message bytes are ever gathered
+        if not self.head[0] & 0x8 and n > self.max_message - <uint64_t>self.spilled:
+            raise ProtocolError(1009, "message too long")
+        self.length = n
+        return 0
+
+    cdef int begin_payload(self) except -1:
         self.opcode = self.head[0] & 0x0F
         self.fin = self.head[0] & 0x80
+        self.got = 0
+        self.in_payload = True
         if not self.opcode & 0x8:
-            # max_message - spilled cannot wrap: no more than max_message bytes are ever gathered
-            if n > self.max_message - <uint64_t>self.spilled:
-                raise ProtocolError(1009, "message too long")
             self.fragments += 1
             if self.fragments > self.max_fragments:
                 raise ProtocolError(1009, "too many fragments")
             if self.opcode != OP_CONTINUATION:
                 self.message = self.opcode
                 self.utf8.need = 0
-        if self.masked:
-            memcpy(&self.key, self.head + at, 4)
-        self.length = n
-        self.got = 0
-        self.in_payload = True
         return 0
 
     cdef int read_payload(self) except -2:

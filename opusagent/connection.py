@@ -18,6 +18,7 @@ from .websocket import CLOSED, CLOSING, OPEN, WebSocket
 log = logging.getLogger("opusagent")
 
 SECOND = 1_000_000_000
+TLS_BACKLOG = 65536            # bytes written to a TLS connection and not taken, from which its peer counts as slow
 LINGER = 1 * SECOND             # after our FIN, how long the peer may take to send its own
 CLOSE_WAIT = 5 * SECOND         # after our close frame, how long the peer may take to answer it
 BURST_SECONDS = 3               # of a route's budgets that may come at once: a network that stalled catches up
@@ -87,7 +88,7 @@ class Connection(asyncio.BufferedProtocol):
         self.peer = transport.get_extra_info("peername") or ()
         self.began = self.heard = self.server.clock()
         self.server.note_tuning(net.tune(transport.get_extra_info("socket"), self.server.config.net))
-        transport.set_write_buffer_limits(high=0)
+        transport.set_write_buffer_limits(high=0 if self._plain() else TLS_BACKLOG)
         self.server.connections.add(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -119,16 +120,19 @@ class Connection(asyncio.BufferedProtocol):
             self.ended(error)
 
     def pause_writing(self) -> None:
-        if self.ws is not None:
+        if self.wire is not None:
             self.ws.congested = True
             if self.wire.lockstep:
                 self.transport.pause_reading()
 
     def resume_writing(self) -> None:
-        if self.wire is not None and self.transport is not None:
+        if self.wire is not None and self.transport is not None and self.ws.congested:
             if self.wire.lockstep:
                 self.transport.resume_reading()
             self.drained()
+
+    def _plain(self) -> bool:
+        return self.transport.get_extra_info("sslcontext") is None
 
     # -- the head ------------------------------------------------------------------------------------------------------
 
@@ -152,11 +156,11 @@ class Connection(asyncio.BufferedProtocol):
         answer = http11.accept(head)
         limits, begin = self.server.session(self, head)     # refuses before anything is allocated
         self.limits = limits
+        self.pinged = self.server.now
         self.transport.write(answer)
         self.ws = WebSocket(limits.max_message, limits.max_fragments)
         self.ws.parser.feed_bytes(rest)
-        plain = self.transport.get_extra_info("sslcontext") is None
-        if plain and not self.transport.get_write_buffer_size():
+        if self._plain() and not self.transport.get_write_buffer_size():
             self._hand_over(begin)
         else:
             self.wire = TransportWire(self.transport)
