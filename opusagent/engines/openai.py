@@ -1,72 +1,91 @@
-"""The engine `openai`: any endpoint that speaks the OpenAI API, through the `openai` package.
+"""The model of the engine `openai`: chat completions, streamed, from any endpoint that speaks this API.
 
-It streams and fails; it does not decide what is said instead.  The rule: deadlines are ours (monotonic, set by the
-turn), the client's own retries and time-outs are off, and every failure leaves here as one EngineError.
+It streams and fails; it does not decide what is said instead.  The events are read here, with orjson: the package's
+typed ones cost several times as much (bench/llm_chunk.py).  The rule: deadlines are the turn's, and what is not a
+whole answer ends as one EngineError, after everything that came of it.
 """
-import asyncio
-import contextlib
 from collections.abc import AsyncIterator
 
-from .. import EngineError
-from ..config import Config, OpenAI
+import orjson
 
-CONNECT_SECONDS = 2.0           # for TCP and TLS, not for the answer
-NO_KEY = "no-key"               # self-hosted endpoints ask for none, the package insists on one
+from .. import EngineError
+from ..config import Config
+from .endpoint import Endpoint, Events
+
+SPARE = 2                       # connections kept open ahead
+STREAM = "text/event-stream"
+DONE = b"[DONE]"
 
 
 class Llm:
     """Chat completions, streamed."""
 
     def __init__(self, config: Config):
-        self.settings: OpenAI = config.openai
-        self.client = None
-        self.requests = 0                   # begun
-        self.failures = 0
+        self.settings = config.openai
+        self.endpoint = Endpoint(config, "model", SPARE)
 
     async def open(self) -> None:
-        """Make the client and warm its connection, so that no call waits for imports, TCP or TLS."""
-        import httpx
-        import openai
-        settings = self.settings
-        self.client = openai.AsyncOpenAI(
-            api_key=settings.api_key or NO_KEY, base_url=settings.base_url or None, max_retries=0,
-            timeout=httpx.Timeout(None, connect=CONNECT_SECONDS))
-        self.error = openai.OpenAIError
-        with contextlib.suppress(openai.OpenAIError, TimeoutError):
-            async with asyncio.timeout(CONNECT_SECONDS):
-                await self.client.models.list()
+        await self.endpoint.open()
 
     async def close(self) -> None:
-        if self.client is not None:
-            await self.client.close()
+        await self.endpoint.close()
 
     async def reply(self, messages: tuple[dict, ...]) -> AsyncIterator[str]:
         """The pieces of the answer as they come.  Raises EngineError; closing the iterator cancels the request."""
-        self.requests += 1
-        stream = None
-        try:
-            stream = await self.client.chat.completions.create(
-                model=self.settings.llm_model, messages=list(messages), stream=True,
-                max_tokens=self.settings.max_tokens, temperature=self.settings.temperature)
-            async for chunk in stream:
-                if chunk.choices and (piece := chunk.choices[0].delta.content):
-                    yield piece
-        except self.error as error:
-            self.failures += 1
-            raise EngineError(f"The model's endpoint failed: {summary(error)}") from None
-        except ValueError as error:             # what is no JSON, in a stream that began well
-            self.failures += 1
-            raise EngineError(f"The model's endpoint sent what is not its protocol: {error}") from None
-        finally:
-            if stream is not None:
-                await stream.close()
+        body = {"model": self.settings.llm_model, "messages": messages, "stream": True,
+                "max_tokens": self.settings.max_tokens, "temperature": self.settings.temperature}
+        async with self.endpoint.post("/chat/completions", body, STREAM) as answer:
+            events, completion = Events(), Completion()
+            async for data in answer.pieces:
+                for event in events.feed(data):
+                    if piece := completion.read(event):
+                        yield piece
+                if completion.over:             # the stream's own end may be a while
+                    answer.finished = True
+                    break
+            completion.check(self.settings.max_tokens)
 
     def measure(self, metrics) -> None:
-        metrics.gauge("llm_requests", self.requests)
-        metrics.gauge("llm_failures", self.failures)
+        self.endpoint.measure(metrics)
 
 
-def summary(error: Exception) -> str:
-    """One line of an error of the package, without what was sent."""
-    status = getattr(error, "status_code", None)
-    return f"status {status}" if status else type(error).__name__
+class Completion:
+    """What the chunks of a streamed completion come to."""
+
+    __slots__ = ("over", "_finish", "_empty")
+
+    def __init__(self):
+        self.over = False               # no more text will come
+        self._finish = ""               # why it ended
+        self._empty = True
+
+    def read(self, event: bytes) -> str:
+        """The text in the next event.  Raises EngineError where it is no chunk, or tells of an error."""
+        if event == DONE:
+            self.over = True
+            return ""
+        try:
+            chunk = orjson.loads(event)
+            if chunk.get("error"):
+                raise EngineError("The model's endpoint broke its answer off with an error.")
+            if not (choices := chunk.get("choices")):
+                return ""               # usage, or what a filter thought of the question
+            choice = choices[0]
+            piece = (choice.get("delta") or {}).get("content") or ""
+            if finish := choice.get("finish_reason"):
+                self._finish, self.over = finish, True
+            self._empty = not piece.strip() and self._empty
+            return piece
+        except (ValueError, TypeError, AttributeError, LookupError):
+            raise EngineError("The model's endpoint sent an event that is no chunk of a completion.") from None
+
+    def check(self, max_tokens: int) -> None:
+        """It has ended.  Raises EngineError unless that was a whole answer."""
+        if not self.over:
+            raise EngineError("The model's endpoint ended its answer in the middle.")
+        if self._finish == "length":
+            raise EngineError(f"The model's answer did not end within {max_tokens} tokens.")
+        if self._finish == "content_filter":
+            raise EngineError("The model's answer was withheld by a filter of its endpoint.")
+        if self._empty:
+            raise EngineError("The model's answer is empty.")

@@ -1,0 +1,220 @@
+"""An endpoint of the OpenAI API: the package's client over connections that are kept warm.
+
+It asks and listens; what is asked and what the answer means is known to openai.py and openai_speech.py.  The rule:
+whatever goes wrong becomes one EngineError, a sentence that names whose endpoint it was and what happened, and
+never shows the key, what was sent, or what the peer wrote.
+"""
+import asyncio
+import logging
+import re
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager, suppress
+from urllib.request import getproxies, proxy_bypass
+
+import openai
+
+from .. import ConfigError, EngineError
+from ..config import Config
+from .transport import CONNECT_SECONDS, Transport, httpx
+
+log = logging.getLogger("opusagent")
+
+URL = "https://api.openai.com/v1"
+NO_KEY = "no-key"               # self-hosted endpoints ask for none, the package insists on one
+DRAIN_SECONDS = 0.5             # for the rest of an answer that is over, so that its connection can be used again
+HELD_SECONDS = 10.0             # the longest that an endpoint can ask to be left alone
+EVENT_BYTES = 1 << 20           # of one server-sent event
+
+# Options that not every model takes, and what they are called where they are not; None: nothing
+RESPELT = {"max_tokens": "max_completion_tokens", "temperature": None, "prompt": None}
+
+FAULTS = (openai.OpenAIError, httpx.HTTPError, UnicodeError)
+CODE = re.compile(r"[a-z][a-z_]{2,40}")         # what an endpoint calls an error; no key looks like that
+
+
+class Answer:
+    """What an endpoint answers, from its head on."""
+
+    __slots__ = ("finished", "pieces", "_response")
+
+    def __init__(self, response: httpx.Response):
+        self.finished = False           # the rest of it says nothing more
+        self.pieces: AsyncIterator[bytes] = response.aiter_bytes()      # of the body, as they come
+        self._response = response
+
+    @property
+    def content_type(self) -> str:
+        return self._response.headers.get("content-type", "").lower()
+
+    async def close(self) -> None:
+        """At once; the endpoint sees that nobody listens any more."""
+        await self.pieces.aclose()
+        await self._response.aclose()
+
+    async def drain(self) -> None:
+        with suppress(httpx.HTTPError, TimeoutError):
+            async with asyncio.timeout(DRAIN_SECONDS), aclosing(self.pieces):
+                async for _ in self.pieces:
+                    pass
+        await self._response.aclose()
+
+
+class Endpoint:
+    """`open` it, then `post` to it."""
+
+    def __init__(self, config: Config, whose: str, spare: int):
+        """`whose` it is, as sentences say it ("model"); `spare` connections are kept open ahead.  ConfigError."""
+        settings = config.openai
+        if not re.fullmatch(r"[!-~]*", settings.api_key):
+            raise ConfigError(f"{config.origin('openai.api_key')}: the key has a space, a line end or another "
+                              "character that no key has.")
+        try:
+            self.url = httpx.URL(settings.base_url or URL)
+        except httpx.InvalidURL:
+            raise ConfigError(f"{config.origin('openai.base_url')}: openai.base_url is not a URL.") from None
+        self.key = settings.api_key or NO_KEY
+        self.subject = f"The {whose}'s endpoint"
+        self.whose = whose
+        self.spare = spare
+        self.client: openai.AsyncOpenAI | None = None
+        self.transport: Transport | None = None         # None where a proxy is between: the package has its own for that
+        self.requests = 0                               # begun
+        self.failures = 0
+        self.held_until = 0.0                           # monotonic: it asked to be left alone until then
+        self._respelt: dict[str, str | None] = {}       # of RESPELT, what this endpoint asked for
+        self._draining: set[asyncio.Task] = set()
+
+    async def open(self) -> None:
+        """Make the client and ask the endpoint for something, so that no call waits for imports, TCP or TLS.
+
+        An endpoint that does not answer is told of in the log: it may be back when it is needed.
+        """
+        logging.getLogger(httpx.__name__).setLevel(logging.WARNING)     # or it has a line for each request
+        if not behind_proxy(self.url):
+            self.transport = Transport()
+        self.client = openai.AsyncOpenAI(
+            api_key=self.key, base_url=self.url, max_retries=0, timeout=openai.Timeout(None, connect=CONNECT_SECONDS),
+            http_client=openai.DefaultAsyncHttpxClient(transport=self.transport) if self.transport else None)
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                await self.client.get("/models", cast_to=httpx.Response)
+        except openai.NotFoundError:
+            pass                                        # it has no list of models, but it is there
+        except TimeoutError:
+            log.warning("%s does not answer.", self.subject)
+        except FAULTS as error:
+            log.warning("%s %s.", self.subject, reason(error))
+        if self.transport:
+            self.transport.keep(self.url, self.spare)
+
+    async def close(self) -> None:
+        for task in self._draining:
+            task.cancel()
+        if self.client is not None:
+            await self.client.close()
+
+    @asynccontextmanager
+    async def post(self, path: str, body: dict, accept: str, files: dict | None = None) -> AsyncIterator[Answer]:
+        """Ask; the answer, as soon as its head has come.  `accept`: a pattern of the content types it may have.
+
+        Raises EngineError, also for what its body's reader stumbles over.  When it is left before the answer is
+        `finished`, the connection is closed.
+        """
+        self.requests += 1
+        answer = None
+        try:
+            if (wait := self.held_until - time.monotonic()) > 0:
+                raise EngineError(f"{self.subject} asked to be left alone for {wait:.1f} s more.")
+            answer = Answer(await self._ask(path, body, files))
+            if not re.match(accept, answer.content_type):
+                raise EngineError(f"{self.subject} answered with {kind_of(answer.content_type)} instead.")
+            yield answer
+        except FAULTS as error:
+            self.failures += 1
+            self._hold_on(error)
+            raise EngineError(f"{self.subject} {reason(error)}.") from None
+        except EngineError:
+            self.failures += 1
+            raise
+        finally:
+            if answer is not None and answer.finished:
+                self._draining.add(task := asyncio.ensure_future(answer.drain()))
+                task.add_done_callback(self._draining.discard)
+            elif answer is not None:
+                await answer.close()
+
+    async def _ask(self, path: str, body: dict, files: dict | None) -> httpx.Response:
+        """The response, its body unread.  An option that the endpoint refuses by its name is not tried again."""
+        options = {"headers": {"Content-Type": "multipart/form-data"}} if files else {}
+        while True:
+            spelt = {name: value for each, value in body.items() if (name := self._respelt.get(each, each))}
+            try:
+                return await self.client.post(path, cast_to=httpx.Response, body=spelt, files=files, options=options,
+                                              stream=True)
+            except openai.BadRequestError as error:
+                if (name := str(error.param)) not in RESPELT.keys() - self._respelt.keys():
+                    raise
+                self._respelt[name] = RESPELT[name]
+
+    def _hold_on(self, error: Exception) -> None:
+        """An endpoint that says when it can be asked again is not asked before."""
+        if isinstance(error, openai.APIStatusError):
+            with suppress(ValueError):
+                seconds = float(error.response.headers.get("retry-after", 0))
+                self.held_until = time.monotonic() + min(max(seconds, 0.0), HELD_SECONDS)
+
+    def measure(self, metrics) -> None:
+        metrics.gauge("endpoint_requests", self.requests, stage=self.whose)
+        metrics.gauge("endpoint_failures", self.failures, stage=self.whose)
+        if self.transport is not None:
+            metrics.gauge("endpoint_connections_opened", self.transport.opened, stage=self.whose)
+
+
+class Events:
+    """The data of server-sent events, from bytes that are cut anywhere.  What else an event has is dropped."""
+
+    __slots__ = ("_held",)
+
+    def __init__(self):
+        self._held = b""                # the beginning of an event
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The events that are whole now.  Raises EngineError where one never ends."""
+        data, tail = self._held + data, b""
+        if b"\r" in data:
+            tail = b"\r" if data.endswith(b"\r") else b""           # its \n may be next
+            data = data.removesuffix(b"\r").replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        *events, rest = data.split(b"\n\n")
+        self._held = rest + tail
+        if len(rest) > EVENT_BYTES:
+            raise EngineError("The endpoint sent an event without an end.")
+        return [found for event in events if (found := data_of(event))]
+
+
+def data_of(event: bytes) -> bytes:
+    if event.startswith(b"data:") and b"\n" not in event:
+        return event[5:].strip()
+    return b"\n".join(line[5:] for line in event.split(b"\n") if line.startswith(b"data:")).strip()
+
+
+def behind_proxy(url: httpx.URL) -> bool:
+    """Whether the environment wants requests to it to go through a proxy."""
+    proxies = getproxies()
+    return bool(proxies.get(url.scheme) or proxies.get("all")) and not proxy_bypass(url.host)
+
+
+def reason(error: Exception) -> str:
+    """What happened, to follow the subject of a sentence."""
+    if isinstance(error, openai.APIStatusError):
+        named = next((f" ({word})" for word in (error.code, error.type) if CODE.fullmatch(str(word))), "")
+        return f"answered with status {error.status_code}{named}"
+    cause = error.__cause__ or error
+    told = isinstance(cause, httpx.TimeoutException | httpx.NetworkError | httpx.RemoteProtocolError)
+    return f"failed: {str(cause)[:100] if told and str(cause) else type(cause).__name__}"
+
+
+def kind_of(content_type: str) -> str:
+    """A content type as a sentence shows it."""
+    found = re.match(r"[a-z]+/[a-z0-9.+-]{1,40}", content_type)
+    return found[0] if found else "something without a type"
