@@ -41,6 +41,7 @@ class Wire:
     fd: int
     parser: FrameParser
     on_message: Callable[[int, memoryview], Any]
+    quickack: bool
     lockstep: bool
     @property
     def backlog(self) -> int: ...

@@ -117,7 +117,12 @@ cdef extern from "sys/socket.h" nogil:
     ssize_t posix_recv "recv"(int fd, void *buf, size_t n, int flags)
     ssize_t posix_send "send"(int fd, const void *buf, size_t n, int flags)
     int posix_shutdown "shutdown"(int fd, int how)
+    int posix_setsockopt "setsockopt"(int fd, int level, int name, const void *value, unsigned int size)
     enum: MSG_NOSIGNAL, MSG_DONTWAIT, SHUT_WR
+cdef extern from "netinet/in.h" nogil:
+    enum: IPPROTO_TCP
+cdef extern from "netinet/tcp.h" nogil:
+    enum: TCP_QUICKACK
 cdef extern from "sys/epoll.h" nogil:
     ctypedef union epoll_data_t:
         uint64_t u64
@@ -542,6 +547,7 @@ cdef class Wire:
     cdef bytearray unsent               # what the socket did not take, from unsent_at on
     cdef Py_ssize_t unsent_at
     cdef bint waiting                   # received bytes are left in the parser: its turn comes again
+    cdef public bint quickack           # acknowledge each receive at once: TCP_QUICKACK does not last
     cdef public bint lockstep           # do not read on while something is unsent (echo: the peer sets the pace)
 
     def __init__(self, int fd, FrameParser parser not None, on_message, on_control, on_fault, on_end, on_drained):
@@ -622,10 +628,13 @@ cdef class Wire:
 
     cdef int readable(self, ReceiveBuffer buffer) except -1:
         cdef ssize_t n
+        cdef int one = 1
         if self.waiting:
             return 0 if self.held_back() else self.deliver()
         n = posix_recv(self.fd, buffer.data, min(buffer.size, MAX_RECEIVE), MSG_DONTWAIT)
         if n > 0:
+            if self.quickack:
+                posix_setsockopt(self.fd, IPPROTO_TCP, TCP_QUICKACK, &one, sizeof(one))
             self.parser.feed(buffer, n)
             return self.deliver()
         if n == 0:

@@ -133,7 +133,8 @@ class Call:
         self.slot.take(rate, wire_rate)
         if wire_rate != rate:
             self.resampler = Resampler(wire_rate, rate)
-        self.dialogue = Dialogue(self.flow, event.facts)
+        history = self.server.config.history
+        self.dialogue = Dialogue(self.flow, event.facts, history.exchanges, history.characters)
         self.turns = TurnTaking(rate, self.dialogue.expect.waits, turn_settings(self.server.config.turns))
         self.vad = Vad(rate, self.studio.hearing, self.on_window)
         self.playout = Playout(wire_rate, lead_ms=self.dialect.lead_ms)

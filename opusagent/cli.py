@@ -7,8 +7,6 @@ import argparse
 import logging
 import os
 import sys
-from importlib import resources
-from pathlib import Path
 
 from . import ConfigError, EngineError, ProtocolError, __version__
 from . import config as settings
@@ -19,18 +17,14 @@ def load_config(args: argparse.Namespace) -> Config:
     return Config.load(settings.flags(args), os.environ, getattr(args, "config", None))
 
 
-def demo_flow() -> Path:
-    """The demo's flow, which is part of the package."""
-    return Path(str(resources.files("opusagent") / "demo.toml"))
-
-
 def serve(args: argparse.Namespace) -> int:
-    from . import daemon
+    from . import daemon, studio
     from .flow import Flow
     config = load_config(args)
     logging.basicConfig(level=config.log_level.upper(), stream=sys.stderr,
                         format="%(asctime)s %(levelname)s %(message)s")
-    return daemon.serve(config, Flow.load(config.flow or demo_flow()))
+    waits = studio.waits(config)
+    return daemon.serve(config, Flow.load(config.flow, waits) if config.flow else studio.demo_flow(waits))
 
 
 def show_config(args: argparse.Namespace) -> int:

@@ -45,18 +45,18 @@ class Net:
 
 @dataclass(frozen=True, slots=True)
 class Turns:
-    """Endpointing and barge-in; a state of the flow may set its own waits."""
+    """Endpointing and barge-in; a flow, and each of its states, may set waits of its own."""
 
     threshold: float = setting(0.5, "speech probability from which a window is speech", low=0.01, high=0.99)
     start_ms: int = setting(64, "speech that begins an utterance", low=0, high=2000)
     pause_ms: int = setting(100, "silence after which a reply is begun and held", low=20, high=5000)
-    complete_ms: int = setting(160, "silence that ends a turn whose words complete an expected answer",
+    complete_ms: int = setting(140, "silence that ends a turn whose words complete an expected answer",
                                low=20, high=10000)
-    silence_ms: int = setting(500, "silence that ends a turn of free speech", low=20, high=10000)
-    incomplete_ms: int = setting(1000, "silence that ends a turn whose words are an answer not finished",
+    silence_ms: int = setting(400, "silence that ends a turn of free speech", low=20, high=10000)
+    incomplete_ms: int = setting(1200, "silence that ends a turn whose words are an answer not finished",
                                  low=20, high=10000)
     no_input_ms: int = setting(6000, "silence after which the caller is asked again", low=200, high=120000)
-    barge_in_ms: int = setting(120, "speech over our own that stops it", low=20, high=5000)
+    barge_in_ms: int = setting(200, "speech over our own that stops it", low=20, high=5000)
     preroll_ms: int = setting(400, "audio before an utterance's start that is recognised with it",
                               low=0, high=5000)
 

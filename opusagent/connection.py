@@ -108,7 +108,7 @@ class Connection(asyncio.BufferedProtocol):
         except Exception as error:
             self.fault(error)
         if self.ws is not None:
-            self.server.metrics.frame(self.server.clock() - now)
+            self.server.measure(self.server.clock() - now)
 
     def eof_received(self) -> bool:
         self.ended(None)
@@ -174,6 +174,7 @@ class Connection(asyncio.BufferedProtocol):
         transport, self.transport = self.transport, None
         transport.abort()
         self.wire = Wire(fd, self.ws.parser, None, self.on_control, self.fault, self.ended, self.drained)
+        self.wire.quickack = self.server.config.net.quickack_rearm
         self.session = begin(self)
         self.wire.on_message = self.session.on_message
         self.server.epoll.add(self.wire)

@@ -13,6 +13,7 @@ import sys
 import time
 
 from . import ConfigError, net
+from . import config as settings
 from .config import Config
 from .flow import Flow
 
@@ -26,7 +27,10 @@ GIVE_UP_SECONDS = 10
 def serve(config: Config, flow: Flow) -> int:
     """Serve until SIGTERM or SIGINT; the exit code.  ConfigError where it cannot begin."""
     tls = tls_context(config)
-    sockets = net.inherited() or net.listen(config.host, config.port, config.net.backlog)
+    sockets = net.inherited()
+    for sock in sockets:
+        settings.check_exposure(config, sock.getsockname()[0] if isinstance(sock.getsockname(), tuple) else "localhost")
+    sockets = sockets or net.listen(config.host, config.port, config.net.backlog)
     admin = net.listen(*config.admin_address, config.net.backlog) if config.admin_address else []
     workers = config.workers or max(1, len(os.sched_getaffinity(0)) - 1)
     scheme = "https" if tls else "http"

@@ -51,7 +51,7 @@ def livez(server, head) -> tuple[int, str, str]:
 def readyz(server, head) -> tuple[int, str, str]:
     if server.draining:
         return 404, "draining\n", PLAIN
-    if server.broken or len(server.calls) >= server.config.max_calls:
+    if server.broken or server.full or len(server.calls) >= server.config.max_calls:
         return 503, (server.broken or "full") + "\n", PLAIN
     return 200, "ready\n", PLAIN
 

@@ -30,6 +30,7 @@ COLLECT_TICKS = 200             # every so many ticks the young generations of g
 FASTEST_CALL = 128 << 10        # bytes a second on a telephony route: four times what the widest of them needs
 CONTROL_RATE = 8                # control frames a second on a telephony route
 FEW_CALLS = 4                   # up to so many, a window is scored at once; with more, in batches
+WARN_EVERY_NS = 1_000_000_000   # between two warnings of slow wake-ups
 KEPT_CALLS = 256                # records of ended calls kept for GET /calls/<id>
 
 
@@ -63,6 +64,10 @@ class Server:
         self.clock: Callable[[], int] = time.monotonic_ns
         self.now = self.clock()                     # ns, when the current callback began
         self.started = self.now
+        self._warned = 0                            # ns: when a slow wake-up was last warned of
+        self.load = 0.0                             # share of a core that this worker used in the last second
+        self.full = False                           # the load is too high for new calls
+        self._spent = (self.now, time.process_time_ns())    # at the last look at the load
         self._ticks = 0
         self._next_tick = self.now
         self._listening: list[asyncio.Server] = []
@@ -126,9 +131,15 @@ class Server:
         again = self.epoll.poll()
         if self.studio.hearing.waiting >= BATCH or len(self.calls) <= FEW_CALLS:
             self.studio.hearing.run()               # otherwise the tick does, which is due within 5 ms
-        self.metrics.frame(self.clock() - began)
+        self.measure(self.clock() - began)
         if again:
             self.poll_soon()
+
+    def measure(self, spent: int) -> None:
+        """Records what one wake-up took, ns."""
+        if self.metrics.frame(spent) and self.now - self._warned > WARN_EVERY_NS:
+            self._warned = self.now
+            log.warning("a wake-up of the loop took %.1f ms", spent / 1e6)
 
     def poll_soon(self) -> None:
         asyncio.get_running_loop().call_soon(self._poll)
@@ -147,6 +158,16 @@ class Server:
                 connection.sweep(now)
         if self._ticks % COLLECT_TICKS == 0:
             gc.collect(1)
+            self._weigh(now)
+
+    def _weigh(self, now: int) -> None:
+        """Admission: no new calls above refuse_above, again below resume_below."""
+        (then, before), spent = self._spent, time.process_time_ns()
+        self._spent = now, spent
+        self.load = (spent - before) / max(1, now - then)
+        limits = self.config.admission
+        self.full = self.load > (limits.resume_below if self.full else limits.refuse_above)
+        self.metrics.gauge("load", round(self.load, 4))
 
     # -- routes --------------------------------------------------------------------------------------------------------
 
@@ -193,7 +214,8 @@ class Server:
             raise ProtocolError(503, self.broken)
         if self.draining:
             raise ProtocolError(503, "This server is draining; new calls go elsewhere.")
-        if len(self.calls) >= self.config.max_calls:
+        if self.full or len(self.calls) >= self.config.max_calls:
+            self.metrics.count("refused_calls")
             raise ProtocolError(503, "This server is full.")
 
     def _check_diagnostics(self, connection: Connection) -> None:

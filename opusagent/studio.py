@@ -15,7 +15,7 @@ from . import ConfigError, EngineError, engines
 from ._fastpath import Arena, Resampler
 from .audio import VadBatch, first_voiced
 from .config import Config
-from .flow import Flow
+from .flow import Flow, Waits
 
 log = logging.getLogger("opusagent")
 
@@ -39,7 +39,7 @@ class Studio:
 
     def __init__(self, config: Config, flow: Flow):
         self.config = config
-        demo = demo_flow()
+        demo = demo_flow(waits(config))
         self.flows = {"": flow, "demo": flow if flow.file == demo.file else demo}
         self.arena = Arena(config.max_calls + 1)                # the last slot is the voice's, to render prompts in
         self.free = list(range(config.max_calls - 1, -1, -1))   # slots, the next one last
@@ -101,9 +101,15 @@ def resampled(pcm: np.ndarray, rate_in: int, rate_out: int) -> np.ndarray:
     return np.concatenate((resampler.push(pcm), resampler.flush()))[resampler.delay:]
 
 
-def demo_flow() -> Flow:
+def waits(config: Config) -> Waits:
+    """The waits of a flow that sets none."""
+    turns = config.turns
+    return Waits(turns.complete_ms, turns.silence_ms, turns.incomplete_ms, turns.no_input_ms)
+
+
+def demo_flow(default_waits: Waits) -> Flow:
     """The demo's conversation, which is part of the package.  ConfigError if the installation lacks it."""
     path = resources.files("opusagent") / "demo.toml"
     if not path.is_file():
         raise ConfigError("The demo flow is missing from this installation: reinstall opusagent.")
-    return Flow.load(path)
+    return Flow.load(path, default_waits)

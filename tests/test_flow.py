@@ -402,7 +402,7 @@ def test_what_an_utterance_comes_to_so_far(bank, state, text, judgement):
 
 def test_the_waits_are_those_of_the_state(bank):
     assert [bank.expect.waits.after(judgement) for judgement in (COMPLETE, FREE, NO_MATCH, INCOMPLETE)] == [
-        100, 350, 350, 700]
+        100, 400, 400, 1200]
     bank.state = "sure"
     assert bank.expect.waits.after(COMPLETE) == 50
 
@@ -640,8 +640,8 @@ FAULTS = [
      7, 'two rows of state "one" expect "green".'),
     ("end = true", "end = true\non = [{ yes = true }]",
      7, 'state "two" ends the call, so its `on` would never be used.'),
-    ("[lists]", "[waits]\nfree = 900\n[lists]",
-     2, "`waits` must grow from complete (120 ms) over free (900 ms) to incomplete (700 ms)."),
+    ("[lists]", "[waits]\nfree = 1500\n[lists]",
+     2, "`waits` must grow from complete (140 ms) over free (1500 ms) to incomplete (1200 ms)."),
     ("[lists]", 'filler = "Wait, {colour}."\n[lists]',
      2, "`filler` is rendered before the call, so it can have no slot such as {colour}."),
 ]
@@ -675,7 +675,7 @@ def test_files_that_cannot_be_read(tmp_path):
 def test_the_manual_names_every_key_and_its_example_loads():
     manual = (Path(__file__).parent.parent / "docs" / "flows.md").read_text()
     Flow.parse(re.search(r"```toml\n(.*?)```", manual, re.DOTALL)[1], "flows.md")
-    reader = _Reader(Document("", "none.toml"))
+    reader = _Reader(Document("", "none.toml"), Waits())
     for key in (*reader.flow_keys, *reader.state_keys, *reader.row_keys, *reader.ladder_keys, *Waits.__slots__):
         assert re.search(rf"`(\[\[?)?{key}\b", manual), key
 

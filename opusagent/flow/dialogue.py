@@ -54,14 +54,16 @@ class Reply:
 class Dialogue:
     """One per call."""
 
-    __slots__ = ("flow", "state", "facts", "history", "turn", "_rungs")
+    __slots__ = ("flow", "state", "facts", "history", "turn", "side", "_rungs")
 
-    def __init__(self, flow: Flow, facts: dict[str, str] | None = None):
-        """`facts`: what the platform says of the call; only those that the flow lists under [facts] are taken."""
+    def __init__(self, flow: Flow, facts: dict[str, str] | None = None, exchanges: int = HISTORY, side: int = SIDE):
+        """`facts`: what the platform says of the call; only those that the flow lists under [facts] are taken.
+        `exchanges` of `side` characters are kept as history."""
         self.flow = flow
+        self.side = side
         self.state = flow.start                                         # the name of the state
         self.facts = {name: clip(str((facts or {}).get(name, value)), SIDE) for name, value in flow.facts.items()}
-        self.history: deque[Exchange] = deque(maxlen=HISTORY)
+        self.history: deque[Exchange] = deque(maxlen=exchanges)
         self.turn = 0                                                   # replies committed
         self._rungs: dict[str, int] = {}                                # ladder -> steps taken in this state
 
@@ -107,7 +109,7 @@ class Dialogue:
         self.turn += 1
         self.state = reply.next
         self.facts.update(reply.facts)
-        self.history.append(Exchange(clip(reply.caller, SIDE), "", reply.turn))
+        self.history.append(Exchange(clip(reply.caller, self.side), "", reply.turn))
         if reply.rung:
             self._rungs[reply.kind] = reply.rung
         else:
@@ -121,13 +123,13 @@ class Dialogue:
         """As if nothing had been committed since."""
         self.state, facts, history, self.turn, rungs = checkpoint
         self.facts, self._rungs = dict(facts), dict(rungs)
-        self.history = deque(history, maxlen=HISTORY)
+        self.history = deque(history, maxlen=self.history.maxlen)
 
     def heard(self, reply: Reply, text: str) -> None:
         """Notes how much of a committed reply the caller has heard; the last call counts."""
         for exchange in self.history:
             if exchange.turn == reply.turn:
-                exchange.agent = clip(" ".join(text.split()), SIDE)
+                exchange.agent = clip(" ".join(text.split()), self.side)
 
     # How a reply is made.
 

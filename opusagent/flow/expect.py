@@ -48,9 +48,9 @@ NO = Group(tuple(pattern(form, {}) for form in (
 class Waits:
     """How long, in ms."""
 
-    complete: int = 120         # silence after which a complete answer is the end of the turn
-    free: int = 350             # after free speech, or after something unexpected
-    incomplete: int = 700       # after the beginning of an answer
+    complete: int = 140         # silence after which a complete answer is the end of the turn
+    free: int = 400             # after free speech, or after something unexpected
+    incomplete: int = 1_200     # after the beginning of an answer
     no_input: int = 6_000       # silence after the agent has spoken, before it speaks again
     keys: int = 2_500           # between two keys
 

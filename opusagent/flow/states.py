@@ -7,7 +7,7 @@ one another), and all of it is said at once, one sentence with its line each.
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from .. import ConfigError
@@ -100,21 +100,24 @@ class Flow:
     searches: tuple[Search, ...] = ()           # all that a recogniser may be asked for; Expect.id is the index
 
     @classmethod
-    def load(cls, path) -> "Flow":
-        """The flow in a file.  Raises ConfigError: a sentence for each thing that is wrong, on a line of its own."""
+    def load(cls, path, waits: Waits = Waits()) -> "Flow":
+        """The flow in a file; `waits` apply where it sets none.
+
+        Raises ConfigError: a sentence for each thing that is wrong, on a line of its own.
+        """
         try:
             text = Path(path).read_text("utf-8")
         except OSError as error:
             raise ConfigError(f"{path}: the flow cannot be read: {error.strerror}.") from None
         except UnicodeDecodeError:
             raise ConfigError(f"{path}: this is not text in UTF-8.") from None
-        return cls.parse(text, str(path))
+        return cls.parse(text, str(path), waits)
 
     @classmethod
-    def parse(cls, text: str, name: str) -> "Flow":
+    def parse(cls, text: str, name: str, waits: Waits = Waits()) -> "Flow":
         """The flow in `text`; `name` stands for the file in sentences.  Raises ConfigError as load() does."""
         document = Document(text, name)
-        flow = _Reader(document).flow()
+        flow = _Reader(document, waits).flow()
         unread = {path[1] for path in document.refused if path[0:1] == ("states",) and len(path) > 1}
         document.faults += faults(flow, unread)
         if document.faults:
@@ -159,8 +162,9 @@ def few(values: Iterator[str] | None, limit: int = 1_000) -> tuple[str, ...] | N
 class _Reader:
     """Reads one document.  Each method is the reader of one kind of value: a Node in, the value or None out."""
 
-    def __init__(self, document: Document):
+    def __init__(self, document: Document, default_waits: Waits):
         self.document = document
+        self.default_waits = default_waits
         self.lists: dict[str, tuple[Group, ...]] = {}
         self.ladder_keys = {"say": self.steps, "go": Node.text}
         self.row_keys = {
@@ -199,7 +203,7 @@ class _Reader:
         if shared["lead_ins"] is None:
             shared["lead_ins"] = SPOKEN_LEAD_INS
         if shared["waits"]:
-            self.growing(members["waits"], Waits(**shared["waits"]))
+            self.growing(members["waits"], replace(self.default_waits, **shared["waits"]))
         searches: dict[str, Search] = {}
         states = {name: self.state(name, node, shared, searches) for name, node in nodes.items()}
         return Flow(self.document.name, **top, states=states, searches=tuple(searches.values()))
@@ -211,7 +215,7 @@ class _Reader:
             node.fault(f"state \"{name}\" ends the call, so its `on` would never be used.")
             own = ()
         on = () if end else (*own, *(shared["global"] or ()))
-        waits = Waits(**{**(shared["waits"] or {}), **found.get("waits", {})})
+        waits = replace(self.default_waits, **{**(shared["waits"] or {}), **found.get("waits", {})})
         if "waits" in found:
             self.growing(node.members()["waits"], waits)
         return State(
