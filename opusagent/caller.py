@@ -51,6 +51,11 @@ class Measured:
     gave_up: bool = False               # no answer for as long as the caller's patience lasted
 
     @property
+    def end_ms(self) -> float:
+        """Where the caller's voice ended, from the start of the call."""
+        return self.spoke_to * 1e3 / self.rate
+
+    @property
     def gap_ms(self) -> float | None:
         """Voice-to-voice; negative when the agent did not wait for the end."""
         return None if self.answered is None else (self.answered - self.spoke_to) * 1e3 / self.rate
@@ -114,9 +119,9 @@ class Ear:
         self._marks.clear()
         return names
 
-    def speech_from(self, position: int) -> int | None:
-        """Where the first stretch of speech at or after `position` begins."""
-        return next((start for start, _ in self.speech if start >= position), None)
+    def speech_from(self, position: int) -> list[int] | None:
+        """The first stretch of speech, [start, end], that begins at or after `position`."""
+        return next((stretch for stretch in self.speech if stretch[0] >= position), None)
 
     def silenced_after(self, position: int) -> int | None:
         """Where the speech that was heard at `position` ended, by a clear or by itself; None: there was none."""
@@ -175,10 +180,10 @@ class Script:
         return self.says[i] if i < len(self.says) else None
 
     def _may_speak(self, position: int) -> bool:
-        began, say = self._answer_from(), self.upcoming
-        if began is None:
+        answer, say = self._answer(), self.upcoming
+        if answer is None:
             return self._out_of_patience(position)
-        if say is not None and say.barge_in_ms is not None and position - began >= self._samples(say.barge_in_ms):
+        if say is not None and say.barge_in_ms is not None and position - answer[0] >= self._samples(say.barge_in_ms):
             return True
         return position - self.ear.speech[-1][1] >= self._samples(QUIET_MS if say is not None else LEAVING_MS)
 
@@ -200,8 +205,8 @@ class Script:
     def _spoke_from(self) -> int:
         return self._begun + self.says[len(self.turns)].voiced_from
 
-    def _answer_from(self) -> int | None:
-        """Where the answer begins that is waited for.  What was being said when we began to speak is none."""
+    def _answer(self) -> list[int] | None:
+        """The begin of the answer that is waited for.  What was being said when we began to speak is none."""
         if self._begun is None:
             return self.ear.speech_from(0)
         stopped = self.ear.silenced_after(self._spoke_from())
@@ -210,11 +215,11 @@ class Script:
     def _measure(self, until: int) -> Measured:
         say, ear = self.says[len(self.turns)], self.ear
         answered = answered_to = None
-        if (answer := self._answer_from()) is not None and answer < until:
-            clip = ear.tape.read(answer, until)
-            start, end = first_voiced(clip, ear.rate), last_voiced(clip, ear.rate)
+        if (answer := self._answer()) is not None and answer[0] < until:
+            begin, whole = ear.tape.read(answer[0], min(answer[1], until)), ear.tape.read(answer[0], until)
+            start, end = first_voiced(begin, ear.rate), last_voiced(whole, ear.rate)
             if start is not None and end is not None:
-                answered, answered_to = answer + start, answer + end
+                answered, answered_to = answer[0] + start, answer[0] + end
         return Measured(len(self.turns), say.name, ear.rate, self._spoke_from(), self._begun + say.voiced_to,
                         ear.silenced_after(self._spoke_from()), answered, answered_to,
                         answered is None and self._out_of_patience(until))

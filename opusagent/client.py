@@ -58,7 +58,7 @@ def read_script(paths: list[str], rate: int) -> list[Say]:
 
 def turn_row(turn: Measured, its_receipt: dict | None) -> dict:
     """A turn as `call --json` gives it: what the caller measured, and what the server says of the same wait."""
-    row = {"turn": turn.index + 1, "name": turn.name, "voice_to_voice_ms": turn.gap_ms,
+    row = {"turn": turn.index + 1, "name": turn.name, "end_ms": turn.end_ms, "voice_to_voice_ms": turn.gap_ms,
            "barge_in_reaction_ms": turn.reaction_ms, "receipt": its_receipt, "unexplained_ms": None}
     if its_receipt is not None and turn.gap_ms is not None:
         row["unexplained_ms"] = round(turn.gap_ms - sum(its_receipt["waits"].values()), 3)

@@ -87,7 +87,7 @@ def strip(turn: Measured, receipt: dict | None) -> Strip:
     if receipt is None:
         return Strip(turn, turn.name, "")
     return Strip(turn, receipt["caller"], receipt["agent"], tuple(receipt["waits"].items()),
-                 receipt["end_ms"] - turn.spoke_to * 1000 / turn.rate)
+                 receipt["end_ms"] - turn.end_ms)
 
 
 def conclude(out: Path, terminal: Terminal, caller: Caller, turns: list[Measured], record: dict) -> int:

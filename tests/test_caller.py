@@ -74,9 +74,16 @@ def test_leading_silence_of_an_answer_is_waiting():
 
 def test_quiet_noise_before_an_answer_is_not_voice():
     call = Conversation(say(400))
-    call.at(0, call.ear.hear, tone(200)).at(1000, call.ear.hear, np.concatenate((tone(300, 200), tone(300, 20000))))
+    call.at(0, call.ear.hear, tone(200)).at(1000, call.ear.hear, np.concatenate((tone(300, 300), tone(300, 20000))))
     turn, = call.run(4000).turns
-    assert turn.gap_ms == 1300 - 900                                # 200 is above -45 dBFS, but 40 dB below the peak
+    assert turn.gap_ms == 1300 - 900                                # 300 is above -45 dBFS, but 36 dB below the peak
+
+
+def test_an_answer_begins_with_its_first_words_however_loud_the_later_ones_are():
+    call = Conversation(say(400))
+    call.at(0, call.ear.hear, tone(200)).at(1000, call.ear.hear, np.concatenate((tone(300, 300), silence(200), tone(300, 20000))))
+    turn, = call.run(4000).turns
+    assert turn.gap_ms == 1000 - 900
 
 
 def test_audio_is_heard_in_the_order_it_came_never_before_it_came():
