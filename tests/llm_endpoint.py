@@ -1,4 +1,4 @@
-"""A local server that speaks the real wire format of the OpenAI API, strict in what it accepts, and misbehaves on command.
+"""A local server that speaks the wire format of the OpenAI API, strict in what it accepts, and misbehaves on command.
 
 Not a model: it says what the test wrote down.  The rule: a request that the real one would refuse gets the real one's
 refusal, whatever was to be said.
@@ -48,7 +48,8 @@ class Exchange:
         """The response's head; without a length its body is chunked."""
         framing = "Transfer-Encoding: chunked" if length is None else f"Content-Length: {length}"
         more = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
-        await self.write(f"HTTP/1.1 {status} Whatever\r\nContent-Type: {content_type}\r\n{framing}\r\n{more}\r\n".encode())
+        fields = f"Content-Type: {content_type}\r\n{framing}\r\n{more}"
+        await self.write(f"HTTP/1.1 {status} Whatever\r\n{fields}\r\n".encode())
 
     async def write(self, data: bytes) -> None:
         """As it is, whatever HTTP says."""
@@ -331,7 +332,8 @@ def fails(status: int, code: str | None = None, **headers: str) -> Doing:
     return lambda exchange: refuse(exchange, Refused(status, f"secret words about {KEY}", code), **headers)
 
 
-def begins(*steps: bytes | str | dict, then: Callable[[Exchange], object], content_type: str = "text/event-stream") -> Doing:
+def begins(*steps: bytes | str | dict, then: Callable[[Exchange], object],
+           content_type: str = "text/event-stream") -> Doing:
     """A chunked response that comes as far as these chunks (bytes) and events; `then` decides how it goes on."""
     async def doing(exchange: Exchange) -> None:
         await exchange.head(content_type=content_type)

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from llm_endpoint import Exchange, LocalEndpoint
 
 from opusagent import EngineError
+from opusagent.engines.bodies import Chunked, Sized, Unsized, body_of
 from opusagent.engines.endpoint import EVENT_BYTES, Events
-from opusagent.engines.transport import UNREAD_BYTES, Chunked, Sized, Transport, Unsized, body_of, httpx
+from opusagent.engines.transport import UNREAD_BYTES, Transport, httpx
 
 
 def chunked(*chunks: bytes, trailer: bytes = b"") -> bytes:
@@ -58,8 +59,8 @@ def test_a_chunk_is_passed_on_before_it_is_whole():
     assert unframed(Chunked(), b"ffff\r\nthe first of many") == b"the first of many"
 
 
-@pytest.mark.parametrize("wire", [b"\r\n", b"-1\r\n", b"0x4\r\n", b"+4\r\n", b"1_0\r\n", b" 4\r\n", b"g\r\n", b"4;a=b\rx\n" * 2000,
-                                  b"3\r\nabcd\r\n", b"1234567890abc\r\n", b"0" * 9000])
+@pytest.mark.parametrize("wire", [b"\r\n", b"-1\r\n", b"0x4\r\n", b"+4\r\n", b"1_0\r\n", b" 4\r\n", b"g\r\n",
+                                  b"4;a=b\rx\n" * 2000, b"3\r\nabcd\r\n", b"1234567890abc\r\n", b"0" * 9000])
 def test_what_is_no_chunk(wire):
     with pytest.raises(ValueError):
         unframed(Chunked(), wire)

@@ -78,7 +78,7 @@ class Endpoint:
         self.whose = whose
         self.spare = spare
         self.client: openai.AsyncOpenAI | None = None
-        self.transport: Transport | None = None         # None where a proxy is between: the package has its own for that
+        self.transport: Transport | None = None         # None where a proxy is between: that is left to the package
         self.requests = 0                               # begun
         self.failures = 0
         self.held_until = 0.0                           # monotonic: it asked to be left alone until then

@@ -1,13 +1,12 @@
 """HTTP/1.1 below the `openai` package's client, for answers that come in many small pieces.
 
 The package's own spends several times as much on each piece (bench/llm_chunk.py measures both).  h11 reads and writes
-the heads; what follows a head is taken out of its frame here.  There are no proxies and there is no HTTP/2.
+the heads, bodies.py takes what follows them out of its frame.  There are no proxies and there is no HTTP/2.
 The rule: connections are open before they are needed, and a response that is closed before its end takes its
 connection with it at once, so that the peer stops working for nobody.
 """
 import asyncio
 import os
-import re
 import socket
 import time
 from collections import deque
@@ -18,13 +17,14 @@ from importlib import import_module
 import h11
 import openai
 
+from .bodies import Chunked, Sized, Unsized, body_of
+
 httpx = import_module(openai.DefaultAsyncHttpxClient.__base__.__module__)     # or httpx2, where the package uses that
 
 Origin = tuple[str, str, int]   # scheme, host, port
 
 CONNECT_SECONDS = 2.0           # for name, TCP and TLS together
 HEAD_BYTES = 65536              # of a response
-LINE_BYTES = 8192               # of a line between two chunks
 UNREAD_BYTES = 262144           # of a body that nobody reads yet; beyond that the peer has to wait
 CALM_SECONDS = 5.0              # an idle connection that lived for so long did not come to grief
 PAUSES = (0.0, 1.0, 3.0, 10.0, 30.0)    # seconds before another is opened, by how many came to grief in a row
@@ -33,106 +33,6 @@ PAUSES = (0.0, 1.0, 3.0, 10.0, 30.0)    # seconds before another is opened, by h
 OPTIONS = ((socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1), (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 5),
            (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 2), (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
            (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 3000))
-
-SIZE, DATA, END, TRAILER = "size", "data", "end", "trailer"     # what a chunked body goes on with
-SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,12})[ \t]*(?:;.*)?")
-
-
-class Chunked:
-    """A body in chunks, RFC 9112 section 7.1; trailers are dropped."""
-
-    __slots__ = ("next", "left", "held")
-
-    def __init__(self):
-        self.next = SIZE
-        self.left = 0                               # bytes of the chunk that are still to come
-        self.held = b""                             # the beginning of a line
-
-    @property
-    def over(self) -> bool:
-        return self.next is None
-
-    def feed(self, data: bytes, pieces: deque[bytes]) -> None:
-        """Adds what is inside of `data`, the next bytes on the wire, to `pieces`.  Raises ValueError."""
-        data, at = self.held + data, 0
-        while at < len(data):
-            if self.next is DATA:
-                pieces.append(data[at:at + self.left])
-                at += len(pieces[-1])
-                self.left -= len(pieces[-1])
-                self.next = DATA if self.left else END
-            elif (end := data.find(b"\r\n", at)) >= 0:
-                self._read_line(data[at:end])
-                at = end + 2
-            else:
-                break
-        self.held = data[at:]
-        if len(self.held) > LINE_BYTES:
-            raise ValueError("a line without an end")
-
-    def _read_line(self, line: bytes) -> None:
-        if self.next is SIZE and (size := SIZE_LINE.fullmatch(line)):
-            self.left = int(size[1], 16)
-            self.next = DATA if self.left else TRAILER
-        elif self.next is END and not line:
-            self.next = SIZE
-        elif self.next is TRAILER:
-            self.next = TRAILER if line else None
-        else:
-            raise ValueError("a chunk that is none")
-
-    def close(self) -> bool:
-        """The peer says no more; True if that is no fault."""
-        return self.over
-
-
-class Sized:
-    """A body whose length its head says."""
-
-    __slots__ = ("left",)
-
-    def __init__(self, length: int):
-        self.left = length
-
-    @property
-    def over(self) -> bool:
-        return not self.left
-
-    def feed(self, data: bytes, pieces: deque[bytes]) -> None:
-        more = len(data) > self.left
-        pieces.append(data[:self.left])
-        self.left -= len(pieces[-1])
-        if more:
-            raise ValueError("more than was announced")
-
-    def close(self) -> bool:
-        return self.over
-
-
-class Unsized:
-    """A body that ends with its connection."""
-
-    __slots__ = ("over",)
-
-    def __init__(self):
-        self.over = False
-
-    def feed(self, data: bytes, pieces: deque[bytes]) -> None:
-        pieces.append(data)
-
-    def close(self) -> bool:
-        self.over = True
-        return True
-
-
-def body_of(head: h11.Response) -> Chunked | Sized | Unsized:
-    """What follows a head.  h11 has seen to it that there is one length at most, and no encoding but chunked."""
-    fields = dict(head.headers)
-    if head.status_code in (204, 304):
-        return Sized(0)
-    if b"transfer-encoding" in fields:
-        return Chunked()
-    return Sized(int(fields[b"content-length"])) if b"content-length" in fields else Unsized()
 
 
 class Connection(asyncio.Protocol):
