@@ -10,6 +10,7 @@ import asyncio
 import shutil
 import subprocess
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import pytest
 from conformance import broken
@@ -37,40 +38,54 @@ def test_ids_are_unique():
     assert len(BY_ID) == len(CASES)
 
 
+@dataclass
+class Played:
+    """All verdicts, and what the server had to say meanwhile."""
+
+    verdicts: list[Verdict]
+    alive: bool
+    written: str  # to stderr
+
+
+def played(cases: Iterable[Case], *flags: str) -> Played:
+    """The cases against our server."""
+    with serving(*SCRIPTED, *flags) as server:
+        verdicts = asyncio.run(play_all(cases, Target.of(server.ws("/ws/echo")), AT_ONCE))
+        return Played(verdicts, server.alive(), server.written())
+
+
 @pytest.fixture(scope="module")
-def ours() -> list[Verdict]:
+def ours() -> Played:
     """What our server makes of every case."""
     if reason := missing():
         pytest.skip(reason)
-    with serving(*SCRIPTED) as server:
-        verdicts = asyncio.run(play_all(DEFAULT, Target.of(server.ws("/ws/echo")), AT_ONCE))
-        assert server.alive(), server.written()[-2000:]
-        assert "Traceback" not in server.written(), server.written()[-2000:]
-    return verdicts
+    return played(DEFAULT)
 
 
 @pytest.mark.parametrize("group", GROUPS)
-def test_our_server(ours: list[Verdict], group: str):
-    assert not_ok(verdict for verdict in ours if verdict.case.id.startswith(group + ".")) == []
+def test_our_server(ours: Played, group: str):
+    assert not_ok(verdict for verdict in ours.verdicts if verdict.case.id.startswith(group + ".")) == []
+
+
+def test_our_server_raises_nothing(ours: Played):
+    assert ours.alive and "Traceback" not in ours.written, ours.written[-2000:]
 
 
 @pytest.fixture(scope="module")
-def over_tls(tmp_path_factory: pytest.TempPathFactory) -> list[Verdict]:
+def over_tls(tmp_path_factory: pytest.TempPathFactory) -> Played:
     """The same over TLS, where the frames take another way through the server."""
     if reason := missing() or (None if shutil.which("openssl") else "there is no openssl to make a certificate with"):
         pytest.skip(reason)
     key, certificate = (str(tmp_path_factory.mktemp("tls") / name) for name in ("key.pem", "certificate.pem"))
     subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
                     "-keyout", key, "-out", certificate], check=True, capture_output=True)
-    with serving(*SCRIPTED, "--tls-cert", certificate, "--tls-key", key) as server:
-        cases = [case for case in DEFAULT if case.id.startswith(TLS_GROUPS)]
-        verdicts = asyncio.run(play_all(cases, Target.of(server.ws("/ws/echo")), AT_ONCE))
-        assert server.alive() and "Traceback" not in server.written(), server.written()[-2000:]
-    return verdicts
+    cases = [case for case in DEFAULT if case.id.startswith(TLS_GROUPS)]
+    return played(cases, "--tls-cert", certificate, "--tls-key", key)
 
 
-def test_our_server_over_tls(over_tls: list[Verdict]):
-    assert not_ok(over_tls) == []
+def test_our_server_over_tls(over_tls: Played):
+    assert not_ok(over_tls.verdicts) == []
+    assert over_tls.alive and "Traceback" not in over_tls.written, over_tls.written[-2000:]
 
 
 async def against(fault: str | None, cases: Iterable[Case], patience: float) -> list[Verdict]:

@@ -26,6 +26,10 @@ class Failed(Exception):
     """The server broke the standard, or did not answer in time: one sentence."""
 
 
+class Silent(Failed):
+    """Nothing came in time."""
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """Where the server is, from a ws:// or wss:// URL."""
@@ -85,11 +89,12 @@ class Got:
 class Tls:
     """TLS over a socket that somebody else reads and writes; what is tested is not certificates, so none is checked."""
 
-    __slots__ = ("inbound", "outbound", "record")
+    __slots__ = ("inbound", "outbound", "record", "over")
 
     def __init__(self, host: str):
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        self.over = False  # the server has said that it will send no more
         self.inbound, self.outbound = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.record = context.wrap_bio(self.inbound, self.outbound, server_hostname=host)
 
@@ -117,8 +122,11 @@ class Tls:
         try:
             while piece := self.record.read(CHUNK):
                 plain += piece
-        except (ssl.SSLWantReadError, ssl.SSLZeroReturnError):
-            pass  # all of it read, or the peer has said that it will send no more
+            self.over = True
+        except ssl.SSLZeroReturnError:
+            self.over = True
+        except ssl.SSLWantReadError:
+            pass  # all of it is read
         return bytes(plain)
 
 
@@ -171,7 +179,7 @@ class Peer:
             try:
                 data = await loop.sock_recv(self._sock, CHUNK)
                 self._buffer += self._tls.unseal(data) if self._tls and data else data
-                self.ended = None if data else "FIN"
+                self.ended = None if data and not (self._tls and self._tls.over) else "FIN"
             except OSError:
                 self.ended = "RST"
             self._news.set()
@@ -222,7 +230,7 @@ class Peer:
                 async with asyncio.timeout_at(deadline):
                     await self._news.wait()
             except TimeoutError:
-                raise Failed(f"{what}: nothing came within {self.patience:g} s") from None
+                raise Silent(f"{what}: nothing came within {self.patience:g} s") from None
         return len(self._buffer) >= size
 
     def take(self, size: int) -> bytes:
@@ -270,8 +278,8 @@ class Peer:
             elif (got := self._assemble(fin, opcode, payload)) is not None:
                 return got
 
-    def keep(self, got: Got) -> None:
-        """Put back what next() gave."""
+    def keep(self, got: Got | None) -> None:
+        """Put back what next() gave; the end of the stream needs no keeping."""
         self._kept = got
 
     def _assemble(self, fin: bool, opcode: int, payload: bytes) -> Got | None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from . import wire
-from .peer import Failed, Got, Peer, Response
+from .peer import Failed, Got, Peer, Response, Silent
 
 GAP = 0.001  # s between the pieces of chopped octets, so that they arrive one by one
 
@@ -178,7 +178,7 @@ async def judge_refusal(peer: Peer, response: Response) -> None:
     await peer.body(response)
     try:
         behind = await peer.have(1, "the end of the stream")
-    except Failed as failure:
+    except Silent as failure:
         return peer.notes.append(f"the connection stays open after the {response.status} ({failure})")
     if behind:
         raise Failed(f"octets behind the {response.status}: {peer.take(1)!r}...")
@@ -199,9 +199,7 @@ class Get:
         got = await peer.next(str(want))
         if self.optional and (got is None or got.opcode == wire.CLOSE):
             peer.notes.append(f"not answered before the failure: {want}")
-            if got is not None:
-                peer.keep(got)
-            return
+            return peer.keep(got)
         if got != want:
             raise Failed(f"expected {want}, got {got or 'the end of the stream'}")
 
@@ -270,20 +268,15 @@ class FailsEarly:
     rest: bytes
 
     async def run(self, peer: Peer) -> None:
-        if not await arrives(peer, peer.patience / 2):
+        try:
+            with peer.waiting(peer.patience / 2):
+                early = await peer.next("")
+        except Silent:
             peer.notes.append(f"{self.code} only after {len(self.rest)} octets more")
             await peer.send(self.rest)
+        else:
+            peer.keep(early)
         await Fails(self.code).run(peer)
-
-
-async def arrives(peer: Peer, seconds: float) -> bool:
-    """Whether anything comes in time, be it the end."""
-    with peer.waiting(seconds):
-        try:
-            await peer.have(1, "")
-            return True
-        except Failed:
-            return False
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,8 +111,8 @@ NOT_MINIMAL = tuple(
          Send(text("frag", fin=False) + wire.more(b"ment", fin=True, wide=2)), Fails(1002)),
     case("length.not-minimal.behind", "a good message, then one whose length is not minimal", "5.2",
          Send(text("good") + text("long", wide=8)), Get(TEXT, b"good", optional=True), Fails(1002)),
-    case("length.not-minimal.header", "only the header, up to the length", "5.2", Send(text("long", wide=8)[:10]),
-         FailsEarly(1002, rest=text("long", wide=8)[10:])),
+    case("length.not-minimal.header", "only the header, without the payload", "5.2",
+         Send(text("long", wide=8)[:14]), FailsEarly(1002, rest=text("long", wide=8)[14:])),
 )
 
 TOP_BIT = tuple(

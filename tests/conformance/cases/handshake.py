@@ -197,8 +197,8 @@ GLUED = (
     raw("glued.second-request-behind-refusal", "a good request behind a refused one: one answer", HOUSE,
         ask(head(without=("Sec-WebSocket-Key",)) + head()), Answer(400)),
     raw("glued.octets", "the request and a message, octet by octet", "4.1",
-        ask(head() + text("early") + ping(b"late"), chop=1), Answer(101), Get(TEXT, b"early"), Get(PONG, b"late"),
-        *BYE),
+        ask(head() + text("early") + ping(b"late"), chop=1, gap=0), Answer(101), Get(TEXT, b"early"),
+        Get(PONG, b"late"), *BYE),
     raw("glued.every-cut", "the request and a message, cut in two at every octet, each time on a connection of its own",
         "4.1", EveryCut(head() + text("early"), (Answer(101), Get(TEXT, b"early"), *BYE))),
 )
