@@ -23,6 +23,8 @@ LEVEL = 21.1                # log of a loud frame's energy that speech is brough
 START = 18.0                # what a caller's loudness is taken for at least, before anything was heard: -13 dB
 SILENT = 12.0               # a frame below that says nothing of a caller's loudness: -40 dB
 LEVEL_BANDS = 18            # loudness is that of the bands below 3.4 kHz, which every line carries
+WIDE_BANDS = 21             # the bands from there on lie above 4.4 kHz, which no telephone line carries
+NARROW = 3e-4               # of the energy below 3.4 kHz: with less above, it is telephone audio brought to 16 kHz
 HOLD = 50                   # frames at the start of an utterance that wait for a first sight of its loudness
 LOUD = 4                    # of these, the fourth loudest is its loudness
 CLIMB = 0.3                 # of the way to a louder frame that the loudness then goes
@@ -71,7 +73,7 @@ _MEANS = {rate: np.array(mean, np.float32) for rate, mean in {
 class Cepstra:
     """One utterance of a caller: samples in, cepstra out.  `level` of a call's last utterance goes into its next."""
 
-    __slots__ = ("rate", "least", "level", "hop", "window", "rest", "held")
+    __slots__ = ("rate", "least", "level", "hop", "window", "rest", "held", "weights", "mean")
 
     def __init__(self, rate: int, level: float = 0.0):
         self.rate = rate                        # Hz: 8000 or 16000
@@ -80,42 +82,48 @@ class Cepstra:
         self.hop = rate // FRAMES               # samples
         self.window = _WINDOWS[rate]
         self.rest = np.zeros(0, np.int16)       # samples whose frame is not complete
-        self.held: np.ndarray | None = _NO_BANDS    # the first frames, until there are HOLD; then None
+        self.held: list | None = []             # power spectra of the first frames, until there are HOLD; then None
+        self.weights = _WEIGHTS[rate]           # from power spectra to bands
+        self.mean = _MEANS[rate]
 
     def push(self, pcm: np.ndarray) -> np.ndarray:
         """int16 samples; the cepstra that are ready, float32 [frames, CEPSTRA]."""
         pcm = np.concatenate((self.rest, pcm))
         count = max(0, (len(pcm) - len(self.window)) // self.hop + 1)
         self.rest = pcm[count * self.hop:]
-        bands = self._bands(pcm, count)
+        if not count:
+            return _NOTHING
+        frames = np.lib.stride_tricks.as_strided(pcm, (count, len(self.window)), (2 * self.hop, 2))
+        spectrum = np.fft.rfft(frames * self.window, 2 * len(_WEIGHTS[self.rate]) - 2)
+        power = (spectrum.real ** 2 + spectrum.imag ** 2).astype(np.float32)
         if self.held is None:
-            return self._follow(bands)
-        self.held = np.concatenate((self.held, bands))
-        return self.flush() if len(self.held) >= HOLD else _NO_CEPSTRA
+            return self._follow(power)
+        self.held.append(power)
+        return self.flush() if sum(map(len, self.held)) >= HOLD else _NOTHING
 
     def flush(self) -> np.ndarray:
         """The cepstra of what was held back; from here on nothing is."""
         held, self.held = self.held, None
-        if held is None or not len(held):
-            return _NO_CEPSTRA
-        first = held[:HOLD]
-        self.level = max(SILENT, float(np.sort(_loudness(first))[-min(LOUD, len(first))]))
-        levels = np.full((len(first), 1), self.level, np.float32)
-        return np.concatenate((self._cepstra(first, levels), self._follow(held[HOLD:])))
+        if not held:
+            return _NOTHING
+        power = np.concatenate(held)
+        return np.concatenate((self._begin(power[:HOLD]), self._follow(power[HOLD:])))
 
-    def _bands(self, pcm: np.ndarray, count: int) -> np.ndarray:
-        """Energies of the mel bands of `count` frames.  float32 [count, BANDS]"""
-        if not count:
-            return _NO_BANDS
-        weights = _WEIGHTS[self.rate]
-        frames = np.lib.stride_tricks.as_strided(pcm, (count, len(self.window)), (2 * self.hop, 2))
-        spectrum = np.fft.rfft(frames * self.window, 2 * len(weights) - 2)
-        return (spectrum.real ** 2 + spectrum.imag ** 2).astype(np.float32) @ weights
+    def _begin(self, power: np.ndarray) -> np.ndarray:
+        """The first frames: how loud the caller is, and whether 16 kHz carry more than a telephone's band."""
+        bands = power @ self.weights
+        loudness = _loudness(bands)
+        loud = np.argsort(loudness)[-LOUD:]
+        self.level = max(SILENT, float(loudness[loud[0]]))
+        if self.rate == 16000 and bands[loud, WIDE_BANDS:].sum() < NARROW * bands[loud, :LEVEL_BANDS].sum():
+            self.weights = np.where(np.arange(257)[:, None] < 129, self.weights, 0)
+            self.mean = _MEANS[8000]
+            bands = power @ self.weights
+        return self._cepstra(bands, np.full((len(bands), 1), self.level, np.float32))
 
-    def _follow(self, bands: np.ndarray) -> np.ndarray:
-        """The cepstra of the frames that follow; a voice that gets louder is followed, a click is not."""
-        if not len(bands):
-            return _NO_CEPSTRA
+    def _follow(self, power: np.ndarray) -> np.ndarray:
+        """The frames that follow; a voice that gets louder is followed, a click is not."""
+        bands = power @ self.weights
         levels = np.empty((len(bands), 1), np.float32)
         for i, loudness in enumerate(_loudness(bands).tolist()):
             self.level += CLIMB * max(0.0, loudness - self.level)
@@ -124,7 +132,7 @@ class Cepstra:
 
     def _cepstra(self, bands: np.ndarray, levels: np.ndarray) -> np.ndarray:
         gains = np.exp(LEVEL - np.maximum(levels, self.least))
-        return np.log(bands * gains + _NOISE) @ _COSINES - _MEANS[self.rate]
+        return np.log(bands * gains + _NOISE) @ _COSINES - self.mean
 
 
 def _loudness(bands: np.ndarray) -> np.ndarray:
@@ -132,5 +140,4 @@ def _loudness(bands: np.ndarray) -> np.ndarray:
     return np.log(bands[:, :LEVEL_BANDS].sum(1) + 1e-3)
 
 
-_NO_BANDS = np.zeros((0, BANDS), np.float32)
-_NO_CEPSTRA = np.zeros((0, CEPSTRA), np.float32)
+_NOTHING = np.zeros((0, CEPSTRA), np.float32)

@@ -18,7 +18,8 @@ from .._fastpath import Resampler
 VOICES = {"rms": 0.98, "slt": 0.54, "awb": 0.87, "kal16": 2.0, "kal": 0.75}
 
 PIECE_MS = 20               # of speech that flite hands over at once, at least
-QUIET = 32768 * 10 ** (-45 / 20)    # root mean square of a window below which it is silence, as "voiced" is defined
+QUIET = 32768 * 10 ** (-45 / 20)    # root mean square of a window below which speech has not begun
+OVER = 32768 * 10 ** (-40 / 20)     # ... below which it may be over
 WINDOW_MS = 10
 LEAD_MS = 10                # kept of the silence before the first sound: soft consonants begin in it
 TRAIL_MS = 30               # kept of the silence after the last
@@ -201,15 +202,15 @@ class Edges:
     def push(self, pcm: np.ndarray) -> np.ndarray:
         """int16 samples; those of them, and of earlier ones, that are certainly neither lead nor trail."""
         pcm = np.concatenate((self.held, pcm))
-        loud = self._loud(pcm)
         if not self.begun:
+            loud = self._louder(pcm, QUIET)
             if not len(loud):
                 self.held = pcm[max(0, len(pcm) - self.lead - self.window):]
                 return pcm[:0]
             self.begun = True
             pcm = pcm[max(0, loud[0] * self.window - self.lead):]
             pcm[:self.fade] = pcm[:self.fade] * np.linspace(0, 1, self.fade)[:len(pcm)]
-            loud = self._loud(pcm)
+        loud = self._louder(pcm, OVER)
         sound = (loud[-1] + 1) * self.window if len(loud) else 0
         sound = max(0, min(sound, len(pcm) - self.fade))
         self.held = pcm[sound:]
@@ -224,10 +225,10 @@ class Edges:
         pcm[len(pcm) - end:] = pcm[len(pcm) - end:] * np.linspace(1, 0, end)
         return pcm
 
-    def _loud(self, pcm: np.ndarray) -> np.ndarray:
-        """The numbers of the whole windows that are no silence."""
+    def _louder(self, pcm: np.ndarray, least: float) -> np.ndarray:
+        """The numbers of the whole windows that are at least so loud."""
         windows = pcm[:len(pcm) // self.window * self.window].reshape(-1, self.window).astype(np.float32)
-        return np.flatnonzero((windows ** 2).mean(1) >= QUIET ** 2)
+        return np.flatnonzero((windows ** 2).mean(1) >= least ** 2)
 
 
 def ascii_text(text: str) -> bytes:
