@@ -6,12 +6,15 @@ segments are handed to the playout in the order of their texts, whatever order t
 turn's epoch has passed, nothing of it has any effect.
 """
 import asyncio
+import logging
 from collections import deque
 
 from . import EngineError
 from ._fastpath import SEGMENTS, Slot
 from .flow import Cutter, Reply
 from .playout import Playout, Segment
+
+log = logging.getLogger("opusagent")
 
 SPEAKING, DONE, CANCELLED = "speaking", "done", "cancelled"
 
@@ -42,7 +45,7 @@ class Turn:
     """`begin` starts it, `tick` keeps its deadlines, `cancel` ends it; then `state` says how it went."""
 
     __slots__ = ("stage", "reply", "epoch", "trace", "state", "texts", "waiting", "buffers", "speaking", "complete",
-                 "error", "began", "last_piece", "_task", "_filled")
+                 "error", "audible", "began", "last_piece", "_task", "_filled")
 
     def __init__(self, stage: Stage, reply: Reply, epoch: int, trace):
         self.stage = stage
@@ -50,16 +53,22 @@ class Turn:
         self.epoch = epoch
         self.trace = trace
         self.state = SPEAKING
-        self.texts: list[str] = []                  # generated: all that was decided to be said, in order
-        self.waiting: deque[str] = deque()          # of these, what is not yet a segment
+        self.texts: list[str] = []                  # generated: all that was decided to be said, in order; no filler
+        self.waiting: deque[str] = deque()          # of these and the filler, what is not yet a segment
         self.buffers = list(range(SEGMENTS))        # segment buffers of the slot that are free
-        self.speaking: dict[int, Segment] = {}      # buffer -> the segment that is synthesised into it or played from it
+        self.speaking: dict[int, Segment] = {}      # buffer -> the segment synthesised into it or played from it
         self.complete = False                       # no more texts will come
-        self.error = ""                             # why the model's answer ended early
+        self.error = ""                             # why the model's answer ended early, or a segment is not spoken
+        self.audible = False                        # something of the reply can be heard; a filler is nothing of it
         self.began = 0                              # ns
         self.last_piece = 0                         # ns, when the model last sent something; 0: nothing yet
         self._task: asyncio.Task | None = None
         self._filled = False                        # the filler was said
+
+    @property
+    def failed(self) -> bool:
+        """Nothing of the reply could be said: somebody else has to say something."""
+        return bool(self.error) and not self.audible
 
     def begin(self, now: int) -> None:
         """The turn is committed: what there is to say goes on its way."""
@@ -91,13 +100,16 @@ class Turn:
         segment = self.speaking.get(k)
         if segment is not None:
             segment.supply(start, written, done)
-            self.trace.mark("synthesis", self.stage.clock())
+            if written > start:
+                self._heard(segment)
 
     def on_speech_failed(self, k: int) -> None:
         """The voice gave up on a segment: what there is of it is played, the next one follows."""
         segment = self.speaking.get(k)
         if segment is not None:
-            segment.supply(segment.start, segment.written, True)
+            at = self.stage.slot.segment_read(k)
+            segment.supply(at, segment.written if segment.supplied else at, True)
+            self.error = self.error or "The voice did not speak a segment."
 
     def cancel(self) -> None:
         """Stop at once: nothing more is said.  What was heard is the playout's to tell."""
@@ -109,6 +121,9 @@ class Turn:
 
     def _say(self, text: str) -> None:
         self.texts.append(text)
+        self._speak(text)
+
+    def _speak(self, text: str) -> None:
         self.waiting.append(text)
         self._advance()
 
@@ -120,8 +135,8 @@ class Turn:
             pause = SENTENCE_PAUSE_MS if text.rstrip().endswith((".", "?", "!")) else CLAUSE_PAUSE_MS
             prompt = stage.prompt(stage.voice, text, stage.slot.rate_out)
             if prompt is not None:
-                self.trace.mark("synthesis", stage.clock())
                 segment = Segment(text, prompt.pcm, lead=prompt.lead, pause_ms=pause)
+                self._heard(segment)
             elif self.buffers:
                 k = self.buffers.pop(0)
                 segment = Segment(text, stage.slot.segment(k), pause_ms=pause, growing=True)
@@ -132,25 +147,37 @@ class Turn:
             self.waiting.popleft()
             stage.playout.push(segment)
 
+    def _heard(self, segment: Segment) -> None:
+        """There is something of it to be heard."""
+        self.trace.mark("synthesis", self.stage.clock())
+        self.audible = self.audible or segment.text not in self.stage.filler
+
     # -- the model -----------------------------------------------------------------------------------------------------
 
     async def _think(self) -> None:
+        """Say what the model answers.  Of an answer that breaks off, what is no whole segment is never said."""
         cutter = Cutter()
         try:
             async for piece in self.stage.llm.reply(self.reply.messages):
                 self.last_piece = self.stage.clock()
                 self.trace.mark("llm_first_token", self.last_piece)
-                for text in cutter.feed(piece):
-                    self.trace.mark("segment", self.stage.clock())
-                    self._say(text)
+                self._say_segments(cutter.feed(piece))
+            self._say_segments(cutter.finish())
         except EngineError as error:
             self.error = str(error)
-        finally:
-            if self.state is SPEAKING:
-                for text in cutter.finish():
-                    self._say(text)
-            self.complete = True
-            self._task = None
+        except Exception:
+            log.exception("the model's engine broke")
+            self.error = "The model's engine broke."
+        self._end_of_answer()
+
+    def _say_segments(self, texts: list[str]) -> None:
+        for text in texts:
+            self.trace.mark("segment", self.stage.clock())
+            self._say(text)
+
+    def _end_of_answer(self) -> None:
+        self.complete = True
+        self._task = None
 
     def _keep_deadlines(self, now: int) -> None:
         deadlines = self.stage.deadlines
@@ -160,11 +187,12 @@ class Turn:
                 self._give_up(f"The model paused for more than {deadlines.token_gap_seconds} s.")
         elif waited > deadlines.first_token_seconds:
             self._give_up(f"The model sent nothing within {deadlines.first_token_seconds} s.")
-        elif waited > deadlines.filler_seconds and not self._filled and not self.texts:
+        elif waited > deadlines.filler_seconds and not self._filled and not self.stage.playout.queue:
             self._filled = True
             for text in self.stage.filler:
-                self._say(text)
+                self._speak(text)
 
     def _give_up(self, reason: str) -> None:
         self.error = reason
         self._task.cancel()
+        self._end_of_answer()
