@@ -7,7 +7,6 @@ for; who has finished calls again.  Beside each stands the floor of its timing: 
 core.  The rule: each round holds every number of calls on a server of its own, and ratios are taken within the round.
 """
 import argparse
-import asyncio
 import json
 import os
 import subprocess
@@ -47,7 +46,8 @@ async def hold(n: int, seconds: float, server: Running, says: list) -> dict:
         "failures": figures.failures[:3], "failed_calls": len(figures.failures),
         **{f"v2v_p{p}": gaps.get(f"p{p}", float("nan")) for p in (50, 95, 99)},
         "frame_p99": health["latency"]["p99_ms"], "lag_p99": health["loop_lag"]["p99_ms"],
-        "worker_ms": (after[0] - before[0]) / 1e6 / call_seconds, "engines_ms": (after[1] - before[1]) / 1e6 / call_seconds,
+        "worker_ms": (after[0] - before[0]) / 1e6 / call_seconds,
+        "engines_ms": (after[1] - before[1]) / 1e6 / call_seconds,
         "caller_late_p99": late["p99"],
     }
 
@@ -83,12 +83,14 @@ def summary(results: dict[int, list[dict]]) -> dict[int, dict]:
 
 def print_figures(rows: dict[int, dict]) -> None:
     least = min(rows)
-    waits = [["calls", "turns", "voice-to-voice p50", "p95", "p99", f"p50 x {least} call", "no answer", "callers late p99"]]
+    waits = [["calls", "turns", "voice-to-voice p50", "p95", "p99", f"p50 x {least} call", "no answer",
+              "callers late p99"]]
     costs = [["calls", "frame p99 ms", "loop lag p99 ms", "bare timer p99 ms", "worker ms/call-s", f"x {least} call",
               "engines ms/call-s"]]
     for n, row in rows.items():
         waits.append([str(n), str(row["turns"]), *(f"{row[f'v2v_p{p}']:.0f}" for p in (50, 95, 99)),
-                      "1" if n == least else str(row["x_wait"]), f"{row['unanswered']:.0f}", f"{row['caller_late_p99']:.2f}"])
+                      "1" if n == least else str(row["x_wait"]), f"{row['unanswered']:.0f}",
+                      f"{row['caller_late_p99']:.2f}"])
         costs.append([str(n), *(f"{row[key]:.3f}" for key in ("frame_p99", "lag_p99", "timer_p99")),
                       f"{row['worker_ms']:.2f}", "1" if n == least else str(row["x_cost"]), f"{row['engines_ms']:.1f}"])
     print(f"\nWhat callers waited, ms\n{table(waits)}\n\nWhat it cost the server\n{table(costs)}")

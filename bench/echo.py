@@ -117,7 +117,8 @@ def print_load(load: str, rows: dict[str, dict]) -> None:
     for name, row in rows.items():
         cells.append([name, figure(row["cpu_us_per_msg"], 2), ratio_text(name, FLOOR, row["x_floor"]),
                       ratio_text(name, RIVAL, row["x_picows"]),
-                      *(figure(row[key]) for key in ("p50", "p99", "p999", "p99_worst")), figure(row["kib_per_conn"], 1)])
+                      *(figure(row[key]) for key in ("p50", "p99", "p999", "p99_worst")),
+                      figure(row["kib_per_conn"], 1)])
     print(f"\n{load}\n{table(cells)}")
     for name, row in rows.items():
         if row["failed"]:
@@ -136,7 +137,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--connections", type=lambda text: [int(n) for n in text.split(",")],
                         help="of the paced loads (default 200,500,1000; 200 with --twilio)")
     parser.add_argument("--quick", action="store_true", help="2 rounds of 1 s, 200 connections: shows that it runs")
-    parser.add_argument("--fifo", action="store_true", help="server and client under SCHED_FIFO (root; shared machines)")
+    parser.add_argument("--fifo", action="store_true", help="server and client under SCHED_FIFO (as root)")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
     if args.quick:
@@ -165,8 +166,8 @@ def main() -> int:
                          default=Ratio.as_json))
     else:
         what = "Twilio media messages" if args.twilio else f"{args.size}-byte frames"
-        print(f"Echo of {what}, {args.rounds} rounds of {args.seconds:g} s; server on core {cores.server}, client on core "
-              f"{cores.client}\n{'; '.join(f'{key} {value}' for key, value in machine().items())}")
+        print(f"Echo of {what}, {args.rounds} rounds of {args.seconds:g} s; server on core {cores.server}, "
+              f"client on core {cores.client}\n{'; '.join(f'{key} {value}' for key, value in machine().items())}")
         for load, rows in results.items():
             print_load(load, rows)
         print("\nRatios are of CPU per frame: the median of the rounds' paired ratios, with its 90 % interval"

@@ -35,7 +35,7 @@ def median(values: Sequence[float]) -> float:
 
 def median_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float]:
     """Where the true median lies, whatever the distribution: order statistics, interpolated between the two
-    neighbouring ranks that bracket `confidence` (Hettmansperger and Sheather, 1986).  Under five values: their range."""
+    ranks around `confidence` (Hettmansperger and Sheather, 1986).  Under five values: their range."""
     ordered, n = sorted(values), len(values)
     if n < LEAST_ROUNDS:
         return (ordered[0], ordered[-1]) if ordered else (math.nan, math.nan)

@@ -37,7 +37,8 @@ class Stub:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
                 request, *lines = head.decode("latin-1").split("\r\n")
-                fields = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines if line)}
+                pairs = (line.partition(":") for line in lines if line)
+                fields = {name.lower(): value.strip() for name, _, value in pairs}
                 method, target, _ = request.split(" ", 2)
                 body = await reader.readexactly(int(fields.get("content-length", 0)))
                 await self.answer(method, target, body, writer)
@@ -55,7 +56,8 @@ class Stub:
                 await self.stream(writer, time.monotonic_ns())
             else:
                 await asyncio.sleep((self.ttft_ms + len(self.words) * self.itl_ms) / 1e3)
-                writer.write(response(completion({"message": {"role": "assistant", "content": "".join(self.words)}}, "stop")))
+                message = {"role": "assistant", "content": "".join(self.words)}
+                writer.write(response(completion({"message": message}, "stop")))
         elif target == "/log":
             writer.write(response(self.log))
         elif target == "/reset" and method == "POST":

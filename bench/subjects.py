@@ -40,7 +40,7 @@ class Subject:
         if not missing:
             return None
         if missing == ["audioop"]:
-            return f"{self.name} is left out: Python {platform.python_version()} has no audioop; pip install audioop-lts"
+            return f"{self.name} is left out: this Python has no audioop; pip install audioop-lts"
         return f"{self.name} is left out: {', '.join(missing)} is not installed; pip install '.[bench]'"
 
 
@@ -123,8 +123,8 @@ def peer(name: str, program: str, what: str, *modules: str) -> Subject:
 
 
 def ours(path: str, *flags: str) -> Subject:
-    return Subject("OpusAgent", (sys.executable, "-m", "opusagent.cli", "serve", "--port", "0", "--workers", "1", *flags),
-                   path)
+    command = (sys.executable, "-m", "opusagent.cli", "serve", "--port", "0", "--workers", "1", *flags)
+    return Subject("OpusAgent", command, path)
 
 
 def descendants(root: int) -> list[int]:

@@ -32,7 +32,7 @@ def demo_command(args: argparse.Namespace) -> int:
 
 async def demo(out: Path, terminal: Terminal) -> int:
     began = time.monotonic()
-    terminal.say(terminal.paint("bold", "OpusAgent demo") + ": a server and a caller on this machine, over a WebSocket.")
+    terminal.say(f"{terminal.paint('bold', 'OpusAgent demo')}: a server and a caller on this machine, by WebSocket.")
     async with LocalServer() as server:
         url = f"ws://127.0.0.1:{server.port}/ws/twilio/demo"
         terminal.say(f"The server listens on http://127.0.0.1:{server.port} after {time.monotonic() - began:.1f} s.")
@@ -79,7 +79,9 @@ def show(terminal: Terminal, receipt: dict) -> None:
 def picture(caller: Caller, turns: list[Measured], record: dict) -> str:
     strips = [strip(turn, matching(record["turns"], turn)) for turn in turns]
     median = summary(turn.gap_ms for turn in turns if turn.gap_ms is not None).get("p50")
-    title = f"opusagent demo: {len(turns)} turns" + ("" if median is None else f", voice-to-voice median {median:.0f} ms")
+    title = f"opusagent demo: {len(turns)} turns"
+    if median is not None:
+        title += f", voice-to-voice median {median:.0f} ms"
     return draw(title, caller.rate, caller.script.tape.read(), caller.ear.tape.read(), strips)
 
 
@@ -99,5 +101,5 @@ def conclude(out: Path, terminal: Terminal, caller: Caller, turns: list[Measured
     if record["done"]:
         terminal.say(terminal.paint("green", f"The conversation reached its end: {record['state']}."))
         return 0
-    terminal.say(terminal.paint("red", f"The conversation stopped in the state {record['state'] or 'before it began'}."))
+    terminal.say(terminal.paint("red", f"The conversation did not reach its end; it stopped at: {record['state']}."))
     return 1

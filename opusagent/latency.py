@@ -38,7 +38,7 @@ class Figures:
 
 
 def latency_test_command(args: argparse.Namespace) -> int:
-    """`opusagent latency-test`; returns the exit code: 0 if both latencies were measured.  ConfigError for wrong input."""
+    """`opusagent latency-test`; the exit code is 0 if both latencies were measured.  ConfigError for wrong input."""
     if not (args.duration > 0 and args.rate > 0 and args.calls > 0):
         raise ConfigError("--duration, --rate and --calls must be above 0.")
     return run("latency-test", latency_test(args, Terminal()))
@@ -56,7 +56,7 @@ async def latency_test_at(url: str, args: argparse.Namespace, terminal: Terminal
     who, says = person(line_rate(url, dialect))
     echo = echo_beside(url, dialect)
     if not args.json:
-        terminal.say(f"{args.duration:g} s of calls to {url}: {args.rate:g} begun a second, at most {args.calls} at once.\n"
+        terminal.say(f"{args.duration:g} s of calls to {url}, {args.rate:g} begun a second, up to {args.calls}.\n"
                      f"The callers are {who}.")
     figures = Figures()
     async with asyncio.TaskGroup() as tasks:
@@ -118,10 +118,10 @@ async def conversation(caller: Caller, figures: Figures) -> None:
 
 
 def print_figures(terminal: Terminal, echo: str, figures: Figures) -> None:
-    print_section(terminal, f"Frame round trip: {len(figures.frames)} frames of 20 ms to {echo} and back", figures.frames)
+    print_section(terminal, f"Frame round trip: {len(figures.frames)} frames to {echo} and back", figures.frames)
     print_section(terminal, f"Voice-to-voice: {len(figures.gaps)} turns in {figures.calls} calls", figures.gaps)
     if figures.reactions:
-        print_section(terminal, f"Barge-in, until the agent is silent: {len(figures.reactions)} times", figures.reactions)
+        print_section(terminal, f"Barge-in until silence: {len(figures.reactions)} times", figures.reactions)
     terminal.say(f"\nLateness of the callers themselves, which is in the figures above:\n{summary_line(figures.late)}")
     if figures.unanswered:
         terminal.say(terminal.paint("red", f"{figures.unanswered} turns got no answer."))

@@ -75,7 +75,8 @@ async def receipt(url: str, call_id: str, turn: Measured) -> dict | None:
 
 def matching(receipts: list[dict], turn: Measured) -> dict | None:
     """The receipt whose caller fell silent nearest to where the measured one did."""
-    ends = [(abs(each["end_ms"] - turn.end_ms), each) for each in receipts if each["measured"] and each["end_ms"] is not None]
+    ends = [(abs(each["end_ms"] - turn.end_ms), each) for each in receipts
+            if each["measured"] and each["end_ms"] is not None]
     apart, nearest = min(ends, key=lambda pair: pair[0], default=(SAME_END_MS, None))
     return nearest if apart < SAME_END_MS else None
 

@@ -49,9 +49,9 @@ def _recording(words: Words, rate: int) -> np.ndarray:
 
 
 def telephone(pcm: np.ndarray, rate: int) -> np.ndarray:
-    """What a telephone line lets through of a studio recording: nothing of the rumble and breath far below 300 Hz, which
-    would count as voice where no voice is.  A Butterworth high-pass of 4th order at 200 Hz (G.712 asks for more), without delay.
-    """
+    """What a telephone line lets through of a studio recording: nothing of the rumble and breath far below 300 Hz,
+    which would count as voice where no voice is.  A Butterworth high-pass of 4th order at 200 Hz (G.712 asks for
+    more), without delay."""
     spectrum = np.fft.rfft(pcm)
     below = 200 / np.maximum(np.fft.rfftfreq(len(pcm), 1 / rate), 1e-3)
     return np.fft.irfft(spectrum / np.sqrt(1 + below**8), len(pcm)).clip(-32768, 32767).astype(np.int16)

@@ -104,7 +104,7 @@ def _contents(path: str | Path) -> bytes:
 
 
 def _chunks(data: bytes) -> dict[bytes, bytes]:
-    """The first chunk of each name; a length beyond the end (files cut short, or written as a stream) means: the rest."""
+    """The first chunk of each name; a length beyond the end (a file cut short, or a stream) means: the rest."""
     chunks: dict[bytes, bytes] = {}
     at = 12
     while at + 8 <= len(data):

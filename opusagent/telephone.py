@@ -33,7 +33,8 @@ def address(url: str) -> SplitResult:
     """The parts of a WebSocket address; ConfigError for anything else."""
     parts = urlsplit(url)
     try:
-        known = parts.scheme in ("ws", "wss") and parts.hostname and parts.port != 0 and url.isascii() and " " not in url
+        known = parts.scheme in ("ws", "wss") and parts.hostname and parts.port != 0
+        known = known and url.isascii() and url.isprintable() and " " not in url
     except ValueError:                  # a port that is no number
         known = False
     if not known:

@@ -7,10 +7,11 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 
-CODES = {"bold": "1", "faint": "2", "red": "31", "green": "32", "yellow": "33", "blue": "34", "magenta": "35", "cyan": "36"}
+CODES = {"bold": 1, "red": 31, "green": 32, "blue": 34, "cyan": 36}     # ANSI
 PERCENTILES = (50, 95, 99, 99.9)
 BAR = 40                        # characters of the longest bar of a histogram
-STEPS = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)    # edges of a histogram's buckets within a decade
+FINE, COARSE = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8), (1, 1.5, 2, 3, 5, 7)     # edges of buckets within a decade
+WIDE = 50                       # times the smallest edge: from there on the steps are coarse
 
 
 class Terminal:
@@ -55,7 +56,9 @@ def summary(values: Iterable[float]) -> dict[str, float]:
 def summary_line(values: Iterable[float], unit: str = "ms") -> str:
     figures = summary(values)
     del figures["count"]
-    return "  ".join(f"{name} {value:.4g}" for name, value in figures.items()) + f"  {unit}" if figures else "nothing to measure"
+    if not figures:
+        return "nothing to measure"
+    return "  ".join(f"{name} {value:.4g}" for name, value in figures.items()) + f"  {unit}"
 
 
 def histogram(terminal: Terminal, values: Iterable[float]) -> list[str]:
@@ -63,21 +66,22 @@ def histogram(terminal: Terminal, values: Iterable[float]) -> list[str]:
     ordered = sorted(values)
     positive = [value for value in ordered if value >= 0]
     rows = [("below 0".rjust(20), len(ordered) - len(positive))] if len(positive) < len(ordered) else []
-    edges = _edges(positive[0], positive[-1]) if positive else []
+    edges = _edges(positive) if positive else []
     for low, high in zip(edges, edges[1:]):
         rows.append((f"{low:>8g} .. {high:<8g}", sum(low <= value < high for value in positive)))
     most = max((count for _, count in rows), default=0)
     return [f"{name}{count:>8}  {terminal.paint('cyan', terminal.bar(count / most))}".rstrip() for name, count in rows]
 
 
-def _edges(least: float, greatest: float) -> list[float]:
-    """Round numbers in steps of a fifth to a third, the first at or below the least, the last above the greatest.
-    What is below a hundredth of the greatest is one bucket from 0."""
-    smallest = max(least, greatest / 100, 1e-3)
+def _edges(ordered: Sequence[float]) -> list[float]:
+    """Round numbers around sorted values, in steps of a fifth to a half; what is far below the median is one bucket."""
+    least, greatest = ordered[0], ordered[-1]
+    smallest = max(least, percentile(ordered, 50) / 10, 1e-3)
+    steps = FINE if greatest < WIDE * smallest else COARSE
     decade = math.floor(math.log10(smallest))
     edges: list[float] = []
     while not edges or edges[-1] <= greatest:
-        edges += [float(f"{step}e{decade}") for step in STEPS]
+        edges += [float(f"{step}e{decade}") for step in steps]
         decade += 1
     edges = edges[max(i for i, edge in enumerate(edges) if edge <= smallest):]
     edges = edges[:next(i for i, edge in enumerate(edges) if edge > greatest) + 1]

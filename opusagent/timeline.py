@@ -14,7 +14,8 @@ WIDTH, EDGE = 1400, 32
 TITLE, LANE, AXIS, ROW, FOOT = 74, 84, 34, 104, 48     # heights
 TEXT = 520                                              # width of the words beside a turn's strip
 BEFORE_MS, AFTER_MS = 400, 300                          # shown of the caller's last words and the agent's first
-CALLER, AGENT, INK, FAINT, PAPER, ALARM = "#2b6cb0", "#2f855a", "#1a202c", "#718096", "#ffffff", "#c53030"
+CALLER, AGENT, ALARM = "#2b6cb0", "#2f855a", "#c53030"
+INK, FAINT, PAPER = "#1a202c", "#718096", "#ffffff"
 REST = "#cbd5e0"                                        # the wait that no part explains
 
 HALO = f' stroke="{PAPER}" stroke-width="3" paint-order="stroke"'     # keeps words readable on a wave
@@ -22,7 +23,8 @@ HALO = f' stroke="{PAPER}" stroke-width="3" paint-order="stroke"'     # keeps wo
 # The parts of a wait, in the order in which they pass, and their colours.
 WAITS = {
     "transport": "#a0aec0", "endpointing": "#ed8936", "recognition": "#9f7aea", "decision": "#4299e1",
-    "llm_first_token": "#d53f8c", "segment": "#f6ad55", "synthesis": "#38b2ac", "playout": "#68d391", "unexplained": REST,
+    "llm_first_token": "#d53f8c", "segment": "#f6ad55", "synthesis": "#38b2ac", "playout": "#68d391",
+    "unexplained": REST,
 }
 
 
@@ -64,7 +66,8 @@ def _overview(rate, caller, agent, strips) -> list[str]:
     for strip in strips:
         m = strip.measured
         if m.answered is not None and m.answered > m.spoke_to:
-            parts.append(_box(x(m.spoke_to), TITLE, x(m.answered) - x(m.spoke_to), 2 * LANE, WAITS["endpointing"], 0.35))
+            wide = x(m.answered) - x(m.spoke_to)
+            parts.append(_box(x(m.spoke_to), TITLE, wide, 2 * LANE, WAITS["endpointing"], 0.35))
         if m.stopped is not None:
             parts.append(_box(x(m.spoke_from), TITLE, x(m.stopped) - x(m.spoke_from), 2 * LANE, ALARM, 0.3))
             parts.append(_words(x(m.spoke_from), TITLE - 6, "barge-in", ALARM, anchor="middle", size=11))
@@ -92,7 +95,8 @@ def _wave(pcm: np.ndarray, middle: float, half: float, left: float, width: float
     tops = middle - np.maximum.reduceat(pcm, edges) * (half / peak) - 0.5
     feet = middle - np.minimum.reduceat(pcm, edges) * (half / peak) + 0.5
     xs = left + np.arange(columns)
-    outline = [f"{x:.0f} {y:.1f}" for x, y in zip(xs, tops)] + [f"{x:.0f} {y:.1f}" for x, y in zip(xs[::-1], feet[::-1])]
+    around = zip(np.concatenate((xs, xs[::-1])), np.concatenate((tops, feet[::-1])))
+    outline = [f"{x:.0f} {y:.1f}" for x, y in around]
     return f'<path d="M{"L".join(outline)}Z" fill="{colour}"/>'
 
 
@@ -111,7 +115,8 @@ def _strip(top: float, scale: float, rate: int, caller, agent, strip: Strip) -> 
     samples = round(width / scale * rate / 1000)
     parts = [f'<path d="M{EDGE} {top}H{WIDTH - EDGE}" stroke="{REST}" stroke-width="0.5"/>',
              *_number(EDGE + 9, top + 30, strip),
-             _words(EDGE + 30, top + 28, _cut(strip.caller), CALLER), _words(EDGE + 30, top + 50, _cut(strip.agent), AGENT),
+             _words(EDGE + 30, top + 28, _cut(strip.caller), CALLER),
+             _words(EDGE + 30, top + 50, _cut(strip.agent), AGENT),
              _words(EDGE + 30, top + 76, _verdict(m), INK, weight="bold")]
     for ms in range(0, int((width - (zero - left)) / scale) + 1, 100):
         at = zero + ms * scale

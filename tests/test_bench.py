@@ -73,10 +73,12 @@ def test_what_is_not_installed_is_a_sentence():
 @pytest.mark.parametrize("flags", [["-m", "closed"], ["-m", "paced", "-t"], ["-m", "closed", "-s", "70000"]],
                          ids=["closed", "paced, Twilio", "large frames"])
 def test_the_load_client_and_the_floor_understand_each_other(flags):
-    server = subjects.Running(subjects.Subject("floor", (subjects.build("echo_limit"), "PORT")), subjects.Cores(None, None))
+    floor = subjects.Subject("floor", (subjects.build("echo_limit"), "PORT"))
+    server = subjects.Running(floor, subjects.Cores(None, None))
+    load = [subjects.build("wsload"), "-j", "-b", "-c", "4", "-d", "0.2", "-w", "0.05", *flags,
+            "-p", str(server.process.pid), "127.0.0.1", str(server.port)]
     try:
-        run = subprocess.run([subjects.build("wsload"), "-j", "-b", "-c", "4", "-d", "0.2", "-w", "0.05", *flags,
-                              "-p", str(server.process.pid), "127.0.0.1", str(server.port)], capture_output=True, text=True)
+        run = subprocess.run(load, capture_output=True, text=True)
     finally:
         server.stop()
     assert run.returncode == 0, run.stderr

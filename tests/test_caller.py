@@ -81,7 +81,8 @@ def test_quiet_noise_before_an_answer_is_not_voice():
 
 def test_an_answer_begins_with_its_first_words_however_loud_the_later_ones_are():
     call = Conversation(say(400))
-    call.at(0, call.ear.hear, tone(200)).at(1000, call.ear.hear, np.concatenate((tone(300, 300), silence(200), tone(300, 20000))))
+    answer = np.concatenate((tone(300, 300), silence(200), tone(300, 20000)))
+    call.at(0, call.ear.hear, tone(200)).at(1000, call.ear.hear, answer)
     turn, = call.run(4000).turns
     assert turn.gap_ms == 1000 - 900
 

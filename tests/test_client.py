@@ -189,14 +189,15 @@ async def test_the_probe_times_every_frame():
 
 @pytest.mark.asyncio
 async def test_calls_have_ids_of_their_own():
-    pairs = [(Caller(f"ws://h/ws/{name}", name, []), Caller(f"ws://h/ws/{name}", name, [])) for name in ("pcm", "twilio")]
+    pairs = [[Caller(f"ws://h/ws/{name}", name, []) for _ in range(2)] for name in ("pcm", "twilio")]
     for one, other in pairs:
         assert one.call_id != other.call_id
     assert f"call_id={pairs[0][0].call_id}" in pairs[0][0].url and "?" not in pairs[1][0].url
     assert Caller("ws://h/ws/pcm?call_id=mine", "pcm", []).call_id == "mine"
 
 
-@pytest.mark.parametrize("url", ["http://h/ws/pcm", "ws:///ws/pcm", "ws://h:x/ws/pcm", "ws://h:0/ws/pcm", "ws://h/ws/p c", "h"])
+@pytest.mark.parametrize("url", ["http://h/ws/pcm", "ws:///ws/pcm", "ws://h:x/ws/pcm", "ws://h:0/ws/pcm",
+                                 "ws://h/ws/p c", "ws://h/ws/pcm\n", "h"])
 def test_what_is_no_address_is_one_sentence(url):
     with pytest.raises(ConfigError, match="is not a WebSocket address"):
         dialect_of(url)
@@ -271,7 +272,8 @@ def test_a_turn_without_an_answer_is_a_failure(tmp_path, capsys):
 
 def test_a_refused_call_is_one_sentence(tmp_path, capsys):
     write_wav(tmp_path / "hello.wav", 8000, tone(300))
-    code, output = run_call(tmp_path, capsys, [str(tmp_path / "hello.wav")], refuse=ProtocolError(503, "This server is full."))
+    refusal = ProtocolError(503, "This server is full.")
+    code, output = run_call(tmp_path, capsys, [str(tmp_path / "hello.wav")], refuse=refusal)
     assert code == 1 and output.err == "opusagent call: The server refused the call with 503: This server is full.\n"
 
 

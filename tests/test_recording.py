@@ -38,7 +38,7 @@ def test_a_shorter_channel_is_filled_with_silence(tmp_path):
 ENCODINGS = {
     "unsigned 8 bit": (1, 8, lambda pcm: ((pcm.astype(np.int32) >> 8) + 128).astype(np.uint8).tobytes()),
     "16 bit": (1, 16, lambda pcm: pcm.astype("<i2").tobytes()),
-    "24 bit": (1, 24, lambda pcm: b"".join(int(x).to_bytes(3, "little", signed=True) for x in pcm.astype(np.int32) << 8)),
+    "24 bit": (1, 24, lambda pcm: b"".join((int(x) << 8).to_bytes(3, "little", signed=True) for x in pcm)),
     "32 bit": (1, 32, lambda pcm: (pcm.astype("<i4") << 16).tobytes()),
     "float": (3, 32, lambda pcm: (pcm / 32767).astype("<f4").tobytes()),
 }
@@ -77,7 +77,7 @@ FAULTS = {
     "holds no audio": wav(1, 1, 8000, 16, b""),
     "has 44100 Hz; 8000, 16000, 24000 and 48000 are known": wav(1, 1, 44100, 16, RAMP.tobytes()),
     "is in format 0x55 with 8 bits": wav(0x55, 1, 8000, 8, b"mp3"),
-    "is in format 0x1 with 12 bits": wav(1, 1, 8000, 16, RAMP.tobytes()).replace(b"\x02\0\x10\0data", b"\x02\0\x0c\0data"),
+    "is in format 0x1 with 12 bits": wav(1, 1, 8000, 16, b"ab").replace(b"\x02\0\x10\0data", b"\x02\0\x0c\0data"),
     "contradicts itself: 0 channels": wav(1, 1, 8000, 16, b"ab").replace(b"\x01\0\x01\0", b"\x01\0\0\0"),
 }
 
