@@ -31,11 +31,11 @@ HANG_UP_SECONDS = 2         # for the server's close frame
 
 def address(url: str) -> SplitResult:
     """The parts of a WebSocket address; ConfigError for anything else."""
-    parts = urlsplit(url)
     try:
+        parts = urlsplit(url)
         known = parts.scheme in ("ws", "wss") and parts.hostname and parts.port != 0
         known = known and url.isascii() and url.isprintable() and " " not in url
-    except ValueError:                  # a port that is no number
+    except ValueError:                  # a port that is no number, a bracket that stands alone
         known = False
     if not known:
         raise ConfigError(f"{url} is not a WebSocket address; one is written ws://HOST:PORT/ws/DIALECT[/AGENT].")
@@ -115,9 +115,13 @@ class Line(asyncio.Protocol):
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         context = ssl.create_default_context() if parts.scheme == "wss" else None
         async with asyncio.timeout(DIAL_SECONDS):
-            _, line = await asyncio.get_running_loop().create_connection(
+            transport, line = await asyncio.get_running_loop().create_connection(
                 lambda: cls(parts.netloc, target, heard, lost), parts.hostname, port_of(parts), ssl=context)
-            await line.opened
+            try:
+                await line.opened
+            except BaseException:
+                transport.abort()
+                raise
         return line
 
     def connection_made(self, transport: asyncio.Transport) -> None:
@@ -164,7 +168,7 @@ class Line(asyncio.Protocol):
             if not self.opened.cancelled() and self.opened.exception() is None:
                 self.lost(self.ws.close_code, self.ws.close_reason)
         else:
-            said = self.said.decode(errors="replace").strip() or "the connection was closed during the handshake"
+            said = printable(self.said.decode(errors="replace")) or "the connection was closed during the handshake"
             self.opened.set_exception(ProtocolError(self.refusal or 400, said))
 
     def send(self, opcode: int, payload: bytes) -> None:
@@ -193,7 +197,12 @@ def ending(code: int, reason: str) -> str:
     """How a call ended, in words."""
     if code == ABNORMAL:
         return "the connection broke"
-    return f"the call was ended with {code}" + (f", {reason}" if reason else "")
+    return f"the call was ended with {code}" + (f", {printable(reason)}" if reason else "")
+
+
+def printable(text: str) -> str:
+    """What a server said, without what could steer a terminal."""
+    return "".join(c if c.isprintable() else " " for c in text).strip()
 
 
 class Metronome:

@@ -21,6 +21,8 @@ class Terminal:
 
     def __init__(self, out=None):
         self.out = sys.stdout if out is None else out
+        if hasattr(self.out, "reconfigure"):
+            self.out.reconfigure(errors="replace")      # what a terminal cannot show is a question mark, no failure
         self.colours = self.out.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
         self.blocks = (getattr(self.out, "encoding", None) or "").lower().startswith("utf")
 

@@ -173,6 +173,23 @@ async def test_a_refusal_is_told_with_the_sentence_of_the_server():
 
 
 @pytest.mark.asyncio
+async def test_a_server_cannot_steer_the_terminal():
+    async with agent(answer=lambda agent: agent.ws.close(1000, "\x1b[2Jbye")) as (place, _):
+        simulated, _ = await hold(f"ws://{place}/ws/twilio", None)
+    assert simulated.closed == "the call was ended with 1000, [2Jbye"
+
+
+@pytest.mark.asyncio
+async def test_a_server_that_is_none_is_told(unused_tcp_port):
+    async def hum(reader, writer):
+        writer.write(b"220 mail.example ESMTP\r\n\r\n")
+        writer.close()
+    async with await asyncio.start_server(hum, "127.0.0.1", unused_tcp_port):
+        with pytest.raises(ProtocolError, match="does not answer in HTTP/1.1"):
+            await Line.dial(f"ws://127.0.0.1:{unused_tcp_port}/", None, None)
+
+
+@pytest.mark.asyncio
 async def test_nobody_there_is_an_error_of_the_system(unused_tcp_port):
     with pytest.raises(OSError):
         await Line.dial(f"ws://127.0.0.1:{unused_tcp_port}/", None, None)
@@ -197,7 +214,7 @@ async def test_calls_have_ids_of_their_own():
 
 
 @pytest.mark.parametrize("url", ["http://h/ws/pcm", "ws:///ws/pcm", "ws://h:x/ws/pcm", "ws://h:0/ws/pcm",
-                                 "ws://h/ws/p c", "ws://h/ws/pcm\n", "h"])
+                                 "ws://h/ws/p c", "ws://h/ws/pcm\n", "ws://[h/ws/pcm", "h"])
 def test_what_is_no_address_is_one_sentence(url):
     with pytest.raises(ConfigError, match="is not a WebSocket address"):
         dialect_of(url)
