@@ -88,9 +88,17 @@ def place(url: str, name: str):
     if name == "pcm" and "call_id=" not in url:
         url += ("&" if address(url).query else "?") + f"call_id={identity}"
     dialect = CALLERS[name](address(url))
-    if name == "twilio":
-        dialect.call_id = f"CA{identity}"
+    if name != "pcm":
+        dialect.call_id = dialect.call_id[:-len(identity)] + identity      # what its ids begin with stays
     return url, dialect
+
+
+def answer(line: "Line", dialect) -> None:
+    """Sends what the platform's protocol itself wants sent now, if it has anything of the kind."""
+    if outbox := getattr(dialect, "outbox", ()):
+        for message in outbox:
+            line.send(*message)
+        outbox.clear()
 
 
 class Line(asyncio.Protocol):
@@ -284,8 +292,8 @@ class Caller:
     def _tick(self) -> None:
         self._line.send(*self.dialect.audio(self._microphone))
         position = self.clock.beats * self._samples
-        for name in self.ear.reached(position):
-            self._line.send(*self.dialect.mark(name))
+        self._give_back(self.ear.reached(position))
+        answer(self._line, self.dialect)
         self._microphone = self.script.frame(position, self._samples)
         self._tell()
         if self.script.phase is OVER:
@@ -299,8 +307,14 @@ class Caller:
             case Mark(name=name):
                 self.ear.mark(position, name)
             case Clear():
-                for name in self.ear.clear(position):
-                    self._line.send(*self.dialect.mark(name))
+                self._give_back(self.ear.clear(position))
+        answer(self._line, self.dialect)
+
+    def _give_back(self, names: list[str]) -> None:
+        """Marks; some platforms are silent about those that were cleared."""
+        for name in names:
+            if (message := self.dialect.mark(name)) is not None:
+                self._line.send(*message)
 
     def _lost(self, code: int, reason: str) -> None:
         if not self.over:
@@ -360,3 +374,4 @@ class Probe:
     def _heard(self, opcode: int, payload: memoryview, now: int) -> None:
         if isinstance(self.dialect.receive(opcode, payload), Audio) and self._sent:
             self.round_trips.append(now - self._sent.popleft())
+        answer(self._line, self.dialect)

@@ -20,8 +20,11 @@ A class in TABLE is made from the query of the peer's URL (ProtocolError(400) if
 A class in CALLERS is the platform's side of the same, for our simulated callers.  It is made from the split URL that
 is dialled and has `name`, `rate`, `call_id`; its messages are (opcode, bytes):
     open() -> list of messages                  how it begins
-    audio(pcm), dtmf(digit), mark(name), stop() -> message      mark: this one has been played, or cleared
+    audio(pcm), dtmf(digit) -> message
+    mark(name), stop() -> message | None        "this one has been played, or cleared", "the caller hangs up"; None where
+                                                the platform is silent about it
     receive(opcode, payload) -> Audio | Mark (to be given back when played) | Clear | Stop | None
+    outbox                                      as above, where the platform's protocol has answers of its own
 """
 from collections import deque
 from dataclasses import dataclass, field
