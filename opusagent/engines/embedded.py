@@ -152,6 +152,10 @@ class Utterance:
             self.unseen += len(part) // FRAME_BYTES
         return bool(self.pending)
 
+    def hurry(self) -> None:
+        """Somebody asks before the loudness is certain: what was held back for it is decoded now."""
+        self.pending += self.cepstra.flush().tobytes()
+
     def partial(self) -> str:
         """The best text so far; not necessarily a whole sentence of the grammar.  Worth a look when `due`."""
         self.unseen = 0
@@ -166,7 +170,7 @@ class Utterance:
 
     def finish(self) -> tuple[str, float]:
         """Nothing more follows: (text, confidence from 0 to 1).  The text is empty where no sentence fits."""
-        self.pending += self.cepstra.flush().tobytes()
+        self.hurry()
         while self.step():
             pass
         self.decoder.end_utt()

@@ -85,7 +85,7 @@ class Voices:
         self.voice(default)
 
     def voice(self, name: str) -> "Voice":
-        """The voice of that name; "" is the default.  EngineError where there is none, ConfigError where it is missing."""
+        """The voice of that name; "" is the default.  EngineError if there is none, ConfigError without its library."""
         name = name or self.default
         if name not in self.loaded:
             if name not in VOICES:

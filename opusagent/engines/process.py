@@ -1,4 +1,4 @@
-"""An engine process: `python -m opusagent.engines.process STAGE SLOTS PARENT FD...`, started by host.py and nobody else.
+"""An engine process: `python -m opusagent.engines.process STAGE SLOTS PARENT FD...`, started by host.py only.
 
 One thread, one loop: read the records, do a piece of work for each call that has some, tell the result, sleep when
 there is nothing.  The rule: a call never waits for more than a piece of another call's work; and nothing is written
@@ -152,6 +152,8 @@ class Recognising:
             slot.read_into(found.position, room)
             found.position += len(room)
             found.utterance.feed(room)
+        if found.asked and found.position >= found.end:
+            found.utterance.hurry()
         more = found.utterance.step() or found.position < found.end
         if found.finish is not None and found.position >= found.finish and not more:
             self._finish(index, found)

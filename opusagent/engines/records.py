@@ -9,7 +9,7 @@ import struct
 LISTEN = 1          #     position        search          LEVEL               the utterance's number
 ASK = 2             #                                                         "
 FINISH = 3          #     position                                            "
-CANCEL = 4          #                                                         the utterance's number, or the turn's epoch
+CANCEL = 4          #                                                         the number, or the epoch
 SPEAK = 5           #     buffer k        start or FRESH  voice, NUL, text    the turn's epoch
 SPACE = 6           #     buffer k: the worker has played some of it
 
@@ -18,7 +18,7 @@ READY = 16          #
 PARTIAL = 17        #     position        ms of lag       text                the utterance's number
 FINAL = 18          #     confidence * 1e6  "             LEVEL, text         "
 SPEECH = 19         #     start           written         k, done (2 bytes)   the turn's epoch
-FAILED = 20         #     k (voice)                       a sentence          the utterance's number, or the turn's epoch;
+FAILED = 20         #     k (voice)                       a sentence          the number, or the epoch;
                     #     before READY: a is 1 if the configuration is to blame, and the process ends
 
 FRESH = (1 << 64) - 1       # SPEAK: nothing of it has been written; otherwise the buffer's counter at its first sample
