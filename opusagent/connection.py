@@ -153,7 +153,7 @@ class Connection(asyncio.BufferedProtocol):
         self._linger()
 
     def _upgrade(self, head: http11.Head, rest: bytes) -> None:
-        answer = http11.accept(head)
+        answer = http11.accept(head, self.server.protocols(head))
         limits, begin = self.server.session(self, head)     # refuses before anything is allocated
         self.limits = limits
         self.pinged = self.server.now

@@ -182,6 +182,13 @@ class Server:
         status, body, content_type = page.render(self, head)
         return http11.response(status, body, content_type, head_only=head.method == "HEAD")
 
+    @staticmethod
+    def protocols(head: http11.Head) -> tuple[str, ...]:
+        """The subprotocols of which a peer may have the first that it offers: those of its route's dialect."""
+        parts = head.path.split("/")
+        dialect = DIALECTS.get(parts[2]) if len(parts) > 2 and parts[1] == "ws" else None
+        return getattr(dialect, "protocols", ())
+
     def session(self, connection: Connection, head: http11.Head) -> tuple[Limits, Callable]:
         """What an upgrade asks for: its limits, and the function that begins its session once the 101 is out."""
         parts = head.path.split("/")
