@@ -93,6 +93,11 @@ def place(url: str, name: str):
     return url, dialect
 
 
+def protocols_of(dialect) -> tuple[str, ...]:
+    """The subprotocols that the platform offers."""
+    return getattr(dialect, "protocols", ())
+
+
 def answer(line: "Line", dialect) -> None:
     """Sends what the platform's protocol itself wants sent now, if it has anything of the kind."""
     if outbox := getattr(dialect, "outbox", ()):
@@ -105,10 +110,12 @@ class Line(asyncio.Protocol):
     """The client's end of one WebSocket.  `heard(opcode, payload, now)` is called for each message, payload dying with
     the call; `lost(code, reason)` once, when it has ended."""
 
-    def __init__(self, host: str, target: str, heard: Callable, lost: Callable[[int, str], None]):
+    def __init__(self, host: str, target: str, heard: Callable, lost: Callable[[int, str], None],
+                 protocols: tuple[str, ...] = ()):
         self.heard = heard
         self.lost = lost
-        self.handshake = ClientHandshake(host, target, os.urandom(16))
+        self.protocols = protocols              # one of them must be chosen, as the platforms insist that have any
+        self.handshake = ClientHandshake(host, target, os.urandom(16), protocols=protocols)
         self.ws = WebSocket(MAX_MESSAGE, mask=lambda: os.urandom(4))
         self.transport: asyncio.Transport | None = None
         self.opened: asyncio.Future = asyncio.get_running_loop().create_future()    # True, or why it was refused
@@ -117,14 +124,15 @@ class Line(asyncio.Protocol):
         self._gone = asyncio.Event()            # the connection has ended
 
     @classmethod
-    async def dial(cls, url: str, heard: Callable, lost: Callable[[int, str], None]) -> "Line":
+    async def dial(cls, url: str, heard: Callable, lost: Callable[[int, str], None],
+                   protocols: tuple[str, ...] = ()) -> "Line":
         """ConfigError for what is no WebSocket address, OSError where nobody listens, ProtocolError when refused."""
         parts = address(url)
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         context = ssl.create_default_context() if parts.scheme == "wss" else None
         async with asyncio.timeout(DIAL_SECONDS):
             transport, line = await asyncio.get_running_loop().create_connection(
-                lambda: cls(parts.netloc, target, heard, lost), parts.hostname, port_of(parts), ssl=context)
+                lambda: cls(parts.netloc, target, heard, lost, protocols), parts.hostname, port_of(parts), ssl=context)
             try:
                 await line.opened
             except BaseException:
@@ -157,6 +165,8 @@ class Line(asyncio.Protocol):
                 return b""
             data = self.handshake.rest
             if answer.status == 101:
+                if self.protocols and answer.get("sec-websocket-protocol") is None:
+                    raise ProtocolError(400, "The server chose none of the subprotocols that were offered.")
                 self.opened.set_result(True)
                 return data
             self.refusal = answer.status
@@ -271,7 +281,7 @@ class Caller:
 
     async def converse(self) -> AsyncIterator[Measured]:
         """Dials, speaks, hangs up; yields each turn when it is finished.  Raises as Line.dial does."""
-        self._line = await Line.dial(self.url, self._heard, self._lost)
+        self._line = await Line.dial(self.url, self._heard, self._lost, protocols_of(self.dialect))
         try:
             for message in self.dialect.open():
                 self._line.send(*message)
@@ -354,7 +364,8 @@ class Probe:
 
     async def run(self, seconds: float) -> None:
         """Raises as Line.dial does."""
-        self._line = await Line.dial(self.url, self._heard, lambda code, reason: self.clock.stop())
+        self._line = await Line.dial(self.url, self._heard, lambda code, reason: self.clock.stop(),
+                                     protocols_of(self.dialect))
         try:
             for message in self.dialect.open():
                 self._line.send(*message)
