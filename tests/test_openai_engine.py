@@ -130,7 +130,7 @@ FAULTS = {
     "JSON instead": (answers(200, "application/json", "{}"), "", "answered with application/json instead."),
     "no type": (answers(200, "", "data: {}"), "", "answered with something without a type instead."),
     "a redirect to nowhere": (answers(302, "text/html", "", Location="/nowhere"), "",
-                              "answered with status 404 (invalid_request_error)."),
+                              "answered with status 404 (invalid_request_error), asked for gpt-4o-mini."),
     "what is not HTTP": (does(lambda it: it.write(b"SSH-2.0-OpenSSH_9.2\r\n\r\n")), "",
                          "failed: what it sent is not HTTP."),
     "a chunk that is none": (begins(completion("One."), then=lambda it: it.write(b"zz\r\n")), "One.",

@@ -2,7 +2,7 @@
 
 A stage of an engine is a class made from the configuration; it lives in the worker and never blocks its loop.
     all     async open(...), async close(), measure(metrics)
-    stt     open(arena, searches): the searches of all flows, by number
+    stt     open(arena, searches): the searches of all flows, by number; a search has the words that are expected
             listen(call, position)      an utterance begins there in the call's slot; call.utterance and call.search say which
             audio(call)                 more of it lies in the slot
             ask(call)                   its best text so far is wanted now
@@ -29,7 +29,7 @@ from ..config import Config
 # name -> stage -> the class, as MODULE:CLASS of this package; imported when it is chosen
 TABLE: dict[str, dict[str, str]] = {
     "embedded": {"stt": "local:Stt", "tts": "local:Tts"},
-    "openai": {"llm": "openai:Llm"},
+    "openai": {"stt": "openai_stt:Stt", "llm": "openai:Llm", "tts": "openai_tts:Tts"},
     "scripted": {"stt": "scripted:Stt", "llm": "scripted:Llm", "tts": "scripted:Tts"},
 }
 

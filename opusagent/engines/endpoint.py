@@ -29,7 +29,8 @@ EVENT_BYTES = 1 << 20           # of one server-sent event
 # Options that not every model takes, and what they are called where they are not; None: nothing
 RESPELT = {"max_tokens": "max_completion_tokens", "temperature": None, "prompt": None}
 
-FAULTS = (openai.OpenAIError, httpx.HTTPError, UnicodeError)
+FAULTS = (openai.OpenAIError, httpx.HTTPError, UnicodeError, TimeoutError)
+NOT_HAD = (400, 404, 422)       # what endpoints answer when there is no such model or voice
 CODE = re.compile(r"[a-z][a-z_]{2,40}")         # what an endpoint calls an error; no key looks like that
 
 
@@ -46,6 +47,11 @@ class Answer:
     @property
     def content_type(self) -> str:
         return self._response.headers.get("content-type", "").lower()
+
+    async def next(self, seconds: float) -> bytes:
+        """The next piece of the body, b"" at its end.  Raises TimeoutError."""
+        async with asyncio.timeout(seconds):
+            return await anext(self.pieces, b"")
 
     async def close(self) -> None:
         """At once; the endpoint sees that nobody listens any more."""
@@ -101,8 +107,6 @@ class Endpoint:
                 await self.client.get("/models", cast_to=httpx.Response)
         except openai.NotFoundError:
             pass                                        # it has no list of models, but it is there
-        except TimeoutError:
-            log.warning("%s does not answer.", self.subject)
         except FAULTS as error:
             log.warning("%s %s.", self.subject, reason(error))
         if self.transport:
@@ -114,26 +118,35 @@ class Endpoint:
         if self.client is not None:
             await self.client.close()
 
-    @asynccontextmanager
-    async def post(self, path: str, body: dict, accept: str, files: dict | None = None) -> AsyncIterator[Answer]:
-        """Ask; the answer, as soon as its head has come.  `accept`: a pattern of the content types it may have.
+    @property
+    def hold(self) -> float:
+        """Seconds for which it is not to be asked; 0 or less: none."""
+        return self.held_until - time.monotonic()
 
-        Raises EngineError, also for what its body's reader stumbles over.  When it is left before the answer is
+    @asynccontextmanager
+    async def post(self, path: str, body: dict, accept: str, *, files: dict | None = None, what: str = "",
+                   within: float | None = None) -> AsyncIterator[Answer]:
+        """Ask; the answer, as soon as its head has come, and `within` so many seconds.
+
+        `accept` is a pattern of the content types it may have, `what` is named where the endpoint refuses to give it.
+        Raises EngineError, also for what the reader of its body stumbles over.  When it is left before the answer is
         `finished`, the connection is closed.
         """
         self.requests += 1
         answer = None
         try:
-            if (wait := self.held_until - time.monotonic()) > 0:
-                raise EngineError(f"{self.subject} asked to be left alone for {wait:.1f} s more.")
-            answer = Answer(await self._ask(path, body, files))
+            if (hold := self.hold) > 0:
+                raise EngineError(f"{self.subject} asked to be left alone for {hold:.1f} s more.")
+            async with asyncio.timeout(within):
+                answer = Answer(await self._ask(path, body, files))
             if not re.match(accept, answer.content_type):
                 raise EngineError(f"{self.subject} answered with {kind_of(answer.content_type)} instead.")
             yield answer
         except FAULTS as error:
             self.failures += 1
             self._hold_on(error)
-            raise EngineError(f"{self.subject} {reason(error)}.") from None
+            wanted = f", asked for {what}" if getattr(error, "status_code", 0) in NOT_HAD and what else ""
+            raise EngineError(f"{self.subject} {reason(error)}{wanted}.") from None
         except EngineError:
             self.failures += 1
             raise
@@ -206,6 +219,8 @@ def behind_proxy(url: httpx.URL) -> bool:
 
 def reason(error: Exception) -> str:
     """What happened, to follow the subject of a sentence."""
+    if isinstance(error, TimeoutError):
+        return "let us wait for too long"
     if isinstance(error, openai.APIStatusError):
         named = next((f" ({word})" for word in (error.code, error.type) if CODE.fullmatch(str(word))), "")
         return f"answered with status {error.status_code}{named}"

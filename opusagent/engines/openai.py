@@ -34,7 +34,7 @@ class Llm:
         """The pieces of the answer as they come.  Raises EngineError; closing the iterator cancels the request."""
         body = {"model": self.settings.llm_model, "messages": messages, "stream": True,
                 "max_tokens": self.settings.max_tokens, "temperature": self.settings.temperature}
-        async with self.endpoint.post("/chat/completions", body, STREAM) as answer:
+        async with self.endpoint.post("/chat/completions", body, STREAM, what=self.settings.llm_model) as answer:
             events, completion = Events(), Completion()
             async for data in answer.pieces:
                 for event in events.feed(data):

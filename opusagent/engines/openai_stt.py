@@ -1,0 +1,236 @@
+"""The recogniser of the engine `openai`: audio.transcriptions, an utterance at a time.
+
+An utterance is sent when the caller pauses, and its text is the final one if nothing was said after that; otherwise
+all of it is sent again at its end.  The rule: at most one request of an utterance is on its way, and what comes of
+an older one is never heard.
+"""
+import asyncio
+import logging
+import struct
+from collections.abc import Callable
+
+import orjson
+
+from .. import EngineError
+from .._fastpath import Slot
+from ..audio import last_voiced
+from ..config import Config
+from .endpoint import Answer, Endpoint, Events
+
+log = logging.getLogger("opusagent")
+
+SPARE = 2                       # connections kept open ahead
+ANSWER = r"text/event-stream|application/json"
+PIECE_SECONDS = 5.0             # from piece to piece of an answer; the call's own patience is shorter
+ANSWER_BYTES = 1 << 20          # of one
+MARGIN_MS = 500                 # of the oldest audio in a slot: it may be overwritten meanwhile
+LONGEST_SECONDS = 60            # of an utterance; of a longer one the end is recognised
+SHORTEST_MS = 100               # what is shorter says nothing, and endpoints refuse it
+PROMPT_CHARACTERS = 600         # of the words that a state expects
+
+
+class Stt:
+    """Recognition by an endpoint."""
+
+    def __init__(self, config: Config):
+        self.settings = config.openai
+        self.endpoint = Endpoint(config, "recogniser", SPARE)
+        self.prompts: list[str] = []                    # by search
+        self.heard: dict[object, Utterance] = {}        # by call, those that are being recognised
+        self.saved = 0                                  # utterances whose text was there, or on its way, at their end
+
+    async def open(self, arena, searches) -> None:
+        self.prompts = [", ".join(sorted(search.words))[:PROMPT_CHARACTERS] for search in searches]
+        await self.endpoint.open()
+
+    async def close(self) -> None:
+        for call in list(self.heard):
+            self.cancel(call)
+        await self.endpoint.close()
+
+    def listen(self, call, position: int) -> None:
+        self.cancel(call)
+        self.heard[call] = Utterance(call, position)
+
+    def audio(self, call) -> None:
+        if utterance := self.heard.get(call):
+            utterance.collect_some()
+
+    def ask(self, call) -> None:
+        if utterance := self.heard.get(call):
+            utterance.collect(call.slot.written)
+            self._send(utterance)
+
+    def finish(self, call, position: int) -> None:
+        utterance = self.heard.get(call)
+        if utterance is None:
+            return
+        utterance.collect(position)
+        utterance.finished = True
+        if not utterance.said_since():
+            self.saved += 1
+            if utterance.text is not None:              # as an answer of its own, not before this call returns
+                asyncio.get_running_loop().call_soon(self._tell, utterance)
+        else:
+            self._send(utterance)
+
+    def cancel(self, call) -> None:
+        if utterance := self.heard.pop(call, None):
+            utterance.drop_request()
+
+    forget = cancel
+
+    def measure(self, metrics) -> None:
+        self.endpoint.measure(metrics)
+        metrics.gauge("utterances_in_recognition", len(self.heard))
+        metrics.gauge("utterances_recognised_ahead", self.saved)
+
+    # -- requests ------------------------------------------------------------------------------------------------------
+
+    def _send(self, utterance: "Utterance") -> None:
+        """All that was heard of it so far; an older request is of no use any more."""
+        utterance.drop_request()
+        utterance.sent = len(utterance.pcm)
+        utterance.task = asyncio.ensure_future(self._recognise(utterance, bytes(utterance.pcm)))
+
+    async def _recognise(self, utterance: "Utterance", pcm: bytes) -> None:
+        try:
+            utterance.text = await self._transcribe(utterance, pcm)
+        except EngineError as error:
+            self._failed(utterance, str(error))
+        except Exception:
+            log.exception("the recogniser's engine broke")
+            self._failed(utterance, "The recogniser's engine broke.")
+        else:
+            self._tell(utterance)
+
+    def _failed(self, utterance: "Utterance", sentence: str) -> None:
+        """What was asked ahead may fail: it is asked again at the end."""
+        utterance.task, utterance.sent = None, -1
+        if utterance.finished and self._is_current(utterance):
+            del self.heard[utterance.call]
+            utterance.call.on_failure(utterance.number, sentence)
+
+    def _tell(self, utterance: "Utterance") -> None:
+        if not self._is_current(utterance):
+            return
+        if utterance.finished:
+            del self.heard[utterance.call]
+            utterance.call.on_final(utterance.number, utterance.text, 1.0)
+        else:
+            utterance.call.on_partial(utterance.number, utterance.text)
+
+    def _is_current(self, utterance: "Utterance") -> bool:
+        return self.heard.get(utterance.call) is utterance
+
+    async def _transcribe(self, utterance: "Utterance", pcm: bytes) -> str:
+        """The text of these samples.  Raises EngineError."""
+        if len(pcm) < 2 * utterance.rate * SHORTEST_MS // 1000:
+            return ""
+        body = {"model": self.settings.stt_model, "stream": True}
+        if prompt := self.prompts[utterance.search]:
+            body["prompt"] = prompt
+        files = {"file": ("utterance.wav", wav(pcm, utterance.rate), "audio/wav")}
+        async with self.endpoint.post("/audio/transcriptions", body, ANSWER, files=files, what=self.settings.stt_model,
+                                      within=PIECE_SECONDS) as answer:
+            if answer.content_type.startswith("application/json"):
+                return await read_whole(answer)
+            return await read_stream(answer, lambda text: self._hint(utterance, text))
+
+    def _hint(self, utterance: "Utterance", text: str) -> None:
+        """The beginning of a text."""
+        if not utterance.finished and self._is_current(utterance):
+            utterance.call.on_partial(utterance.number, text)
+
+
+class Utterance:
+    """What is heard of one utterance, and what is asked about it."""
+
+    __slots__ = ("call", "slot", "number", "search", "position", "rate", "pcm", "sent", "finished", "text", "task")
+
+    def __init__(self, call, position: int):
+        self.call = call
+        self.slot: Slot = call.slot
+        self.number = call.utterance
+        self.search = call.search
+        self.position = position                # in the slot, of the next sample to be collected
+        self.rate = call.slot.rate_in
+        self.pcm = bytearray()                  # int16 samples of it
+        self.sent = -1                          # how many bytes of that the request has; -1: there is none
+        self.finished = False                   # it has ended
+        self.text: str | None = None            # what the request came to
+        self.task: asyncio.Task | None = None   # the request
+
+    def collect_some(self) -> None:
+        """From time to time: the slot does not keep it for ever."""
+        if self.slot.written - self.position > self.slot.capacity // 4:
+            self.collect(self.slot.written)
+
+    def collect(self, end: int) -> None:
+        """Take what has come up to position `end`."""
+        slot = self.slot
+        begin = max(self.position, slot.written - slot.capacity + self.rate * MARGIN_MS // 1000)
+        if end > begin:
+            self.pcm += slot.read(begin, end - begin).tobytes()
+            self.position = end
+        if (over := len(self.pcm) - 2 * self.rate * LONGEST_SECONDS) > 0:
+            del self.pcm[:over]
+            self.sent = -1
+
+    def said_since(self) -> bool:
+        """Whether something was said that the request does not have."""
+        if self.sent < 0:
+            return True
+        clip = memoryview(self.pcm)[-2 * self.slot.capacity:].cast("h")
+        last = last_voiced(clip, self.rate)
+        return last is not None and 2 * last > self.sent - (len(self.pcm) - 2 * len(clip))
+
+    def drop_request(self) -> None:
+        if self.task is not None:
+            self.task.cancel()
+        self.task, self.text, self.sent = None, None, -1
+
+
+async def read_whole(answer: Answer) -> str:
+    """The text of a JSON answer.  Raises EngineError."""
+    data = b""
+    while piece := await answer.next(PIECE_SECONDS):
+        data += piece
+        if len(data) > ANSWER_BYTES:
+            raise EngineError("The recogniser's endpoint sent an answer without an end.")
+    answer.finished = True
+    return text_in(data, "text")
+
+
+async def read_stream(answer: Answer, hint: Callable[[str], None]) -> str:
+    """The text of a streamed answer; `hint` hears its beginning while it grows.  Raises EngineError."""
+    events, text = Events(), ""
+    while data := await answer.next(PIECE_SECONDS):
+        for event in events.feed(data):
+            if b"transcript.text.done" in event:
+                answer.finished = True
+                return text_in(event, "text")
+            if b"transcript.text.delta" in event:
+                text += text_in(event, "delta")
+            elif b'"error"' in event:
+                raise EngineError("The recogniser's endpoint broke its answer off with an error.")
+        if text.strip():
+            hint(text)
+    raise EngineError("The recogniser's endpoint ended its answer in the middle.")
+
+
+def text_in(data: bytes, name: str) -> str:
+    """A text in JSON.  Raises EngineError where it is not there."""
+    try:
+        text = orjson.loads(data)[name]
+    except (ValueError, TypeError, LookupError):
+        text = None
+    if not isinstance(text, str):
+        raise EngineError("The recogniser's endpoint sent what is no transcription.")
+    return text.strip() if name == "text" else text
+
+
+def wav(pcm: bytes, rate: int) -> bytes:
+    """int16 samples as a WAV file."""
+    return struct.pack("<4sI4s4sIHHIIHH4sI", b"RIFF", 36 + len(pcm), b"WAVE", b"fmt ", 16, 1, 1, rate, rate * 2, 2, 16,
+                       b"data", len(pcm)) + pcm

@@ -1,0 +1,248 @@
+"""The voice of the engine `openai`: audio.speech, streamed as PCM into the segment buffers of a call.
+
+It is heard as soon as there are 20 ms of it, and waits where the listener is slow.  The rule: what an endpoint sends
+as audio is believed only as far as it can be speech: of the right form, no silence, not too short for its text and
+not without an end.
+"""
+import asyncio
+import logging
+import re
+import struct
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+
+import numpy as np
+
+from .. import EngineError
+from .._fastpath import RATES, SEGMENT_SAMPLES, SEGMENTS
+from ..config import Config
+from .endpoint import Endpoint
+from .flite import Speech
+
+log = logging.getLogger("opusagent")
+
+RATE = 24000                    # Hz of what is sent, unless it says otherwise
+AUDIO = r"audio/(x-)?(pcm|wav|wave)\b|application/octet-stream"
+HEAD_BYTES = 4096               # of a WAV file, at most
+FIRST_SECONDS = 2.0             # for the first audio of a segment
+GAP_SECONDS = 1.0               # from piece to piece
+LONGEST_SECONDS = 30.0          # of one segment
+FASTEST = 40                    # characters that can be spoken in a second
+LONGEST = 4096                  # characters that can be asked for at once
+AT_ONCE = 4                     # prompts that are spoken side by side
+TRIES = 3                       # for each of them
+AGAIN_SECONDS = 0.2             # between two of these, or longer where the endpoint wants it
+
+
+class Tts:
+    """Speech by an endpoint."""
+
+    def __init__(self, config: Config):
+        self.settings = config.openai
+        self.endpoint = Endpoint(config, "voice", SEGMENTS)
+        self.speaking: dict[tuple[object, int], Speaking] = {}      # by call and buffer
+
+    async def open(self, arena) -> None:
+        await self.endpoint.open()
+
+    async def close(self) -> None:
+        for speaking in list(self.speaking.values()):
+            speaking.task.cancel()
+        await self.endpoint.close()
+
+    def speak(self, call, epoch: int, k: int, text: str, voice: str) -> None:
+        speaking = Speaking(call, epoch, k)
+        self.speaking[call, k] = speaking
+        speaking.task = asyncio.ensure_future(speaking.write_all(self._pcm(text, voice, call.slot.rate_out)))
+        speaking.task.add_done_callback(lambda _: self._is_over(speaking))
+
+    def _is_over(self, speaking: "Speaking") -> None:
+        if self.speaking.get((speaking.call, speaking.k)) is speaking:
+            del self.speaking[speaking.call, speaking.k]
+
+    def played(self, call, k: int) -> None:
+        if speaking := self.speaking.get((call, k)):
+            speaking.room.set()
+
+    def cancel(self, call) -> None:
+        for k in range(SEGMENTS):
+            if speaking := self.speaking.pop((call, k), None):
+                speaking.task.cancel()
+
+    async def render(self, texts, voice: str, rate: int) -> AsyncIterator[tuple[str, np.ndarray]]:
+        """Each text as int16 at `rate`, in the order in which they get ready.  Raises EngineError."""
+        gate = asyncio.Semaphore(AT_ONCE)
+
+        async def render_one(text: str) -> tuple[str, np.ndarray]:
+            async with gate:
+                return text, await self._whole(text, voice, rate)
+
+        rendering = [asyncio.ensure_future(render_one(text)) for text in texts]
+        try:
+            for done in asyncio.as_completed(rendering):
+                yield await done
+        finally:
+            for task in rendering:
+                task.cancel()
+            await asyncio.gather(*rendering, return_exceptions=True)
+
+    def measure(self, metrics) -> None:
+        self.endpoint.measure(metrics)
+        metrics.gauge("segments_in_synthesis", len(self.speaking))
+
+    async def _whole(self, text: str, voice: str, rate: int) -> np.ndarray:
+        for tries_left in reversed(range(TRIES)):
+            try:
+                return np.concatenate([pcm async for pcm in self._pcm(text, voice, rate)])
+            except EngineError:
+                if not tries_left:
+                    raise
+                await asyncio.sleep(max(AGAIN_SECONDS, self.endpoint.hold))
+
+    async def _pcm(self, text: str, voice: str, rate: int) -> AsyncIterator[np.ndarray]:
+        """The text as int16 at `rate`, while it comes.  Raises EngineError."""
+        voice = voice or self.settings.voice
+        body = {"model": self.settings.tts_model, "input": text[:LONGEST], "voice": voice, "response_format": "pcm"}
+        what = f"voice {voice} of {self.settings.tts_model}"
+        async with self.endpoint.post("/audio/speech", body, AUDIO, what=what, within=FIRST_SECONDS) as answer:
+            sound = Sound(answer.content_type, rate)
+            wait = FIRST_SECONDS
+            while data := await answer.next(wait):
+                if len(pcm := sound.feed(data)):
+                    yield pcm
+                wait = GAP_SECONDS
+            answer.finished = True
+            yield sound.finish(text)
+
+
+class Speaking:
+    """A segment on its way into a buffer of its call's slot."""
+
+    __slots__ = ("call", "slot", "epoch", "k", "start", "written", "room", "task")
+
+    def __init__(self, call, epoch: int, k: int):
+        self.call = call
+        self.slot = call.slot
+        self.epoch = epoch
+        self.k = k
+        self.start = self.written = self.slot.segment_written(k)    # counters of the buffer
+        self.slot.set_segment_read(k, self.start)                   # what lay there before is nobody's any more
+        self.room = asyncio.Event()             # some of it was played
+        self.task: asyncio.Task | None = None
+
+    async def write_all(self, pieces: AsyncIterator[np.ndarray]) -> None:
+        try:
+            async with aclosing(pieces):
+                async for pcm in pieces:
+                    await self._write(pcm)
+        except EngineError as error:
+            self.call.on_speech_failed(self.epoch, self.k, str(error))
+        except Exception:
+            log.exception("the voice's engine broke")
+            self.call.on_speech_failed(self.epoch, self.k, "The voice's engine broke.")
+        else:
+            self.call.on_speech(self.epoch, self.k, self.start, self.written, True)
+
+    async def _write(self, pcm: np.ndarray) -> None:
+        """As far as there is room, and the rest when there is some again."""
+        slot, k, ring = self.slot, self.k, np.asarray(self.slot.segment(self.k))
+        while len(pcm):
+            count = min(len(pcm), SEGMENT_SAMPLES - (self.written - slot.segment_read(k)))
+            if not count:
+                self.room.clear()
+                await self.room.wait()
+                continue
+            at = self.written % SEGMENT_SAMPLES
+            first = min(count, SEGMENT_SAMPLES - at)
+            ring[at:at + first] = pcm[:first]
+            ring[:count - first] = pcm[first:count]
+            pcm = pcm[count:]
+            self.written += count
+            slot.set_segment_written(k, self.written)
+            self.call.on_speech(self.epoch, k, self.start, self.written, False)
+
+
+class Sound:
+    """Bytes of audio, cut anywhere, on their way to samples for the listener: no silence before or after them."""
+
+    __slots__ = ("rate", "samples", "_speech", "_out", "_head", "_odd")
+
+    def __init__(self, content_type: str, rate: int):
+        stated = re.search(r"\brate=(\d{1,6})", content_type)
+        self.rate = int(stated[1]) if stated else RATE      # Hz of what comes
+        self.samples = 0                                    # of that
+        self._out: list[np.ndarray] = []                    # what is ready
+        self._speech = Speech(rate, 1.0, self._keep)
+        self._head: bytes | None = b""                      # of a WAV file, perhaps; None: it was looked at
+        self._odd = b""                                     # half a sample
+
+    def feed(self, data: bytes) -> np.ndarray:
+        """What of it can be heard now.  Raises EngineError for what cannot be speech."""
+        if self._head is not None:
+            data = self._look(data)
+        data = self._odd + data
+        whole = len(data) & ~1
+        self._odd = data[whole:]
+        if whole:
+            if self.rate not in RATES:
+                raise EngineError(f"The voice's endpoint sends audio at {self.rate} Hz, which is not supported.")
+            self.samples += whole // 2
+            self._speech.push(np.frombuffer(data[:whole], "<i2"), self.rate)
+        if self.samples > LONGEST_SECONDS * self.rate:
+            raise EngineError(f"The voice's endpoint did not end a segment within {LONGEST_SECONDS:.0f} s of speech.")
+        return self._ready()
+
+    def finish(self, text: str) -> np.ndarray:
+        """The last of it.  Raises EngineError where the whole was no speech of `text`."""
+        if not self.samples:
+            raise EngineError("The voice's endpoint sent no audio.")
+        if self._speech.edges is None or not self._speech.edges.begun:
+            raise EngineError("The voice's endpoint sent silence.")
+        seconds = self.samples / self.rate
+        if len(text) > seconds * FASTEST:
+            raise EngineError(f"The voice's endpoint sent {seconds:.1f} s of audio for {len(text)} characters.")
+        self._speech.finish()
+        return self._ready()
+
+    def _keep(self, pcm: np.ndarray) -> bool:
+        self._out.append(pcm)
+        return True
+
+    def _ready(self) -> np.ndarray:
+        ready = np.concatenate(self._out) if self._out else np.zeros(0, np.int16)
+        self._out.clear()
+        return ready
+
+    def _look(self, data: bytes) -> bytes:
+        """The first bytes may be the head of a WAV file, though none was asked for; what is after that."""
+        head = self._head + data
+        if len(head) < 12 and b"RIFF".startswith(head[:4]):
+            self._head = head
+            return b""
+        if head[:4] != b"RIFF":
+            self._head = None
+            return head
+        found = wav_head(head)
+        self._head = head if found is None else None
+        if found is None:
+            return b""
+        self.rate, begin = found
+        return head[begin:]
+
+
+def wav_head(head: bytes) -> tuple[int, int] | None:
+    """Rate of a WAV file and where its samples begin; None: more of it is needed.  Raises EngineError."""
+    at, rate = 12, 0
+    while at + 8 <= len(head):
+        tag, size = struct.unpack_from("<4sI", head, at)
+        at += 8
+        if tag == b"data" and rate:
+            return rate, at
+        if tag == b"fmt " and at + 16 <= len(head):
+            coding, channels, rate, _, _, bits = struct.unpack_from("<HHIIHH", head, at)
+            if (coding, channels, bits) != (1, 1, 16):
+                raise EngineError("The voice's endpoint sends a WAV file that is not 16-bit mono PCM.")
+        at += size + (size & 1)
+    if len(head) > HEAD_BYTES:
+        raise EngineError("The voice's endpoint sends a WAV file without samples.")
+    return None
