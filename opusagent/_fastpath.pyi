@@ -43,6 +43,7 @@ class Wire:
     on_message: Callable[[int, memoryview], Any]
     quickack: bool
     lockstep: bool
+    taken: int
     @property
     def backlog(self) -> int: ...
     def __init__(self, fd: int, parser: FrameParser, on_message: Any, on_control: Any, on_fault: Any, on_end: Any,

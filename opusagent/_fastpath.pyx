@@ -227,7 +227,6 @@ cdef class ReceiveBuffer:
     """
     cdef uint8_t *data
     cdef readonly Py_ssize_t size       # bytes
-    cdef object _view                   # made when first asked for: it refers back to this object
 
     def __cinit__(self, Py_ssize_t size=262144):
         self.size = size
@@ -243,9 +242,7 @@ cdef class ReceiveBuffer:
 
     @property
     def view(self):
-        if self._view is None:
-            self._view = memoryview(self)
-        return self._view
+        return memoryview(self)         # never kept here: a reference in a circle would outlive its use
 
 
 cdef class FrameParser:
@@ -265,6 +262,7 @@ cdef class FrameParser:
     cdef uint64_t received              # bytes fed since take_received()
     # the bytes lent by feed(), not yet consumed
     cdef ReceiveBuffer lent
+    cdef object window                  # a memoryview of it
     cdef Py_ssize_t at
     cdef Py_ssize_t end
     # the frame in progress
@@ -316,10 +314,16 @@ cdef class FrameParser:
             raise ValueError("more bytes than the buffer holds")
         if self.at != self.end and not self.stopped:
             raise ValueError("the bytes of the last feed() are not consumed yet")
-        self.lent = buffer
+        self.lend(buffer, n)
+        self.received += n
+
+    cdef inline int lend(self, ReceiveBuffer buffer, Py_ssize_t n) except -1:
+        if buffer is not self.lent:
+            self.lent = buffer
+            self.window = memoryview(buffer)
         self.at = 0
         self.end = n
-        self.received += n
+        return 0
 
     def feed_bytes(self, data not None):
         """Lend a copy of `data` (any length): for bytes that came behind an upgrade request, and for tests."""
@@ -332,10 +336,7 @@ cdef class FrameParser:
         cdef Py_ssize_t n = self.end - self.at
         cdef ReceiveBuffer own = ReceiveBuffer(max(1, n))
         memcpy(own.data, self.lent.data + self.at, n)
-        self.lent = own
-        self.at = 0
-        self.end = n
-        return 0
+        return self.lend(own, n)
 
     def deliver(self, on_message, on_control):
         """Call on_message(opcode, payload) or on_control(opcode, payload) for all that is whole, in order."""
@@ -461,7 +462,7 @@ cdef class FrameParser:
         if self.message == OP_TEXT and not oa_utf8_push(&self.utf8, p, here):
             raise ProtocolError(1007, "text is not UTF-8")
         if whole and self.fin and self.spilled == 0:
-            self.payload = self.lent.view[self.at:self.at + <Py_ssize_t>here]
+            self.payload = self.window[self.at:self.at + <Py_ssize_t>here]
         else:
             self.spill_bytes(p, here)
         self.at += here
@@ -546,6 +547,8 @@ cdef class Wire:
     cdef uint32_t armed                 # the events epoll watches for
     cdef bytearray unsent               # what the socket did not take, from unsent_at on
     cdef Py_ssize_t unsent_at
+    cdef readonly uint64_t taken        # bytes of it that the socket took later: a peer that reads makes it grow
+    cdef Py_ssize_t discarded           # bytes that came after the end
     cdef bint waiting                   # received bytes are left in the parser: its turn comes again
     cdef public bint quickack           # acknowledge each receive at once: TCP_QUICKACK does not last
     cdef public bint lockstep           # do not read on while something is unsent (echo: the peer sets the pace)
@@ -616,6 +619,7 @@ cdef class Wire:
             sent = posix_send(self.fd, PyByteArray_AS_STRING(self.unsent) + self.unsent_at, n,
                               MSG_NOSIGNAL | MSG_DONTWAIT)
             self.unsent_at += max(sent, 0)
+            self.taken += max(sent, 0)
             if self.unsent_at < len(self.unsent):
                 return 0
             self.unsent = bytearray()
@@ -635,12 +639,21 @@ cdef class Wire:
         if n > 0:
             if self.quickack:
                 posix_setsockopt(self.fd, IPPROTO_TCP, TCP_QUICKACK, &one, sizeof(one))
+            if self.parser.stopped:
+                return self.discard(n)
             self.parser.feed(buffer, n)
             return self.deliver()
         if n == 0:
             self.on_end(None)
         elif errno != EAGAIN and errno != EINTR:
             self.on_end(OSError(errno, os.strerror(errno)))
+        return 0
+
+    cdef int discard(self, ssize_t n) except -1:
+        """After the end a peer's last bytes are read, so that ours reach it; not a flood of them."""
+        self.discarded += n
+        if self.discarded > MAX_RECEIVE:
+            self.on_end(None)
         return 0
 
     cdef int deliver(self) except -1:
@@ -693,6 +706,7 @@ cdef class EpollSet:
     cdef list free_slots
     cdef uint32_t generation
     cdef list turns                     # wires that have received bytes left to deliver
+    cdef list closed                    # wires closed since the last round, whose callbacks may still be running
     cdef epoll_event events[MAX_EVENTS]
 
     def __init__(self, ReceiveBuffer buffer not None):
@@ -703,6 +717,7 @@ cdef class EpollSet:
         self.wires = []
         self.free_slots = []
         self.turns = []
+        self.closed = []
 
     def __len__(self):
         return len(self.wires) - len(self.free_slots)
@@ -744,7 +759,16 @@ cdef class EpollSet:
         epoll_ctl(self.fd, EPOLL_CTL_DEL, wire.fd, NULL)
         self.wires[wire.slot] = None
         self.free_slots.append(wire.slot)
+        self.closed.append(wire)
         wire.home = None
+        return 0
+
+    cdef int let_go(self) except -1:
+        """The callbacks of closed wires lead back to them; without them each is freed at once, without a collector."""
+        cdef Wire wire
+        for wire in self.closed:
+            wire.on_message = wire.on_control = wire.on_fault = wire.on_end = wire.on_drained = None
+        self.closed = []
         return 0
 
     def poll(self) -> bool:
@@ -753,6 +777,8 @@ cdef class EpollSet:
         cdef int i, n
         cdef uint64_t token
         cdef Wire wire
+        if self.closed:
+            self.let_go()
         if turns:
             self.turns = []
             for wire in turns:

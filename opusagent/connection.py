@@ -20,6 +20,7 @@ log = logging.getLogger("opusagent")
 SECOND = 1_000_000_000
 TLS_BACKLOG = 65536            # bytes written to a TLS connection and not taken, from which its peer counts as slow
 LINGER = 1 * SECOND             # after our FIN, how long the peer may take to send its own
+STALLED = 10 * SECOND           # a peer that takes nothing of what waits for it is gone
 CLOSE_WAIT = 5 * SECOND         # after our close frame, how long the peer may take to answer it
 BURST_SECONDS = 3               # of a route's budgets that may come at once: a network that stalled catches up
 
@@ -36,6 +37,10 @@ class TransportWire:
     @property
     def backlog(self) -> int:
         return self.transport.get_write_buffer_size()
+
+    @property
+    def taken(self) -> int:
+        return -self.backlog
 
     def send(self, opcode: int, payload) -> bool:
         return self.write(build_frame(opcode, payload))
@@ -57,7 +62,7 @@ class Connection(asyncio.BufferedProtocol):
 
     __slots__ = ("server", "pages", "transport", "wire", "peer", "head", "ws", "session", "limits",
                  "began", "heard", "pinged", "pings", "partial_since", "ended_at", "lingers", "swept", "bytes_due",
-                 "controls_due", "rtt_ns")
+                 "controls_due", "taken", "stalled_since", "rtt_ns")
 
     def __init__(self, server, pages: bool = True):
         self.server = server
@@ -79,6 +84,8 @@ class Connection(asyncio.BufferedProtocol):
         self.swept = 0                      # the last look at the budgets below
         self.bytes_due = 0.0                # received bytes that the budget has not covered yet
         self.controls_due = 0.0             # ... and control frames
+        self.taken = 0                      # of the wire, at the last look
+        self.stalled_since = 0              # since when the peer takes nothing of what waits for it; 0: nothing waits
         self.rtt_ns = 0                     # of the last ping that was answered
 
     # -- on the loop's transport: the head, and all of a TLS connection -----------------------------------------------
@@ -92,7 +99,7 @@ class Connection(asyncio.BufferedProtocol):
         self.server.connections.add(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return self.server.buffer.view
+        return self.server.view
 
     def buffer_updated(self, n: int) -> None:
         now = self.server.tock()
@@ -101,7 +108,7 @@ class Connection(asyncio.BufferedProtocol):
             return
         try:
             if self.ws is None:
-                self._read_head(self.server.buffer.view[:n])
+                self._read_head(self.server.view[:n])
             else:
                 self.ws.parser.feed(self.server.buffer, n)
                 self._deliver()
@@ -194,6 +201,8 @@ class Connection(asyncio.BufferedProtocol):
     def on_control(self, opcode: int, payload: memoryview) -> None:
         if self.wire.backlog:
             self.ws.congested = True
+        if self.limits.controls_per_second and self.ws.controls > self.limits.controls_per_second * BURST_SECONDS:
+            raise ProtocolError(1008, "more comes than a call needs")       # not even until the next sweep
         self.ws.on_control(opcode, payload)
         if opcode == 0xA and self.pinged and payload == b"%d" % self.pings:
             self.rtt_ns = self.server.clock() - self.pinged
@@ -214,6 +223,8 @@ class Connection(asyncio.BufferedProtocol):
     def drained(self) -> None:
         self.ws.uncongested()
         self._flush()
+        if self.lingers:
+            self.wire.shutdown()
         if self.session is not None:
             self.session.drained()
 
@@ -265,7 +276,8 @@ class Connection(asyncio.BufferedProtocol):
         self.lingers = True
         self.ended_at = self.server.clock()
         if self.wire is not None:
-            self.wire.shutdown()
+            if not self.wire.backlog:       # otherwise drained() does
+                self.wire.shutdown()
         elif self.transport is not None and self.transport.can_write_eof():
             self.transport.write_eof()
 
@@ -301,6 +313,9 @@ class Connection(asyncio.BufferedProtocol):
             self.partial_since = now
         elif now - self.partial_since > limits.message_seconds * SECOND:
             raise ProtocolError(1008, "a message took too long to arrive")
+        if self._stalled(now):
+            log.info("a connection ended: its peer does not read")
+            return self.ended(None)
         if now - self.heard > limits.idle_seconds * SECOND:
             log.info("a connection ended: nothing heard for %g s", limits.idle_seconds)
             return self.ended(None)
@@ -309,6 +324,15 @@ class Connection(asyncio.BufferedProtocol):
             self.pinged = now
             self.ws.ping(b"%d" % self.pings)
             self._flush()
+
+    def _stalled(self, now: int) -> bool:
+        """True when the peer has taken nothing for STALLED although something waits."""
+        taken, self.taken = self.taken, self.wire.taken
+        if not self.wire.backlog:
+            self.stalled_since = 0
+        elif not self.stalled_since or taken != self.taken:
+            self.stalled_since = now
+        return bool(self.stalled_since) and now - self.stalled_since > STALLED
 
     def _spend(self, now: int, received: int, controls: int) -> None:
         """Two leaky buckets: what a route's budget does not cover for BURST_SECONDS ends the connection."""

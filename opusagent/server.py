@@ -4,6 +4,7 @@ It parses nothing and decides nothing about a conversation.  The rule: everythin
 worker listens, so that no call ever waits for a model, a file or an import.
 """
 import asyncio
+import ctypes
 import gc
 import logging
 import time
@@ -26,6 +27,7 @@ log = logging.getLogger("opusagent")
 
 TICK_NS = 5_000_000             # pacing of speech and the calls' deadlines
 SWEEP_TICKS = 50                # every so many ticks the connections' deadlines are looked at
+TRIM = getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: 0)     # glibc's
 COLLECT_TICKS = 200             # every so many ticks the young generations of garbage are collected
 FASTEST_CALL = 128 << 10        # bytes a second on a telephony route: four times what the widest of them needs
 CONTROL_RATE = 8                # control frames a second on a telephony route
@@ -54,6 +56,7 @@ class Server:
         self.studio = studio                        # what calls are made with: flow, engines, arena, prompts
         self.metrics = metrics
         self.buffer = ReceiveBuffer(65536)          # every connection of the worker receives into it
+        self.view = self.buffer.view
         self.epoll = EpollSet(self.buffer)
         self.connections: set[Connection] = set()
         self.calls: dict[str, Call] = {}            # by call id
@@ -157,8 +160,15 @@ class Server:
             for connection in list(self.connections):
                 connection.sweep(now)
         if self._ticks % COLLECT_TICKS == 0:
-            gc.collect(1)
+            self._tidy()
             self._weigh(now)
+
+    def _tidy(self) -> None:
+        """Collect garbage between frames: the young generations, and all of it where no call could notice."""
+        if self.calls:
+            gc.collect(1)
+        elif gc.collect():
+            TRIM(0)                                 # what a flood has used goes back to the system
 
     def _weigh(self, now: int) -> None:
         """Admission: no new calls above refuse_above, again below resume_below."""
@@ -238,7 +248,7 @@ class Server:
         origin = head.get("origin")
         if self._has_token(head) or origin in self.config.origins:
             return
-        if origin is not None and origin.partition("://")[2] != head.get("host"):
+        if origin is not None and not (same_place(origin, head.get("host")) and net.is_loopback_name(head.get("host"))):
             raise ProtocolError(403, "This origin is not on the list of origins.")
         if not net.is_loopback(connection.peer):
             raise ProtocolError(401, "This needs loopback, an allowed origin or the admin token.")
@@ -260,3 +270,8 @@ class Server:
             del self.calls[call.id]
             self.records.append(call.record())
             self.metrics.gauge("active_calls", len(self.calls))
+
+
+def same_place(origin: str, host: str) -> bool:
+    """True for a page that came from the very address that it connects to."""
+    return origin.partition("://")[2].lower() == host.lower()

@@ -11,7 +11,7 @@ import pytest
 
 from opusagent import ConfigError
 from opusagent.config import Net
-from opusagent.net import Option, inherited, is_loopback, listen, spelled, tune
+from opusagent.net import Option, inherited, is_loopback, is_loopback_name, listen, spelled, tune
 
 PLAIN_NET = Net(nodelay=False, quickack=False, receive_buffer=0, send_buffer=0, notsent_lowat=0,
                 user_timeout_seconds=0, keepalive_seconds=0)
@@ -242,3 +242,10 @@ def test_a_unix_socket_is_spelled_by_its_path(tmp_path, opened):
     opened.append(sock)
     sock.bind(str(tmp_path / "s"))
     assert spelled(sock) == str(tmp_path / "s")
+
+
+@pytest.mark.parametrize("host, inside", [("127.0.0.1", True), ("127.0.0.1:8000", True), ("localhost:8000", True),
+                                          ("[::1]:8000", True), ("[::1]", True), ("rebound.example", False),
+                                          ("rebound.example:8000", False), ("10.0.0.1:8000", False)])
+def test_only_names_of_this_machine_are_loopback(host, inside):
+    assert is_loopback_name(host) is inside

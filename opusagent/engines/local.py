@@ -88,6 +88,7 @@ class Stt:
 
     def measure(self, metrics) -> None:
         self.host.measure(metrics)
+        metrics.gauge("utterances_in_recognition", len(self.asked))
         metrics.gauge("recogniser_lag_seconds", self.lag_ms / 1000)
 
     def _ask_again(self, share: int) -> None:

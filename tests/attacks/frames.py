@@ -126,6 +126,7 @@ async def ping_flood(target: Target) -> None:
         """Two million octets of Pings; of the Pongs none is read."""
         loop, sock = asyncio.get_running_loop(), socket.socket()
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)     # or the kernel would take all of it at once
         sock.setblocking(False)
         try:
             await loop.sock_connect(sock, (target.host, target.port))
@@ -175,6 +176,7 @@ async def slow_reader(target: Target) -> None:
         frames, gap = ((4, 0.02), (100, 0.01))[number % 2]  # four times real time, and two hundred times
         loop, sock = asyncio.get_running_loop(), socket.socket()
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)     # or the kernel would take all of it at once
         sock.setblocking(False)
         try:
             await loop.sock_connect(sock, (target.host, target.port))
