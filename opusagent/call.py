@@ -348,7 +348,8 @@ class Call:
         """Send the speech that is due, and see whether the reply is over."""
         turn, playout = self.turn, self.playout
         turn.tick(now)
-        while (pcm := playout.pop(now)) is not None:
+        held = getattr(self.dialect, "held", False)     # what is due stays here until the platform takes it again
+        while not held and (pcm := playout.pop(now)) is not None:
             self._send_audio(self.dialect.audio(pcm))
             if not self.audible:
                 self._first_audio(now)

@@ -16,6 +16,9 @@ A class in TABLE is made from the query of the peer's URL (ProtocolError(400) if
     audio(pcm) -> bytes                         one message of int16 samples
     mark(name), clear(), stop() -> bytes | None     "tell me when this has been heard", "drop what you have buffered",
                                                 "we hang up"; None where the dialect has no message for it
+and may have
+    protocols       subprotocols; the server chooses the first of them that is offered
+    held            True while the platform asks us to send no audio; what is due waits
 
 A class in CALLERS is the platform's side of the same, for our simulated callers.  It is made from the split URL that
 is dialled and has `name`, `rate`, `call_id`; its messages are (opcode, bytes):
