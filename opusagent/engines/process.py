@@ -27,7 +27,7 @@ MEMORY = 1 << 30                # bytes of our own; a process that wants more ha
 BEAT_MS = 100                   # at least so often we say that we live
 PIECE_MS = 60                   # of a call's audio taken at once
 RETRY_MS = 5                    # before a full ring is tried again
-TELL_MS = 100                   # of a segment written between two records about it, after the first
+TELL_MS = 100                   # of a segment written between two records about it, or half of what was told before
 
 
 class Channel:
@@ -297,13 +297,12 @@ class Speaking:
         return speech.live
 
     def _tell(self, speech: Speech) -> None:
-        """The worker hears of the first piece, then of every TELL_MS, and of the end."""
+        """The worker hears of the first piece, then the more is written the less often, and of the end."""
         slot, k = speech.slot, speech.k
         written = slot.segment_written(k)
         done = speech.spoken and not speech.pieces
-        news = written - speech.told
-        if speech.live and (done or news and (speech.told == speech.start or news * 1000 >= TELL_MS * slot.rate_out
-                                              or speech.pieces)):
+        enough = min((speech.told - speech.start) // 2, TELL_MS * slot.rate_out // 1000)
+        if speech.live and (done or written > speech.told and (written - speech.told >= enough or speech.pieces)):
             speech.told = written
             self.channel.send(SPEECH, slot.index, speech.generation, speech.epoch, speech.start, written,
                               bytes((k, done)))
