@@ -24,7 +24,7 @@ A class in CALLERS is the platform's side of the same, for our simulated callers
 is dialled and has `name`, `rate`, `call_id`; its messages are (opcode, bytes):
     open() -> list of messages                  how it begins
     audio(pcm), dtmf(digit) -> message
-    mark(name), stop() -> message | None        "this one has been played, or cleared", "the caller hangs up"; None where
+    mark(name), stop() -> message | None        "this has been played, or cleared", "the caller hangs up"; None where
                                                 the platform is silent about it
     receive(opcode, payload) -> Audio | Mark (to be given back when played) | Clear | Stop | None
     outbox                                      as above, where the platform's protocol has answers of its own
@@ -126,6 +126,10 @@ class Marks:
                 return mark
         return None
 
+    def forget_cleared(self) -> None:
+        """The platform has cleared, and will not echo what was in it."""
+        self._waiting = deque([mark for mark in self._waiting if not mark.cleared], REMEMBERED_MARKS)
+
 
 def parse(payload, dialect: str) -> dict:
     """A text message as a JSON object; ProtocolError(1007) for anything else."""
@@ -158,7 +162,17 @@ def facts_of(value) -> dict[str, str]:
 
 
 from .pcm import Pcm, PcmCaller             # noqa: E402  (a dialect imports the events above)
+from .plivo import Plivo, PlivoCaller       # noqa: E402
+from .telnyx import Telnyx, TelnyxCaller    # noqa: E402
 from .twilio import Twilio, TwilioCaller    # noqa: E402
+from .vonage import Vonage, VonageCaller    # noqa: E402
 
-TABLE = {dialect.name: dialect for dialect in (Pcm, Twilio)}
-CALLERS = {caller.name: caller for caller in (PcmCaller, TwilioCaller)}
+ROWS = (
+    (Pcm, PcmCaller),
+    (Twilio, TwilioCaller),
+    (Telnyx, TelnyxCaller),
+    (Plivo, PlivoCaller),
+    (Vonage, VonageCaller),
+)
+TABLE = {dialect.name: dialect for dialect, _ in ROWS}
+CALLERS = {caller.name: caller for _, caller in ROWS}
