@@ -60,7 +60,12 @@ def say(dialect, verb, *arguments):
         message = dialect.audio(numpy.array(*arguments, numpy.int16))
         return {"binary": message.hex()} if dialect.opcode == BINARY else {"payload": json.loads(message)}
     message = getattr(dialect, verb)(*arguments)
-    return {"payload": None if message is None else json.loads(message)}
+    return {"payload": None if message is None else written(message)}
+
+
+def written(message):
+    """A text message in the form of the data: as JSON where it is."""
+    return json.loads(message) if message[:1] == b"{" else message.decode()
 
 
 @pytest.mark.parametrize("path", CALLS, ids=lambda path: f"{path.parent.name}-{path.stem}")

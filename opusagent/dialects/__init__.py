@@ -161,7 +161,8 @@ def facts_of(value) -> dict[str, str]:
             for name, fact in value.items() if isinstance(fact, str | int | float)}
 
 
-from .pcm import Pcm, PcmCaller             # noqa: E402  (a dialect imports the events above)
+from .asterisk import Asterisk, AsteriskCaller      # noqa: E402  (a dialect imports the events above)
+from .pcm import Pcm, PcmCaller             # noqa: E402
 from .plivo import Plivo, PlivoCaller       # noqa: E402
 from .telnyx import Telnyx, TelnyxCaller    # noqa: E402
 from .twilio import Twilio, TwilioCaller    # noqa: E402
@@ -173,6 +174,7 @@ ROWS = (
     (Telnyx, TelnyxCaller),
     (Plivo, PlivoCaller),
     (Vonage, VonageCaller),
+    (Asterisk, AsteriskCaller),
 )
 TABLE = {dialect.name: dialect for dialect, _ in ROWS}
 CALLERS = {caller.name: caller for _, caller in ROWS}
