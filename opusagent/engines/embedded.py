@@ -5,6 +5,7 @@ from lists) and poor at free speech.  The rule: a decoder is made ahead and serv
 learned of a caller is in Cepstra's `level`, never in a decoder, so any decoder serves any caller alike.
 """
 import importlib.util
+import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,6 +19,7 @@ AHEAD = 2                   # idle decoders of grammars to have, beside those in
 MOST = 64                   # decoders of grammars at once; an utterance beyond that waits
 MOST_FREE = 2               # decoders with a language model at once: each takes 100 MB
 POLL = 4                    # frames between two looks at a hypothesis (one takes 6 us, 100 us with a language model)
+CERTAIN = 0.5               # confidence below which a result of a grammar counts as none of its sentences
 STEP = 6                    # frames that an utterance may decode before the next one has its turn
 FRAME_BYTES = 4 * CEPSTRA
 
@@ -118,16 +120,17 @@ class Recogniser:
             return None
         decoder = idle.pop()
         decoder.activate_search(str(search_id) if search.kind == "grammar" else LANGUAGE_MODEL)
-        return Utterance(decoder, idle, Cepstra(rate, level))
+        return Utterance(decoder, search.kind == "free", idle, Cepstra(rate, level))
 
 
 class Utterance:
     """One stretch of a caller's speech on its way to text.  It ends with finish() or abandon()."""
 
-    __slots__ = ("decoder", "idle", "cepstra", "pending", "unseen", "text")
+    __slots__ = ("decoder", "free", "idle", "cepstra", "pending", "unseen", "text")
 
-    def __init__(self, decoder, idle: list, cepstra: Cepstra):
+    def __init__(self, decoder, free: bool, idle: list, cepstra: Cepstra):
         self.decoder = decoder
+        self.free = free                    # with a language model: any words may be meant
         self.idle = idle                    # where the decoder goes back to
         self.cepstra = cepstra
         self.pending = b""                  # cepstra that are not decoded
@@ -169,19 +172,45 @@ class Utterance:
         return self.unseen >= POLL
 
     def finish(self) -> tuple[str, float]:
-        """Nothing more follows: (text, confidence from 0 to 1).  The text is empty where no sentence fits."""
+        """Nothing more follows: (text, confidence from 0 to 1).  No text where no sentence of a grammar fits."""
         self.hurry()
         while self.step():
             pass
         self.decoder.end_utt()
         found = self.decoder.hyp()
+        confidence = fit(self.decoder.seg()) if found else 0.0
         self.idle.append(self.decoder)
-        return (found.hypstr, 1.0) if found else ("", 0.0)
+        return (found.hypstr if confidence >= CERTAIN or self.free and found else "", confidence)
 
     def abandon(self) -> None:
         """Nobody wants to know any more."""
         self.decoder.end_utt()
         self.idle.append(self.decoder)
+
+
+def fit(segments: Iterable) -> float:
+    """How well the words of a result fit what was heard, from 0 to 1, in place of a model of everything else.
+
+    pocketsphinx scores every frame against the best of all sounds at that frame.  Words that were not said fit badly,
+    and so does the silence around them when it has swallowed words that no grammar expected.  Weights by logistic
+    regression over recordings of people: answers that were expected, against sentences from books and other answers.
+    """
+    words, fillers = [], []                 # (log score, frames) of each
+    for segment in segments:
+        frames = segment.end_frame - segment.start_frame + 1
+        if segment.start_frame >= 0 and frames > 0 and segment.word != "(NULL)":
+            score = 1000 * math.log(max(segment.ascore, 1e-300))
+            (fillers if segment.word[0] in "<[(" else words).append((score, frames))
+    if not words:
+        return 0.0
+    worst = min(score / frames for score, frames in words)
+    evidence = 14.5 + 2.5 * _mean(words) + 0.84 * worst + 4.5 * _mean(fillers)
+    return 1 / (1 + math.exp(-max(-50.0, min(50.0, evidence))))
+
+
+def _mean(scores: list[tuple[float, int]]) -> float:
+    """Of a frame."""
+    return sum(score for score, _ in scores) / max(1, sum(frames for _, frames in scores))
 
 
 def memory_file(text: str) -> int:
