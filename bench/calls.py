@@ -7,6 +7,7 @@ for; who has finished calls again.  Beside each stands the floor of its timing: 
 core.  The rule: each round holds every number of calls on a server of its own, and ratios are taken within the round.
 """
 import argparse
+import asyncio
 import json
 import os
 import subprocess
@@ -20,7 +21,7 @@ from opusagent.people import person
 from opusagent.terminal import summary as figures_of
 from subjects import BENCH, Absent, Cores, Running, machine, ours, processor_ns
 
-RAMP_SECONDS = 5        # over which the callers begin, so that they do not speak in chorus
+RAMP_SECONDS = 20       # over which the callers begin, so that they do not speak in chorus; not measured
 FLOOR_SECONDS = 2
 
 
@@ -33,14 +34,20 @@ def bare_timer(n: int, cores: Cores) -> dict:
 async def hold(n: int, seconds: float, server: Running, says: list) -> dict:
     """`n` calls at once for so long; what they measured and what they cost."""
     url = f"ws://127.0.0.1:{server.port}/ws/twilio/demo"
+    ramp = min(RAMP_SECONDS, seconds)
+    figures = Figures()
+    calls = asyncio.create_task(traffic(
+        url, "twilio", says, argparse.Namespace(duration=ramp + seconds, rate=n / ramp, calls=n), figures))
+    await asyncio.sleep(ramp)
+    figures.gaps.clear()
     worker, *engines = server.pids()
     before = processor_ns([worker]), processor_ns(engines)
-    figures = Figures()
-    await traffic(url, "twilio", says, argparse.Namespace(duration=seconds, rate=n / RAMP_SECONDS, calls=n), figures)
-    health = await fetch_json(url, "/health")
+    await asyncio.sleep(seconds - 0.1)
     after = processor_ns([worker]), processor_ns(engines)
+    health = await fetch_json(url, "/health")
+    await calls
     gaps, late = figures_of(figures.gaps), figures_of(figures.late)
-    call_seconds = late["count"] * 0.02
+    call_seconds = n * (seconds - 0.1)
     return {
         "turns": gaps["count"], "calls": figures.calls, "unanswered": figures.unanswered,
         "failures": figures.failures[:3], "failed_calls": len(figures.failures),
@@ -105,11 +112,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
                         help="at once (default 1,10,50)")
     parser.add_argument("--rounds", type=int, default=3, help="at least 5 give a 90 %% interval (default 3)")
     parser.add_argument("--seconds", type=float, default=30, help="of each number of calls (default 30)")
-    parser.add_argument("--quick", action="store_true", help="1 round of 15 s with 1 and 5 calls: shows that it runs")
+    parser.add_argument("--quick", action="store_true", help="1 round of 10 s with 1 and 5 calls: shows that it runs")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
     if args.quick:
-        args.calls, args.rounds, args.seconds = [1, 5], 1, 15
+        args.calls, args.rounds, args.seconds = [1, 5], 1, 10
     return args
 
 
