@@ -5,8 +5,8 @@ memory: no task, no queue, no await.  The rules: what the caller said is judged 
 is made by pipeline.py, and whatever carries an older `utterance` or `epoch` than ours is dropped where it lands.
 """
 import logging
+import math
 import secrets
-from collections import deque
 from functools import partial, wraps
 
 import numpy as np
@@ -14,19 +14,20 @@ import numpy as np
 from . import ProtocolError
 from ._fastpath import Resampler
 from .audio import Vad
-from .dialects import TEXT, Audio, Dtmf, Mark, Start, Stop
+from .dialects import (FACTS, HYPOTHESIS, RECOGNITION, REPLIED, SPEECH_STARTED, SPEECH_STOPPED, Audio, Dtmf, Mark,
+                       Pause, Start, Stop)
 from .flow import COMPLETE, Dialogue, Reply
 from .flow.dialogue import ANSWER
 from .ledger import Ledger
+from .outbound import Outbound
 from .pipeline import SPEAKING, Stage, Turn
-from .playout import Playout
+from .playout import FRAME_MS, Playout
 from .turns import (BARGE_IN, DUCK, END_OF_TURN, NO_INPUT, PAUSE, RESTORE, RESUME, UTTERANCE_START, Settings,
                     TurnTaking)
 
 log = logging.getLogger("opusagent")
 
 MS = 1_000_000                  # ns
-LATE_CHUNKS = 5                 # audio messages kept for a peer that reads slowly; then the oldest is dropped
 MEDIA_GAP = 100 * MS            # without media for so long, the sample clock goes on with silence
 FINAL_WITHIN = 1500 * MS        # a recogniser that has not answered by then has failed
 START_WITHIN = 10_000 * MS      # a call that has not started by then never will
@@ -72,17 +73,18 @@ class Call:
         self.keys = ""                      # DTMF pressed since the agent's last word
         self.keys_by = 0                    # ns: until when another key may follow
         self.media_at = 0                   # ns: when audio last came
+        self.excused = 0                    # silence before this position is the platform's doing, not the caller's
         # the agent's side
+        self.out = Outbound(connection, dialect, server.metrics)
         self.epoch = 0                      # grows with each reply and each barge-in
         self.turn: Turn | None = None       # the reply on its way
-        self.late: deque[bytes] = deque(maxlen=LATE_CHUNKS)     # audio the peer has not taken
         self.audible = False                # the first sample of the reply went out
         self.before: tuple = ()             # the dialogue before the reply, while nothing of it was heard
         # what is told of it
         self.ledger = Ledger(server.metrics)
         self.began = server.now             # ns
         self.done = False                   # the flow came to its end
-        self.dropped = 0                    # audio messages a slow peer never got
+        self.leave_by = 0                   # ns: until when the platform may end the call itself, once it is done
         if (start := dialect.open()) is not None:
             self.on_start(start)
 
@@ -90,17 +92,16 @@ class Call:
 
     def on_message(self, opcode: int, payload: memoryview) -> None:
         event = self.dialect.receive(opcode, payload)
-        if event is not None:
-            ON_EVENT[event.__class__](self, event)
         if self.dialect.outbox:
-            for answer in self.dialect.outbox:
-                self.connection.send(*answer)
-            self.dialect.outbox.clear()
+            self.out.answers()
+        if event is not None and (not self.done or event.__class__ is Stop):
+            ON_EVENT[event.__class__](self, event)
 
     def drained(self) -> None:
-        """The peer reads again: what is left of the late audio goes out."""
-        while self.late and not self.connection.congested:
-            self.connection.send(self.dialect.opcode, self.late.popleft())
+        self.out.drained()
+
+    def overdue(self, now: int) -> bool:
+        return self.slot is None and now - self.began > START_WITHIN
 
     def lost(self, code: int, reason: str) -> None:
         """The connection is over, and so is the call."""
@@ -112,12 +113,13 @@ class Call:
         self.studio.stt.cancel(self)
         self.studio.stt.forget(self)
         self.vad.close()
-        self.server.call_ends(self)
         slot, self.slot = self.slot, None
         slot.free()
         self.studio.free.append(slot.index)
+        self.server.call_ends(self)
         log.info("call %s ended: %s, %d turns, %.1f s, state %s", self.id, "done" if self.done else f"code {code}",
                  len(self.ledger.receipts), (self.server.now - self.began) / 1e9, self.dialogue.state)
+        self.vad = self.stage = self.turns = None       # they lead back to us
 
     # -- the dialect's events ------------------------------------------------------------------------------------------
 
@@ -137,7 +139,7 @@ class Call:
         self.dialogue = Dialogue(self.flow, event.facts, history.exchanges, history.characters)
         self.turns = TurnTaking(rate, self.dialogue.expect.waits, turn_settings(self.server.config.turns))
         self.vad = Vad(rate, self.studio.hearing, self.on_window)
-        self.playout = Playout(wire_rate, lead_ms=self.dialect.lead_ms)
+        self.playout = Playout(wire_rate, self.dialect.lead_ms, getattr(self.dialect, "message_ms", FRAME_MS))
         studio = self.studio
         self.stage = Stage(self.slot, self.playout, studio.prompt, partial(studio.tts.speak, self),
                            partial(studio.tts.played, self), studio.llm, self.flow.voice, self.server.config.openai,
@@ -178,6 +180,10 @@ class Call:
             if epoch == str(self.epoch) and position.isdecimal():
                 self.playout.reached(int(position), self.server.now)
 
+    def on_pause(self, event: Pause) -> None:
+        if self.slot is not None:
+            self.excused = self.slot.written if event.over else math.inf
+
     def on_stop(self, event: Stop) -> None:
         self.connection.close(1000)
 
@@ -186,7 +192,7 @@ class Call:
     @from_outside
     def on_window(self, score: float, position: int, samples: int, quiet: int) -> None:
         """The ear has scored the window that ends at `position`."""
-        if self.slot is not None:
+        if self.slot is not None and not self.done:
             self._follow(self.turns.push(score, samples, quiet))
 
     def _follow(self, events) -> None:
@@ -206,6 +212,7 @@ class Call:
         if self.hearing:
             self.search = self.studio.search(self.flow, self.dialogue.expect.id)
             self.studio.stt.listen(self, position)
+            self.out.tell(SPEECH_STARTED)
 
     def _pause(self, position: int) -> None:
         if self.hearing:
@@ -222,6 +229,7 @@ class Call:
         self.hearing = False
         self.final_by = now + FINAL_WITHIN
         self.ledger.begin(now, self.slot, self.connection.rtt_ns)
+        self.out.tell(SPEECH_STOPPED)
         self.studio.stt.finish(self, self.slot.written)
 
     def _barge_in(self, onset: int) -> None:
@@ -247,6 +255,8 @@ class Call:
         self._listen(self.heard_from)
 
     def _no_input(self, position: int) -> None:
+        if position - self.turns.no_input < self.excused:
+            return self._follow(self.turns.agent_done())
         self.ledger.begin(self.server.clock())
         self._reply(self.dialogue.silence())
 
@@ -256,6 +266,7 @@ class Call:
     def on_partial(self, utterance: int, text: str) -> None:
         if utterance == self.utterance and self.hearing and text:
             self.words = text
+            self.out.tell(HYPOTHESIS, text)
             self._follow(self.turns.judge(self.dialogue.judge(text)))
 
     @from_outside
@@ -265,6 +276,7 @@ class Call:
         self.final_by = 0
         self.ledger.trace.mark("recognition", self.server.clock())
         self.ledger.trace.confidence = confidence
+        self.out.tell(RECOGNITION, text, confidence)
         self._reply(self.dialogue.answer(text))
 
     @from_outside
@@ -326,9 +338,9 @@ class Call:
     def tick(self, now: int) -> None:
         """Every few milliseconds: speech that is due, deadlines, and the sample clock when no media comes."""
         if self.slot is None:
-            if now - self.began > START_WITHIN:
-                self.connection.close(1008, "the call never started")
             return
+        if self.done:
+            return self._leave(now)
         if self.turn is not None:
             self._play(now)
         if now - self.media_at > MEDIA_GAP:
@@ -348,15 +360,14 @@ class Call:
         """Send the speech that is due, and see whether the reply is over."""
         turn, playout = self.turn, self.playout
         turn.tick(now)
-        held = getattr(self.dialect, "held", False)     # what is due stays here until the platform takes it again
-        while not held and (pcm := playout.pop(now)) is not None:
-            self._send_audio(self.dialect.audio(pcm))
+        while not self.out.held and (pcm := playout.pop(now)) is not None:
+            self.out.audio(pcm)
             if not self.audible:
                 self._first_audio(now)
         for position in playout.take_marks():
-            if not self.late and (mark := self.dialect.mark(f"{self.epoch}:{position}")) is not None:
-                self.connection.send(TEXT, mark)
-        if turn.state is not SPEAKING and not playout.playing(now):
+            if not self.out.late:
+                self.out.text(self.dialect.mark(f"{self.epoch}:{position}"))
+        if turn.state is not SPEAKING and not playout.playing(now) and not self.out.late:
             self._turn_done(now)
 
     def _first_audio(self, now: int) -> None:
@@ -365,20 +376,12 @@ class Call:
         self.turn.trace.mark("playout", now + self.playout.quiet_ns)
         self._follow(self.turns.agent_starts(self.turn.reply.interruptible))
 
-    def _send_audio(self, message: bytes) -> None:
-        if not self.late and not self.connection.congested:
-            self.connection.send(self.dialect.opcode, message)
-            return
-        if len(self.late) == LATE_CHUNKS:
-            self.dropped += 1
-            self.server.metrics.count("dropped_chunks")
-        self.late.append(message)
-
     def _turn_done(self, now: int) -> None:
         """All of the reply was heard."""
         turn, self.turn = self.turn, None
         self.dialogue.heard(turn.reply, self.playout.heard_text(now))
         turn.trace.agent = " ".join(turn.texts)
+        self.out.tell(REPLIED, turn.reply.kind, turn.trace.agent)
         self.ledger.finish()
         if turn.error and not turn.texts:
             log.warning("call %s: %s", self.id, turn.error)
@@ -394,8 +397,7 @@ class Call:
         turn = self.turn
         self._drop_turn()
         self.before = ()
-        if (clear := self.dialect.clear()) is not None:
-            self.connection.send(TEXT, clear)
+        self.out.text(self.dialect.clear())
         self.dialogue.heard(turn.reply, heard)
         turn.trace.agent = heard
         self.ledger.finish(why)
@@ -407,22 +409,28 @@ class Call:
         turn.cancel()
         self.studio.tts.cancel(self)
         self.playout.clear()
-        self.late.clear()
+        self.out.late.clear()
 
     def _hang_up(self) -> None:
+        """The platform is told.  Some want to end the call themselves, and have a while for that."""
         self.done = True
-        if (stop := self.dialect.stop()) is not None:
-            self.connection.send(TEXT, stop)
-        self.connection.close(1000, "the conversation is over")
+        self.out.tell(FACTS, self.dialogue.facts)
+        self.out.text(self.dialect.stop())
+        self.leave_by = self.server.clock() + getattr(self.dialect, "parting_ms", 0) * MS
+
+    def _leave(self, now: int) -> None:
+        if now >= self.leave_by:
+            self.connection.close(1000, "the conversation is over")
 
     def record(self) -> dict:
         """What GET /calls/<id> says."""
         return {"id": self.id, "dialect": self.dialect.name, "state": self.dialogue.state if self.dialogue else "",
                 "done": self.done, "live": self.slot is not None, "turns": self.ledger.receipts,
-                "facts": self.dialogue.facts if self.dialogue else {}, "dropped_chunks": self.dropped}
+                "facts": self.dialogue.facts if self.dialogue else {}, "dropped_chunks": self.out.dropped}
 
 
-ON_EVENT = {Start: Call.on_start, Audio: Call.on_audio, Dtmf: Call.on_dtmf, Mark: Call.on_mark, Stop: Call.on_stop}
+ON_EVENT = {Start: Call.on_start, Audio: Call.on_audio, Dtmf: Call.on_dtmf, Mark: Call.on_mark, Pause: Call.on_pause,
+            Stop: Call.on_stop}
 
 ON_TURN = {
     UTTERANCE_START: Call._utterance_starts,

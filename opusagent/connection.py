@@ -58,7 +58,8 @@ class TransportWire:
 
 
 class Connection(asyncio.BufferedProtocol):
-    """`session` has on_message(opcode, payload), drained(), lost(code, reason); it is told of its end exactly once."""
+    """`session` has on_message(opcode, payload), drained(), overdue(now) -> True if the peer should have begun by then, and
+    lost(code, reason), which is called exactly once."""
 
     __slots__ = ("server", "pages", "transport", "wire", "peer", "head", "ws", "session", "limits",
                  "began", "heard", "pinged", "pings", "partial_since", "ended_at", "lingers", "swept", "bytes_due",
@@ -313,6 +314,8 @@ class Connection(asyncio.BufferedProtocol):
             self.partial_since = now
         elif now - self.partial_since > limits.message_seconds * SECOND:
             raise ProtocolError(1008, "a message took too long to arrive")
+        if self.session.overdue(now):
+            raise ProtocolError(1008, "the call never started")
         if self._stalled(now):
             log.info("a connection ended: its peer does not read")
             return self.ended(None)

@@ -3,6 +3,7 @@
 They hold no conversation, no slot and no engine.  The rule: one message out for one in, at once, without pacing.
 """
 from .dialects import Audio, Stop
+from .outbound import send_answers
 
 
 class EchoSession:
@@ -14,6 +15,9 @@ class EchoSession:
 
     def drained(self) -> None:
         """Nothing waits here: the wire itself holds back what the peer has not taken."""
+
+    def overdue(self, now: int) -> bool:
+        return False
 
     def lost(self, code: int, reason: str) -> None:
         """Nothing is left to undo."""
@@ -31,17 +35,19 @@ class EchoCall:
     def on_message(self, opcode: int, payload: memoryview) -> None:
         dialect = self.dialect
         event = dialect.receive(opcode, payload)
-        if event.__class__ is Audio:
-            self.connection.wire.send(dialect.opcode, dialect.audio(event.pcm))
+        message = dialect.audio(event.pcm) if event.__class__ is Audio else None
+        if dialect.outbox:
+            send_answers(self.connection, dialect)
+        if message is not None:
+            self.connection.wire.send(dialect.opcode, message)
         elif event.__class__ is Stop:
             self.connection.close(1000)
-        if dialect.outbox:
-            for answer in dialect.outbox:
-                self.connection.send(*answer)
-            dialect.outbox.clear()
 
     def drained(self) -> None:
         """Nothing waits here."""
+
+    def overdue(self, now: int) -> bool:
+        return False
 
     def lost(self, code: int, reason: str) -> None:
         """Nothing is left to undo."""

@@ -58,17 +58,18 @@ class Segment:
 class Playout:
     """One call's.  `begin` starts a reply, `push` adds segments, `pop` gives what is due."""
 
-    __slots__ = ("rate", "size", "lead", "queue", "sent", "underruns", "_frame", "_filled", "_origin", "_lag",
+    __slots__ = ("rate", "size", "most", "lead", "queue", "sent", "underruns", "_frame", "_filled", "_origin", "_lag",
                  "_silence", "_places", "_marks", "_gain", "_target", "_step")
 
-    def __init__(self, rate: int, lead_ms: int = 0):
+    def __init__(self, rate: int, lead_ms: int = 0, message_ms: int = FRAME_MS):
         self.rate = rate                            # Hz on the wire
-        self.size = rate * FRAME_MS // 1000         # samples of a frame
+        self.size = rate * FRAME_MS // 1000         # samples of a frame; what goes out is whole frames
+        self.most = rate * message_ms // 1000       # samples that go out together, if there are so many
         self.lead = lead_ms * MS                    # how far ahead of the listener the platform is fed
         self.queue: deque[Segment] = deque()
         self.sent = 0                               # samples of the reply that went out
         self.underruns = 0                          # times the voice was late in mid-reply
-        self._frame = np.zeros(self.size, np.int16)     # the frame being filled, and handed out
+        self._frame = np.zeros(self.most, np.int16)     # the frames being filled, and handed out
         self._filled = 0                            # samples of it
         self._origin: int | None = None             # ns: when sample 0 of the reply is due; None: nothing went out
         self._lag = 0                               # ns: how much later than due the platform says it plays
@@ -96,7 +97,10 @@ class Playout:
         return self._places[0][0].lead * 1_000_000_000 // self.rate if self._places else 0
 
     def pop(self, now: int) -> np.ndarray | None:
-        """The next 20 ms if they are due, else None.  The array is used again by the next pop()."""
+        """The next message, 20 ms or as much as goes out together, if it is due, else None.
+
+        The array is used again by the next pop().
+        """
         if not self.queue and not self._filled:
             return None
         if self._origin is not None and now < self._due():
@@ -104,14 +108,30 @@ class Playout:
         if self._origin is not None and self._silence and not self._filled:
             self._silence = max(0, self._silence - self._kept_waiting(now))
         self._fill()
-        if self._filled < self.size:
-            if self.queue:                          # the voice is late
-                return None
-            self._frame[self._filled:] = 0          # the reply's last samples
+        count = self._ready(now)
+        if not count:
+            return None
         self._set_off(now)
-        self._filled = 0
-        self.sent += self.size
-        return self._with_gain()
+        frames, rest = self._with_gain(self._frame[:count]), self._filled - count
+        if rest > 0:
+            frames = frames.copy()
+            self._frame[:rest] = self._frame[count:self._filled]
+        self._filled = max(0, rest)
+        self.sent += count
+        return frames
+
+    def _ready(self, now: int) -> int:
+        """How many samples, whole frames, go out now: as many as go together, or what there is if that is all of the
+        reply, its beginning, or more than the listener can wait for."""
+        filled = self._filled
+        if filled == self.most:
+            return filled
+        if not self.queue:                          # the reply's last samples
+            count = -(-filled // self.size) * self.size
+            self._frame[filled:count] = 0
+            return count
+        runs_dry = self._origin is None or now >= self._due() + self.lead - FRAME_MS * MS
+        return filled // self.size * self.size if runs_dry else 0
 
     def _kept_waiting(self, now: int) -> int:
         """Samples of silence that the listener has heard already because nothing came."""
@@ -131,9 +151,9 @@ class Playout:
             self.underruns += 1
 
     def _fill(self) -> None:
-        while self._filled < self.size and self.queue:
+        while self._filled < self.most and self.queue:
             if self._silence:
-                count = min(self._silence, self.size - self._filled)
+                count = min(self._silence, self.most - self._filled)
                 self._frame[self._filled:self._filled + count] = 0
                 self._silence -= count
                 self._filled += count
@@ -201,10 +221,10 @@ class Playout:
         self._target = target
         self._step = (target - self._gain) / max(1, ms * self.rate // 1000)
 
-    def _with_gain(self) -> np.ndarray:
+    def _with_gain(self, pcm: np.ndarray) -> np.ndarray:
         if self._gain == self._target == 1.0:
-            return self._frame
-        ramp = self._gain + self._step * np.arange(1, self.size + 1)
+            return pcm
+        ramp = self._gain + self._step * np.arange(1, len(pcm) + 1)
         ramp = np.minimum(ramp, self._target) if self._step > 0 else np.maximum(ramp, self._target)
         self._gain = float(ramp[-1])
-        return (self._frame * ramp).astype(np.int16)
+        return (pcm * ramp).astype(np.int16)

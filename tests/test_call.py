@@ -189,7 +189,7 @@ def test_a_slow_peer_gets_the_newest_audio_not_the_oldest():
     sent = call.count("media")
     call.connection.congested = True
     call.silence(140)
-    assert call.count("media") == sent and len(call.call.late) == 5 and call.call.dropped > 1
+    assert call.count("media") == sent and len(call.call.out.late) == 5 and call.call.out.dropped > 1
     call.connection.congested = False
     call.call.drained()
     assert call.count("media") == sent + 5

@@ -13,7 +13,7 @@ LAYERS = [
     {"http11", "websocket", "audio", "playout", "turns", "flow", "dialects"},
     {"engines"},
     {"pipeline"},
-    {"studio", "ledger", "call", "echo"},
+    {"studio", "ledger", "outbound", "call", "echo"},
     {"connection", "pages", "server", "recording", "timeline", "terminal", "telephone", "caller", "localserver",
      "people", "demo", "latency", "client"},
     {"daemon"},

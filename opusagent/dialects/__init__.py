@@ -1,6 +1,6 @@
 """Wire dialects: how one kind of peer spells a call over WebSocket.  One file each, found in TABLE.
 
-A dialect turns messages into five events and the agent's wishes into messages.  It knows no socket, no clock and no
+A dialect turns messages into six events and the agent's wishes into messages.  It knows no socket, no clock and no
 conversation.  The rule: whatever a peer sends, out come events or a ProtocolError, and nothing else; what it does not
 know it ignores and counts.
 
@@ -10,7 +10,8 @@ A class in TABLE is made from the query of the peer's URL (ProtocolError(400) if
     lead_ms         how far ahead of the listener the platform may be fed
     max_message     bytes, the largest message it takes
     ignored         messages that led to nothing so far
-    outbox          (opcode, message) that the protocol itself wants sent now; whoever sends them clears the list
+    outbox          (opcode, message) that the protocol itself wants sent now, before anything it was asked for; whoever
+                    sends them clears the list
     open() -> Start | None                      what the open socket alone says
     receive(opcode, payload) -> event | None    `payload` may die with the call
     audio(pcm) -> bytes                         one message of int16 samples
@@ -19,6 +20,10 @@ A class in TABLE is made from the query of the peer's URL (ProtocolError(400) if
 and may have
     protocols       subprotocols; the server chooses the first of them that is offered
     held            True while the platform asks us to send no audio; what is due waits
+    message_ms      the most audio in one message of a reply, where the platform counts messages (otherwise 20)
+    parting_ms      how long after stop() the platform may end the call itself, before we close (otherwise not at all)
+    tell(news, *details)                        what happens in the conversation, one of the NEWS; what the platform wants
+                                                to hear of it goes into the outbox
 
 A class in CALLERS is the platform's side of the same, for our simulated callers.  It is made from the split URL that
 is dialled and has `name`, `rate`, `call_id`; its messages are (opcode, bytes):
@@ -39,6 +44,14 @@ from .. import ProtocolError
 TEXT, BINARY = 1, 2         # RFC 6455 opcodes
 REMEMBERED_MARKS = 256      # a peer that echoes none costs no more memory than this
 
+# ---- NEWS: what tell() is told, with its details ---------------------------------------------------------------------
+SPEECH_STARTED = "SPEECH_STARTED"       # the caller speaks
+SPEECH_STOPPED = "SPEECH_STOPPED"       # and has finished
+HYPOTHESIS = "HYPOTHESIS"               # text: what it is recognised as so far
+RECOGNITION = "RECOGNITION"             # text, confidence (0 to 1): what it was, "" for nothing
+REPLIED = "REPLIED"                     # kind of the reply (flow/dialogue.py), text: all of it has been heard
+FACTS = "FACTS"                         # dict of str: what the conversation came to; stop() follows
+
 
 @dataclass(frozen=True, slots=True)
 class Start:
@@ -55,7 +68,7 @@ class Audio:
 
 @dataclass(frozen=True, slots=True)
 class Dtmf:
-    digit: str              # one of 0123456789*#ABCD
+    digit: str              # one of 0123456789*#ABCD, or several where the platform collects them
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +76,12 @@ class Mark:
     """The platform says: everything before this mark has been played, or, if `cleared`, been thrown away by a clear."""
     name: str
     cleared: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """The platform has stopped sending the caller's audio for a while, and says so; or (`over`) sends it again."""
+    over: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,71 @@
+"""What a call sends: the protocol's own answers, the dialect's messages, and the agent's audio.
+
+It knows no conversation and paces nothing.  The rules: what the dialect has put into its outbox goes out before
+whatever it was asked for, and only audio is ever dropped, the oldest first, for a peer that reads slowly.
+"""
+from collections import deque
+
+from .dialects import TEXT
+
+LATE_CHUNKS = 5                 # audio messages kept for a peer that reads slowly; then the oldest is dropped
+
+
+def send_answers(connection, dialect) -> None:
+    """What the protocol itself wants sent now."""
+    for answer in dialect.outbox:
+        connection.send(*answer)
+    dialect.outbox.clear()
+
+
+class Outbound:
+    """One call's.  The news in `tell` reach dialects whose platform wants to hear of the conversation."""
+
+    __slots__ = ("connection", "dialect", "late", "dropped", "_tell", "_told", "_metrics")
+
+    def __init__(self, connection, dialect, metrics):
+        self.connection = connection
+        self.dialect = dialect
+        self.late: deque[bytes] = deque(maxlen=LATE_CHUNKS)     # audio the peer has not taken
+        self.dropped = 0                                        # audio messages a slow peer never got
+        self._tell = getattr(dialect, "tell", None)
+        self._told: tuple = ()                                  # the last news
+        self._metrics = metrics
+
+    @property
+    def held(self) -> bool:
+        """True while the platform asks us to send no audio; what is due stays where it is."""
+        return getattr(self.dialect, "held", False)
+
+    def answers(self) -> None:
+        if self.dialect.outbox:
+            send_answers(self.connection, self.dialect)
+
+    def audio(self, pcm) -> None:
+        """One message of int16 samples, now or as soon as the peer reads."""
+        message = self.dialect.audio(pcm)
+        self.answers()
+        if not self.late and not self.connection.congested:
+            self.connection.send(self.dialect.opcode, message)
+            return
+        if len(self.late) == LATE_CHUNKS:
+            self.dropped += 1
+            self._metrics.count("dropped_chunks")
+        self.late.append(message)
+
+    def text(self, message: bytes | None) -> None:
+        """A message that the dialect was asked for; None where it has none."""
+        self.answers()
+        if message is not None:
+            self.connection.send(TEXT, message)
+
+    def tell(self, *news) -> None:
+        """News and their details, unless they are the last once more."""
+        if self._tell is not None and news != self._told:
+            self._told = news
+            self._tell(*news)
+            self.answers()
+
+    def drained(self) -> None:
+        """The peer reads again: what is left of the late audio goes out."""
+        while self.late and not self.connection.congested:
+            self.connection.send(self.dialect.opcode, self.late.popleft())
