@@ -10,12 +10,12 @@ import numpy as np
 
 from .. import ProtocolError
 from .._fastpath import (alaw_decode, alaw_encode, base64_decode, base64_encode, twilio_media, twilio_message,
-                         ulaw_decode, ulaw_encode)
+                         ulaw_decode)
 from . import Audible, Audio
 
 ROOM = 1600                 # samples that are taken without new memory: ten usual messages of 8 kHz
 PCMU, PCMA, L16 = "PCMU", "PCMA", "L16"
-G711 = {PCMU: (ulaw_decode, ulaw_encode), PCMA: (alaw_decode, alaw_encode)}
+EXPAND = {PCMU: ulaw_decode, PCMA: alaw_decode}
 
 
 def part(message: dict, name: str, dialect: str) -> dict:
@@ -29,16 +29,17 @@ def part(message: dict, name: str, dialect: str) -> dict:
 class Payload:
     """One encoding of audio, both ways."""
 
-    __slots__ = ("encoding", "_big_endian", "_audible", "_bytes", "_codes")
+    __slots__ = ("encoding", "_big_endian", "_expand", "_audible", "_bytes", "_codes")
 
     def __init__(self, encoding: str, big_endian: bool = False):
         self.encoding = encoding                # PCMU, PCMA or L16
         self._big_endian = big_endian           # of L16
+        self._expand = EXPAND.get(encoding)     # bytes to samples; None of L16, which is samples
         self._reserve(ROOM)
 
     def _reserve(self, samples: int) -> None:
         self._audible = Audible(samples)
-        self._bytes = memoryview(bytearray(samples)) if self.encoding in G711 else self._audible.memory
+        self._bytes = memoryview(bytearray(samples)) if self._expand else self._audible.memory
         self._codes = self._bytes[:0]           # the part of it that the last payload filled
 
     def plain(self, message) -> Audio | None:
@@ -55,11 +56,11 @@ class Payload:
         count = base64_decode(text, self._bytes)
         if count < 0:
             count = self._decode_unusual(text, dialect)
-        if self.encoding == L16:
+        if self._expand is None:
             return self._linear(count // 2)
         if len(self._codes) != count:
             self._codes = self._bytes[:count]
-        return self._audible.first(G711[self.encoding][0](self._codes, self._audible.pcm)) if count else None
+        return self._audible.first(self._expand(self._codes, self._audible.pcm)) if count else None
 
     def _decode_unusual(self, text: str, dialect: str) -> int:
         """Base64, padded or not, with bits left over or not; how many bytes it is."""

@@ -280,6 +280,6 @@ class TelnyxCaller:
         raise ProtocolError(1008, "telnyx: a message that Telnyx would answer with its error malformed_frame")
 
     def _playable(self, audio: Audio | None) -> Audio:
-        if audio is None or not SHORTEST_MS <= len(audio.pcm) * 1000 // self.rate <= LONGEST_MS:
+        if audio is None or not SHORTEST_MS * self.rate <= len(audio.pcm) * 1000 <= LONGEST_MS * self.rate:
             raise ProtocolError(1008, "telnyx: a message is of 20 ms to 30 s of audio")
         return audio
