@@ -1,12 +1,13 @@
 """What does one chunk of a streamed completion cost the worker's loop, on its way from the socket to a piece of text?
+And what does it cost to ask for one?
 
     python bench/llm_chunk.py [--streams 40] [--tokens 100] [--gap-ms 20] [--rounds 9] [--quick] [--json]
 
 As many completions at once stream from stub_llm.py, a chunk each per gap, as in that many calls in which the agent is
 about to speak.  Ours (engines/openai.py) stands beside the `openai` package's typed events, the package's lines parsed
 with orjson, and the floor: an asyncio protocol that counts bytes, which pays for the system calls and nothing else.
-The rule: what is counted is CPU time of the loop's thread once all of them have begun, so that asking is not in it;
-and within a round all meet the same load one after another.
+Asking is measured by itself, on warm connections, from the call to the moment the request is out.
+The rule: what is counted is CPU time of the loop's thread, and within a round all meet the same load one after another.
 """
 import argparse
 import asyncio
@@ -26,6 +27,8 @@ from subjects import BENCH, Absent, Cores, Running, Subject, machine
 
 FLOOR, OURS, LINES, TYPED = "bare protocol", "OpusAgent", "openai, lines + orjson", "openai, typed events"
 TARGET_US = 30
+REQUESTS = 40                   # of a round
+BETWEEN_SECONDS = 0.01          # two of them: the caches are as cold as in a call
 MESSAGES = [{"role": "system", "content": "You answer a theatre's telephone."}, {"role": "user", "content": "Hello?"}]
 
 
@@ -125,43 +128,73 @@ async def cost(way, streams: int, tokens: int) -> float:
     return load.cost()
 
 
-async def measure(args: argparse.Namespace, port: int) -> dict[str, list[float]]:
-    """{way: us per chunk, one per round}"""
+async def cost_of_asking(way) -> float:
+    """us of the thread until a request is out."""
+    spent = []
+    for _ in range(REQUESTS):
+        await asyncio.sleep(BETWEEN_SECONDS)
+        before = time.thread_time_ns()
+        asking = asyncio.ensure_future(way(Load(1)))
+        await asyncio.sleep(0)
+        spent.append((time.thread_time_ns() - before) / 1e3)
+        await asking
+    return median(spent)
+
+
+async def measure(port: int, rounds: int, names: list[str], cost) -> dict[str, list[float]]:
+    """{way: us, one per round}"""
     ways = Ways(port)
     await ways.llm.open()
-    named = ways.all()
-    for way in named.values():                      # what is made once is not a chunk's cost
+    named = {name: way for name, way in ways.all().items() if name in names}
+    for way in named.values():                      # what is made once costs no call anything
         await way(Load(1))
     results: dict[str, list[float]] = {name: [] for name in named}
-    for i in range(args.rounds):
-        for name in (list(named) if i % 2 else list(named)[::-1]):
-            results[name].append(await cost(named[name], args.streams, args.tokens))
-        print(f"round {i + 1} of {args.rounds}", file=sys.stderr)
+    for i in range(rounds):
+        for name in (names if i % 2 else names[::-1]):
+            results[name].append(await cost(named[name]))
+        print(f"round {i + 1} of {rounds}", file=sys.stderr)
     await ways.llm.close()
     await ways.client.close()
     return results
 
 
 def summary(results: dict[str, list[float]]) -> dict[str, dict]:
-    """{way: median and interval of all of it, and of what it adds to the floor; the ratio of that to ours}"""
-    added = {name: [us - floor for us, floor in zip(runs, results[FLOOR])] for name, runs in results.items()}
+    """{way: median and interval, of all of it and of what it adds to the floor if there is one; the ratio to ours}"""
+    floor = results.get(FLOOR, [0.0] * len(results[OURS]))
+    added = {name: [us - least for us, least in zip(runs, floor)] for name, runs in results.items()}
     return {name: {"us": median(runs), "interval": median_interval(runs), "added_us": median(added[name]),
                    "added_interval": median_interval(added[name]),
                    "x_ours": paired_ratio(added[name], added[OURS]) if name != FLOOR else None}
             for name, runs in results.items()}
 
 
-def print_figures(rows: dict[str, dict]) -> None:
-    def spread(interval: tuple[float, float]) -> str:
-        return f"{interval[0]:.1f}-{interval[1]:.1f}"
+def spread(interval: tuple[float, float]) -> str:
+    return f"{interval[0]:.1f}-{interval[1]:.1f}"
 
+
+def print_figures(chunk: dict[str, dict], asking: dict[str, dict]) -> None:
     lines = [["CPU of a chunk, us", "all", "90 %", "above the floor", "90 %", "x ours"]]
-    for name, row in rows.items():
+    for name, row in chunk.items():
         above = [f"{row['added_us']:.1f}", spread(row["added_interval"])] if row["x_ours"] else ["", ""]
         lines.append([name, f"{row['us']:.1f}", spread(row["interval"]), *above, str(row["x_ours"] or "")])
+    met = "met" if chunk[OURS]["added_us"] < TARGET_US else "missed"
+    print(f"{table(lines)}\n\nTarget: ours adds less than {TARGET_US} us to the floor, {met}.\n")
+    lines = [["CPU of asking, us", "all", "90 %", "x ours"]]
+    lines += [[name, f"{row['us']:.0f}", spread(row["interval"]), str(row["x_ours"])] for name, row in asking.items()]
     print(table(lines))
-    met = "met" if rows[OURS]["added_us"] < TARGET_US else "missed"
-    print(f"\nTarget: ours adds less than {TARGET_US} us to the floor, {met}.")
+
+
+def stub(gap_ms: float, tokens: int) -> Subject:
+    return Subject("stub_llm.py", (sys.executable, str(BENCH / "stub_llm.py"), "--port", "PORT", "--ttft-ms", "0",
+                                   "--itl-ms", str(gap_ms), "--tokens", str(tokens)))
+
+
+def run(subject: Subject, cores: Cores, rounds: int, names: list[str], cost) -> dict[str, dict]:
+    running = Running(subject, cores)
+    try:
+        return summary(uvloop.run(measure(running.port, rounds, names, cost)))
+    finally:
+        running.stop()
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -181,25 +214,22 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     args = parse()
     cores = Cores.here()
-    stub = Subject("stub_llm.py", (sys.executable, str(BENCH / "stub_llm.py"), "--port", "PORT", "--ttft-ms", "0",
-                                   "--itl-ms", str(args.gap_ms), "--tokens", str(args.tokens)))
+    if cores.client is not None:
+        os.sched_setaffinity(0, {cores.client})
     try:
-        running = Running(stub, cores)
+        chunk = run(stub(args.gap_ms, args.tokens), cores, args.rounds, [FLOOR, OURS, LINES, TYPED],
+                    lambda way: cost(way, args.streams, args.tokens))
+        asking = run(stub(0, 1), cores, args.rounds, [OURS, TYPED], cost_of_asking)
     except Absent as why:
         print(f"bench/llm_chunk.py: {why}", file=sys.stderr)
         return 1
-    try:
-        if cores.client is not None:
-            os.sched_setaffinity(0, {cores.client})
-        rows = summary(uvloop.run(measure(args, running.port)))
-    finally:
-        running.stop()
     if args.json:
-        print(json.dumps({"machine": machine(), "openai": openai.__version__, "chunk": rows}, default=Ratio.as_json))
+        print(json.dumps({"machine": machine(), "openai": openai.__version__, "chunk": chunk, "asking": asking},
+                         default=Ratio.as_json))
         return 0
     print(f"{args.streams} completions at once, a chunk each per {args.gap_ms:g} ms, {args.rounds} rounds; openai "
           f"{openai.__version__}; " + "; ".join(f"{key} {value}" for key, value in machine().items()) + "\n")
-    print_figures(rows)
+    print_figures(chunk, asking)
     return 0
 
 

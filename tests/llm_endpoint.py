@@ -199,6 +199,8 @@ def check(exchange: Exchange, refuses: set[str]) -> None:
     """Raises Refused for what the real endpoint would not take."""
     if exchange.headers.get("authorization") != f"Bearer {KEY}":
         raise Refused(401, f"Incorrect API key provided: {exchange.headers.get('authorization')}", "invalid_api_key")
+    if not exchange.headers.get("user-agent", "").startswith("AsyncOpenAI/Python "):
+        raise Refused(403, "this is not the package")
     route = exchange.method, exchange.path
     if route == ("GET", "/v1/models"):
         return

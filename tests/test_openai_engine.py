@@ -229,6 +229,18 @@ def test_an_endpoint_that_says_when_is_not_asked_before(run):
     assert wait < 10.1 and asked == 1 and after == ("Well.", "")
 
 
+def test_words_that_cannot_be_sent(run):
+    async def scenario():
+        async with model(says("Well.")) as (endpoint, llm):
+            with pytest.raises(EngineError) as failed:
+                async for _ in llm.reply(({"role": "user", "content": "half a \ud83d"},)):
+                    pass
+            return str(failed.value), await ask(llm), len(endpoint.seen)
+    told, after, asked = run(scenario())
+    assert told == "The model's endpoint was not asked: the words are no Unicode."
+    assert after == ("Well.", "") and asked == 1
+
+
 # -- cancelling --------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("doing", [does(Exchange.until_gone), begins(then=Exchange.until_gone),

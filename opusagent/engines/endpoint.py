@@ -1,8 +1,9 @@
 """An endpoint of the OpenAI API: the package's client over connections that are kept warm.
 
-It asks and listens; what is asked and what the answer means is known to openai.py and openai_speech.py.  The rule:
-whatever goes wrong becomes one EngineError, a sentence that names whose endpoint it was and what happened, and
-never shows the key, what was sent, or what the peer wrote.
+It asks and listens; what is asked and what the answer means is known to the stages (openai.py, openai_stt.py,
+openai_tts.py).  The package says where to ask and as whom; requests go straight to its HTTP client, since its own way
+there takes a millisecond of the loop for each.  The rule: whatever goes wrong becomes one EngineError, a sentence that
+names whose endpoint it was and what happened, and never shows the key, what was sent, or what the peer wrote.
 """
 import asyncio
 import logging
@@ -13,6 +14,7 @@ from contextlib import aclosing, asynccontextmanager, suppress
 from urllib.request import getproxies, proxy_bypass
 
 import openai
+import orjson
 
 from .. import ConfigError, EngineError
 from ..config import Config
@@ -25,11 +27,12 @@ NO_KEY = "no-key"               # self-hosted endpoints ask for none, the packag
 DRAIN_SECONDS = 0.5             # for the rest of an answer that is over, so that its connection can be used again
 HELD_SECONDS = 10.0             # the longest that an endpoint can ask to be left alone
 EVENT_BYTES = 1 << 20           # of one server-sent event
+REFUSAL_BYTES = 1 << 16         # of the body of an error
 
 # Options that not every model takes, and what they are called where they are not; None: nothing
 RESPELT = {"max_tokens": "max_completion_tokens", "temperature": None, "prompt": None}
 
-FAULTS = (openai.OpenAIError, httpx.HTTPError, UnicodeError, TimeoutError)
+FAULTS = (httpx.HTTPError, OSError, UnicodeError)       # a TimeoutError is an OSError
 NOT_HAD = (400, 404, 422)       # what endpoints answer when there is no such model or voice
 CODE = re.compile(r"[a-z][a-z_]{2,40}")         # what an endpoint calls an error; no key looks like that
 
@@ -37,24 +40,37 @@ CODE = re.compile(r"[a-z][a-z_]{2,40}")         # what an endpoint calls an erro
 class Answer:
     """What an endpoint answers, from its head on."""
 
-    __slots__ = ("finished", "pieces", "_response")
+    __slots__ = ("finished", "pieces", "status", "_response")
 
     def __init__(self, response: httpx.Response):
         self.finished = False           # the rest of it says nothing more
         self.pieces: AsyncIterator[bytes] = response.aiter_bytes()      # of the body, as they come
+        self.status: int = response.status_code
         self._response = response
 
-    @property
-    def content_type(self) -> str:
-        return self._response.headers.get("content-type", "").lower()
+    def field(self, name: str) -> str:
+        """A field of its head, in lower case."""
+        return self._response.headers.get(name, "").lower()
 
     async def next(self, seconds: float) -> bytes:
         """The next piece of the body, b"" at its end.  Raises TimeoutError."""
         async with asyncio.timeout(seconds):
             return await anext(self.pieces, b"")
 
+    async def refusal(self) -> dict:
+        """What it says of an error, as far as it does; this reads the body."""
+        data = b""
+        async for piece in self.pieces:
+            data += piece
+            if len(data) > REFUSAL_BYTES:
+                return {}
+        with suppress(ValueError, TypeError, LookupError):
+            if isinstance(error := orjson.loads(data)["error"], dict):
+                return error
+        return {}
+
     async def close(self) -> None:
-        """At once; the endpoint sees that nobody listens any more."""
+        """At once; unless all of it was read, the endpoint sees that nobody listens any more."""
         await self.pieces.aclose()
         await self._response.aclose()
 
@@ -80,10 +96,11 @@ class Endpoint:
         except httpx.InvalidURL:
             raise ConfigError(f"{config.origin('openai.base_url')}: openai.base_url is not a URL.") from None
         self.key = settings.api_key or NO_KEY
-        self.subject = f"The {whose}'s endpoint"
         self.whose = whose
+        self.subject = f"The {whose}'s endpoint"
         self.spare = spare
-        self.client: openai.AsyncOpenAI | None = None
+        self.http: httpx.AsyncClient | None = None
+        self.headers: dict[str, str] = {}               # who asks
         self.transport: Transport | None = None         # None where a proxy is between: that is left to the package
         self.requests = 0                               # begun
         self.failures = 0
@@ -92,31 +109,39 @@ class Endpoint:
         self._draining: set[asyncio.Task] = set()
 
     async def open(self) -> None:
-        """Make the client and ask the endpoint for something, so that no call waits for imports, TCP or TLS.
+        """Make the client and ask the endpoint for something, so that no call waits for TCP or TLS.
 
         An endpoint that does not answer is told of in the log: it may be back when it is needed.
         """
         logging.getLogger(httpx.__name__).setLevel(logging.WARNING)     # or it has a line for each request
-        if not behind_proxy(self.url):
-            self.transport = Transport()
-        self.client = openai.AsyncOpenAI(
-            api_key=self.key, base_url=self.url, max_retries=0, timeout=openai.Timeout(None, connect=CONNECT_SECONDS),
-            http_client=openai.DefaultAsyncHttpxClient(transport=self.transport) if self.transport else None)
+        timeout = openai.Timeout(None, connect=CONNECT_SECONDS)
+        self.transport = None if behind_proxy(self.url) else Transport()
+        own = {} if self.transport is None else {"transport": self.transport}
+        self.http = openai.DefaultAsyncHttpxClient(timeout=timeout, **own)
+        client = openai.AsyncOpenAI(api_key=self.key, base_url=self.url, http_client=self.http)
+        self.headers = {name: value for name, value in {**client.default_headers, **client.auth_headers}.items()
+                        if isinstance(value, str)}
+        await self._greet()
+        if self.transport is not None:
+            self.transport.keep(self.url, self.spare)
+
+    async def _greet(self) -> None:
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
-                await self.client.get("/models", cast_to=httpx.Response)
-        except openai.NotFoundError:
-            pass                                        # it has no list of models, but it is there
+                answer = Answer(await self.http.send(self._request("GET", "/models"), stream=True))
+                told = reason_of(answer.status, await answer.refusal())
+                await answer.close()
         except FAULTS as error:
             log.warning("%s %s.", self.subject, reason(error))
-        if self.transport:
-            self.transport.keep(self.url, self.spare)
+        else:
+            if answer.status not in (200, 404):         # some have no list of models
+                log.warning("%s %s.", self.subject, told)
 
     async def close(self) -> None:
         for task in self._draining:
             task.cancel()
-        if self.client is not None:
-            await self.client.close()
+        if self.http is not None:
+            await self.http.aclose()
 
     @property
     def hold(self) -> float:
@@ -138,15 +163,13 @@ class Endpoint:
             if (hold := self.hold) > 0:
                 raise EngineError(f"{self.subject} asked to be left alone for {hold:.1f} s more.")
             async with asyncio.timeout(within):
-                answer = Answer(await self._ask(path, body, files))
-            if not re.match(accept, answer.content_type):
-                raise EngineError(f"{self.subject} answered with {kind_of(answer.content_type)} instead.")
+                answer = await self._ask(path, body, files, what)
+            if not re.match(accept, content_type := answer.field("content-type")):
+                raise EngineError(f"{self.subject} answered with {kind_of(content_type)} instead.")
             yield answer
         except FAULTS as error:
             self.failures += 1
-            self._hold_on(error)
-            wanted = f", asked for {what}" if getattr(error, "status_code", 0) in NOT_HAD and what else ""
-            raise EngineError(f"{self.subject} {reason(error)}{wanted}.") from None
+            raise EngineError(f"{self.subject} {reason(error)}.") from None
         except EngineError:
             self.failures += 1
             raise
@@ -157,25 +180,39 @@ class Endpoint:
             elif answer is not None:
                 await answer.close()
 
-    async def _ask(self, path: str, body: dict, files: dict | None) -> httpx.Response:
-        """The response, its body unread.  An option that the endpoint refuses by its name is not tried again."""
-        options = {"headers": {"Content-Type": "multipart/form-data"}} if files else {}
+    async def _ask(self, path: str, body: dict, files: dict | None, what: str) -> Answer:
+        """A good answer, its body unread.  An option that the endpoint refuses by its name is not tried again."""
         while True:
             spelt = {name: value for each, value in body.items() if (name := self._respelt.get(each, each))}
+            answer = Answer(await self.http.send(self._request("POST", path, spelt, files), stream=True))
+            if answer.status == 200:
+                return answer
             try:
-                return await self.client.post(path, cast_to=httpx.Response, body=spelt, files=files, options=options,
-                                              stream=True)
-            except openai.BadRequestError as error:
-                if (name := str(error.param)) not in RESPELT.keys() - self._respelt.keys():
-                    raise
-                self._respelt[name] = RESPELT[name]
+                refusal = await answer.refusal()
+            finally:
+                await answer.close()
+            name = str(refusal.get("param"))
+            if answer.status != 400 or name not in RESPELT.keys() - self._respelt.keys():
+                self._hold_on(answer.field("retry-after"))
+                wanted = f", asked for {what}" if what and answer.status in NOT_HAD else ""
+                raise EngineError(f"{self.subject} {reason_of(answer.status, refusal)}{wanted}.")
+            self._respelt[name] = RESPELT[name]
 
-    def _hold_on(self, error: Exception) -> None:
+    def _request(self, method: str, path: str, body: dict | None = None, files: dict | None = None) -> httpx.Request:
+        url = self.url.copy_with(path=self.url.path.rstrip("/") + path)
+        if files is None:
+            try:
+                content = None if body is None else orjson.dumps(body)
+            except orjson.JSONEncodeError:              # half a character, say
+                raise EngineError(f"{self.subject} was not asked: the words are no Unicode.") from None
+            return self.http.build_request(method, url, headers=self.headers, content=content)
+        headers = {name: value for name, value in self.headers.items() if name.lower() != "content-type"}
+        return self.http.build_request(method, url, headers=headers, data=body, files=files)
+
+    def _hold_on(self, retry_after: str) -> None:
         """An endpoint that says when it can be asked again is not asked before."""
-        if isinstance(error, openai.APIStatusError):
-            with suppress(ValueError):
-                seconds = float(error.response.headers.get("retry-after", 0))
-                self.held_until = time.monotonic() + min(max(seconds, 0.0), HELD_SECONDS)
+        with suppress(ValueError):                      # it may be a date, or nothing
+            self.held_until = time.monotonic() + min(max(float(retry_after), 0.0), HELD_SECONDS)
 
     def measure(self, metrics) -> None:
         metrics.gauge("endpoint_requests", self.requests, stage=self.whose)
@@ -217,16 +254,18 @@ def behind_proxy(url: httpx.URL) -> bool:
     return bool(proxies.get(url.scheme) or proxies.get("all")) and not proxy_bypass(url.host)
 
 
+# -- what happened, to follow the subject of a sentence ----------------------------------------------------------------
+
 def reason(error: Exception) -> str:
-    """What happened, to follow the subject of a sentence."""
     if isinstance(error, TimeoutError):
         return "let us wait for too long"
-    if isinstance(error, openai.APIStatusError):
-        named = next((f" ({word})" for word in (error.code, error.type) if CODE.fullmatch(str(word))), "")
-        return f"answered with status {error.status_code}{named}"
-    cause = error.__cause__ or error
-    told = isinstance(cause, httpx.TimeoutException | httpx.NetworkError | httpx.RemoteProtocolError)
-    return f"failed: {str(cause)[:100] if told and str(cause) else type(cause).__name__}"
+    told = isinstance(error, httpx.TimeoutException | httpx.NetworkError | httpx.RemoteProtocolError)
+    return f"failed: {str(error)[:100] if told and str(error) else type(error).__name__}"
+
+
+def reason_of(status: int, refusal: dict) -> str:
+    words = (str(refusal.get(name)) for name in ("code", "type"))
+    return f"answered with status {status}" + next((f" ({word})" for word in words if CODE.fullmatch(word)), "")
 
 
 def kind_of(content_type: str) -> str:

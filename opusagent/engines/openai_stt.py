@@ -133,7 +133,7 @@ class Stt:
         files = {"file": ("utterance.wav", wav(pcm, utterance.rate), "audio/wav")}
         async with self.endpoint.post("/audio/transcriptions", body, ANSWER, files=files, what=self.settings.stt_model,
                                       within=PIECE_SECONDS) as answer:
-            if answer.content_type.startswith("application/json"):
+            if answer.field("content-type").startswith("application/json"):
                 return await read_whole(answer)
             return await read_stream(answer, lambda text: self._hint(utterance, text))
 

@@ -105,7 +105,7 @@ class Tts:
         body = {"model": self.settings.tts_model, "input": text[:LONGEST], "voice": voice, "response_format": "pcm"}
         what = f"voice {voice} of {self.settings.tts_model}"
         async with self.endpoint.post("/audio/speech", body, AUDIO, what=what, within=FIRST_SECONDS) as answer:
-            sound = Sound(answer.content_type, rate)
+            sound = Sound(answer.field("content-type"), rate)
             wait = FIRST_SECONDS
             while data := await answer.next(wait):
                 if len(pcm := sound.feed(data)):
