@@ -1,8 +1,8 @@
 """Mel cepstra of a caller's voice, as pocketsphinx's en-us model wants them, from telephone audio as it is.
 
 pocketsphinx has a front end of its own.  Given 8 kHz audio brought up to 16 kHz it sees an empty band above 4 kHz
-that its model was never taught, and its normalisation drifts over the digital silence of telephone lines: 4 of 13
-recordings are recognised; with what follows all are (bench/engines.py).  Here 8 kHz needs no upsampling, because a
+that its model was never taught, and its normalisation drifts over the digital silence of telephone lines: of 13
+recorded answers it got 4 right, where what follows gets all.  Here 8 kHz needs no upsampling, because a
 spectrum of 256 points has the same bins below 4 kHz as one of 512 at 16 kHz; loudness is brought to one level before
 anything else; and a floor of comfort noise, added as energy, makes digital silence look like a quiet room.
 The rule: the same samples give the same cepstra, however they are cut into pieces.
@@ -62,7 +62,7 @@ _WEIGHTS = {rate: _weights(rate) for rate in (8000, 16000)}
 _WINDOWS = {rate: np.hamming(int(rate * WINDOW_SECONDS)).astype(np.float32) for rate in (8000, 16000)}
 _NOISE = (np.sum(_WINDOWS[16000] ** 2) * _WEIGHTS[16000].sum(0) * FLOOR_RMS ** 2).astype(np.float32)
 
-# The mean of the cepstra of voiced frames, by rate: what is subtracted.  Over 40 recordings of 12 people, half of them
+# The mean of the cepstra of voiced frames, by rate: what is subtracted.  Over recordings of 12 people, half of them
 # sentences and half digits and commands.  8 kHz lacks the upper bands, which shows in every number.
 _MEANS = {rate: np.array(mean, np.float32) for rate, mean in {
     8000: (67.1, 14.5, -14.9, 21.8, -9.6, -7.8, 2.4, -22.2, 7.9, -7.1, -2.9, 4.0, -5.6),
