@@ -20,6 +20,7 @@ from .timeline import Strip, draw
 
 POLL_SECONDS = 0.1
 NAME = "opusagent-demo"
+INDENT = 10                     # of the words of the transcript
 
 
 def demo_command(args: argparse.Namespace) -> int:
@@ -67,12 +68,12 @@ async def watch(caller: Caller, conversation: asyncio.Task, terminal: Terminal) 
 def show(terminal: Terminal, receipt: dict) -> None:
     """A turn of the transcript, and its receipt."""
     if receipt["caller"]:
-        terminal.say(f"  {terminal.paint('blue', 'caller')}  {receipt['caller']}")
+        terminal.say(f"  {terminal.paint('blue', 'caller')}  {terminal.fold(receipt['caller'], INDENT)}")
     if receipt["agent"]:
-        cut = " \u2014 interrupted" if receipt["stopped_by"] == "barge-in" and terminal.blocks else ""
-        terminal.say(f"  {terminal.paint('green', 'agent')}   {receipt['agent']}{cut}")
+        text = receipt["agent"] + (" ... (interrupted)" if receipt["stopped_by"] == "barge-in" else "")
+        terminal.say(f"  {terminal.paint('green', 'agent')}   {terminal.fold(text, INDENT)}")
     if receipt["measured"]:
-        terminal.say(f"          {receipt_line(receipt, terminal.colours)}")
+        terminal.say(" " * INDENT + receipt_line(receipt, terminal.colours))
     terminal.say()
 
 
@@ -92,11 +93,22 @@ def strip(turn: Measured, receipt: dict | None) -> Strip:
                  receipt["end_ms"] - turn.end_ms)
 
 
+def verdict(terminal: Terminal, turn: Measured, receipt: dict | None) -> str:
+    """A turn as the caller saw it, and what the receipt leaves of it unexplained."""
+    if turn.gap_ms is None:
+        return f"{turn.name}: {terminal.paint('red', 'no answer')}"
+    words = [f"{turn.name}: {terminal.paint('bold', f'{turn.gap_ms:.0f} ms')}"]
+    if receipt is not None:
+        words.append(f"{turn.gap_ms - sum(receipt['waits'].values()):.1f} ms of it unexplained")
+    if turn.reaction_ms is not None:
+        words.append(f"the agent silent {turn.reaction_ms:.0f} ms into the barge-in")
+    return ", ".join(words)
+
+
 def conclude(out: Path, terminal: Terminal, caller: Caller, turns: list[Measured], record: dict) -> int:
+    terminal.say("Measured by the caller in what was sent and heard, voice to voice:")
     for turn in turns:
-        gap = "no answer" if turn.gap_ms is None else f"{turn.gap_ms:.0f} ms"
-        barge = "" if turn.reaction_ms is None else f", silent {turn.reaction_ms:.0f} ms into the barge-in"
-        terminal.say(f"measured by the caller, turn {turn.index + 1}: {terminal.paint('bold', gap)}{barge}")
+        terminal.say("  " + verdict(terminal, turn, matching(record["turns"], turn)))
     terminal.say(f"\nThe call, caller left and agent right: {out / NAME}.wav\nIts timeline: {out / NAME}.svg")
     if record["done"]:
         terminal.say(terminal.paint("green", f"The conversation reached its end: {record['state']}."))

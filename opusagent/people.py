@@ -60,5 +60,10 @@ def telephone(pcm: np.ndarray, rate: int) -> np.ndarray:
 def _synthesis(words: Words, rate: int) -> np.ndarray:
     from .engines.flite import Voices
     pieces: list[np.ndarray] = []
-    Voices(VOICE).speak(VOICE, words.text, rate, pieces.append)
+
+    def write(pcm: np.ndarray) -> bool:
+        pieces.append(pcm)
+        return True
+
+    Voices(VOICE).speak(VOICE, words.text, rate, write)
     return np.concatenate(pieces)

@@ -4,7 +4,9 @@ It knows no call and measures nothing.  The rule: the same words either way; col
 """
 import math
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 
 CODES = {"bold": 1, "red": 31, "green": 32, "blue": 34, "cyan": 36}     # ANSI
@@ -31,6 +33,13 @@ class Terminal:
 
     def say(self, text: str = "") -> None:
         print(text, file=self.out, flush=True)
+
+    def fold(self, text: str, indent: int) -> str:
+        """Lines no wider than the window, all but the first indented; as it is where nobody looks on."""
+        if not self.colours:
+            return text
+        width = max(40, shutil.get_terminal_size((100, 24)).columns - indent)
+        return ("\n" + " " * indent).join(textwrap.wrap(text, width))
 
     def bar(self, share: float, width: int = BAR) -> str:
         """A bar of `share` (0 to 1) of the width, at least a sliver for what is not nothing."""
