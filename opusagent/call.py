@@ -360,7 +360,7 @@ class Call:
         """Send the speech that is due, and see whether the reply is over."""
         turn, playout = self.turn, self.playout
         turn.tick(now)
-        while not self.out.held and (pcm := playout.pop(now)) is not None:
+        while not self.out.held(now) and (pcm := playout.pop(now)) is not None:
             self.out.audio(pcm)
             if not self.audible:
                 self._first_audio(now)
@@ -397,7 +397,7 @@ class Call:
         turn = self.turn
         self._drop_turn()
         self.before = ()
-        self.out.text(self.dialect.clear())
+        self.out.clear(self.server.clock())
         self.dialogue.heard(turn.reply, heard)
         turn.trace.agent = heard
         self.ledger.finish(why)

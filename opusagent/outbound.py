@@ -7,6 +7,7 @@ from collections import deque
 
 from .dialects import TEXT
 
+MS = 1_000_000                  # ns
 LATE_CHUNKS = 5                 # audio messages kept for a peer that reads slowly; then the oldest is dropped
 
 
@@ -20,21 +21,22 @@ def send_answers(connection, dialect) -> None:
 class Outbound:
     """One call's.  The news in `tell` reach dialects whose platform wants to hear of the conversation."""
 
-    __slots__ = ("connection", "dialect", "late", "dropped", "_tell", "_told", "_metrics")
+    __slots__ = ("connection", "dialect", "late", "dropped", "_deaf_ns", "_deaf_until", "_tell", "_told", "_metrics")
 
     def __init__(self, connection, dialect, metrics):
         self.connection = connection
         self.dialect = dialect
         self.late: deque[bytes] = deque(maxlen=LATE_CHUNKS)     # audio the peer has not taken
         self.dropped = 0                                        # audio messages a slow peer never got
+        self._deaf_ns = getattr(dialect, "deaf_ms", 0) * MS
+        self._deaf_until = 0                                    # ns: what is sent before then may be dropped
         self._tell = getattr(dialect, "tell", None)
         self._told: tuple = ()                                  # the last news
         self._metrics = metrics
 
-    @property
-    def held(self) -> bool:
-        """True while the platform asks us to send no audio; what is due stays where it is."""
-        return getattr(self.dialect, "held", False)
+    def held(self, now: int) -> bool:
+        """True while the platform takes no audio; what is due stays where it is."""
+        return now < self._deaf_until or getattr(self.dialect, "held", False)
 
     def answers(self) -> None:
         if self.dialect.outbox:
@@ -57,6 +59,11 @@ class Outbound:
         self.answers()
         if message is not None:
             self.connection.send(TEXT, message)
+
+    def clear(self, now: int) -> None:
+        """What the platform has buffered is to be dropped."""
+        self.text(self.dialect.clear())
+        self._deaf_until = now + self._deaf_ns
 
     def tell(self, *news) -> None:
         """News and their details, unless they are the last once more."""

@@ -20,6 +20,7 @@ A class in TABLE is made from the query of the peer's URL (ProtocolError(400) if
 and may have
     protocols       subprotocols; the server chooses the first of them that is offered
     held            True while the platform asks us to send no audio; what is due waits
+    deaf_ms         how long after a clear the platform may drop what it is sent, too; what is due waits
     message_ms      the most audio in one message of a reply, where the platform counts messages (otherwise 20)
     parting_ms      how long after stop() the platform may end the call itself, before we close (otherwise not at all)
     tell(news, *details)                        what happens in the conversation, one of the NEWS; what the platform wants
