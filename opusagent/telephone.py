@@ -300,7 +300,8 @@ class Caller:
         self._finish(self._position(time.monotonic_ns()))
 
     def _tick(self) -> None:
-        self._line.send(*self.dialect.audio(self._microphone))
+        if (message := self.dialect.audio(self._microphone)) is not None:
+            self._line.send(*message)
         position = self.clock.beats * self._samples
         self._give_back(self.ear.reached(position))
         answer(self._line, self.dialect)
@@ -378,9 +379,10 @@ class Probe:
             self._line.abort()
 
     def _tick(self) -> None:
-        message = self.dialect.audio(self._frame)
-        self._sent.append(time.monotonic_ns())
-        self._line.send(*message)
+        if (message := self.dialect.audio(self._frame)) is not None:
+            self._sent.append(time.monotonic_ns())
+            self._line.send(*message)
+        answer(self._line, self.dialect)
 
     def _heard(self, opcode: int, payload: memoryview, now: int) -> None:
         if isinstance(self.dialect.receive(opcode, payload), Audio) and self._sent:

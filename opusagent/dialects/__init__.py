@@ -29,7 +29,8 @@ and may have
 A class in CALLERS is the platform's side of the same, for our simulated callers.  It is made from the split URL that
 is dialled and has `name`, `rate`, `call_id`; its messages are (opcode, bytes):
     open() -> list of messages                  how it begins
-    audio(pcm), dtmf(digit) -> message
+    audio(pcm) -> message | None                None while the platform sends none
+    dtmf(digit) -> message
     mark(name), stop() -> message | None        "this has been played, or cleared", "the caller hangs up"; None where
                                                 the platform is silent about it
     receive(opcode, payload) -> Audio | Mark (to be given back when played) | Clear | Stop | None
@@ -173,6 +174,12 @@ def digit_of(value) -> str | None:
     return text if len(text) == 1 and text in "0123456789*#ABCD" else None
 
 
+def digits_of(value) -> str:
+    """DTMF digits that were collected, at most 64 of them; "" if there is anything else among them."""
+    text = text_of(value).upper()
+    return text[:64] if all(digit in "0123456789*#ABCD" for digit in text) else ""
+
+
 def facts_of(value) -> dict[str, str]:
     """A JSON object as facts: strings as they are, numbers and truth values in JSON's spelling, the rest left out."""
     if not isinstance(value, dict):
@@ -182,6 +189,9 @@ def facts_of(value) -> dict[str, str]:
 
 
 from .asterisk import Asterisk, AsteriskCaller      # noqa: E402  (a dialect imports the events above)
+from .audiocodes import AudioCodes, AudioCodesCaller    # noqa: E402
+from .freeswitch import FreeSwitch, FreeSwitchCaller    # noqa: E402
+from .jambonz import Jambonz, JambonzCaller     # noqa: E402
 from .pcm import Pcm, PcmCaller             # noqa: E402
 from .plivo import Plivo, PlivoCaller       # noqa: E402
 from .telnyx import Telnyx, TelnyxCaller    # noqa: E402
@@ -195,6 +205,9 @@ ROWS = (
     (Plivo, PlivoCaller),
     (Vonage, VonageCaller),
     (Asterisk, AsteriskCaller),
+    (Jambonz, JambonzCaller),
+    (FreeSwitch, FreeSwitchCaller),
+    (AudioCodes, AudioCodesCaller),
 )
 TABLE = {dialect.name: dialect for dialect, _ in ROWS}
 CALLERS = {caller.name: caller for _, caller in ROWS}

@@ -1,0 +1,426 @@
+"""AudioCodes VoiceAI Connect and Live Hub: the AudioCodes Bot API in streaming mode, with directSTT and directTTS.
+
+JSON text messages, each with a `type`; audio is base64 in chunks of any length, in the first media format of the offer
+that we know, without a WAV header where that is offered too.  The call begins with the activity `start`, which brings
+the facts, or with the first audio if that comes earlier.  A reply is one play stream: opened by its first audio, closed
+when it has been heard, stopped by a barge-in; so there is never a second one.  The platform hears when the caller speaks
+and what is recognised, for its own barge-in and its timers.  A user stream that is stopped is a pause.
+Uncertain: whether playStream.stop lets what is buffered be played (ours comes when it has been, so both readings hold);
+how a WAV stream is cut into chunks (a header may begin any of them, whole); which participant of several is the caller
+(the one of that name, else the first).  session.resume on a new socket is refused: a conversation lives on its socket.
+The rule: only a message that is no JSON object, or audio that is none, ends a call; the rest is ignored and counted.
+"""
+import binascii
+import itertools
+import struct
+from urllib.parse import SplitResult, parse_qsl
+
+import orjson
+
+from .. import ProtocolError
+from .._fastpath import base64_encode
+from . import (HYPOTHESIS, RECOGNITION, REPLIED, SPEECH_STARTED, SPEECH_STOPPED, TEXT, Audio, Clear, Dtmf, Pause, Start,
+               Stop, digits_of, facts_of, parse, text_of)
+from .payload import L16, PCMU, Payload
+
+CODECS = {"mulaw": (PCMU, 8000), "lpcm16": (L16, 16000), "lpcm16_8": (L16, 8000), "lpcm16_24": (L16, 24000)}
+FORMATS = {f"{container}/{codec}": CODECS[codec] for container in ("raw", "wav") for codec in CODECS}
+USUAL = "raw/lpcm16"            # what is meant where no format is offered
+CALLER = "caller"
+RIFF = "UklGR"                  # how a chunk that begins with a WAV header begins
+AFTER_CHUNK = b'"}'
+MOST_UNPLAYED_MS = 2000         # the simulated platform holds no more
+HANGUP = {"type": "event", "name": "hangup"}
+
+
+def message_of(kind: str, **fields) -> tuple[int, bytes]:
+    """A message; fields that are None are left out."""
+    return TEXT, orjson.dumps({"type": kind} | {name: value for name, value in fields.items() if value is not None})
+
+
+def chosen(offer) -> str | None:
+    """The format to be spoken, of those in the offer: the first that we know, raw if it can be; None if there is none."""
+    known = [name for name in offer if isinstance(name, str) and name in FORMATS] if isinstance(offer, list) else []
+    if not known:
+        return None
+    raw = "raw/" + known[0].partition("/")[2]
+    return raw if raw in known else known[0]
+
+
+def bytes_of(text: str) -> bytes:
+    """Base64, padded or not; ProtocolError(1007) for what is none."""
+    try:
+        return binascii.a2b_base64(text + "=" * (-len(text) % 4), strict_mode=True)
+    except ValueError:
+        raise ProtocolError(1007, "audiocodes: a chunk is not base64") from None
+
+
+def wav_header(media_format: str) -> bytes:
+    """What a WAV stream of unknown length begins with; b"" for a raw format."""
+    if media_format.startswith("raw/"):
+        return b""
+    encoding, rate = FORMATS[media_format]
+    tag, width = (7, 1) if encoding == PCMU else (1, 2)
+    head = struct.pack("<4sI4s4sIHHIIHHH", b"RIFF", 0xFFFFFFFF, b"WAVE", b"fmt ", 18, tag, 1, rate, rate * width, width,
+                       8 * width, 0)
+    return head + struct.pack("<4sI", b"data", 0xFFFFFFFF)
+
+
+def wav_content(data: bytes, media_format: str) -> bytes:
+    """The samples behind a WAV header; ProtocolError for a header that is broken, or of another format."""
+    encoding, rate = FORMATS[media_format]
+    at, described = 12, None
+    while len(data) >= at + 8:
+        name, size = struct.unpack_from("<4sI", data, at)
+        at += 8
+        if name == b"data" and described is not None:
+            return data[at:]
+        if name == b"fmt " and len(data) >= at + 16:
+            tag, channels, its_rate = struct.unpack_from("<HHI", data, at)
+            described = tag, channels, its_rate
+            if described != (7 if encoding == PCMU else 1, 1, rate):
+                raise ProtocolError(1008, f"audiocodes: a WAV header says something else than {media_format}")
+        at += size + size % 2
+    raise ProtocolError(1007, "audiocodes: a WAV header is not whole")
+
+
+class AudioCodes:
+    """AudioCodes VoiceAI Connect and Live Hub: the Bot API's streaming mode, audio in both directions."""
+
+    __slots__ = ("rate", "ignored", "outbox", "_format", "_payload", "_conversation", "_facts", "_live", "_over", "_heard",
+                 "_hearing", "_paused", "_reason", "_streams", "_playing", "_before_chunk")
+    name = "audiocodes"
+    opcode = TEXT
+    lead_ms = 100
+    parting_ms = 3000
+    max_message = 64 << 10
+
+    def __init__(self, query: dict[str, str]):
+        self.ignored = 0
+        self.outbox: list[tuple[int, bytes]] = []
+        self._speak(USUAL)
+        self._conversation: str | None = None       # the platform's id of it; None before it was initiated
+        self._facts: dict[str, str] = {}
+        self._live = False              # between Start and Stop
+        self._over = False              # ended or refused
+        self._heard: str | None = None  # the participant whose stream is the caller's; None for one without a name
+        self._hearing = False           # that stream is open
+        self._paused = False            # it was, and is stopped
+        self._reason = ""               # why the platform hangs up
+        self._streams = 0               # play streams opened
+        self._playing = False           # the last of them is open
+        self._before_chunk = b""        # how its chunks begin
+
+    def _speak(self, media_format: str) -> None:
+        self._format = media_format
+        encoding, self.rate = FORMATS[media_format]
+        self._payload = Payload(encoding)
+
+    def _answer(self, kind: str, **fields) -> None:
+        self.outbox.append(message_of(kind, **fields))
+
+    def open(self) -> None:
+        return None
+
+    # -- from the platform ---------------------------------------------------------------------------------------------
+
+    def receive(self, opcode: int, payload) -> Start | Audio | Dtmf | Pause | Stop | None:
+        message = parse(payload, self.name)
+        read = READ.get(text_of(message.get("type")))
+        answers = len(self.outbox)
+        event = read(self, message) if read is not None and not self._over else None
+        self.ignored += event is None and len(self.outbox) == answers
+        return event
+
+    def _chunk(self, message: dict) -> Audio | Start | None:
+        if not self._hearing or message.get("participant") != self._heard:
+            return None
+        text = message.get("audioChunk")
+        if self._format.startswith("wav/") and isinstance(text, str) and text.startswith(RIFF):
+            text = base64_encode(wav_content(bytes_of(text), self._format)).decode()
+        audio = self._payload.decode(text, self.name)
+        return audio if self._live or audio is None else self._start()
+
+    def _start(self) -> Start:
+        self._live = True
+        return Start(self._conversation or "", self._facts)
+
+    def _initiate(self, message: dict) -> None:
+        if self._conversation is not None:
+            return
+        self._conversation = text_of(message.get("conversationId"))
+        media_format = chosen(message.get("supportedMediaFormats", [USUAL]))
+        if media_format is None or message.get("expectAudioMessages") is False:
+            self._over = True
+            return self._answer("session.error", reason="This bot speaks audio: it needs directSTT, directTTS and one of "
+                                                        + ", ".join(FORMATS))
+        self._speak(media_format)
+        self._facts = facts_of({name: message.get(name) for name in ("botName", "caller")})
+        self._answer("session.accepted", mediaFormat=media_format)
+
+    def _resume(self, message: dict) -> None:
+        name = text_of(message.get("conversationId"))
+        if name == self._conversation:
+            return self._answer("session.accepted", mediaFormat=self._format)
+        self._answer("session.error", conversationId=name, reason="conversation not found")
+
+    def _validate(self, message: dict) -> None:
+        self._answer("connection.validated", success=True)
+
+    def _stream_starts(self, message: dict) -> Pause | None:
+        """Of several participants one is heard; the streams of the others are only answered."""
+        if self._conversation is None:
+            return None
+        participant = text_of(message.get("participant")) or None
+        self._answer("userStream.started", participant=participant)
+        if self._hearing and participant != CALLER:
+            return None
+        resumed, self._paused = self._paused, False
+        self._heard, self._hearing = participant, True
+        return Pause(over=True) if resumed else None
+
+    def _stream_stops(self, message: dict) -> Pause | None:
+        if self._conversation is None:
+            return None
+        participant = text_of(message.get("participant")) or None
+        self._answer("userStream.stopped", participant=participant)
+        if not self._hearing or participant != self._heard:
+            return None
+        self._hearing, self._paused = False, self._live
+        return Pause() if self._live else None
+
+    def _activities(self, message: dict) -> Start | Dtmf | None:
+        """What several at once come to is one event: the start before the keys."""
+        activities = message.get("activities")
+        if not isinstance(activities, list):
+            raise ProtocolError(1007, 'audiocodes: "activities" is not a list')
+        if self._conversation is None:
+            return None
+        keys, starts = "", False
+        for activity in activities:
+            match activity:
+                case {"type": "event", "name": "start"} if not self._live:
+                    self._facts |= facts_of(activity.get("parameters"))
+                    starts = True
+                case {"type": "event", "name": "DTMF" | "dtmf"}:
+                    keys += digits_of(activity.get("value"))
+                case {"type": "event", "name": "hangup", "activityParams": {"hangupReason": str(reason)}}:
+                    self._reason = reason
+        if starts:
+            return self._start()
+        return Dtmf(keys) if keys and self._live else None
+
+    def _end(self, message: dict) -> Stop | None:
+        live, self._live, self._over = self._live, False, True
+        return Stop(self._reason or text_of(message.get("reason"))) if live else None
+
+    # -- to the platform -----------------------------------------------------------------------------------------------
+
+    def audio(self, pcm) -> bytes:
+        if self._playing:
+            return self._payload.message(self._before_chunk, pcm, AFTER_CHUNK)
+        self._streams += 1
+        self._playing = True
+        stream = str(self._streams)
+        self._answer("playStream.start", streamId=stream, mediaFormat=self._format)
+        self._before_chunk = b'{"type":"playStream.chunk","streamId":"%s","audioChunk":"' % stream.encode()
+        chunk = self._payload.message(self._before_chunk, pcm, AFTER_CHUNK)
+        header = wav_header(self._format)
+        if not header:
+            return chunk
+        data = header + bytes_of(chunk[len(self._before_chunk):-len(AFTER_CHUNK)].decode())
+        return self._before_chunk + base64_encode(data) + AFTER_CHUNK
+
+    def mark(self, name: str) -> None:
+        """Nothing is told of what has been heard."""
+        return None
+
+    def clear(self) -> bytes | None:
+        if not self._playing:
+            return None
+        self._playing = False
+        return message_of("playStream.stop", streamId=str(self._streams))[1]
+
+    def stop(self) -> bytes:
+        """The platform hangs up, says session.end and closes."""
+        return message_of("activities", activities=[HANGUP])[1]
+
+    def transfer(self, target: str) -> bytes:
+        """Hands the caller over to `target`, "tel:..." or "sip:..."; the session ends when that is done."""
+        transfer = {"type": "event", "name": "transfer", "activityParams": {"transferTarget": target}}
+        return message_of("activities", activities=[transfer])[1]
+
+    def tell(self, news: str, *details) -> None:
+        if news == SPEECH_STARTED:
+            self._speech("started")
+        elif news == SPEECH_STOPPED:
+            self._speech("stopped")
+            self._speech("committed")
+        elif news == HYPOTHESIS:
+            self._speech("hypothesis", alternatives=[{"text": details[0]}])
+        elif news == RECOGNITION and details[0]:
+            self._speech("recognition", alternatives=[{"text": details[0], "confidence": round(details[1], 3)}])
+        elif news == REPLIED and (stop := self.clear()) is not None:
+            self.outbox.append((TEXT, stop))
+
+    def _speech(self, what: str, **fields) -> None:
+        self._answer(f"userStream.speech.{what}", participant=self._heard, **fields)
+
+
+READ = {
+    "userStream.chunk": AudioCodes._chunk,
+    "userStream.start": AudioCodes._stream_starts,
+    "userStream.stop": AudioCodes._stream_stops,
+    "activities": AudioCodes._activities,
+    "session.initiate": AudioCodes._initiate,
+    "session.resume": AudioCodes._resume,
+    "session.end": AudioCodes._end,
+    "connection.validate": AudioCodes._validate,
+}
+
+
+class AudioCodesCaller:
+    """The platform's side: ?format=raw/mulaw,... (default raw/lpcm16) is its offer.  It barges in when told to stop; with
+    ?bargeIn=off, VoiceAI Connect's own default, it does not hear the caller from a recognition to the reply's end."""
+
+    __slots__ = ("rate", "call_id", "outbox", "_offer", "_payload", "_player", "_playing", "_barges_in", "_accepted",
+                 "_streaming", "_stream", "_streams", "_unplayed", "_before_chunk")
+    name = "audiocodes"
+    _calls = itertools.count(1)
+
+    def __init__(self, url: SplitResult):
+        query = dict(parse_qsl(url.query))
+        self._offer = query.get("format", USUAL).split(",")
+        if unknown := set(self._offer) - set(FORMATS):
+            raise ProtocolError(400, f"A format is one of {', '.join(FORMATS)}, not {sorted(unknown)[0][:20]!r}.")
+        encoding, self.rate = FORMATS[self._offer[0]]
+        self.call_id = f"{next(self._calls):032x}"
+        self.outbox: list[tuple[int, bytes]] = []
+        self._payload = Payload(encoding)       # of the user stream
+        self._player = self._payload            # of the play stream,
+        self._playing = ""                      # and its format
+        self._barges_in = query.get("bargeIn") != "off"
+        self._accepted = ""         # the format of the user stream, once the session was accepted
+        self._streaming = False     # the server has said that it takes the user stream
+        self._stream = ""           # the play stream that is open,
+        self._streams: set[str] = set()     # and all that were
+        self._unplayed = 0          # samples
+        self._before_chunk = b""
+
+    def _send(self, kind: str, **fields) -> tuple[int, bytes]:
+        return message_of(kind, conversationId=self.call_id, **fields)
+
+    def _event(self, name: str, **fields) -> tuple[int, bytes]:
+        return self._send("activities", activities=[{"type": "event", "name": name, **fields}])
+
+    def open(self) -> list[tuple[int, bytes]]:
+        self._before_chunk = self._send("userStream.chunk", audioChunk="")[1][:-len(AFTER_CHUNK)]
+        return [self._send("session.initiate", botName="bot", caller="+15550100", expectAudioMessages=True,
+                           supportedMediaFormats=self._offer)]
+
+    def audio(self, pcm) -> tuple[int, bytes] | None:
+        self._unplayed = max(0, self._unplayed - len(pcm))
+        return (TEXT, self._payload.message(self._before_chunk, pcm, AFTER_CHUNK)) if self._streaming else None
+
+    def dtmf(self, digit: str) -> tuple[int, bytes]:
+        return self._event("DTMF", value=digit)
+
+    def mark(self, name: str) -> None:
+        return None
+
+    def stop(self) -> tuple[int, bytes]:
+        self._streaming = False
+        return self._send("session.end", reasonCode="client-disconnected", reason="Client Side")
+
+    def receive(self, opcode: int, payload) -> Audio | Clear | Stop | None:
+        message = parse(payload, self.name)
+        kind = text_of(message.get("type"))
+        take = TAKE.get(kind)
+        if opcode != TEXT or take is None and not kind.startswith("userStream.speech."):
+            raise ProtocolError(1008, f"audiocodes: nothing is known of {kind[:40]!r}")
+        return take(self, message) if take is not None else self._speech(kind, message)
+
+    def _accept(self, message: dict) -> None:
+        self._accepted = text_of(message.get("mediaFormat"))
+        if self._accepted not in self._offer or FORMATS[self._accepted][1] != self.rate:
+            raise ProtocolError(1008, "audiocodes: a format was accepted that was not offered, or at another rate")
+        self._payload = Payload(FORMATS[self._accepted][0])
+        self.outbox.append(self._event("start", parameters={"locale": "en-US", "caller": "+15550100", "callee": "+15550199"}))
+        self.outbox.append(self._send("userStream.start"))
+
+    def _refused(self, message: dict) -> None:
+        raise ProtocolError(1008, f"audiocodes: {text_of(message.get('reason'))[:100]}")
+
+    def _takes_stream(self, message: dict) -> None:
+        self._streaming = True
+
+    def _speech(self, kind: str, message: dict) -> None:
+        what = kind.rpartition(".")[2]
+        if what in ("hypothesis", "recognition"):
+            match message:
+                case {"alternatives": [{"text": str()}]}:
+                    pass
+                case _:
+                    raise ProtocolError(1008, f"audiocodes: a {what} without alternatives")
+        elif what not in ("started", "stopped", "committed"):
+            raise ProtocolError(1008, f"audiocodes: nothing is known of {kind[:40]!r}")
+        if what == "recognition" and not self._barges_in and self._streaming:
+            self._streaming = False
+            self.outbox.append(self._send("userStream.stop"))
+
+    def _play(self, message: dict) -> None:
+        stream, media_format = text_of(message.get("streamId")), text_of(message.get("mediaFormat"))
+        if not self._accepted or self._stream or not stream or stream in self._streams:
+            raise ProtocolError(1008, "audiocodes: one play stream at a time, each with an id of its own")
+        if media_format not in self._offer or FORMATS[media_format][1] != self.rate:
+            raise ProtocolError(1008, "audiocodes: a play stream in a format that was not offered, or at another rate")
+        self._stream, self._playing = stream, media_format
+        self._player = Payload(FORMATS[media_format][0])
+        self._streams.add(stream)
+
+    def _played(self, message: dict) -> Audio | None:
+        if not self._stream or message.get("streamId") != self._stream:
+            raise ProtocolError(1008, "audiocodes: a chunk of a play stream that is not open")
+        text = message.get("audioChunk")
+        if self._playing.startswith("wav/") and isinstance(text, str) and text.startswith(RIFF):
+            text = base64_encode(wav_content(bytes_of(text), self._playing)).decode()
+        audio = self._player.decode(text, self.name)
+        self._unplayed += len(audio.pcm) if audio is not None else 0
+        if self._unplayed * 1000 > MOST_UNPLAYED_MS * self.rate:
+            raise ProtocolError(1008, "audiocodes: chunks come at the speed at which they are played")
+        return audio
+
+    def _stop_playing(self, message: dict) -> Clear | None:
+        """What is buffered is dropped, unless the platform is deaf to barge-ins."""
+        if not self._stream or message.get("streamId") != self._stream:
+            raise ProtocolError(1008, "audiocodes: the end of a play stream that is not open")
+        self._stream = ""
+        if self._barges_in:
+            self._unplayed = 0
+            return Clear()
+        if not self._streaming:
+            self.outbox.append(self._send("userStream.start"))
+        return None
+
+    def _obey(self, message: dict) -> Stop | None:
+        match message.get("activities"):
+            case [{"type": "event", "name": "hangup" | "transfer"}]:
+                self.outbox.append(self._send("session.end", reasonCode="bot-disconnected", reason="Bot Side"))
+                return Stop()
+        raise ProtocolError(1008, "audiocodes: activities of which nothing is known")
+
+    def _nothing(self, message: dict) -> None:
+        return None
+
+
+TAKE = {
+    "session.accepted": AudioCodesCaller._accept,
+    "session.error": AudioCodesCaller._refused,
+    "userStream.started": AudioCodesCaller._takes_stream,
+    "userStream.stopped": AudioCodesCaller._nothing,
+    "playStream.start": AudioCodesCaller._play,
+    "playStream.chunk": AudioCodesCaller._played,
+    "playStream.stop": AudioCodesCaller._stop_playing,
+    "activities": AudioCodesCaller._obey,
+    "connection.validated": AudioCodesCaller._nothing,
+}
