@@ -242,6 +242,22 @@ def test_cancel_stops_the_stream_and_nothing_more_is_told(run):
     assert told == after and not speaking
 
 
+def test_a_slot_that_was_given_to_another_call_is_not_written_to(run):
+    async def scenario():
+        async with engine(Tts) as (endpoint, tts):
+            endpoint.will(speaks(sound(300).tobytes(), then=endpoint.on_word(
+                lambda exchange: exchange.chunk(sound(9000).tobytes()))))
+            call = Caller()
+            tts.speak(call, call.epoch, 0, TEXT, "")
+            await call.until(lambda: call.told)
+            call.slot.free()
+            call.slot.take(8000, 8000)
+            endpoint.go.set()
+            await call.until(lambda: call.told[-1][0] == "failed")
+            return call.slot.segment_written(0)
+    assert run(scenario()) == 0
+
+
 def test_a_wav_file_says_its_rate(run):
     tone = sound(800, rate=16000)
     pcm, told = spoken(run, speaks(wav(tone.tobytes(), 16000), content_type="audio/wav"))

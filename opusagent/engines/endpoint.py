@@ -119,8 +119,8 @@ class Endpoint:
         own = {} if self.transport is None else {"transport": self.transport}
         self.http = openai.DefaultAsyncHttpxClient(timeout=timeout, **own)
         client = openai.AsyncOpenAI(api_key=self.key, base_url=self.url, http_client=self.http)
-        self.headers = {name: value for name, value in {**client.default_headers, **client.auth_headers}.items()
-                        if isinstance(value, str)}
+        said = {**client.default_headers, **client.auth_headers, "Accept-Encoding": "identity"}     # packing takes time
+        self.headers = {name: value for name, value in said.items() if isinstance(value, str)}
         await self._greet()
         if self.transport is not None:
             self.transport.keep(self.url, self.spare)

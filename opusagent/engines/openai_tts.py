@@ -118,11 +118,12 @@ class Tts:
 class Speaking:
     """A segment on its way into a buffer of its call's slot."""
 
-    __slots__ = ("call", "slot", "epoch", "k", "start", "written", "room", "task")
+    __slots__ = ("call", "slot", "generation", "epoch", "k", "start", "written", "room", "task")
 
     def __init__(self, call, epoch: int, k: int):
         self.call = call
         self.slot = call.slot
+        self.generation = call.slot.generation      # of the slot; when that has another, the call is over
         self.epoch = epoch
         self.k = k
         self.start = self.written = self.slot.segment_written(k)    # counters of the buffer
@@ -147,6 +148,8 @@ class Speaking:
         """As far as there is room, and the rest when there is some again."""
         slot, k, ring = self.slot, self.k, np.asarray(self.slot.segment(self.k))
         while len(pcm):
+            if slot.generation != self.generation:
+                raise EngineError("The call ended before its speech did.")
             count = min(len(pcm), SEGMENT_SAMPLES - (self.written - slot.segment_read(k)))
             if not count:
                 self.room.clear()
