@@ -137,13 +137,16 @@ def test_a_peer_that_sends_faster_than_anybody_reads_has_to_wait():
     assert most < 4 * UNREAD_BYTES
 
 
-def test_an_answer_that_nobody_asked_for_ends_the_connection():
+@pytest.mark.parametrize("more", [b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\ntwo", b"t"])
+def test_an_answer_that_nobody_asked_for_ends_the_connection(more):
     async def scenario():
         async with LocalEndpoint() as endpoint:
             async def answer_twice(exchange: Exchange) -> None:
-                await exchange.whole(200, "text/plain", b"one")
+                await exchange.head(content_type="text/plain")
+                await exchange.chunk(b"one")
+                await exchange.end()
                 await endpoint.go.wait()
-                await exchange.whole(200, "text/plain", b"two")
+                await exchange.write(more)
             endpoint._answer = answer_twice
             transport = Transport()
             response = await transport.handle_async_request(httpx.Request("GET", endpoint.url))

@@ -112,6 +112,8 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self.silent = False
         try:
+            if self._idle:
+                raise ValueError("an answer to nothing")
             if self.body is None:
                 data = self._read_head(data)
             if self.body is not None and data:
@@ -138,9 +140,7 @@ class Connection(asyncio.Protocol):
             self._on_idle_lost(self)
 
     def _read_head(self, data: bytes) -> bytes:
-        """Bytes of the head; what follows it.  Raises h11.RemoteProtocolError, ValueError if nobody asked."""
-        if self._idle:
-            raise ValueError("an answer to nothing")
+        """Bytes of the head; what follows it.  Raises h11.RemoteProtocolError."""
         self._parser.receive_data(data)
         while (event := self._parser.next_event()) is not h11.NEED_DATA:
             if event.__class__ is h11.Response:
