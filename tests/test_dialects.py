@@ -5,7 +5,9 @@ how many were ignored by then), or "out" with the verb that makes it; "answers" 
 payload that is text is sent as it stands.
 """
 import base64
+import gc
 import json
+import tracemalloc
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -161,6 +163,43 @@ def test_the_plain_protocol_names_its_rates():
         with pytest.raises(ProtocolError, match="8000, 16000, 24000, 48000") as refused:
             TABLE["pcm"]({"rate": rate})
         assert refused.value.code == 400
+
+
+def messages_while_live(name):
+    """[(query, what a recorded call sends between its start and its stop)], one of each recording."""
+    for path in CALLS:
+        if path.parent.name == name:
+            about, lines = read(path)
+            lines = [line for line in lines if line["direction"] == "in"]
+            kept = [wire(line) for line in lines if not {"Stop", "ProtocolError"} & set(line["event"] or {})]
+            yield about.get("query", {}), kept
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_a_long_call_keeps_no_more_than_a_short_one(name):
+    calls = [(TABLE[name](query), messages) for query, messages in messages_while_live(name)]
+
+    def hold(rounds):
+        """Bytes that are kept after so many rounds of every call."""
+        for i in range(rounds):
+            for dialect, messages in calls:
+                for opcode, payload in messages:
+                    outcome(dialect, opcode, payload)
+                dialect.mark(f"{i}")
+                dialect.clear() if i % 3 == 0 else None
+                dialect.audio(numpy.zeros(dialect.rate // 50, numpy.int16))
+                dialect.outbox.clear()
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+
+    for dialect, _ in calls:
+        dialect.open()
+    tracemalloc.start()
+    try:
+        before = hold(REMEMBERED_MARKS + 50)
+        assert hold(100) - before < 20_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_twilio_would_not_play_another_streams_audio():
