@@ -3,7 +3,7 @@
 A stage of an engine is a class made from the configuration; it lives in the worker and never blocks its loop.
     all     async open(...), async close(), measure(metrics)
     stt     open(arena, searches): the searches of all flows, by number; a search has the words that are expected
-            listen(call, position)      an utterance begins there in the call's slot; call.utterance and call.search say which
+            listen(call, position)      an utterance begins there in the slot: call.utterance, for call.search
             audio(call)                 more of it lies in the slot
             ask(call)                   its best text so far is wanted now
             finish(call, position)      it ends there
