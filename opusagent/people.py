@@ -12,7 +12,7 @@ from .caller import Say
 from .recording import read_raw, read_wav, resample
 
 RECORDINGS = Path("/usr/share/pocketsphinx/test/data")      # Debian's pocketsphinx-testdata
-VOICE = "slt"                                               # flite's; the demo's agent speaks with another
+VOICE = "kal16"                                             # flite's; of those that the agent does not use, the clearest
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,16 +20,17 @@ class Words:
     """What is said in one turn."""
     text: str
     file: str                           # under RECORDINGS
+    synthetic: str                      # what is said where that is not there
     barge_in_ms: int | None = None      # into the agent's speech
 
 
 # The welcome asks for a member number, then come two cards, and the way to the door.  Nobody listens to all of the
 # speech about the second card.
 TURNS = (
-    Words("two nine three four zero", "tidigits/dhd.2934z.raw"),
-    Words("ten of clubs", "cards/001.wav"),
-    Words("seven of clubs", "cards/003.wav", barge_in_ms=4000),
-    Words("go forward ten meters", "goforward.raw"),
+    Words("two nine three four zero", "tidigits/dhd.2934z.raw", "two nine three four zero"),
+    Words("ten of clubs", "cards/001.wav", "ten of clubs"),
+    Words("seven of clubs", "cards/003.wav", "queen of hearts", barge_in_ms=4000),
+    Words("go forward ten meters", "goforward.raw", "go forward ten meters"),
 )
 
 
@@ -39,13 +40,13 @@ def person(rate: int) -> tuple[str, list[Say]]:
     who = "recordings of people, from pocketsphinx-testdata" if recorded else \
         "a synthetic voice, for there are no recordings here; apt install pocketsphinx-testdata brings some"
     speak = _recording if recorded else _synthesis
-    return who, [Say.of(speak(words, rate), rate, words.text, words.barge_in_ms) for words in TURNS]
+    return who, [speak(words, rate) for words in TURNS]
 
 
-def _recording(words: Words, rate: int) -> np.ndarray:
+def _recording(words: Words, rate: int) -> Say:
     path = RECORDINGS / words.file
     pcm, its_rate = read_wav(path) if path.suffix == ".wav" else read_raw(path)
-    return telephone(resample(pcm, its_rate, rate), rate)
+    return Say.of(telephone(resample(pcm, its_rate, rate), rate), rate, words.text, words.barge_in_ms)
 
 
 def telephone(pcm: np.ndarray, rate: int) -> np.ndarray:
@@ -57,7 +58,7 @@ def telephone(pcm: np.ndarray, rate: int) -> np.ndarray:
     return np.fft.irfft(spectrum / np.sqrt(1 + below**8), len(pcm)).clip(-32768, 32767).astype(np.int16)
 
 
-def _synthesis(words: Words, rate: int) -> np.ndarray:
+def _synthesis(words: Words, rate: int) -> Say:
     from .engines.flite import Voices
     pieces: list[np.ndarray] = []
 
@@ -65,5 +66,5 @@ def _synthesis(words: Words, rate: int) -> np.ndarray:
         pieces.append(pcm)
         return True
 
-    Voices(VOICE).speak(VOICE, words.text, rate, write)
-    return np.concatenate(pieces)
+    Voices(VOICE).speak(VOICE, words.synthetic, rate, write)
+    return Say.of(np.concatenate(pieces), rate, words.synthetic, words.barge_in_ms)

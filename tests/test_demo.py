@@ -46,7 +46,7 @@ def test_without_recordings_another_voice_speaks_and_it_is_said(monkeypatch, tmp
     monkeypatch.setattr(people, "RECORDINGS", tmp_path)
     who, says = people.person(8000)
     assert who.startswith("a synthetic voice") and "apt install pocketsphinx-testdata" in who
-    assert [say.name for say in says] == [words.text for words in people.TURNS]
+    assert [say.name for say in says] == [words.synthetic for words in people.TURNS]
 
 
 def test_a_telephone_lets_speech_through_and_no_rumble():
