@@ -1,4 +1,4 @@
-"""Asterisk's chan_websocket: Dial(WebSocket/...), or ARI externalMedia with transport=websocket.  From 20.16, 21.11, 22.6.
+"""Asterisk's chan_websocket: Dial(WebSocket/...), or ARI externalMedia with transport=websocket.  From 20.16 and 22.6.
 
 Binary messages are audio in the channel's format and nothing else; text messages are commands and events, in plain
 text or, if the channel was made with f(json), in JSON.  Each event is read in the form in which it comes, and commands

@@ -1,0 +1,264 @@
+"""jambonz: the audio of a `listen` verb (or `stream`), which FreeSWITCH's mod_audio_fork carries.  Not its session API.
+
+The first text message holds what is known of the call, sampleRate and mixType beside it, and begins it; binary messages
+are 16-bit little-endian samples both ways; other texts are JSON with a `type` (a key press has an `event` instead).
+The verb must say mixType "mono", passDtmf true, and bidirectionalAudio enabled, streaming, with the same sampleRate as
+its own, which nothing on the wire repeats.  An empty binary message says that the stream is being ended.
+Uncertain: what stands below of the module's player is read from its source of 2024-10, and later ones may be better.
+The rule: what comes in may be anything that can be read; what goes out is what that player plays without a blemish.
+"""
+import itertools
+from urllib.parse import SplitResult, parse_qsl
+
+import numpy as np
+import orjson
+
+from .. import ProtocolError
+from .._fastpath import RATES
+from . import BINARY, TEXT, Audio, Clear, Dtmf, Mark, Marks, Start, Stop, digit_of, facts_of, parse, text_of
+from .pcm import Samples
+
+KILL = b'{"type":"killAudio"}'
+DISCONNECT = b'{"type":"disconnect"}'
+FIRST_MS, CHUNK_MS = 160, 80    # what the player collects before it begins, and then before it goes on
+LEAD_MS = 240                   # so that it never waits for us to reach the next of them
+IDLE_MESSAGES = 5               # of the caller's without one of ours, 100 ms: the reply is over, its rest is collected
+DEAF_MS = 60                    # after killAudio it may drop what comes for three of its beats
+MARKS = 30                      # that it remembers
+
+
+def mark_message(name: str) -> bytes:
+    return orjson.dumps({"type": "mark", "data": {"name": name}})
+
+
+class Player:
+    """What mod_audio_fork's player needs of us.
+
+    It passes audio on in chunks: the end of a reply stays behind, to be heard before the next one, unless silence
+    pushes it out.  A killAudio does not reach what is collected, so that is pushed out first.  It marks places with a
+    sample of -1, and takes any such sample for one.
+    """
+
+    __slots__ = ("marks", "_silence", "_marked", "_collects", "_idle")
+
+    def __init__(self, rate: int):
+        self.marks = Marks()
+        self._silence = bytes(rate * CHUNK_MS // 1000 * 2)
+        self._marked = False            # there has been a mark
+        self._collects = False          # audio was sent since the last silence
+        self._idle = 0                  # messages of the caller's since our last
+
+    def audio(self, pcm) -> bytes:
+        self._collects, self._idle = True, 0
+        if not self._marked:
+            return bytes(pcm)
+        samples = np.asarray(pcm)
+        return (samples + (samples == -1)).tobytes()
+
+    def beat(self, outbox: list) -> None:
+        """The caller's audio came."""
+        self._idle += 1
+        if self._idle == IDLE_MESSAGES:
+            self._push_out(outbox)
+
+    def _push_out(self, outbox: list) -> None:
+        if self._collects:
+            outbox.append((BINARY, self._silence))
+        self._collects = False
+
+    def mark(self, name: str) -> bytes:
+        self._marked = True
+        self.marks.sent(name)
+        return mark_message(name)
+
+    def clear(self, outbox: list) -> bytes:
+        self._push_out(outbox)
+        self.marks.clear()
+        return KILL
+
+    def echoed(self, data) -> Mark | None:
+        """A mark comes back: reached ("playout"), or dropped by a killAudio ("cleared")."""
+        if not isinstance(data, dict):
+            return None
+        mark = self.marks.echoed(text_of(data.get("name")))
+        return Mark(mark.name, cleared=True) if mark and data.get("event") == "cleared" else mark
+
+
+def rate_of(value, dialect: str) -> int:
+    """A sample rate, as a number or in digits; ProtocolError(1008) for one that we cannot take."""
+    text = text_of(value)
+    if text not in map(str, RATES):
+        raise ProtocolError(1008, f"{dialect}: the sample rate is one of {', '.join(map(str, RATES))} here, "
+                                  f"not {text[:10]!r}")
+    return int(text)
+
+
+def check_mix(value) -> None:
+    """ProtocolError(1008) where the agent's own voice, or another person's, would be in what it hears."""
+    if value not in (None, "", "mono"):
+        raise ProtocolError(1008, "jambonz: the mixType must be mono")
+
+
+def dtmf_of(message: dict) -> Dtmf | None:
+    digit = digit_of(message.get("dtmf", message.get("digit")))
+    return Dtmf(digit) if digit else None
+
+
+class Jambonz:
+    """jambonz, the listen verb: raw 16-bit samples both ways, commands in JSON."""
+
+    __slots__ = ("rate", "ignored", "outbox", "_samples", "_player", "_live", "_over")
+    name = "jambonz"
+    opcode = BINARY
+    lead_ms = LEAD_MS
+    deaf_ms = DEAF_MS
+    max_message = 64 << 10
+    protocols = ("audio.jambonz.org", "audio.drachtio.org")
+
+    def __init__(self, query: dict[str, str]):
+        self.rate = 8000
+        self.ignored = 0
+        self.outbox: list[tuple[int, bytes]] = []
+        self._samples = Samples(1600)
+        self._player = Player(self.rate)
+        self._live = False              # between the first text message and the end
+        self._over = False
+
+    def open(self) -> None:
+        return None
+
+    def receive(self, opcode: int, payload) -> Start | Audio | Dtmf | Mark | Stop | None:
+        if opcode == BINARY and self._live:
+            if not payload:
+                self._live, self._over = False, True
+                return Stop()
+            self._player.beat(self.outbox)
+            return self._samples.push(payload)
+        event = self._read(parse(payload, self.name)) if opcode == TEXT else None
+        self.ignored += event is None
+        return event
+
+    def _read(self, message: dict) -> Start | Dtmf | Mark | None:
+        if not self._live:
+            return self._start(message) if "sampleRate" in message and not self._over else None
+        if message.get("type") == "mark":
+            return self._player.echoed(message.get("data"))
+        return dtmf_of(message) if message.get("event") == "dtmf" else None
+
+    def _start(self, message: dict) -> Start:
+        """The facts are the call's attributes, the verb's metadata, which stands among them, and the customerData."""
+        check_mix(message.get("mixType"))
+        self.rate = rate_of(message["sampleRate"], self.name)
+        self._player = Player(self.rate)
+        self._live = True
+        told = {name: value for name, value in message.items() if name not in ("sampleRate", "mixType")}
+        return Start(text_of(message.get("callSid")), facts_of(message.get("customerData")) | facts_of(told))
+
+    def audio(self, pcm) -> bytes:
+        return self._player.audio(pcm)
+
+    def mark(self, name: str) -> bytes:
+        return self._player.mark(name)
+
+    def clear(self) -> bytes:
+        return self._player.clear(self.outbox)
+
+    def stop(self) -> bytes:
+        """The verb ends; what follows it in the application, or its actionHook, says how the call goes on."""
+        return DISCONNECT
+
+
+class Played:
+    """mod_audio_fork's player as a caller has it.  Stricter than it: what it would forget or mistake ends the call."""
+
+    __slots__ = ("_samples", "_marks", "_deaf", "_wanted", "_chunk", "_pieces")
+
+    def __init__(self, rate: int, chunked: bool):
+        self._samples = Samples(rate // 10)
+        self._marks: list[str] = []             # not given back yet
+        self._deaf = False                      # from a killAudio to the next beat
+        self._wanted = rate * FIRST_MS // 1000 if chunked else 0    # samples that are passed on together: the first ...
+        self._chunk = rate * CHUNK_MS // 1000 if chunked else 0     # ... and the others
+        self._pieces = np.zeros(0, np.int16)    # what is collected
+
+    def beat(self) -> None:
+        """Another 20 ms of the call."""
+        self._deaf = False
+
+    def receive(self, opcode: int, payload) -> Audio | Mark | Clear | Stop | None:
+        return self._play(payload) if opcode == BINARY else self._obey(parse(payload, "mod_audio_fork"))
+
+    def _play(self, payload) -> Audio | None:
+        event = self._samples.push(payload)
+        if event is None:
+            return None
+        if self._marks and (np.asarray(event.pcm) == -1).any():
+            raise ProtocolError(1008, "mod_audio_fork: a sample of -1 would be taken for a mark")
+        if self._wanted:
+            self._pieces = np.concatenate((self._pieces, event.pcm))
+            if len(self._pieces) < self._wanted:
+                return None
+            event = Audio(memoryview(self._pieces))
+            self._pieces, self._wanted = self._pieces[:0], self._chunk
+        return None if self._deaf else event
+
+    def _obey(self, message: dict) -> Mark | Clear | Stop:
+        match message:
+            case {"type": "mark", "data": {"name": str(name)}}:
+                if len(self._marks) == MARKS:
+                    raise ProtocolError(1008, f"mod_audio_fork: {MARKS} marks wait, more would be forgotten")
+                self._marks.append(name)
+                return Mark(name)
+            case {"type": "killAudio"}:
+                self._deaf = True
+                return Clear()
+            case {"type": "disconnect"}:
+                return Stop()
+        raise ProtocolError(1008, "mod_audio_fork: a message that it would not take")
+
+    def mark(self, name: str) -> tuple[int, bytes]:
+        """What is given back before the beat that follows a killAudio was dropped by it."""
+        if name in self._marks:
+            self._marks.remove(name)
+        event = "cleared" if self._deaf else "playout"
+        return TEXT, orjson.dumps({"type": "mark", "data": {"name": name, "event": event}})
+
+
+class JambonzCaller:
+    """jambonz's side of a listen verb: ?rate=8000 (default), 16000, 24000 or 48000, both ways.
+
+    With ?player=chunked it passes audio on as the real player does; by default at once, so that an echo can be timed.
+    """
+
+    __slots__ = ("rate", "call_id", "_played")
+    name = "jambonz"
+    protocols = ("audio.jambonz.org",)
+    _calls = itertools.count(1)
+
+    def __init__(self, url: SplitResult):
+        query = dict(parse_qsl(url.query))
+        self.rate = rate_of(query.get("rate", "8000"), self.name)
+        self.call_id = f"{next(self._calls):032x}"
+        self._played = Played(self.rate, query.get("player") == "chunked")
+
+    def open(self) -> list[tuple[int, bytes]]:
+        about = {"sampleRate": self.rate, "mixType": "mono", "callSid": self.call_id, "direction": "inbound",
+                 "from": "+15550100", "to": "+15550199", "callStatus": "in-progress", "sipStatus": 200}
+        return [(TEXT, orjson.dumps(about))]
+
+    def audio(self, pcm) -> tuple[int, bytes]:
+        self._played.beat()
+        return BINARY, bytes(pcm)
+
+    def dtmf(self, digit: str) -> tuple[int, bytes]:
+        return TEXT, orjson.dumps({"event": "dtmf", "dtmf": digit, "duration": 1600})
+
+    def mark(self, name: str) -> tuple[int, bytes]:
+        return self._played.mark(name)
+
+    def stop(self) -> None:
+        """The end of the socket says it."""
+        return None
+
+    def receive(self, opcode: int, payload) -> Audio | Mark | Clear | Stop | None:
+        return self._played.receive(opcode, payload)
