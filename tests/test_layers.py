@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent / "opusagent"
 LAYERS = [
     {"__init__"},
     {"_fastpath", "config", "settings", "metrics", "net"},
-    {"http11", "websocket", "audio", "playout", "turns", "flow", "dialects"},
+    {"http11", "websocket", "audio", "playout", "turns", "flow", "dialects", "signatures"},
     {"engines"},
     {"pipeline"},
     {"studio", "ledger", "outbound", "call", "echo"},
