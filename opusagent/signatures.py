@@ -36,7 +36,7 @@ def fits(secrets: Sequence[str], message: bytes, signatures: Sequence[str], enco
 
 def plivo_v3(secrets: Sequence[str], method: str, url: str, nonce: str, header: str,
              form: Fields | None = None) -> bool:
-    """Whether X-Plivo-Signature-V3, one signature or several with commas, fits a request to `url`, spelt as Plivo has it.
+    """Whether X-Plivo-Signature-V3, one signature or several with commas, fits a request to `url` as Plivo spells it.
 
     `secrets`: auth tokens of the account.  `nonce`: X-Plivo-Signature-V3-Nonce.  `form`: the fields of a POST, or what
     came with a GET beside the URL's query.  As validate_v3_signature of Plivo's own package (plivo 4.63.0) has it.
