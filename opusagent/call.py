@@ -17,7 +17,7 @@ from .audio import Vad
 from .dialects import (FACTS, HYPOTHESIS, RECOGNITION, REPLIED, SPEECH_STARTED, SPEECH_STOPPED, Audio, Dtmf, Mark,
                        Pause, Start, Stop)
 from .flow import COMPLETE, Dialogue, Reply
-from .flow.dialogue import ANSWER
+from .flow.dialogue import ANSWER, FAILURE
 from .ledger import Ledger
 from .outbound import Outbound
 from .pipeline import SPEAKING, Stage, Turn
@@ -66,7 +66,6 @@ class Call:
         self.utterance = 0                  # grows with each; what the recogniser sends for an older one is late
         self.search = -1                    # of the recogniser, for what the state expects
         self.hearing = False                # an utterance is being recognised
-        self.words = ""                     # what the recogniser makes of it so far
         self.heard_from = 0                 # where the utterance begins, pre-roll included
         self.floor = 0                      # no utterance begins before this position: it belongs to the one before
         self.final_by = 0                   # ns: until when the recogniser may take for its last word; 0: not asked
@@ -206,7 +205,6 @@ class Call:
     def _listen(self, position: int) -> None:
         self.utterance += 1
         self.heard_from = position
-        self.words = ""
         self.keys = ""
         self.hearing = self.dialogue.expect.id >= 0         # nothing that is said counts in some states
         if self.hearing:
@@ -265,7 +263,6 @@ class Call:
     @from_outside
     def on_partial(self, utterance: int, text: str) -> None:
         if utterance == self.utterance and self.hearing and text:
-            self.words = text
             self.out.tell(HYPOTHESIS, text)
             self._follow(self.turns.judge(self.dialogue.judge(text)))
 
@@ -383,11 +380,12 @@ class Call:
         turn.trace.agent = " ".join(turn.texts)
         self.out.tell(REPLIED, turn.reply.kind, turn.trace.agent)
         self.ledger.finish()
-        if turn.error and not turn.texts:
+        if turn.error:
             log.warning("call %s: %s", self.id, turn.error)
-            self.server.metrics.count("model_failures")
+            self.server.metrics.count("failed_replies")
+        if turn.failed and turn.reply.kind != FAILURE:
             return self._reply(self.dialogue.failure())
-        if turn.reply.end:
+        if turn.reply.end or turn.failed:       # an apology that cannot be said either ends the call
             return self._hang_up()
         self._follow(self.turns.agent_done())
 

@@ -35,7 +35,7 @@ MEANING = {
     "dropped_chunks": "Audio chunks dropped because a peer read too slowly.",
     "recogniser_failures": "Utterances that the recogniser gave no answer to.",
     "voice_failures": "Segments that the voice could not speak.",
-    "model_failures": "Replies that the language model did not give.",
+    "failed_replies": "Replies that the language model or the voice did not finish.",
     "active_calls": "Calls at this moment.",
     "active_connections": "Connections at this moment.",
     "info": "Always 1; the label says the version.",
