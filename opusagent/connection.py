@@ -183,9 +183,9 @@ class Connection(asyncio.BufferedProtocol):
         transport.abort()
         self.wire = Wire(fd, self.ws.parser, None, self.on_control, self.fault, self.ended, self.drained)
         self.wire.quickack = self.server.config.net.quickack_rearm
+        self.server.epoll.add(self.wire)        # before the session sends: what the socket will not take waits there
         self.session = begin(self)
         self.wire.on_message = self.session.on_message
-        self.server.epoll.add(self.wire)
         self.server.poll_soon()
 
     # -- frames --------------------------------------------------------------------------------------------------------
