@@ -34,7 +34,9 @@ BARGE_IN_MS = 800           # into what is said about the second card, which tak
 ECHO_FRAMES = 50
 # Each dialect as it comes, and what else its URL can make of the wire.
 ROUTES = [*CALLERS, "pcm?rate=48000", "telnyx?codec=PCMA&disorder=7", "telnyx?codec=L16&rate=16000&l16=big",
-          "plivo?codec=L16&rate=16000", "vonage?rate=24000"]
+          "plivo?codec=L16&rate=16000", "vonage?rate=24000", "asterisk?format=ulaw&control=json", "asterisk?format=slin48",
+          "jambonz?player=chunked", "jambonz?rate=16000", "freeswitch?play=json",
+          "freeswitch?module=fork&rate=16000&player=chunked"]
 APART = 0.1                 # seconds between the calls' beginnings
 
 
