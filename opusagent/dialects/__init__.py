@@ -190,6 +190,7 @@ def facts_of(value) -> dict[str, str]:
 
 from .asterisk import Asterisk, AsteriskCaller      # noqa: E402  (a dialect imports the events above)
 from .audiocodes import AudioCodes, AudioCodesCaller    # noqa: E402
+from .audiohook import AudioHook, AudioHookCaller       # noqa: E402
 from .freeswitch import FreeSwitch, FreeSwitchCaller    # noqa: E402
 from .jambonz import Jambonz, JambonzCaller     # noqa: E402
 from .pcm import Pcm, PcmCaller             # noqa: E402
@@ -208,6 +209,7 @@ ROWS = (
     (Jambonz, JambonzCaller),
     (FreeSwitch, FreeSwitchCaller),
     (AudioCodes, AudioCodesCaller),
+    (AudioHook, AudioHookCaller),
 )
 TABLE = {dialect.name: dialect for dialect, _ in ROWS}
 CALLERS = {caller.name: caller for _, caller in ROWS}

@@ -1,0 +1,444 @@
+"""Genesys Cloud AudioHook, protocol version 2, as the Audio Connector speaks it: a bot inside an Architect flow.
+
+JSON text messages in one envelope, numbered without gaps in each direction, and binary audio of any length: PCMU, or L16,
+at 8 kHz, external (the caller) and internal interleaved where both are sent.  Genesys begins and ends every session: we
+ask for its end with `disconnect`, which carries the conversation's facts as output variables, and it closes.
+Genesys counts messages and answers too many with an error 429, so replies go out in 200 ms (5 a second, half of what
+implementers have seen accepted), well ahead; a barge-in makes it drop what it holds.
+Uncertain: the byte order of L16 (little-endian here, as the reference implementation has it; PCMU is preferred); whether
+`pause` and `resume` come from Genesys too (taken as `paused` and `resumed`); when a bot_turn_response is due (ours comes
+when the reply has been heard); what a bot may send to a stream with two channels (one channel here).  A monitor, which
+takes no audio at all, cannot be told from a connector; ours is for the connector.
+The rule: only text that is no JSON object ends a call; what has no sense where it comes is ignored and counted.
+"""
+import itertools
+from urllib.parse import SplitResult, parse_qsl
+
+import numpy as np
+import orjson
+
+from .. import ProtocolError
+from .._fastpath import ulaw_decode, ulaw_encode
+from . import (BINARY, FACTS, REPLIED, TEXT, Audible, Audio, Clear, Dtmf, Mark, Pause, Start, Stop, digits_of, facts_of,
+               parse, text_of)
+
+RATE = 8000
+ROOM = 1600                 # samples that are taken without new memory: 200 ms
+NOBODY = "00000000-0000-0000-0000-000000000000"     # conversation and participant of a probe
+EXTERNAL, INTERNAL = "external", "internal"
+SAMPLE_BYTES = {"PCMU": 1, "L16": 2}
+DISPOSITIONS = {"silence": "no_input", "no_match": "no_match", "failure": "no_match"}   # of a reply's kind; else "match"
+
+
+def number_of(value) -> int | None:
+    """A sequence number, sent as a number or as text."""
+    text = text_of(value)
+    return int(text) if text.isdecimal() and len(text) <= 15 else None
+
+
+def part(message: dict, name: str) -> dict:
+    value = message.get(name)
+    return value if isinstance(value, dict) else {}
+
+
+def chosen(offer) -> dict | None:
+    """The entry of an offer that we take: the caller alone if it can be, else among others; None if there is none."""
+    def hearable(entry) -> bool:
+        match entry:
+            case {"format": "PCMU" | "L16", "channels": [*channels]}:
+                return entry.get("type", "audio") == "audio" and text_of(entry.get("rate", RATE)) == str(RATE) \
+                    and EXTERNAL in channels and len(channels) <= 2
+        return False
+    entries = [entry for entry in offer if hearable(entry)] if isinstance(offer, list) else []
+    return min(entries, key=lambda entry: len(entry["channels"]), default=None)
+
+
+class Codec:
+    """Audio in one media format, both ways: of several channels one is heard, and one is spoken."""
+
+    __slots__ = ("_format", "_channels", "_at", "_audible", "_rest")
+
+    def __init__(self, media: dict):
+        self._format = media["format"]
+        self._channels = len(media["channels"])
+        self._at = media["channels"].index(EXTERNAL)
+        self._audible = Audible(ROOM)
+        self._rest = b""                # what came of a sample of all channels that is not whole yet
+
+    def decode(self, payload) -> Audio | None:
+        if self._format == "L16" or self._channels > 1:
+            payload = self._separated(payload)
+        count = len(payload)
+        if count > len(self._audible.pcm):
+            self._audible.reserve(count)
+        if self._format == "L16":
+            self._audible.pcm[:count] = memoryview(payload)
+        else:
+            ulaw_decode(payload, self._audible.pcm)
+        return self._audible.first(count) if count else None
+
+    def _separated(self, payload):
+        """The caller's codes or samples."""
+        step = self._channels * SAMPLE_BYTES[self._format]
+        data = self._rest + bytes(payload)
+        whole = len(data) // step * step
+        data, self._rest = data[:whole], data[whole:]
+        if self._format == "PCMU":
+            return data[self._at::self._channels]
+        return np.frombuffer(data, "<i2")[self._at::self._channels].astype(np.int16)
+
+    def encode(self, pcm) -> bytes:
+        if self._format == "L16":
+            return np.asarray(pcm).astype("<i2").tobytes()
+        codes = bytearray(len(pcm))
+        ulaw_encode(pcm, codes)
+        return bytes(codes)
+
+
+class AudioHook:
+    """Genesys Cloud Audio Connector (AudioHook, version 2): numbered JSON messages and binary PCMU or L16."""
+
+    __slots__ = ("ignored", "outbox", "_id", "_seq", "_clientseq", "_codec", "_live", "_over", "_paused", "_playing",
+                 "_mark", "_outcome")
+    name = "audiohook"
+    opcode = BINARY
+    rate = RATE
+    lead_ms = 400
+    message_ms = 200
+    parting_ms = 5000
+    max_message = 64 << 10
+
+    def __init__(self, query: dict[str, str]):
+        self.ignored = 0
+        self.outbox: list[tuple[int, bytes]] = []
+        self._id: str | None = None     # of the session; None before it was opened
+        self._seq = 0                   # of our last message
+        self._clientseq = 0             # of the last one we have read
+        self._codec = Codec({"format": "PCMU", "channels": [EXTERNAL]})
+        self._live = False              # between Start and Stop
+        self._over = False              # closed
+        self._paused = False
+        self._playing = False           # something has been sent that a barge-in would have to clear
+        self._mark: str | None = None   # asked for after the last audio
+        self._outcome: dict[str, str] = {}      # what the conversation came to
+
+    def _message(self, kind: str, parameters: dict) -> bytes:
+        self._seq += 1
+        return orjson.dumps({"version": "2", "type": kind, "seq": self._seq, "clientseq": self._clientseq,
+                             "id": self._id or "", "parameters": parameters})
+
+    def _answer(self, kind: str, parameters: dict) -> None:
+        self.outbox.append((TEXT, self._message(kind, parameters)))
+
+    def open(self) -> None:
+        return None
+
+    # -- from Genesys --------------------------------------------------------------------------------------------------
+
+    def receive(self, opcode: int, payload) -> Start | Audio | Dtmf | Mark | Pause | Stop | None:
+        if opcode == BINARY:
+            self.ignored += not self._live
+            return self._codec.decode(payload) if self._live else None
+        message = parse(payload, self.name)
+        answers = len(self.outbox)
+        event = self._read(message)
+        self.ignored += event is None and len(self.outbox) == answers
+        return event
+
+    def _read(self, message: dict) -> Start | Dtmf | Mark | Pause | Stop | None:
+        read = READ.get(text_of(message.get("type")))
+        name = text_of(message.get("id"))
+        if read is None or self._over or self._id is not None and name != self._id:
+            return None
+        if (number := number_of(message.get("seq"))) is not None:
+            self._clientseq = number
+        return read(self, message, part(message, "parameters"))
+
+    def _open(self, message: dict, parameters: dict) -> Start | None:
+        if self._id is not None:
+            return None
+        self._id = text_of(message.get("id"))
+        media = chosen(parameters.get("media"))
+        participant = part(parameters, "participant")
+        probe = text_of(parameters.get("conversationId")) == text_of(participant.get("id")) == NOBODY
+        if media is None and not probe:
+            self._answer("disconnect", {"reason": "error", "info": "The caller's audio is needed, as PCMU or L16 at 8 kHz."})
+            return None
+        opened = {"startPaused": False, "media": [media] if media else []}
+        if parameters.get("supportedLanguages"):
+            opened["supportedLanguages"] = [language] if (language := text_of(parameters.get("language"))) else []
+        self._answer("opened", opened)
+        if probe:
+            return None
+        self._codec = Codec(media)
+        self._live = True
+        return Start(self._id, self._facts(parameters, participant))
+
+    @staticmethod
+    def _facts(parameters: dict, participant: dict) -> dict[str, str]:
+        """What the Architect flow passes on, and what Genesys knows of the call, which no variable can pretend to be."""
+        known = {name: parameters.get(name) for name in ("organizationId", "conversationId", "language")}
+        known |= {name: participant.get(name) for name in ("ani", "aniName", "dnis")}
+        return facts_of(parameters.get("customConfig")) | facts_of(parameters.get("inputVariables")) | facts_of(known)
+
+    def _close(self, message: dict, parameters: dict) -> Stop | None:
+        if self._id is None:
+            self._id = text_of(message.get("id"))
+        self._answer("closed", {})
+        live, self._live, self._over = self._live, False, True
+        return Stop(text_of(parameters.get("reason"))) if live else None
+
+    def _ping(self, message: dict, parameters: dict) -> None:
+        self._answer("pong", {})
+
+    def _update(self, message: dict, parameters: dict) -> None:
+        self._answer("updated", {})
+
+    def _pause(self, message: dict, parameters: dict) -> Pause | None:
+        if not self._live or self._paused:
+            return None
+        self._paused = True
+        return Pause()
+
+    def _resume(self, message: dict, parameters: dict) -> Pause | None:
+        if not self._live or not self._paused:
+            return None
+        self._paused = False
+        return Pause(over=True)
+
+    def _dtmf(self, message: dict, parameters: dict) -> Dtmf | None:
+        digits = digits_of(parameters.get("digit"))
+        return Dtmf(digits) if digits and self._live else None
+
+    def _played(self, message: dict, parameters: dict) -> Mark | None:
+        """All that was sent has been played; if it ended in a mark, that one has been reached."""
+        name, self._mark = self._mark, None
+        return Mark(name) if name is not None and self._live else None
+
+    # -- to Genesys ----------------------------------------------------------------------------------------------------
+
+    def audio(self, pcm) -> bytes:
+        self._playing, self._mark = True, None
+        return self._codec.encode(pcm)
+
+    def mark(self, name: str) -> None:
+        """There is no such message, but Genesys says when it has played everything."""
+        self._mark = name
+
+    def clear(self) -> bytes | None:
+        self._mark = None
+        if not self._playing:
+            return None
+        self._playing = False
+        return self._message("event", {"entities": [{"type": "barge_in", "data": {}}]})
+
+    def stop(self) -> bytes:
+        """Genesys closes, and goes on in its Architect flow."""
+        return self._message("disconnect", {"reason": "completed", "outputVariables": self._outcome})
+
+    def tell(self, news: str, *details) -> None:
+        if news == REPLIED:
+            self._playing = False
+            kind, text = details
+            turn = {"disposition": DISPOSITIONS.get(kind, "match"), "text": text}
+            self._answer("event", {"entities": [{"type": "bot_turn_response", "data": turn}]})
+        elif news == FACTS:
+            self._outcome = dict(details[0])
+
+
+READ = {
+    "open": AudioHook._open,
+    "close": AudioHook._close,
+    "ping": AudioHook._ping,
+    "update": AudioHook._update,
+    "paused": AudioHook._pause,
+    "pause": AudioHook._pause,
+    "resumed": AudioHook._resume,
+    "resume": AudioHook._resume,
+    "dtmf": AudioHook._dtmf,
+    "playback_completed": AudioHook._played,
+}
+ORGANIZATION = "0a000000-0000-4000-8000-000000000001"   # of the simulated caller
+FIRST_PING, PINGS = RATE, 5 * RATE      # samples before the first, and between two
+LONGEST = 64000                         # bytes of a binary message of ours
+BURST = 10                              # messages that may come at once where they are counted
+
+
+class AudioHookCaller:
+    """Genesys's side: ?media=L16 (default PCMU), ?channels=both for a stream with two, ?frame_ms=200 for messages as the
+    reference client sends them (default 20), ?limit=5 to end the call at more messages a second."""
+
+    __slots__ = ("call_id", "outbox", "_offer", "_codec", "_frame", "_limit", "_seq", "_serverseq", "_open", "_closing",
+                 "_position", "_held", "_held_samples", "_unplayed", "_plays", "_ping", "_next_ping", "_budget")
+    name = "audiohook"
+    rate = RATE
+    _calls = itertools.count(1)
+
+    def __init__(self, url: SplitResult):
+        query = dict(parse_qsl(url.query))
+        media, frame, limit = query.get("media", "PCMU"), query.get("frame_ms", "20"), query.get("limit", "0")
+        if media not in SAMPLE_BYTES or not frame.isdecimal() or not limit.isdecimal():
+            raise ProtocolError(400, "media is PCMU or L16, frame_ms and limit are whole numbers.")
+        channels = [EXTERNAL, INTERNAL] if query.get("channels") == "both" else [EXTERNAL]
+        self._offer = {"type": "audio", "format": media, "channels": channels, "rate": RATE}
+        self._codec = Codec({"format": media, "channels": [EXTERNAL]})
+        self._frame = int(frame) * RATE // 1000
+        self._limit = int(limit)        # messages a second that are taken; 0: any number
+        self.outbox: list[tuple[int, bytes]] = []
+        self.call_id = f"{next(self._calls):032x}"      # of session and conversation; Genesys puts dashes into it
+        self._seq = self._serverseq = 0
+        self._open = self._closing = False
+        self._position = 0              # samples of the caller's that were sent
+        self._held: list[bytes] = []    # of the message that is being filled
+        self._held_samples = 0
+        self._unplayed = 0              # samples of the agent's
+        self._plays = False
+        self._ping: int | None = None   # seq of the ping that has not been answered
+        self._next_ping = FIRST_PING
+        self._budget = float(BURST)     # messages that may come now, where they are counted
+
+    # -- what it sends -------------------------------------------------------------------------------------------------
+
+    def _message(self, kind: str, parameters: dict) -> tuple[int, bytes]:
+        self._seq += 1
+        return TEXT, orjson.dumps({"version": "2", "type": kind, "id": self.call_id, "seq": self._seq,
+                                   "serverseq": self._serverseq, "position": f"PT{self._position / RATE:.3f}S",
+                                   "parameters": parameters})
+
+    def open(self) -> list[tuple[int, bytes]]:
+        caller = {"id": f"{1:032x}", "ani": "tel:+15550100", "aniName": "", "dnis": "tel:+15550199"}
+        return [self._message("open", {"organizationId": ORGANIZATION, "conversationId": self.call_id, "participant": caller,
+                                       "media": [self._offer], "language": "en-US", "inputVariables": {}})]
+
+    def audio(self, pcm) -> tuple[int, bytes] | None:
+        """A beat of the caller's clock, too: what is played is played by it, and pings go out."""
+        if not self._open or self._closing:
+            return None
+        self._beat(len(pcm))
+        self._held.append(self._interleaved(self._codec.encode(pcm)))
+        self._held_samples += len(pcm)
+        if self._held_samples < self._frame:
+            return None
+        message = b"".join(self._held)
+        self._position += self._held_samples
+        self._held.clear()
+        self._held_samples = 0
+        return BINARY, message
+
+    def _interleaved(self, codes: bytes) -> bytes:
+        """The caller, and beside it an agent who says nothing, where both are sent."""
+        if len(self._offer["channels"]) == 1:
+            return codes
+        if self._offer["format"] == "PCMU":
+            both = bytearray(b"\xff" * (2 * len(codes)))
+            both[::2] = codes
+            return bytes(both)
+        pcm = np.frombuffer(codes, "<i2")
+        return np.column_stack((pcm, np.zeros_like(pcm))).tobytes()
+
+    def _beat(self, samples: int) -> None:
+        self._budget = min(float(BURST), self._budget + self._limit * samples / RATE)
+        self._unplayed = max(0, self._unplayed - samples)
+        if self._plays and not self._unplayed:
+            self._plays = False
+            self.outbox.append(self._message("playback_completed", {}))
+        self._next_ping -= samples
+        if self._next_ping <= 0:
+            self._next_ping = PINGS
+            self._send_ping()
+
+    def _send_ping(self) -> None:
+        if self._ping is None:
+            self.outbox.append(self._message("ping", {}))
+            self._ping = self._seq
+        else:
+            self.outbox.append(self._message("error", {"code": 408, "message": "no pong"}))
+            self._close("error")
+
+    def _close(self, reason: str) -> None:
+        if not self._closing:
+            self._closing = True
+            self.outbox.append(self._message("close", {"reason": reason}))
+
+    def dtmf(self, digit: str) -> tuple[int, bytes]:
+        return self._message("dtmf", {"digit": digit})
+
+    def mark(self, name: str) -> None:
+        return None
+
+    def stop(self) -> tuple[int, bytes] | None:
+        if self._closing:
+            return None
+        self._close("end")
+        return self.outbox.pop()
+
+    # -- what it takes -------------------------------------------------------------------------------------------------
+
+    def receive(self, opcode: int, payload) -> Audio | Clear | Stop | None:
+        if self._limit:
+            self._budget -= 1
+            if self._budget < 0:
+                raise ProtocolError(1008, "audiohook: too many messages (Genesys's error 429)")
+        if opcode == BINARY:
+            return self._hear(payload)
+        if len(payload) > 65535:
+            raise ProtocolError(1008, "audiohook: a message of more than 65535 characters (error 413)")
+        message = parse(payload, self.name)
+        take = TAKE.get(text_of(message.get("type")))
+        if (message.get("version"), message.get("id"), message.get("seq")) != ("2", self.call_id, self._serverseq + 1) \
+                or take is None or not isinstance(message.get("parameters"), dict):
+            raise ProtocolError(1008, "audiohook: no message of a server's, or not the next one")
+        if type(heard := message.get("clientseq")) is not int or not 0 <= heard <= self._seq:
+            raise ProtocolError(1008, "audiohook: a clientseq that was never sent")
+        self._serverseq += 1
+        return take(self, message, message["parameters"])
+
+    def _hear(self, payload) -> Audio | None:
+        if not self._open or not 0 < len(payload) <= LONGEST:
+            raise ProtocolError(1008, "audiohook: audio that is too long, or too early")
+        audio = self._codec.decode(payload)
+        if audio is not None and not self._plays:
+            self._plays = True
+            self.outbox.append(self._message("playback_started", {}))
+        self._unplayed += len(audio.pcm) if audio is not None else 0
+        return audio
+
+    def _opened(self, message: dict, parameters: dict) -> None:
+        if self._open or self._closing or parameters.get("media") != [self._offer]:
+            raise ProtocolError(1008, "audiohook: opened twice, or with media that were not offered")
+        self._open = True
+
+    def _pong(self, message: dict, parameters: dict) -> None:
+        if self._ping is None or message.get("clientseq") != self._ping:
+            raise ProtocolError(1008, "audiohook: a pong without a ping")
+        self._ping = None
+
+    def _event(self, message: dict, parameters: dict) -> Clear | None:
+        match parameters:
+            case {"entities": [{"type": "barge_in", "data": {}}]}:
+                self._unplayed = 0
+                return Clear()
+            case {"entities": [{"type": "bot_turn_response", "data": {"disposition": "match" | "no_match" | "no_input"}}]}:
+                return None
+        raise ProtocolError(1008, "audiohook: an event of which nothing is known")
+
+    def _disconnect(self, message: dict, parameters: dict) -> None:
+        variables = parameters.get("outputVariables", {})
+        if parameters.get("reason") not in ("completed", "unauthorized", "error") or not isinstance(variables, dict) \
+                or not all(isinstance(value, str) for value in variables.values()):
+            raise ProtocolError(1008, "audiohook: a disconnect for no known reason, or with variables that are not text")
+        self._close("disconnect")
+
+    def _closed(self, message: dict, parameters: dict) -> Stop:
+        if not self._closing:
+            raise ProtocolError(1008, "audiohook: closed, though nobody asked for it")
+        return Stop()
+
+
+TAKE = {
+    "opened": AudioHookCaller._opened,
+    "closed": AudioHookCaller._closed,
+    "disconnect": AudioHookCaller._disconnect,
+    "event": AudioHookCaller._event,
+    "pong": AudioHookCaller._pong,
+}

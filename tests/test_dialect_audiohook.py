@@ -1,0 +1,281 @@
+"""AudioHook: Genesys's side against ours, conversations within its limits, and whatever else may come."""
+import json
+from urllib.parse import urlsplit
+
+import numpy
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_call import FLOW
+
+from dialled import Dialled
+from opusagent import ProtocolError
+from opusagent.dialects import BINARY, TEXT, Audio, Clear, Dtmf, Mark, Pause, Start, Stop
+from opusagent.dialects.audiohook import AudioHook, AudioHookCaller
+
+LINES = ["", "media=L16", "channels=both", "media=L16&channels=both", "frame_ms=200"]
+
+
+def caller_of(query=""):
+    return AudioHookCaller(urlsplit(f"ws://127.0.0.1/ws/audiohook?{query}"))
+
+
+def exchange(caller, ours):
+    """What both say in answer to one another until there is nothing left; (our events, the other side's)."""
+    events, heard = [], []
+    while caller.outbox or ours.outbox:
+        for message in ours.outbox:
+            heard.append(caller.receive(*message))
+        ours.outbox.clear()
+        for opcode, message in caller.outbox:
+            events.append(ours.receive(opcode, memoryview(message)))
+        caller.outbox.clear()
+    return [e for e in events if e is not None], [e for e in heard if e is not None]
+
+
+def line(query=""):
+    """(Genesys's side, ours) of an open session."""
+    caller, ours = caller_of(query), AudioHook({})
+    (opcode, message), = caller.open()
+    assert ours.receive(opcode, memoryview(message)) == Start(caller.call_id, {
+        "organizationId": "0a000000-0000-4000-8000-000000000001", "conversationId": caller.call_id, "language": "en-US",
+        "ani": "tel:+15550100", "aniName": "", "dnis": "tel:+15550199"})
+    assert exchange(caller, ours) == ([], [])
+    return caller, ours
+
+
+# ---- both ends -------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("query", LINES)
+@pytest.mark.parametrize("ms", [20, 200, 1000])
+def test_audio_comes_back_as_it_went(query, ms):
+    caller, ours = line(query)
+    pcm = numpy.random.default_rng(3).integers(-30000, 30000, 8 * ms).astype(numpy.int16)
+    for _ in range(2):
+        message = None
+        beats = 0
+        while message is None:
+            message, beats = caller.audio(pcm), beats + 1
+        heard = numpy.array(ours.receive(*message).pcm)
+        assert len(heard) == beats * len(pcm) and ("L16" not in query or (heard[:len(pcm)] == pcm).all())
+        again = numpy.array(caller.receive(BINARY, ours.audio(heard)).pcm)
+        assert (again == heard).all()
+        pcm = heard[:len(pcm)][::-1].copy()
+
+
+def test_a_call_from_open_to_closed():
+    caller, ours = line()
+    assert ours.receive(*caller.dtmf("#")) == Dtmf("#")
+    ours.tell("FACTS", {"card": "ten of clubs"})
+    assert caller.receive(TEXT, ours.stop()) is None
+    events, heard = exchange(caller, ours)
+    assert events == [Stop("disconnect")] and heard == [Stop()]
+    assert caller.stop() is None and caller.audio(numpy.zeros(160, numpy.int16)) is None
+
+
+def test_a_caller_who_hangs_up():
+    caller, ours = line()
+    assert ours.receive(*caller.stop()) == Stop("end")
+    assert exchange(caller, ours) == ([], [Stop()])
+
+
+def test_what_has_been_played_is_known():
+    caller, ours = line()
+    beat = numpy.zeros(160, numpy.int16)
+    caller.receive(BINARY, ours.audio(numpy.ones(320, numpy.int16)))
+    ours.mark("1:320")
+    for _ in range(2):
+        assert exchange(caller, ours) == ([], [])
+        caller.audio(beat)
+    assert exchange(caller, ours)[0] == [Mark("1:320")]
+
+
+def test_a_barge_in_clears_and_its_mark_is_never_reached():
+    caller, ours = line()
+    beat = numpy.zeros(160, numpy.int16)
+    caller.receive(BINARY, ours.audio(numpy.ones(8000, numpy.int16)))
+    ours.mark("1:8000")
+    assert caller.receive(TEXT, ours.clear()) == Clear()
+    caller.audio(beat)
+    assert exchange(caller, ours) == ([], [])
+
+
+def test_pings_are_answered_at_once_and_missed_if_they_are_not():
+    caller, ours = line()
+    beat = numpy.zeros(160, numpy.int16)
+    sent = 0
+    for _ in range(600):                            # 12 s: after 1 s, then every 5 s
+        caller.audio(beat)
+        sent += any(b'"ping"' in message for _, message in caller.outbox)
+        exchange(caller, ours)
+    assert sent == 3
+    while not caller.outbox:
+        caller.audio(beat)
+    caller.outbox.clear()                           # a ping that is lost
+    while not caller.outbox:
+        caller.audio(beat)
+    assert [json.loads(message)["type"] for _, message in caller.outbox] == ["error", "close"]
+
+
+def test_positions_are_of_the_audio_that_was_sent():
+    caller, _ = line("frame_ms=100")
+    for _ in range(12):
+        caller.audio(numpy.zeros(160, numpy.int16))
+    assert json.loads(caller.dtmf("1")[1])["position"] == "PT0.200S"
+
+
+@pytest.mark.parametrize("query", ["media=opus", "frame_ms=x", "limit=-1"])
+def test_a_caller_is_asked_for_what_there_is(query):
+    with pytest.raises(ProtocolError) as refused:
+        caller_of(query)
+    assert refused.value.code == 400
+
+
+# ---- what Genesys would not take -------------------------------------------------------------------------------------
+
+def server_message(caller, **changes):
+    return json.dumps({"version": "2", "type": "event", "id": caller.call_id, "seq": 2, "clientseq": 1,
+                       "parameters": {"entities": [{"type": "barge_in", "data": {}}]}} | changes).encode()
+
+
+@pytest.mark.parametrize("changes", [
+    {"seq": 3}, {"seq": 1}, {"seq": "2"}, {"version": 2}, {"id": "another"}, {"clientseq": 2}, {"clientseq": -1},
+    {"type": "paused"}, {"parameters": None}, {"parameters": {}}, {"type": "opened", "parameters": {"media": []}},
+    {"type": "pong", "parameters": {}}, {"type": "closed", "parameters": {}},
+    {"type": "disconnect", "parameters": {"reason": "done"}},
+    {"type": "disconnect", "parameters": {"reason": "completed", "outputVariables": {"n": 1}}},
+    {"parameters": {"entities": [{"type": "bot_turn_response", "data": {"disposition": "ok"}}]}},
+    {"parameters": {"entities": [{"type": "barge_in", "data": {}}] * 2}}, {"parameters": {"text": "x" * 70000}},
+])
+def test_a_simulated_genesys_is_strict(changes):
+    caller, _ = line()
+    with pytest.raises(ProtocolError):
+        caller.receive(TEXT, server_message(caller, **changes))
+    caller, _ = line()
+    assert caller.receive(TEXT, server_message(caller)) == Clear()
+
+
+def test_audio_is_neither_early_nor_too_long():
+    with pytest.raises(ProtocolError):
+        caller_of().receive(BINARY, b"\xff")
+    caller, _ = line()
+    assert len(caller.receive(BINARY, bytes(64000)).pcm) == 64000
+    for payload in (bytes(64001), b""):
+        with pytest.raises(ProtocolError):
+            caller.receive(BINARY, payload)
+
+
+def test_messages_are_counted():
+    caller, ours = line("limit=5")
+    for _ in range(9):                              # ten at once, and one was `opened`
+        caller.receive(BINARY, b"\xff")
+    with pytest.raises(ProtocolError, match="429"):
+        caller.receive(BINARY, b"\xff")
+
+
+# ---- conversations ---------------------------------------------------------------------------------------------------
+
+def test_a_conversation_within_the_limits():
+    """The greeting lasts for 12 s, and no more than five messages a second leave, whatever is said."""
+    call = Dialled(FLOW.replace("Which card do you have?", "word " * 240), "audiohook", "limit=5")
+    call.listens()
+    call.says("ten of clubs")
+    call.says("yes")
+    call.listens()
+    assert call.connection.closed == (1000, "") and call.call.done
+    texts = [json.loads(message) for opcode, message in call.sent if opcode == TEXT]
+    assert [message["seq"] for message in texts] == list(range(1, len(texts) + 1))
+    assert [message["type"] for message in texts if message["type"] != "pong"] == [
+        "opened", "event", "event", "event", "disconnect", "closed"]
+    assert texts[-2]["parameters"] == {"reason": "completed", "outputVariables": call.call.dialogue.facts}
+    greeting = [len(message) for opcode, message in call.sent if opcode == BINARY][:60]
+    assert set(greeting) == {1600}
+
+
+def test_a_barge_in_is_an_event_and_the_next_reply_is_heard():
+    call = Dialled(FLOW, "audiohook", "limit=5")
+    call.listens()
+    call.speech(600, "ten of clubs")
+    call.silence(600)
+    call.speech(400, "no")
+    assert call.heard.count("Clear") == 1 and call.receipts[-1]["stopped_by"] == "barge-in"
+    call.silence(400)
+    assert call.state == "card"
+    call.listens()
+    assert call.agent_says[-1] == "Which card do you have?"
+
+
+def test_what_genesys_says_it_has_played_is_taken_into_account():
+    call = Dialled(FLOW, "audiohook")
+    call.listens()
+    call.silence(100)
+    assert call.call.dialect._mark is None and call.call.playout.heard(call.server.now) == call.call.playout.sent
+
+
+def test_a_caller_on_hold_is_not_asked_for_an_answer():
+    call = Dialled(FLOW, "audiohook")
+    call.listens()
+    call.send(call.caller._message("paused", {}))
+    call.passes(20_000)
+    assert call.agent_says == ["Which card do you have?"]
+    call.send(call.caller._message("resumed", {"start": "PT1S", "discarded": "PT20S"}))
+    call.says("ten of clubs")
+    assert call.state == "sure"
+
+
+def test_a_caller_who_hangs_up_while_we_speak():
+    call = Dialled(FLOW, "audiohook")
+    call.silence(60)
+    call.send(call.caller.stop())
+    call.exchange()
+    assert call.connection.closed == (1000, "") and call.heard[-1] == "Stop"
+
+
+# ---- whatever else ---------------------------------------------------------------------------------------------------
+
+TYPES = ["open", "close", "ping", "update", "paused", "pause", "resumed", "resume", "dtmf", "playback_started",
+         "playback_completed", "discarded", "error", "x"]
+ODD = st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.lists(st.text(max_size=3), max_size=2)
+CHANNELS = st.lists(st.sampled_from(["external", "internal", 1, None]), max_size=3) | ODD
+MEDIA = st.fixed_dictionaries({}, optional={
+    "type": st.sampled_from(["audio", "video"]), "format": st.sampled_from(["PCMU", "L16", "OPUS"]) | ODD,
+    "channels": CHANNELS, "rate": st.sampled_from([8000, "8000", 16000]) | ODD})
+GOOD = st.sampled_from([{"format": "PCMU", "channels": ["external"], "rate": 8000},
+                        {"format": "L16", "channels": ["internal", "external"], "rate": 8000}])
+PARAMETERS = st.fixed_dictionaries({}, optional={
+    "media": st.lists(GOOD | MEDIA | ODD, max_size=3) | ODD, "participant": st.dictionaries(st.text(max_size=3), ODD) | ODD,
+    "digit": st.sampled_from(["1", "#", "12"]) | ODD, "reason": ODD, "language": ODD, "supportedLanguages": ODD,
+    "inputVariables": st.dictionaries(st.text(max_size=3), ODD) | ODD})
+MESSAGES = st.fixed_dictionaries({"type": st.sampled_from(TYPES) | ODD, "id": st.sampled_from(["s", "s", "s", "t"]),
+                                  "parameters": PARAMETERS | ODD}, optional={"seq": ODD})
+STEPS = (MESSAGES | st.binary(max_size=9) | st.sampled_from(["audio", "clear", "mark"])
+         | st.sampled_from([("REPLIED", "answer", "a"), ("FACTS", {"a": "b"}), ("NEWS", 1), ("SPEECH_STARTED",)]))
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(STEPS, max_size=30))
+def test_whatever_comes_our_numbers_have_no_gap_and_events_are_in_order(steps):
+    ours, events, sent = AudioHook({}), [], []
+    for step in steps:
+        message = None
+        if isinstance(step, dict):
+            events.append(ours.receive(TEXT, memoryview(json.dumps(step).encode())))
+        elif isinstance(step, bytes):
+            event = ours.receive(BINARY, memoryview(step))
+            assert event is None or len(event.pcm) > 0
+            events.append(event)
+        elif isinstance(step, tuple):
+            ours.tell(*step)
+        elif step == "audio":
+            ours.audio(numpy.zeros(20, numpy.int16))
+        else:
+            message = ours.clear() if step == "clear" else ours.mark("m")
+        sent += [text for _, text in ours.outbox] + ([message] if message else [])
+        ours.outbox.clear()
+    assert [json.loads(message)["seq"] for message in sent] == list(range(1, len(sent) + 1))
+    kind = [type(event) for event in events if event is not None]
+    assert set(kind) <= {Start, Audio, Dtmf, Mark, Pause, Stop} and kind.count(Start) <= 1 and kind.count(Stop) <= 1
+    assert not kind or kind[0] is Start
+    assert Stop not in kind or kind[-1] is Stop
+    pauses = [event.over for event in events if isinstance(event, Pause)]
+    assert pauses == [False, True] * (len(pauses) // 2) + [False] * (len(pauses) % 2)
