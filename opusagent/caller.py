@@ -49,6 +49,8 @@ class Measured:
     answered: int | None                # start of the first voiced window of the answer, as heard
     answered_to: int | None             # end of the last one
     gave_up: bool = False               # no answer for as long as the caller's patience lasted
+    late_from: int = 0                  # by so much the frame with spoke_from left late,
+    late_to: int = 0                    # and the one with spoke_to: the caller's fault, not the agent's
 
     @property
     def end_ms(self) -> float:
@@ -58,12 +60,12 @@ class Measured:
     @property
     def gap_ms(self) -> float | None:
         """Voice-to-voice; negative when the agent did not wait for the end."""
-        return None if self.answered is None else (self.answered - self.spoke_to) * 1e3 / self.rate
+        return None if self.answered is None else (self.answered - self.spoke_to - self.late_to) * 1e3 / self.rate
 
     @property
     def reaction_ms(self) -> float | None:
         """Barge-in: from the caller's first voiced window to the agent's silence."""
-        return None if self.stopped is None else (self.stopped - self.spoke_from) * 1e3 / self.rate
+        return None if self.stopped is None else (self.stopped - self.spoke_from - self.late_from) * 1e3 / self.rate
 
 
 class Ear:

@@ -7,6 +7,7 @@ import argparse
 import json
 from pathlib import Path
 
+from . import ConfigError
 from .caller import Measured, Say
 from .demo import demo_command
 from .latency import latency_test_command
@@ -14,11 +15,9 @@ from .localserver import receipt
 from .metrics import receipt_line
 from .recording import read_wav, resample, write_wav
 from .telephone import Caller, dialect_of, run
-from .terminal import Terminal, summary, summary_line
+from .terminal import TOO_BUSY, Terminal, summary, summary_line, too_late
 
 __all__ = ["call_command", "demo_command", "latency_test_command"]
-
-LATE_MS = 5                     # a caller later than this at p99 spoils the figures
 
 
 def call_command(args: argparse.Namespace) -> int:
@@ -28,6 +27,8 @@ def call_command(args: argparse.Namespace) -> int:
 
 async def call(args: argparse.Namespace, terminal: Terminal) -> int:
     dialect = dialect_of(args.url, args.dialect)
+    if args.save and not Path(args.save).parent.is_dir():
+        raise ConfigError(f"{args.save} cannot be written: there is no such directory.")
     caller = Caller(args.url, dialect, [])
     caller.script.says += read_script(args.wav, caller.rate)
     rows = []
@@ -38,10 +39,11 @@ async def call(args: argparse.Namespace, terminal: Terminal) -> int:
     if args.save:
         write_wav(args.save, caller.rate, caller.script.tape.read(), caller.ear.tape.read())
     gaps = [row["voice_to_voice_ms"] for row in rows if row["voice_to_voice_ms"] is not None]
-    late = summary(ns / 1e6 for ns in caller.clock.late)
+    late = [ns / 1e6 for ns in caller.clock.late]
     if args.json:
-        terminal.say(json.dumps({"url": args.url, "dialect": dialect, "call_id": caller.call_id, "turns": rows,
-                                 "voice_to_voice_ms": summary(gaps), "caller_late_ms": late, "closed": caller.closed}))
+        terminal.say(json.dumps({
+            "url": args.url, "dialect": dialect, "call_id": caller.call_id, "turns": rows,
+            "voice_to_voice_ms": summary(gaps), "caller_late_ms": summary(late), "closed": caller.closed}))
     else:
         print_end(terminal, caller.closed, gaps, late)
     return 0 if len(gaps) == len(args.wav) else 1
@@ -77,9 +79,9 @@ def print_turn(terminal: Terminal, row: dict) -> None:
         terminal.say(f"        unexplained {row['unexplained_ms']:.1f} ms")
 
 
-def print_end(terminal: Terminal, closed: str, gaps: list[float], late: dict) -> None:
+def print_end(terminal: Terminal, closed: str, gaps: list[float], late: list[float]) -> None:
     if closed:
         terminal.say(f"{closed[0].upper()}{closed[1:]}.")
     terminal.say(f"voice-to-voice: {summary_line(gaps)}")
-    if late.get("p99", 0) > LATE_MS:
-        terminal.say(f"The caller itself was late by up to {late['max']:.0f} ms: too busy a machine for these figures.")
+    if too_late(late):
+        terminal.say(terminal.paint("red", TOO_BUSY))

@@ -12,7 +12,7 @@ from .caller import Say
 from .localserver import LocalServer
 from .people import person
 from .telephone import Caller, Probe, address, dialect_of, line_rate, run
-from .terminal import Terminal, histogram, summary, summary_line
+from .terminal import TOO_BUSY, Terminal, histogram, summary, summary_line, too_late
 
 PROBES = 2                      # echo calls that time frames while the others talk
 
@@ -122,7 +122,9 @@ def print_figures(terminal: Terminal, echo: str, figures: Figures) -> None:
     print_section(terminal, f"Voice-to-voice: {len(figures.gaps)} turns in {figures.calls} calls", figures.gaps)
     if figures.reactions:
         print_section(terminal, f"Barge-in until silence: {len(figures.reactions)} times", figures.reactions)
-    terminal.say(f"\nLateness of the callers themselves, which is in the figures above:\n{summary_line(figures.late)}")
+    terminal.say(f"\nLateness of the callers' own frames:\n{summary_line(figures.late)}")
+    if too_late(figures.late):
+        terminal.say(terminal.paint("red", TOO_BUSY))
     if figures.unanswered:
         terminal.say(terminal.paint("red", f"{figures.unanswered} turns got no answer."))
     for sentence in dict.fromkeys(figures.failures):

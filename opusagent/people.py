@@ -12,7 +12,7 @@ from .caller import Say
 from .recording import read_raw, read_wav, resample
 
 RECORDINGS = Path("/usr/share/pocketsphinx/test/data")      # Debian's pocketsphinx-testdata
-VOICE = "kal16"                                             # flite's; of those that the agent does not use, the clearest
+VOICE = "kal16"                 # flite's; the clearest of those that the agent does not use
 
 
 @dataclass(frozen=True, slots=True)

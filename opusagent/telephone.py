@@ -12,6 +12,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import replace
 from urllib.parse import SplitResult, urlsplit
 
 import numpy as np
@@ -19,7 +20,7 @@ import uvloop
 
 from . import ConfigError, ProtocolError
 from .caller import OVER, Ear, Measured, Say, Script
-from .dialects import CALLERS, Audio, Clear, Mark
+from .dialects import CALLERS, Audio, Clear, Mark, Stop
 from .http11 import ClientHandshake
 from .websocket import ABNORMAL, CLOSED, WebSocket
 
@@ -50,10 +51,10 @@ def dialect_of(url: str, name: str | None = None) -> str:
     """The dialect that `url` is to be called in: the one named, or the one its path names."""
     if name is None:
         path = address(url).path.split("/")
-        name = path[2] if len(path) > 2 and path[1] == "ws" else ""
-        if name not in CALLERS:
+        if len(path) < 3 or path[1] != "ws":
             raise ConfigError(f"{url} does not say what dialect to call in; --dialect does: {', '.join(CALLERS)}.")
-    elif name not in CALLERS:
+        name = path[2]
+    if name not in CALLERS:
         raise ConfigError(f"There is no caller for the dialect {name}; there are {', '.join(CALLERS)}.")
     return name
 
@@ -186,8 +187,12 @@ class Line(asyncio.Protocol):
             if not self.opened.cancelled() and self.opened.exception() is None:
                 self.lost(self.ws.close_code, self.ws.close_reason)
         else:
-            said = printable(self.said.decode(errors="replace")) or "the connection was closed during the handshake"
-            self.opened.set_exception(ProtocolError(self.refusal or 400, said))
+            self.opened.set_exception(self._why_refused())
+
+    def _why_refused(self) -> Exception:
+        if self.refusal is None:
+            return ConnectionError("it closed the connection during the handshake")
+        return ProtocolError(self.refusal, printable(self.said.decode(errors="replace")))
 
     def send(self, opcode: int, payload: bytes) -> None:
         self.ws.send(opcode, payload)
@@ -319,6 +324,8 @@ class Caller:
                 self.ear.mark(position, name)
             case Clear():
                 self._give_back(self.ear.clear(position))
+            case Stop():
+                self._end("the agent hung up", position)
         answer(self._line, self.dialect)
 
     def _give_back(self, names: list[str]) -> None:
@@ -328,10 +335,13 @@ class Caller:
                 self._line.send(*message)
 
     def _lost(self, code: int, reason: str) -> None:
+        self._end(ending(code, reason), self._position(time.monotonic_ns()))
+
+    def _end(self, how: str, position: int) -> None:
+        """The other side has ended the call; what was queued is never heard."""
         if not self.over:
-            self.closed = ending(code, reason)
-            position = self._position(time.monotonic_ns())
-            self.ear.clear(position)                    # what was queued is never heard
+            self.closed = how
+            self.ear.clear(position)
             self._finish(position)
 
     def _finish(self, position: int) -> None:
@@ -344,8 +354,14 @@ class Caller:
 
     def _tell(self) -> None:
         for turn in self.script.turns[self._told:]:
-            self._turns.put_nowait(turn)
+            late_from, late_to = self._late(turn.spoke_from), self._late(turn.spoke_to)
+            self._turns.put_nowait(replace(turn, late_from=late_from, late_to=late_to))
         self._told = len(self.script.turns)
+
+    def _late(self, position: int) -> int:
+        """By how many samples that frame left late which carried the sample before `position`."""
+        beat = max(0, position - 1) // self._samples
+        return self.clock.late[beat] * self.rate // 1_000_000_000 if beat < len(self.clock.late) else 0
 
     def _position(self, now: int) -> int:
         """In the call's samples; 0 before it has begun."""

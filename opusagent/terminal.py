@@ -13,6 +13,8 @@ CODES = {"bold": 1, "red": 31, "green": 32, "blue": 34, "cyan": 36}     # ANSI
 PERCENTILES = (50, 95, 99, 99.9)
 BAR = 40                        # characters of the longest bar of a histogram
 FINE, COARSE = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8), (1, 1.5, 2, 3, 5, 7)     # edges of buckets within a decade
+LATE_MS = 5
+TOO_BUSY = "This machine was too busy to measure on: the callers themselves were late."
 WIDE = 50                       # times the smallest edge: from there on the steps are coarse
 
 
@@ -70,6 +72,11 @@ def summary_line(values: Iterable[float], unit: str = "ms") -> str:
     if not figures:
         return "nothing to measure"
     return "  ".join(f"{name} {value:.4g}" for name, value in figures.items()) + f"  {unit}"
+
+
+def too_late(late: Iterable[float]) -> bool:
+    """True where callers were so late themselves, ms, that what they measured says little."""
+    return summary(late).get("p99", 0.0) > LATE_MS
 
 
 def histogram(terminal: Terminal, values: Iterable[float]) -> list[str]:

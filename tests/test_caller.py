@@ -1,4 +1,6 @@
 """The simulated caller on virtual time: an agent that is known to the sample, and what the caller makes of it."""
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -154,6 +156,15 @@ def test_an_agent_that_does_not_wait_has_a_negative_gap():
     call.at(0, call.ear.hear, tone(200)).at(1300, call.ear.hear, tone(1000))
     turn, = call.run(5000).turns
     assert turn.gap_ms == 1300 - 1500
+
+
+def test_what_the_caller_was_late_by_is_not_the_agents():
+    call = Conversation(say(600, barge_in_ms=500))
+    call.at(100, call.ear.hear, tone(3000))
+    call.at(760, lambda now: call.ear.clear(now)).at(1350, call.ear.hear, tone(300))
+    turn = replace(call.run(5000).turns[0], late_from=10 * MS, late_to=30 * MS)
+    assert turn.reaction_ms == 160 - 10
+    assert turn.gap_ms == 150 - 30
 
 
 def test_turns_follow_one_another_when_the_agent_has_finished():
