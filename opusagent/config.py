@@ -126,6 +126,8 @@ class Config:
     stt: str = setting("embedded", "engine that recognises", "engine")
     llm: str = setting("scripted", "engine that answers where the flow leaves it open", "engine")
     tts: str = setting("embedded", "engine that speaks", "engine")
+    audiosocket: int = setting(0, "port for calls by Asterisk's AudioSocket, TCP without authentication; 0 is none",
+                               "port", low=0, high=65535)
     admin: str = setting("", "an address of their own for the pages: HOST:PORT", "address")
     admin_token: str = setting("", "what a peer beyond loopback shows as its bearer token, at least 16 characters",
                                secret=True)

@@ -233,7 +233,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def close(self, code: int = 1000, reason: str = "") -> None:
         """Our wish to end: the closing handshake, at most CLOSE_WAIT."""
-        if self.ws.state is OPEN:
+        if self.ws is not None and self.ws.state is OPEN:
             self.ws.close(code, reason)
             self.ended_at = self.server.clock()
             self._flush()

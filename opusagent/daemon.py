@@ -32,6 +32,7 @@ def serve(config: Config, flow: Flow) -> int:
         settings.check_exposure(config, sock.getsockname()[0] if isinstance(sock.getsockname(), tuple) else "localhost")
     sockets = sockets or net.listen(config.host, config.port, config.net.backlog)
     admin = net.listen(*config.admin_address, config.net.backlog) if config.admin_address else []
+    bare = net.listen(config.host, config.audiosocket, config.net.backlog) if config.audiosocket else []
     workers = config.workers or max(1, len(os.sched_getaffinity(0)) - 1)
     scheme = "https" if tls else "http"
 
@@ -39,10 +40,12 @@ def serve(config: Config, flow: Flow) -> int:
         print(f"listening on {scheme}://{net.spelled(sockets[0])}", flush=True)
         for sock in admin[:1]:
             print(f"pages on http://{net.spelled(sock)}", flush=True)
+        for sock in bare[:1]:
+            print(f"AudioSocket on {net.spelled(sock)}", flush=True)
 
     if workers == 1:
-        return run_worker(config, flow, sockets, admin, tls, announce)
-    return Workers(workers, lambda ready: run_worker(config, flow, sockets, admin, tls, ready), announce).run()
+        return run_worker(config, flow, (sockets, admin, tls, bare), announce)
+    return Workers(workers, lambda ready: run_worker(config, flow, (sockets, admin, tls, bare), ready), announce).run()
 
 
 def tls_context(config: Config) -> ssl.SSLContext | None:
@@ -58,14 +61,14 @@ def tls_context(config: Config) -> ssl.SSLContext | None:
     return context
 
 
-def run_worker(config: Config, flow: Flow, sockets: list, admin: list, tls, ready) -> int:
-    """One worker, in this process, until a signal ends it."""
+def run_worker(config: Config, flow: Flow, listening: tuple, ready) -> int:
+    """One worker, in this process, until a signal ends it; `listening` is what Server.start takes."""
     import uvloop
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(worker(config, flow, sockets, admin, tls, ready))
+        return runner.run(worker(config, flow, listening, ready))
 
 
-async def worker(config: Config, flow: Flow, sockets: list, admin: list, tls, ready) -> int:
+async def worker(config: Config, flow: Flow, listening: tuple, ready) -> int:
     from .studio import Studio
     from .metrics import Metrics
     from .server import Server
@@ -82,7 +85,7 @@ async def worker(config: Config, flow: Flow, sockets: list, admin: list, tls, re
     server = Server(config, studio, Metrics())
     try:
         await studio.open(server.metrics)
-        await server.start(sockets, admin, tls)
+        await server.start(*listening)
         ready()
         await ending.wait()
         draining = asyncio.ensure_future(server.drain())

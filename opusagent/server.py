@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from . import ProtocolError, http11, net, pages
 from ._fastpath import EpollSet, ReceiveBuffer
 from .audio import BATCH
+from .audiosocket import AudioSocketConnection
 from .call import Call
 from .config import Config
 from .connection import Connection
@@ -82,7 +83,7 @@ class Server:
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
-    async def start(self, sockets: list, admin_sockets: list = (), ssl=None) -> None:
+    async def start(self, sockets: list, admin_sockets: list = (), ssl=None, audiosockets: list = ()) -> None:
         loop = asyncio.get_running_loop()
         loop.add_reader(self.epoll.fileno(), self._poll)
         for sock in sockets:
@@ -91,6 +92,9 @@ class Server:
                                                             ssl=ssl, backlog=self.config.net.backlog))
         for sock in admin_sockets:
             self._listening.append(await loop.create_server(lambda: Connection(self, True), sock=sock))
+        for sock in audiosockets:
+            self._listening.append(await loop.create_server(lambda: AudioSocketConnection(self), sock=sock,
+                                                            backlog=self.config.net.backlog))
         self._next_tick = self.clock() + TICK_NS
         loop.call_later(TICK_NS / 1e9, self._tick)
         gc.collect()
@@ -108,8 +112,7 @@ class Server:
         for listening in self._listening:
             listening.close()
         for connection in list(self.connections):
-            if connection.ws is not None:
-                connection.close(1001, "the server is shutting down")
+            connection.close(1001, "the server is shutting down")
         until = self.clock() + 1_000_000_000
         while self.connections and self.clock() < until:
             await asyncio.sleep(0.01)
@@ -219,6 +222,13 @@ class Server:
         spoken = dialect(head.query)
         return limits, lambda connection: make(self, connection, spoken, agent)
 
+    def bare_session(self, connection: AudioSocketConnection, dialect) -> Call:
+        """A call without a request, so without a token, to the flow that the server was started with."""
+        if not (net.is_loopback(connection.peer) or self.config.insecure):
+            raise ProtocolError(401, "A call without authentication from another machine needs --insecure.")
+        self._check_room()
+        return Call(self, connection, dialect, "")
+
     def _check_call(self, connection: Connection, head: http11.Head, agent: str) -> None:
         self._check_origin(connection, head)
         if agent == "echo":
@@ -227,6 +237,9 @@ class Server:
             raise ProtocolError(404, "There is no such agent here.")
         if not (net.is_loopback(connection.peer) or self.config.insecure or self._has_token(head)):
             raise ProtocolError(401, "A call from another machine needs the token as a bearer.")
+        self._check_room()
+
+    def _check_room(self) -> None:
         if self.broken:
             raise ProtocolError(503, self.broken)
         if self.draining:

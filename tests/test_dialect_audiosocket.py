@@ -1,0 +1,246 @@
+"""AudioSocket: its bytes wherever they are cut, a call on them, and a server that older Asterisks can call."""
+import json
+import os
+import socket
+import time
+import urllib.request
+from types import SimpleNamespace
+from uuid import UUID as Uuid
+
+import numpy as np
+import pytest
+from conversation import Conversation
+from hypothesis import given
+from hypothesis import strategies as st
+
+from opusagent import ProtocolError
+from opusagent.dialects import TABLE, Audio, Dtmf, Start, Stop
+from opusagent.dialects.audiosocket import AUDIO, DTMF, ERROR, HANGUP, UUID, AudioSocket, Messages, message
+from opusagent.server import Server
+from served import SCRIPTED, serving
+
+RAW = bytes.fromhex("40325ec25efd4bd38bc3b7f7a4c1e6d0")
+NAME = "40325ec2-5efd-4bd3-8bc3-b7f7a4c1e6d0"
+CALL = (message(UUID, RAW) + message(AUDIO, b"\x01\x00\xff\xff") + message(DTMF, b"5") + message(AUDIO, b"") +
+        message(AUDIO, b"\x02") + message(AUDIO, b"\x00") + message(0x77, b"new") + message(HANGUP))
+
+
+def plain(event):
+    return list(event.pcm) if isinstance(event, Audio) else event
+
+
+def heard(*pieces, call=None):
+    """The events of bytes in pieces."""
+    messages, call = Messages(), call or AudioSocket({})
+    events = [plain(call.receive(kind, payload)) for piece in pieces for kind, payload in messages.feed(piece)]
+    return [event for event in events if event is not None]
+
+
+def test_a_call_as_it_stands_on_the_wire():
+    assert CALL.startswith(bytes.fromhex("010010" "40325ec25efd4bd38bc3b7f7a4c1e6d0" "100004" "0100ffff" "030001" "35"))
+    assert CALL.endswith(bytes.fromhex("000000"))
+    assert heard(CALL) == [Start(NAME), [1, -1], Dtmf("5"), [2], Stop()]
+
+
+def test_it_reads_the_same_wherever_it_is_cut():
+    for cut in range(len(CALL) + 1):
+        assert heard(CALL[:cut], CALL[cut:]) == heard(CALL)
+    assert heard(*(CALL[i:i + 1] for i in range(len(CALL)))) == heard(CALL)
+
+
+def test_what_we_send_is_whole_messages_of_the_one_kind_that_every_release_knows():
+    call = AudioSocket({})
+    assert call.audio(np.array([1, -2], np.int16)) == bytes.fromhex("100004" "0100feff")
+    assert call.stop() == bytes.fromhex("000000") and call.mark("1") is None and call.clear() is None
+
+
+@pytest.mark.parametrize("kind", range(0x11, 0x19))
+def test_audio_at_another_rate_ends_the_call_by_name(kind):
+    with pytest.raises(ProtocolError, match="slin at 8000 Hz"):
+        heard(message(UUID, RAW) + message(kind, bytes(640)))
+
+
+def test_nothing_counts_before_the_uuid_or_after_the_end():
+    call = AudioSocket({})
+    assert heard(message(AUDIO, bytes(320)) + message(DTMF, b"1") + message(HANGUP), call=call) == []
+    assert heard(message(UUID, RAW) * 2 + message(ERROR, b"\x01") + message(AUDIO, bytes(2)) + message(UUID, RAW),
+                 call=call) == [Start(NAME), Stop("an error, 01")]
+    assert call.ignored == 6
+    with pytest.raises(ProtocolError, match="16 bytes"):
+        heard(message(UUID, RAW[:15]))
+
+
+@given(st.lists(st.binary(max_size=30) | st.sampled_from([CALL, CALL[:19], message(UUID, RAW), b"\x10\xff\xff"]), max_size=8))
+def test_events_or_protocol_errors_and_nothing_else(pieces):
+    messages, call, events = Messages(), AudioSocket({}), []
+    for piece in pieces:
+        for kind, payload in messages.feed(piece):
+            try:
+                event = call.receive(kind, payload)
+            except ProtocolError as error:
+                assert error.code in (1007, 1008) and 0 < len(error.reason.encode()) <= 123
+                continue
+            if event is not None:
+                assert isinstance(event, (Start, Audio, Dtmf, Stop))
+                events.append(type(event))
+        assert len(messages._rest) < 65538
+    assert events.count(Start) <= 1 and events.count(Stop) <= 1 and (not events or events[0] is Start)
+
+
+# ---- a call ----------------------------------------------------------------------------------------------------------
+
+FLOW = """
+start = "welcome"
+[states.welcome]
+say = "Press one."
+on = [{ dtmf = "1", go = "bye" }]
+[states.bye]
+say = "Goodbye."
+end = true
+"""
+
+
+def test_speech_is_sent_at_the_listeners_pace(monkeypatch):
+    monkeypatch.setitem(TABLE, "audiosocket", AudioSocket)
+    talk = Conversation(FLOW.replace("Press one.", "a " * 40), dialect="audiosocket", begin=False)
+    talk.call.on_message(UUID, memoryview(RAW))
+    for _ in range(20):
+        before = len(talk.connection.sent)
+        talk.passes(100)
+        assert len(talk.connection.sent) - before <= 5
+    assert all(sent[:3] == bytes((AUDIO, 1, 64)) for _, sent in talk.connection.sent)
+
+
+# ---- over real sockets -----------------------------------------------------------------------------------------------
+
+def free_port():
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """(the served, the port for AudioSocket)."""
+    flow = tmp_path_factory.mktemp("audiosocket") / "flow.toml"
+    flow.write_text(FLOW)
+    port = free_port()
+    with serving(*SCRIPTED, "--flow", str(flow), "--audiosocket", str(port)) as served:
+        yield served, port
+
+
+class Asterisk:
+    """The dialplan's application: audio at its pace, and what comes back."""
+
+    def __init__(self, port, name=None):
+        self.name = name or os.urandom(16)
+        self.line = socket.create_connection(("127.0.0.1", port), 5)
+        self.messages = Messages()
+        self.heard = []                 # (kind, payload)
+        self.over = False
+        self.line.sendall(message(UUID, self.name))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self.line.close()
+
+    def passes(self, ms):
+        for _ in range(ms // 20):
+            if not self.over:
+                self.beat()
+
+    def beat(self):
+        until = time.monotonic() + 0.02
+        try:
+            self.line.sendall(message(AUDIO, bytes(320)))
+            while (left := until - time.monotonic()) > 0 and not self.over:
+                self.line.settimeout(left)
+                self.take(self.line.recv(4096))
+        except TimeoutError:
+            pass
+        except ConnectionError:
+            self.over = True
+
+    def take(self, data):
+        self.over = not data
+        self.heard += [(kind, bytes(payload)) for kind, payload in self.messages.feed(data)]
+
+    @property
+    def ms(self):
+        """Of audio that was heard."""
+        return sum(len(payload) for kind, payload in self.heard if kind == AUDIO) / 16
+
+
+def test_a_call_from_greeting_to_goodbye(server):
+    served, port = server
+    with Asterisk(port) as call:
+        call.passes(1500)
+        greeting = call.ms
+        assert greeting > 200
+        call.line.sendall(message(DTMF, b"1"))
+        call.passes(4000)
+    assert call.ms > greeting + 200 and call.over
+    assert call.heard[-1] == (HANGUP, b"") and {kind for kind, _ in call.heard} == {AUDIO, HANGUP}
+    assert all(len(payload) == 320 for kind, payload in call.heard if kind == AUDIO)
+    with urllib.request.urlopen(f"http://{served.host}:{served.port}/calls/{Uuid(bytes=call.name)}") as page:
+        record = json.load(page)
+    assert (record["dialect"], record["done"], record["state"]) == ("audiosocket", True, "bye")
+    assert "Traceback" not in served.written()
+
+
+@pytest.mark.parametrize("data", [message(0x12, bytes(640)), message(HANGUP), message(ERROR, b"\x01"), b""])
+def test_a_call_that_cannot_be_or_is_over_is_ended(server, data):
+    served, port = server
+    with Asterisk(port) as call:
+        if data:
+            call.line.sendall(data)
+        else:
+            call.line.shutdown(socket.SHUT_WR)
+        call.line.settimeout(5)
+        try:
+            while call.line.recv(4096):
+                pass
+        except ConnectionError:
+            pass
+    assert served.alive() and "Traceback" not in served.written()
+
+
+def test_a_call_that_is_here_already_is_refused_and_the_first_goes_on(server):
+    served, port = server
+    with Asterisk(port) as first:
+        first.passes(100)
+        with Asterisk(port, first.name) as second:
+            second.passes(200)
+            assert second.over and second.ms == 0
+        before = first.ms
+        first.passes(200)
+        assert not first.over and first.ms > before
+
+
+def test_messages_of_any_kind_end_at_most_their_own_call(server):
+    served, port = server
+    with Asterisk(port) as witness:
+        for _ in range(20):
+            with socket.create_connection(("127.0.0.1", port), 5) as line:
+                line.sendall(os.urandom(3000))
+        witness.passes(300)
+        assert not witness.over and served.alive() and "Traceback" not in served.written()
+
+
+@pytest.mark.parametrize("peer, insecure, allowed", [
+    (("127.0.0.1", 1), False, True), (("192.0.2.1", 1), False, False), (("192.0.2.1", 1), True, True), ((), False, False)])
+def test_strangers_are_refused_for_nothing_says_who_they_are(peer, insecure, allowed):
+    room = SimpleNamespace(config=SimpleNamespace(insecure=insecure), _check_room=lambda: (_ for _ in ()).throw(EOFError))
+    with pytest.raises(EOFError if allowed else ProtocolError):
+        Server.bare_session(room, SimpleNamespace(peer=peer), None)
+
+
+def test_more_than_a_call_can_say_is_refused(server):
+    served, port = server
+    with Asterisk(port) as call, pytest.raises(ConnectionError):
+        for _ in range(200):
+            call.line.sendall(message(AUDIO, bytes(32000)))
+            time.sleep(0.02)
+    assert "more comes than a call needs" in served.written()
