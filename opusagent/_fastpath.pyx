@@ -32,6 +32,7 @@ cdef extern from *:
     """
     #include <stdint.h>
     #include <string.h>
+    #include <time.h>
     #include <unistd.h>
 
     /* A WebSocket mask or its inverse: XOR with a key that repeats every four bytes, eight bytes at a time. */
@@ -89,6 +90,13 @@ cdef extern from *:
         return 1;
     }
 
+    static inline int64_t oa_now(void)     /* ns, CLOCK_MONOTONIC, as time.monotonic_ns() */
+    {
+        struct timespec t;
+        clock_gettime(CLOCK_MONOTONIC, &t);
+        return t.tv_sec * INT64_C(1000000000) + t.tv_nsec;
+    }
+
     static inline int leading_zeros(uint64_t x) { return __builtin_clzll(x); }
     static inline uint64_t oa_load(const uint64_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
     static inline void oa_store(uint64_t *p, uint64_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
@@ -102,6 +110,7 @@ cdef extern from *:
     void oa_xor(uint8_t *p, size_t n, uint32_t key) noexcept nogil
     uint32_t oa_rotate(uint32_t key, unsigned int offset) noexcept nogil
     bint oa_utf8_push(oa_utf8 *s, const uint8_t *p, size_t n) noexcept nogil
+    int64_t oa_now() noexcept nogil
     int leading_zeros(uint64_t x) noexcept nogil
     uint64_t oa_load(const uint64_t *p) noexcept nogil
     void oa_store(uint64_t *p, uint64_t v) noexcept nogil
@@ -523,6 +532,7 @@ cdef enum:
     MAX_RECEIVE = 65536                 # bytes received from one socket per wake-up
     MAX_MESSAGES = 64                   # messages delivered from one socket per wake-up: a flood delays nobody
     SEND_ROOM = 65536 + 16
+    SLOW_ROUND = 5000000                # ns
 
 cdef uint8_t send_room[SEND_ROOM]       # one frame is built here and sent; nothing else runs in between
 
@@ -697,7 +707,8 @@ cdef class Wire:
 cdef class EpollSet:
     """Serves its wires when poll() is called.  fileno() becomes readable when there is something to do.
 
-    An event names a slot and a generation, never a pointer, so an event for a wire that was closed in the same
+    `spent` gets the ns that each round took; on_slow(ns) hears of a round that took over SLOW_ROUND, on_again() is
+    called when some wire has more to deliver, so that poll() must be called again soon.  An event names a slot and a generation, never a pointer, so an event for a wire that was closed in the same
     round finds nobody.
     """
     cdef readonly int fd
@@ -706,10 +717,17 @@ cdef class EpollSet:
     cdef list free_slots
     cdef uint32_t generation
     cdef list turns                     # wires that have received bytes left to deliver
+    cdef Histogram spent
+    cdef object on_again
+    cdef object on_slow
+    cdef public int64_t now             # ns: when the current round began; others may set it for theirs
     cdef list closed                    # wires closed since the last round, whose callbacks may still be running
     cdef epoll_event events[MAX_EVENTS]
 
-    def __init__(self, ReceiveBuffer buffer not None):
+    def __init__(self, ReceiveBuffer buffer not None, Histogram spent=None, on_again=None, on_slow=None):
+        self.spent = Histogram() if spent is None else spent
+        self.on_again = on_again
+        self.on_slow = on_slow
         self.fd = epoll_create1(EPOLL_CLOEXEC)
         if self.fd < 0:
             raise OSError(errno, os.strerror(errno))
@@ -772,7 +790,19 @@ cdef class EpollSet:
         return 0
 
     def poll(self) -> bool:
-        """Serve what is ready, once each; True when some have more to deliver and poll() should be called again soon."""
+        """Serve what is ready, once each; True when some have more to deliver."""
+        cdef int64_t began = oa_now(), took
+        self.now = began
+        self.serve_round()
+        took = oa_now() - began
+        self.spent.record(took)
+        if took > SLOW_ROUND and self.on_slow is not None:
+            self.on_slow(took)
+        if self.turns and self.on_again is not None:
+            self.on_again()
+        return len(self.turns) > 0
+
+    cdef int serve_round(self) except -1:
         cdef list turns = self.turns
         cdef int i, n
         cdef uint64_t token
@@ -790,7 +820,7 @@ cdef class EpollSet:
             wire = <Wire>self.wires[token >> 32]
             if wire is not None and wire.generation == <uint32_t>token:
                 self.serve(wire, self.events[i].events)
-        return len(self.turns) > 0
+        return 0
 
     cdef int serve(self, Wire wire, uint32_t events) except -1:
         try:

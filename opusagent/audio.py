@@ -228,13 +228,14 @@ class VadBatch:
     The network and its calling convention: https://github.com/snakers4/silero-vad (16 or 8 kHz, windows of 32 ms
     with the last 4 ms of the one before, a state of [2, 128] per stream).
     """
-    __slots__ = ("model_name", "has_model", "_session", "_lanes")
+    __slots__ = ("model_name", "has_model", "on_waiting", "_session", "_lanes")
 
     def __init__(self, model: str | Path | None = None):
         """`model`: the ONNX file; None: the one of the extra `local` where that is installed, otherwise "energy".
 
         "energy" needs no model: EnergyVad scores.  Raises ConfigError where a model is named and cannot be had.
         """
+        self.on_waiting: Callable[[int], None] = lambda count: None    # told how many calls of a rate wait for run()
         path = None if model == "energy" else _find_model() if model is None else Path(model)
         self._session = None if path is None else _session(path)
         self.has_model = self._session is not None
@@ -254,7 +255,9 @@ class VadBatch:
         return self._lanes[rate].rest
 
     def wait(self, vad: Vad) -> None:
-        self._lanes[vad.rate].waiting.append(vad)
+        waiting = self._lanes[vad.rate].waiting
+        waiting.append(vad)
+        self.on_waiting(len(waiting))
 
     def forget(self, vad: Vad) -> None:
         waiting = self._lanes[vad.rate].waiting

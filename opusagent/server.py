@@ -26,10 +26,11 @@ from .studio import Studio
 
 log = logging.getLogger("opusagent")
 
-TICK_NS = 5_000_000             # pacing of speech and the calls' deadlines
-SWEEP_TICKS = 50                # every so many ticks the connections' deadlines are looked at
+TICK_NS = 5_000_000             # pacing of speech and the calls' deadlines, while there are calls
+IDLE_TICK_NS = 50_000_000       # between two ticks while there are none
+SWEEP_NS = 250_000_000          # between two looks at the connections' deadlines
 TRIM = getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: 0)     # glibc's
-COLLECT_TICKS = 200             # every so many ticks the young generations of garbage are collected
+TIDY_NS = 1_000_000_000         # between two collections of garbage, and looks at the load
 FASTEST_CALL = 128 << 10        # bytes a second on a telephony route: four times what the widest of them needs
 CONTROL_RATE = 8                # control frames a second on a telephony route
 FEW_CALLS = 4                   # up to so many, a window is scored at once; with more, in batches
@@ -58,7 +59,7 @@ class Server:
         self.metrics = metrics
         self.buffer = ReceiveBuffer(65536)          # every connection of the worker receives into it
         self.view = self.buffer.view
-        self.epoll = EpollSet(self.buffer)
+        self.epoll = EpollSet(self.buffer, metrics.frames, self.poll_soon, self._slow)
         self.connections: set[Connection] = set()
         self.calls: dict[str, Call] = {}            # by call id
         self.records: deque[dict] = deque(maxlen=KEPT_CALLS)    # of ended calls, newest last
@@ -66,14 +67,13 @@ class Server:
         self.broken = ""                            # a sentence: why no call can be served
         self.tuning: dict = {}                      # what net.tune reported last
         self.clock: Callable[[], int] = time.monotonic_ns
-        self.now = self.clock()                     # ns, when the current callback began
-        self.started = self.now
+        self.started = self.tock()
         self._warned = 0                            # ns: when a slow wake-up was last warned of
         self.load = 0.0                             # share of a core that this worker used in the last second
         self.full = False                           # the load is too high for new calls
         self._spent = (self.now, time.process_time_ns())    # at the last look at the load
-        self._ticks = 0
-        self._next_tick = self.now
+        self._timer: asyncio.TimerHandle | None = None
+        self._next_tick = self._next_sweep = self._next_tidying = self.now
         self._listening: list[asyncio.Server] = []
         net_config = config.net
         self.wide = Limits(net_config.max_message, 1 << 17, 60.0, net_config.ping_timeout_seconds)
@@ -85,7 +85,8 @@ class Server:
 
     async def start(self, sockets: list, admin_sockets: list = (), ssl=None, audiosockets: list = ()) -> None:
         loop = asyncio.get_running_loop()
-        loop.add_reader(self.epoll.fileno(), self._poll)
+        loop.add_reader(self.epoll.fileno(), self.epoll.poll)
+        self.studio.hearing.on_waiting = self._window_waits
         for sock in sockets:
             serves_pages = not admin_sockets
             self._listening.append(await loop.create_server(lambda p=serves_pages: Connection(self, p), sock=sock,
@@ -95,8 +96,7 @@ class Server:
         for sock in audiosockets:
             self._listening.append(await loop.create_server(lambda: AudioSocketConnection(self), sock=sock,
                                                             backlog=self.config.net.backlog))
-        self._next_tick = self.clock() + TICK_NS
-        loop.call_later(TICK_NS / 1e9, self._tick)
+        self._arm(self.clock() + IDLE_TICK_NS)
         gc.collect()
         gc.freeze()
         gc.disable()                                # collected by the tick, between frames
@@ -118,53 +118,71 @@ class Server:
             await asyncio.sleep(0.01)
         for connection in list(self.connections):
             connection.ended(None)
+        self._timer.cancel()
         asyncio.get_running_loop().remove_reader(self.epoll.fileno())
         self.epoll.close()
         gc.enable()
 
+    @property
+    def now(self) -> int:
+        """ns: when the callback that we are in began."""
+        return self.epoll.now
+
     def tock(self) -> int:
         """The time now, which is also `now` for everything this callback reaches."""
-        self.now = self.clock()
-        return self.now
+        now = self.epoll.now = self.clock()
+        return now
 
     def note_tuning(self, report) -> None:
         self.tuning = report
 
     # -- the loop's callbacks ------------------------------------------------------------------------------------------
 
-    def _poll(self) -> None:
+    def poll_soon(self) -> None:
+        asyncio.get_running_loop().call_soon(self.epoll.poll)
+
+    def _window_waits(self, count: int) -> None:
+        """A call's window is to be scored: at once with few calls, else in a batch, or by the tick within 5 ms."""
+        if count == BATCH or count == 1 and len(self.calls) <= FEW_CALLS:
+            asyncio.get_running_loop().call_soon(self._hear)
+
+    def _hear(self) -> None:
         began = self.tock()
-        again = self.epoll.poll()
-        if self.studio.hearing.waiting >= BATCH or len(self.calls) <= FEW_CALLS:
-            self.studio.hearing.run()               # otherwise the tick does, which is due within 5 ms
+        self.studio.hearing.run()
         self.measure(self.clock() - began)
-        if again:
-            self.poll_soon()
 
     def measure(self, spent: int) -> None:
-        """Records what one wake-up took, ns."""
-        if self.metrics.frame(spent) and self.now - self._warned > WARN_EVERY_NS:
+        """Records what one callback took, ns."""
+        if self.metrics.frame(spent):
+            self._slow(spent)
+
+    def _slow(self, spent: int) -> None:
+        if self.now - self._warned > WARN_EVERY_NS:
             self._warned = self.now
             log.warning("a wake-up of the loop took %.1f ms", spent / 1e6)
-
-    def poll_soon(self) -> None:
-        asyncio.get_running_loop().call_soon(self._poll)
 
     def _tick(self) -> None:
         now = self.tock()
         self.metrics.lag(now - self._next_tick)
-        self._next_tick = max(self._next_tick + TICK_NS, now + TICK_NS // 5)
-        asyncio.get_running_loop().call_later((self._next_tick - now) / 1e9, self._tick)
         for call in list(self.calls.values()):
             call.tick(now)
         self.studio.hearing.run()
-        self._ticks += 1
-        if self._ticks % SWEEP_TICKS == 0:
+        if now >= self._next_sweep:
+            self._next_sweep = now + SWEEP_NS
             for connection in list(self.connections):
                 connection.sweep(now)
-        if self._ticks % COLLECT_TICKS == 0:
+        if now >= self._next_tidying:
+            self._next_tidying = now + TIDY_NS
             self._tidy()
             self._weigh(now)
+        self._arm(max(self._next_tick, now - TICK_NS) + TICK_NS if self.calls else now + IDLE_TICK_NS)
+
+    def _arm(self, at: int) -> None:
+        """The next tick is at `at`, ns."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._next_tick = at
+        self._timer = asyncio.get_running_loop().call_later(max(0, at - self.clock()) / 1e9, self._tick)
 
     def _tidy(self) -> None:
         """Collect garbage between frames: the young generations, and all of it where no call could notice."""
@@ -276,6 +294,8 @@ class Server:
             raise ProtocolError(1008, "this call is already here")
         self.calls[call.id] = call
         self.metrics.count("calls")
+        if len(self.calls) == 1:
+            self._arm(self.clock() + TICK_NS)
         self.metrics.gauge("active_calls", len(self.calls))
 
     def call_ends(self, call: Call) -> None:
