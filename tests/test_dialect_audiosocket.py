@@ -13,9 +13,10 @@ from conversation import Conversation
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opusagent import ProtocolError
+from opusagent import ConfigError, ProtocolError
 from opusagent.dialects import TABLE, Audio, Dtmf, Start, Stop
 from opusagent.dialects.audiosocket import AUDIO, DTMF, ERROR, HANGUP, UUID, AudioSocket, Messages, message
+from opusagent.people import person
 from opusagent.server import Server
 from served import SCRIPTED, serving
 
@@ -93,7 +94,7 @@ FLOW = """
 start = "welcome"
 [states.welcome]
 say = "Press one."
-on = [{ dtmf = "1", go = "bye" }]
+on = [{ dtmf = "1", go = "bye" }, { phrases = ["ten of clubs"], go = "bye" }]
 [states.bye]
 say = "Goodbye."
 end = true
@@ -122,10 +123,12 @@ def free_port():
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     """(the served, the port for AudioSocket)."""
-    flow = tmp_path_factory.mktemp("audiosocket") / "flow.toml"
-    flow.write_text(FLOW)
+    folder = tmp_path_factory.mktemp("audiosocket")
+    (folder / "flow.toml").write_text(FLOW)
+    (folder / "said.txt").write_text("ten of clubs\n")
     port = free_port()
-    with serving(*SCRIPTED, "--flow", str(flow), "--audiosocket", str(port)) as served:
+    with serving(*SCRIPTED, "--flow", str(folder / "flow.toml"), "--scripted-stt", str(folder / "said.txt"),
+                 "--audiosocket", str(port)) as served:
         yield served, port
 
 
@@ -147,14 +150,17 @@ class Asterisk:
         self.line.close()
 
     def passes(self, ms):
-        for _ in range(ms // 20):
-            if not self.over:
-                self.beat()
+        self.says(bytes(320) * (ms // 20))
 
-    def beat(self):
+    def says(self, pcm):
+        for at in range(0, len(pcm), 320):
+            if not self.over:
+                self.beat(pcm[at:at + 320])
+
+    def beat(self, pcm):
         until = time.monotonic() + 0.02
         try:
-            self.line.sendall(message(AUDIO, bytes(320)))
+            self.line.sendall(message(AUDIO, pcm))
             while (left := until - time.monotonic()) > 0 and not self.over:
                 self.line.settimeout(left)
                 self.take(self.line.recv(4096))
@@ -188,6 +194,19 @@ def test_a_call_from_greeting_to_goodbye(server):
         record = json.load(page)
     assert (record["dialect"], record["done"], record["state"]) == ("audiosocket", True, "bye")
     assert "Traceback" not in served.written()
+
+
+def test_a_caller_is_heard(server):
+    served, port = server
+    try:
+        voice = next(say.pcm for say in person(8000)[1] if say.name == "ten of clubs")
+    except ConfigError as error:
+        pytest.skip(str(error))
+    with Asterisk(port) as call:
+        call.passes(1500)
+        call.says(voice.tobytes())
+        call.passes(4000)
+    assert call.over and call.heard[-1] == (HANGUP, b"")
 
 
 @pytest.mark.parametrize("data", [message(0x12, bytes(640)), message(HANGUP), message(ERROR, b"\x01"), b""])
