@@ -2,15 +2,19 @@
 
     plivo_v3        X-Plivo-Signature-V3 of Plivo's HTTP callbacks (whether a stream's upgrade has it is not said)
     vonage_claims   the JWT with which Vonage signs its webhooks and, with authorization.type "vonage", the upgrade
+    audiohook_key   the HTTP message signature on an upgrade by Genesys AudioHook; Nonces refuse its replay
+    same_tenant     whether what a call says of its tenant is what its key stands for
 
 The rule: secrets come as a sequence, so that one can follow another; a comparison takes the same time whether it fits
 or not; signatures are compared as they are written, so that there is one way of writing each; what does not fit gets
 no reason.
 """
 import base64
+import binascii
 import hmac
-from collections.abc import Mapping, Sequence
-from hashlib import sha256
+import re
+from collections.abc import Callable, Mapping, Sequence
+from hashlib import blake2b, sha256
 from urllib.parse import parse_qs, urlsplit
 
 import orjson
@@ -106,3 +110,115 @@ def in_time(claims: dict, now: int) -> bool:
         ends = issued + AGE_SECONDS
     latest = max(moment for moment in (begins, issued, 0) if moment is not None)
     return ends is not None and latest - SKEW_SECONDS <= now < ends + SKEW_SECONDS
+
+
+# ---- Genesys AudioHook -----------------------------------------------------------------------------------------------
+# An early draft of HTTP message signatures, not RFC 9421: the target is "@request-target", path and query as they are.
+
+COVERED = ("@request-target", "@authority", "audiohook-organization-id", "audiohook-session-id",
+           "audiohook-correlation-id", "x-api-key")             # what a signature must be made over
+AUDIOHOOK_SECONDS = 10          # that a signature lives from its `created`
+AUDIOHOOK_SKEW_SECONDS = 3      # by which `created` may be ahead of our clock
+NONCE_CHARACTERS = 22           # at least: 128 bits in base64
+SIGNATURE_INPUT = re.compile(r'([a-z*][a-z0-9_.*-]*)=(\(((?:"[!#-~]*"(?: (?="))?)*)\)'     # label=("name" "name")
+                             r'((?:;[a-z]+=(?:"[ !#-[\]-~]*"|\d{1,15}))*))')               # ;name="text";name=number
+PARAMETER = re.compile(r';([a-z]+)=(?:"([^"]*)"|(\d+))')
+UNKNOWN = "A" * 43 + "="        # the secret of keys that nobody has: they cost what the others cost
+
+
+class Nonces:
+    """The nonces of accepted signatures, each for as long as it could be used again.
+
+    No more than `most` are kept.  When all of them could still be used, nothing more is accepted: that needs `most`
+    valid signatures within seconds.
+    """
+
+    __slots__ = ("_until", "_most")
+
+    def __init__(self, most: int = 100_000):
+        self._until: dict[bytes, float] = {}        # digest of the nonce -> when it is forgotten, in about that order
+        self._most = most
+
+    def __len__(self) -> int:
+        return len(self._until)
+
+    def take(self, key: str, nonce: str, now: float, until: float) -> bool:
+        """True the first time that a key uses a nonce."""
+        while self._until and next(iter(self._until.values())) < now:
+            del self._until[next(iter(self._until))]
+        digest = blake2b(nonce.encode("utf-8", "replace"), digest_size=16, key=sha256(key.encode()).digest()).digest()
+        if digest in self._until or len(self._until) >= self._most:
+            return False
+        self._until[digest] = until
+        return True
+
+
+def audiohook_key(secrets: Mapping[str, Sequence[str]], target: str, authority: str,
+                  field: Callable[[str], str | None], now: float, nonces: Nonces) -> str | None:
+    """The API key of an upgrade that is signed with one of its secrets, now and for the first time; or None.
+
+    `secrets`: of each API key, its client secrets in base64, as Genesys has them.  `target`: path and query as sent;
+    `authority`: host and port as Genesys was told them, which behind a proxy need not be those of the Host header.
+    `field`: a header's value by its lower-case name.  `now`: seconds since 1970.
+    """
+    found = SIGNATURE_INPUT.fullmatch(field("signature-input") or "")
+    key = (field("x-api-key") or "").strip()
+    if found is None:
+        return None
+    label, signed, names, written = found.groups()
+    parameters = {name: text or number for name, text, number in PARAMETER.findall(written)}
+    message = audiohook_message(re.findall(r'"([^"]*)"', names), signed, target, authority, field)
+    if message is None or parameters.get("keyid") != key or not audiohook_in_time(parameters, now):
+        return None
+    own = [secret for secret in map(decoded, secrets.get(key, ())) if secret]
+    fitting = False
+    for secret in own or (decoded(UNKNOWN),):
+        made = base64.b64encode(hmac.digest(secret, message, "sha256"))
+        given = (field("signature") or "").strip().encode("utf-8", "replace")
+        fitting |= hmac.compare_digest(f"{label}=:".encode() + made + b":", given)
+    if not fitting or not own:
+        return None
+    until = int(parameters["created"]) + AUDIOHOOK_SECONDS
+    return key if nonces.take(key, parameters["nonce"], now, until) else None
+
+
+def audiohook_message(names: list[str], signed: str, target: str, authority: str, field) -> bytes | None:
+    """What is signed; None unless all that must be covered is, everything once."""
+    if len(set(names)) != len(names) or not set(COVERED) <= set(names):
+        return None
+    host, _, port = authority.lower().rpartition(":")
+    derived = {"@request-target": target, "@authority": host if port in ("443", "80") else authority.lower()}
+    lines = []
+    for name in names:
+        value = derived.get(name) if name.startswith("@") else field(name)
+        if value is None:
+            return None
+        lines.append(f'"{name}": {value.strip()}')
+    return "\n".join([*lines, f'"@signature-params": {signed}']).encode("utf-8", "replace")
+
+
+def audiohook_in_time(parameters: dict[str, str], now: float) -> bool:
+    """Whether it is a signature of the one kind there is, fresh, and with a nonce worth the name."""
+    if parameters.get("alg", "hmac-sha256") != "hmac-sha256" or len(parameters.get("nonce", "")) < NONCE_CHARACTERS:
+        return False
+    created, expires = parameters.get("created", ""), parameters.get("expires", "9" * 15)
+    return created.isdecimal() and expires.isdecimal() and now <= int(expires) \
+        and int(created) - AUDIOHOOK_SKEW_SECONDS <= now <= int(created) + AUDIOHOOK_SECONDS
+
+
+def decoded(secret: str) -> bytes:
+    """A secret's bytes; b"" for what is no base64, which signs nothing."""
+    try:
+        return binascii.a2b_base64(secret, strict_mode=True)
+    except ValueError:
+        return b""
+
+
+# ---- tenants ---------------------------------------------------------------------------------------------------------
+
+def same_tenant(expected: str, *claimed: str) -> bool:
+    """True if a tenant is known and every claim, of a header or of a call's first message, names that one."""
+    same = bool(expected) and bool(claimed)
+    for claim in claimed:
+        same &= hmac.compare_digest(*(name.lower().encode("utf-8", "replace") for name in (expected, claim)))
+    return same
