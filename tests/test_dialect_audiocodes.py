@@ -209,7 +209,7 @@ ACTIVITY = st.fixed_dictionaries({"type": st.sampled_from(["event", "message", 1
                                  optional={"value": ODD | st.sampled_from(["1", "42#"]), "activityParams": ODD,
                                            "parameters": ODD | st.dictionaries(st.text(max_size=4), ODD)})
 FIELDS = {"conversationId": ODD, "participant": st.sampled_from(["caller", "agent"]) | ODD,
-          "audioChunk": st.binary(max_size=9).map(lambda data: data.hex()) | st.sampled_from(["AAAA", "UklGRgAA"]) | ODD,
+          "audioChunk": st.binary(max_size=9).map(bytes.hex) | st.sampled_from(["AAAA", "UklGRgAA"]) | ODD,
           "supportedMediaFormats": st.lists(st.sampled_from(list(FORMATS)) | ODD, max_size=3) | ODD,
           "expectAudioMessages": ODD, "activities": st.lists(ACTIVITY | ODD, max_size=3) | ODD, "reason": ODD}
 MESSAGES = st.fixed_dictionaries({"type": st.sampled_from(TYPES) | ODD}, optional=FIELDS)

@@ -243,7 +243,8 @@ MEDIA = st.fixed_dictionaries({}, optional={
 GOOD = st.sampled_from([{"format": "PCMU", "channels": ["external"], "rate": 8000},
                         {"format": "L16", "channels": ["internal", "external"], "rate": 8000}])
 PARAMETERS = st.fixed_dictionaries({}, optional={
-    "media": st.lists(GOOD | MEDIA | ODD, max_size=3) | ODD, "participant": st.dictionaries(st.text(max_size=3), ODD) | ODD,
+    "media": st.lists(GOOD | MEDIA | ODD, max_size=3) | ODD,
+    "participant": st.dictionaries(st.text(max_size=3), ODD) | ODD,
     "digit": st.sampled_from(["1", "#", "12"]) | ODD, "reason": ODD, "language": ODD, "supportedLanguages": ODD,
     "inputVariables": st.dictionaries(st.text(max_size=3), ODD) | ODD})
 MESSAGES = st.fixed_dictionaries({"type": st.sampled_from(TYPES) | ODD, "id": st.sampled_from(["s", "s", "s", "t"]),

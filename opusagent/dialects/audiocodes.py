@@ -3,8 +3,8 @@
 JSON text messages, each with a `type`; audio is base64 in chunks of any length, in the first media format of the offer
 that we know, without a WAV header where that is offered too.  The call begins with the activity `start`, which brings
 the facts, or with the first audio if that comes earlier.  A reply is one play stream: opened by its first audio, closed
-when it has been heard, stopped by a barge-in; so there is never a second one.  The platform hears when the caller speaks
-and what is recognised, for its own barge-in and its timers.  A user stream that is stopped is a pause.
+when it has been heard, stopped by a barge-in; so there is never a second one.  The platform hears when the caller
+speaks and what is recognised, for its own barge-in and its timers.  A user stream that is stopped is a pause.
 Uncertain: whether playStream.stop lets what is buffered be played (ours comes when it has been, so both readings hold);
 how a WAV stream is cut into chunks (a header may begin any of them, whole); which participant of several is the caller
 (the one of that name, else the first).  session.resume on a new socket is refused: a conversation lives on its socket.
@@ -31,6 +31,7 @@ RIFF = "UklGR"                  # how a chunk that begins with a WAV header begi
 AFTER_CHUNK = b'"}'
 MOST_UNPLAYED_MS = 2000         # the simulated platform holds no more
 HANGUP = {"type": "event", "name": "hangup"}
+NO_AUDIO = f"This bot speaks audio: it needs directSTT, directTTS and one of {', '.join(FORMATS)}"
 
 
 def message_of(kind: str, **fields) -> tuple[int, bytes]:
@@ -39,7 +40,7 @@ def message_of(kind: str, **fields) -> tuple[int, bytes]:
 
 
 def chosen(offer) -> str | None:
-    """The format to be spoken, of those in the offer: the first that we know, raw if it can be; None if there is none."""
+    """The format to be spoken: the first of the offer that we know, raw if it can be; None if there is none."""
     known = [name for name in offer if isinstance(name, str) and name in FORMATS] if isinstance(offer, list) else []
     if not known:
         return None
@@ -87,8 +88,8 @@ def wav_content(data: bytes, media_format: str) -> bytes:
 class AudioCodes:
     """AudioCodes VoiceAI Connect and Live Hub: the Bot API's streaming mode, audio in both directions."""
 
-    __slots__ = ("rate", "ignored", "outbox", "_format", "_payload", "_conversation", "_facts", "_live", "_over", "_heard",
-                 "_hearing", "_paused", "_reason", "_streams", "_playing", "_before_chunk")
+    __slots__ = ("rate", "ignored", "outbox", "_format", "_payload", "_conversation", "_facts", "_live", "_over",
+                 "_heard", "_hearing", "_paused", "_reason", "_streams", "_playing", "_before_chunk")
     name = "audiocodes"
     opcode = TEXT
     lead_ms = 100
@@ -152,8 +153,7 @@ class AudioCodes:
         media_format = chosen(message.get("supportedMediaFormats", [USUAL]))
         if media_format is None or message.get("expectAudioMessages") is False:
             self._over = True
-            return self._answer("session.error", reason="This bot speaks audio: it needs directSTT, directTTS and one of "
-                                                        + ", ".join(FORMATS))
+            return self._answer("session.error", reason=NO_AUDIO)
         self._speak(media_format)
         self._facts = facts_of({name: message.get(name) for name in ("botName", "caller")})
         self._answer("session.accepted", mediaFormat=media_format)
@@ -280,8 +280,8 @@ READ = {
 
 
 class AudioCodesCaller:
-    """The platform's side: ?format=raw/mulaw,... (default raw/lpcm16) is its offer.  It barges in when told to stop; with
-    ?bargeIn=off, VoiceAI Connect's own default, it does not hear the caller from a recognition to the reply's end."""
+    """The platform's side: ?format=raw/mulaw,... (default raw/lpcm16) is its offer.  It stops playing when told to; with
+    ?bargeIn=off, VoiceAI Connect's default, it does not hear the caller from a recognition to the reply's end."""
 
     __slots__ = ("rate", "call_id", "outbox", "_offer", "_payload", "_player", "_playing", "_barges_in", "_accepted",
                  "_streaming", "_stream", "_streams", "_unplayed", "_before_chunk")
@@ -345,7 +345,8 @@ class AudioCodesCaller:
         if self._accepted not in self._offer or FORMATS[self._accepted][1] != self.rate:
             raise ProtocolError(1008, "audiocodes: a format was accepted that was not offered, or at another rate")
         self._payload = Payload(FORMATS[self._accepted][0])
-        self.outbox.append(self._event("start", parameters={"locale": "en-US", "caller": "+15550100", "callee": "+15550199"}))
+        parties = {"caller": "+15550100", "callee": "+15550199"}
+        self.outbox.append(self._event("start", parameters={"locale": "en-US", **parties}))
         self.outbox.append(self._send("userStream.start"))
 
     def _refused(self, message: dict) -> None:

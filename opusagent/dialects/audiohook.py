@@ -1,14 +1,14 @@
 """Genesys Cloud AudioHook, protocol version 2, as the Audio Connector speaks it: a bot inside an Architect flow.
 
-JSON text messages in one envelope, numbered without gaps in each direction, and binary audio of any length: PCMU, or L16,
-at 8 kHz, external (the caller) and internal interleaved where both are sent.  Genesys begins and ends every session: we
-ask for its end with `disconnect`, which carries the conversation's facts as output variables, and it closes.
+JSON text messages in one envelope, numbered without gaps in each direction, and binary audio of any length: PCMU, or
+L16, at 8 kHz, external (the caller) and internal interleaved where both are sent.  Genesys begins and ends sessions: we
+ask for the end with `disconnect`, which carries the conversation's facts as output variables, and it closes.
 Genesys counts messages and answers too many with an error 429, so replies go out in 200 ms (5 a second, half of what
 implementers have seen accepted), well ahead; a barge-in makes it drop what it holds.
-Uncertain: the byte order of L16 (little-endian here, as the reference implementation has it; PCMU is preferred); whether
-`pause` and `resume` come from Genesys too (taken as `paused` and `resumed`); when a bot_turn_response is due (ours comes
-when the reply has been heard); what a bot may send to a stream with two channels (one channel here).  A monitor, which
-takes no audio at all, cannot be told from a connector; ours is for the connector.
+Uncertain: the byte order of L16 (little-endian, as the reference implementation reads it); whether `pause` and `resume`
+come from Genesys too (taken as `paused` and `resumed`); when a bot_turn_response is due (ours comes when the reply has
+been heard); what a bot may send to a stream with two channels (one channel here).  A monitor, which takes no audio at
+all, cannot be told from a connector; ours is for the connector.
 The rule: only text that is no JSON object ends a call; what has no sense where it comes is ignored and counted.
 """
 import itertools
@@ -27,7 +27,8 @@ ROOM = 1600                 # samples that are taken without new memory: 200 ms
 NOBODY = "00000000-0000-0000-0000-000000000000"     # conversation and participant of a probe
 EXTERNAL, INTERNAL = "external", "internal"
 SAMPLE_BYTES = {"PCMU": 1, "L16": 2}
-DISPOSITIONS = {"silence": "no_input", "no_match": "no_match", "failure": "no_match"}   # of a reply's kind; else "match"
+DISPOSITIONS = {"silence": "no_input", "no_match": "no_match", "failure": "no_match"}   # of a reply's kind
+NO_AUDIO = {"reason": "error", "info": "The caller's audio is needed, as PCMU or L16 at 8 kHz."}
 
 
 def number_of(value) -> int | None:
@@ -162,7 +163,7 @@ class AudioHook:
         participant = part(parameters, "participant")
         probe = text_of(parameters.get("conversationId")) == text_of(participant.get("id")) == NOBODY
         if media is None and not probe:
-            self._answer("disconnect", {"reason": "error", "info": "The caller's audio is needed, as PCMU or L16 at 8 kHz."})
+            self._answer("disconnect", NO_AUDIO)
             return None
         opened = {"startPaused": False, "media": [media] if media else []}
         if parameters.get("supportedLanguages"):
@@ -176,7 +177,7 @@ class AudioHook:
 
     @staticmethod
     def _facts(parameters: dict, participant: dict) -> dict[str, str]:
-        """What the Architect flow passes on, and what Genesys knows of the call, which no variable can pretend to be."""
+        """What the Architect flow passes on, and what Genesys knows, which no variable can pretend to be."""
         known = {name: parameters.get(name) for name in ("organizationId", "conversationId", "language")}
         known |= {name: participant.get(name) for name in ("ani", "aniName", "dnis")}
         return facts_of(parameters.get("customConfig")) | facts_of(parameters.get("inputVariables")) | facts_of(known)
@@ -260,13 +261,14 @@ READ = {
 }
 ORGANIZATION = "0a000000-0000-4000-8000-000000000001"   # of the simulated caller
 FIRST_PING, PINGS = RATE, 5 * RATE      # samples before the first, and between two
+TURNS = ("match", "no_match", "no_input")
 LONGEST = 64000                         # bytes of a binary message of ours
 BURST = 10                              # messages that may come at once where they are counted
 
 
 class AudioHookCaller:
-    """Genesys's side: ?media=L16 (default PCMU), ?channels=both for a stream with two, ?frame_ms=200 for messages as the
-    reference client sends them (default 20), ?limit=5 to end the call at more messages a second."""
+    """Genesys's side: ?media=L16 (default PCMU), ?channels=both for a stream with two, ?frame_ms=200 for messages as
+    the reference client sends them (default 20), ?limit=5 to end the call at more messages a second."""
 
     __slots__ = ("call_id", "outbox", "_offer", "_codec", "_frame", "_limit", "_seq", "_serverseq", "_open", "_closing",
                  "_position", "_held", "_held_samples", "_unplayed", "_plays", "_ping", "_next_ping", "_budget")
@@ -307,8 +309,9 @@ class AudioHookCaller:
 
     def open(self) -> list[tuple[int, bytes]]:
         caller = {"id": f"{1:032x}", "ani": "tel:+15550100", "aniName": "", "dnis": "tel:+15550199"}
-        return [self._message("open", {"organizationId": ORGANIZATION, "conversationId": self.call_id, "participant": caller,
-                                       "media": [self._offer], "language": "en-US", "inputVariables": {}})]
+        return [self._message("open", {"organizationId": ORGANIZATION, "conversationId": self.call_id,
+                                       "participant": caller, "media": [self._offer], "language": "en-US",
+                                       "inputVariables": {}})]
 
     def audio(self, pcm) -> tuple[int, bytes] | None:
         """A beat of the caller's clock, too: what is played is played by it, and pings go out."""
@@ -418,7 +421,7 @@ class AudioHookCaller:
             case {"entities": [{"type": "barge_in", "data": {}}]}:
                 self._unplayed = 0
                 return Clear()
-            case {"entities": [{"type": "bot_turn_response", "data": {"disposition": "match" | "no_match" | "no_input"}}]}:
+            case {"entities": [{"type": "bot_turn_response", "data": {"disposition": str(what)}}]} if what in TURNS:
                 return None
         raise ProtocolError(1008, "audiohook: an event of which nothing is known")
 
@@ -426,7 +429,7 @@ class AudioHookCaller:
         variables = parameters.get("outputVariables", {})
         if parameters.get("reason") not in ("completed", "unauthorized", "error") or not isinstance(variables, dict) \
                 or not all(isinstance(value, str) for value in variables.values()):
-            raise ProtocolError(1008, "audiohook: a disconnect for no known reason, or with variables that are not text")
+            raise ProtocolError(1008, "audiohook: a disconnect without a reason, or with variables that are not text")
         self._close("disconnect")
 
     def _closed(self, message: dict, parameters: dict) -> Stop:
