@@ -65,7 +65,7 @@ class Server:
         self.records: deque[dict] = deque(maxlen=KEPT_CALLS)    # of ended calls, newest last
         self.draining = False
         self.broken = ""                            # a sentence: why no call can be served
-        self.tuning: dict = {}                      # what net.tune reported last
+        self.tuning: tuple = ()                     # what net.tune reported last
         self.clock: Callable[[], int] = time.monotonic_ns
         self.started = self.tock()
         self._warned = 0                            # ns: when a slow wake-up was last warned of
@@ -133,8 +133,15 @@ class Server:
         now = self.epoll.now = self.clock()
         return now
 
-    def note_tuning(self, report) -> None:
+    def note_tuning(self, report: tuple) -> None:
+        """What became of the socket options; a refusal is told once, and counted in /metrics."""
+        if report == self.tuning:
+            return
         self.tuning = report
+        for option in report:
+            self.metrics.gauge("socket_option", int(not option.fault), option=option.name)
+            if option.fault:
+                log.warning("%s = %s could not be set: %s", option.name, option.wanted, option.fault)
 
     # -- the loop's callbacks ------------------------------------------------------------------------------------------
 

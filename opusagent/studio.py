@@ -20,6 +20,7 @@ from .flow import Flow, Waits
 log = logging.getLogger("opusagent")
 
 RATES = (8000, 16000, 24000, 48000)     # Hz, of the dialects
+HEARD_RATE = 16000              # Hz, what callers with more than 8 kHz are heard at
 SPOKEN_RATE = 16000             # Hz, what prompts are rendered at; the other rates are made from that
 RENDER_SECONDS = 60.0           # for all prompts together, before the worker gives up
 
@@ -58,6 +59,8 @@ class Studio:
         await asyncio.gather(self.stt.open(self.arena, searches), self.tts.open(self.arena), self.llm.open())
         for flow in self._distinct():
             await self._render(flow)
+        for rate in RATES:
+            Resampler(rate, HEARD_RATE)             # a filter is designed once; no call waits for that
 
     def _distinct(self) -> list[Flow]:
         return list({id(flow): flow for flow in self.flows.values()}.values())
