@@ -25,6 +25,7 @@ LEAD_MS = 240                   # so that it never waits for us to reach the nex
 IDLE_MESSAGES = 5               # of the caller's without one of ours, 100 ms: the reply is over, its rest is collected
 DEAF_MS = 60                    # after killAudio it may drop what comes for three of its beats
 MARKS = 30                      # that it remembers
+TAKEN_FOR_MARK = b"\xff\xff"    # a sample of -1
 
 
 def mark_message(name: str) -> bytes:
@@ -50,10 +51,11 @@ class Player:
 
     def audio(self, pcm) -> bytes:
         self._collects, self._idle = True, 0
-        if not self._marked:
-            return bytes(pcm)
-        samples = np.asarray(pcm)
-        return (samples + (samples == -1)).tobytes()
+        message = bytes(pcm)
+        if self._marked and TAKEN_FOR_MARK in message:      # perhaps across two samples; then nothing changes
+            samples = np.asarray(pcm)
+            message = (samples + (samples == -1)).tobytes()
+        return message
 
     def beat(self, outbox: list) -> None:
         """The caller's audio came."""
