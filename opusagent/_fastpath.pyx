@@ -367,10 +367,20 @@ cdef class FrameParser:
             on_message(opcode, self.payload)
         return True
 
+    cdef object refuse(self, int code, str reason):
+        """What to raise for a broken protocol.  From here on nothing is read, and nothing is kept."""
+        self.stopped = True
+        self.spill = None
+        self.spilled = 0
+        return ProtocolError(code, reason)
+
     cpdef int next_message(self) except -2:
         """The opcode of the next whole message (TEXT, BINARY) or control frame, its bytes in `.payload`; -1: none."""
         cdef int found
         self.payload = None
+        if self.stopped:
+            self.at = self.end
+            return NEED_MORE
         while True:
             if not self.in_payload and not self.read_head():
                 return NEED_MORE
@@ -407,20 +417,20 @@ cdef class FrameParser:
         cdef int opcode = self.head[0] & 0x0F
         cdef bint fin = self.head[0] & 0x80
         if self.head[0] & 0x70:
-            raise ProtocolError(1002, "a reserved bit is set and no extension was negotiated")
+            raise self.refuse(1002, "a reserved bit is set and no extension was negotiated")
         if opcode not in (OP_CONTINUATION, OP_TEXT, OP_BINARY, OP_CLOSE, OP_PING, OP_PONG):
-            raise ProtocolError(1002, "reserved opcode")
+            raise self.refuse(1002, "reserved opcode")
         if bool(self.head[1] & 0x80) != self.masked:
-            raise ProtocolError(1002, "frame not masked" if self.masked else "frame masked by a server")
+            raise self.refuse(1002, "frame not masked" if self.masked else "frame masked by a server")
         if opcode & 0x8:
             if not fin:
-                raise ProtocolError(1002, "fragmented control frame")
+                raise self.refuse(1002, "fragmented control frame")
             if self.head[1] & 0x7F > 125:
-                raise ProtocolError(1002, "control frame longer than 125 bytes")
+                raise self.refuse(1002, "control frame longer than 125 bytes")
         elif opcode == OP_CONTINUATION and not self.message:
-            raise ProtocolError(1002, "continuation without a message")
+            raise self.refuse(1002, "continuation without a message")
         elif opcode != OP_CONTINUATION and self.message:
-            raise ProtocolError(1002, "new message inside a fragmented one")
+            raise self.refuse(1002, "new message inside a fragmented one")
         return 0
 
     cdef int take_length(self) except -1:
@@ -430,18 +440,18 @@ cdef class FrameParser:
         if n == 126:
             n = <uint64_t>self.head[2] << 8 | self.head[3]
             if n < 126:
-                raise ProtocolError(1002, "length not in its shortest form")
+                raise self.refuse(1002, "length not in its shortest form")
         elif n == 127:
             n = 0
             for i in range(8):
                 n = n << 8 | self.head[2 + i]
             if n >> 63:
-                raise ProtocolError(1002, "length with its top bit set")
+                raise self.refuse(1002, "length with its top bit set")
             if n < 65536:
-                raise ProtocolError(1002, "length not in its shortest form")
+                raise self.refuse(1002, "length not in its shortest form")
         # max_message - spilled cannot wrap: no more than max_message bytes are ever gathered
         if not self.head[0] & 0x8 and n > self.max_message - <uint64_t>self.spilled:
-            raise ProtocolError(1009, "message too long")
+            raise self.refuse(1009, "message too long")
         self.length = n
         return 0
 
@@ -453,7 +463,7 @@ cdef class FrameParser:
         if not self.opcode & 0x8:
             self.fragments += 1
             if self.fragments > self.max_fragments:
-                raise ProtocolError(1009, "too many fragments")
+                raise self.refuse(1009, "too many fragments")
             if self.opcode != OP_CONTINUATION:
                 self.message = self.opcode
                 self.utf8.need = 0
@@ -469,7 +479,7 @@ cdef class FrameParser:
         if self.opcode & 0x8:
             return self.read_control(p, here)
         if self.message == OP_TEXT and not oa_utf8_push(&self.utf8, p, here):
-            raise ProtocolError(1007, "text is not UTF-8")
+            raise self.refuse(1007, "text is not UTF-8")
         if whole and self.fin and self.spilled == 0:
             self.payload = self.window[self.at:self.at + <Py_ssize_t>here]
         else:
@@ -487,7 +497,7 @@ cdef class FrameParser:
     cdef int finish_message(self) except -2:
         cdef int message = self.message
         if message == OP_TEXT and self.utf8.need:
-            raise ProtocolError(1007, "text ends inside a character")
+            raise self.refuse(1007, "text ends inside a character")
         if self.payload is None:
             self.payload = memoryview(self.spill if self.spill is not None else b"")[:self.spilled]
         self.spill = None
@@ -555,8 +565,7 @@ cdef class Wire:
     cdef int slot
     cdef uint32_t generation
     cdef uint32_t armed                 # the events epoll watches for
-    cdef bytearray unsent               # what the socket did not take, from unsent_at on
-    cdef Py_ssize_t unsent_at
+    cdef bytearray unsent               # what the socket did not take
     cdef readonly uint64_t taken        # bytes of it that the socket took later: a peer that reads makes it grow
     cdef Py_ssize_t discarded           # bytes that came after the end
     cdef bint waiting                   # received bytes are left in the parser: its turn comes again

@@ -144,6 +144,16 @@ def test_a_broken_protocol_has_its_close_code(wire, code):
     assert error.value.code == code
 
 
+@pytest.mark.parametrize("refused", [b"\x89\xfe", b"\x83\x80", masked(BINARY, bytes(300), fin=False) + b"\x82\x80"])
+def test_a_parser_that_has_refused_reads_nothing_more_and_keeps_nothing(refused):
+    parser = FrameParser(1000)
+    parser.feed_bytes(refused)
+    with pytest.raises(ProtocolError):
+        parser.next_message()
+    parser.feed_bytes(b"\xff\xff" + KEY + bytes(70000))
+    assert parser.next_message() == -1 and parser.stopped and parser.held == 0
+
+
 def test_a_length_over_the_limit_is_refused_on_its_header_alone_and_costs_nothing():
     ws = server()
     with pytest.raises(ProtocolError):
@@ -273,7 +283,7 @@ class Plain:
                     or kind & 8 and (not fin or n > 125) or kind == 0 and not opcode or kind in (1, 2) and opcode):
                 return found, 1002
             head += {126: 2, 127: 8}.get(n, 0)
-            if len(self.data) - at < head + 4:
+            if len(self.data) - at < head:
                 break
             if n >= 126:
                 short, n = (126, 65536)[n == 127], int.from_bytes(self.data[at + 2:at + head])
@@ -281,6 +291,8 @@ class Plain:
                     return found, 1002
             if not kind & 8 and len(message) + n > self.max_message:
                 return found, 1009
+            if len(self.data) - at < head + 4:
+                break
             key, body = self.data[at + head:at + head + 4], self.data[at + head + 4:at + head + 4 + n]
             payload = plain_unmask(body, key)
             if not kind & 8:
