@@ -934,8 +934,8 @@ cdef class Slot:
         PyObject_GetBuffer(pcm, &b, PyBUF_SIMPLE)
         try:
             n = b.len // 2
-            if b.len & 1 or n > capacity:
-                raise ValueError("whole int16 samples are written, at most 10 s at once")
+            if b.len & 1 or n > capacity or not capacity:
+                raise ValueError("whole int16 samples are written, at most 10 s at once, into a slot that is taken")
             at = written % capacity
             first = min(n, capacity - at)
             memcpy(self.caller + at, b.buf, 2 * first)
@@ -972,7 +972,8 @@ cdef class Slot:
 
     def read(self, uint64_t position, uint64_t count):
         """`count` caller samples from `position` on, as a new int16 array; IndexError unless all of them are there."""
-        if count > self.header.capacity or position + count > oa_load(&self.header.written):
+        cdef uint64_t written = oa_load(&self.header.written)
+        if count > self.header.capacity or count > written or position > written - count:
             raise IndexError("the caller's audio up to %d is not there yet" % (position + count))
         pcm = numpy.empty(count, numpy.int16)
         self.read_into(position, pcm)

@@ -213,6 +213,23 @@ def test_segments_do_not_overlap_one_another_or_the_next_slot(slot):
         slot.segment_written(SEGMENTS)
 
 
+def test_a_slot_that_nobody_took_keeps_nothing():
+    arena = Arena(1)
+    for pcm in (b"", b"ab"):
+        with pytest.raises(ValueError):
+            arena.slot(0).write(pcm)
+    with pytest.raises(IndexError):
+        arena.slot(0).read(0, 1)
+    os.close(arena.fd)
+
+
+@pytest.mark.parametrize("position, count", [((1 << 64) - 1, 1), ((1 << 64) - 1, 2), (0, (1 << 64) - 1), (8, 1), (0, 9)])
+def test_a_position_that_no_call_reaches_holds_no_audio(slot, position, count):
+    slot.write(bytes(16))
+    with pytest.raises(IndexError):
+        slot.read(position, count)
+
+
 def test_an_idle_slot_costs_no_memory():
     arena = Arena(1000)
     assert os.fstat(arena.fd).st_blocks == 0
