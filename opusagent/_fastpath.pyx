@@ -354,11 +354,7 @@ cdef class FrameParser:
 
     cdef bint step(self, on_message, on_control) except -1:
         """Hands over one message or control frame; False when the bytes ran out or nothing more is to be read."""
-        cdef int opcode
-        if self.stopped:
-            self.at = self.end
-            return False
-        opcode = self.next_message()
+        cdef int opcode = self.next_message()
         if opcode == NEED_MORE:
             return False
         if opcode & 0x8:
@@ -569,6 +565,7 @@ cdef class Wire:
     cdef readonly uint64_t taken        # bytes of it that the socket took later: a peer that reads makes it grow
     cdef Py_ssize_t discarded           # bytes that came after the end
     cdef bint waiting                   # received bytes are left in the parser: its turn comes again
+    cdef bint queued                    # it stands in the set's turns, once
     cdef public bint quickack           # acknowledge each receive at once: TCP_QUICKACK does not last
     cdef public bint lockstep           # do not read on while something is unsent (echo: the peer sets the pace)
 
@@ -585,7 +582,7 @@ cdef class Wire:
     @property
     def backlog(self) -> int:
         """Bytes that the socket has not taken yet."""
-        return len(self.unsent) - self.unsent_at
+        return len(self.unsent)
 
     cpdef bint send(self, int opcode, payload) except -1:
         """Send one unmasked frame now; False when (part of) it had to be queued, or the wire is closed."""
@@ -613,47 +610,58 @@ cdef class Wire:
         cdef ssize_t sent = 0
         if self.fd < 0:
             return False
-        if self.unsent_at == len(self.unsent):
+        if not self.unsent:
             sent = posix_send(self.fd, p, n, MSG_NOSIGNAL | MSG_DONTWAIT)
             if sent == <ssize_t>n:
                 return True
-            sent = max(sent, 0)         # a broken socket reports itself to recv
+            sent = max(sent, 0)         # a broken socket is noticed by poll(), not in the middle of its owner's work
         self.unsent += PyBytes_FromStringAndSize(<char*>p + sent, n - sent)
         self.watch()
         return False
 
+    cdef inline uint32_t wanted(self) noexcept:
+        """The events that this socket waits for now."""
+        return (0 if self.held_back() else EPOLLIN) | (EPOLLOUT if self.unsent else 0)
+
     cdef int watch(self) except -1:
-        """Tell epoll what this socket waits for now."""
-        cdef uint32_t want = 0 if self.held_back() else EPOLLIN
-        if self.unsent_at < len(self.unsent):
-            want |= EPOLLOUT
-        if self.fd >= 0 and want != self.armed:
-            self.home.change(self, EPOLL_CTL_MOD, want)
+        """Tell epoll, once the wire is in a set."""
+        cdef uint32_t events = self.wanted()
+        if self.home is not None and events != self.armed:
+            self.home.change(self, EPOLL_CTL_MOD, events)
         return 0
 
-    cdef int writable(self) except -1:
-        cdef Py_ssize_t n = len(self.unsent) - self.unsent_at
+    cdef int writable(self, uint32_t events) except -1:
+        """Sends on.  What a broken socket has still received is read first: its end is told when nothing else is left."""
         cdef ssize_t sent
-        if n:
-            sent = posix_send(self.fd, PyByteArray_AS_STRING(self.unsent) + self.unsent_at, n,
+        if self.unsent:
+            sent = posix_send(self.fd, PyByteArray_AS_STRING(self.unsent), len(self.unsent),
                               MSG_NOSIGNAL | MSG_DONTWAIT)
-            self.unsent_at += max(sent, 0)
-            self.taken += max(sent, 0)
-            if self.unsent_at < len(self.unsent):
+            if sent < 0 and errno != EAGAIN and errno != EINTR and not events & EPOLLIN:
+                self.on_end(OSError(errno, os.strerror(errno)))
                 return 0
-            self.unsent = bytearray()
-            self.unsent_at = 0
+            sent = max(sent, 0)
+            self.taken += sent
+            del self.unsent[:sent]
+            if self.unsent:
+                return 0
         self.watch()
         if self.waiting:
-            self.home.turns.append(self)
+            self.queue()
         self.on_drained()
+        return 0
+
+    cdef int queue(self) except -1:
+        """Takes a place in the next round's turns, if it has none yet."""
+        if not self.queued:
+            self.queued = True
+            self.home.turns.append(self)
         return 0
 
     cdef int readable(self, ReceiveBuffer buffer) except -1:
         cdef ssize_t n
         cdef int one = 1
         if self.waiting:
-            return 0 if self.held_back() else self.deliver()
+            return 0 if self.queued or self.held_back() else self.deliver()
         n = posix_recv(self.fd, buffer.data, min(buffer.size, MAX_RECEIVE), MSG_DONTWAIT)
         if n > 0:
             if self.quickack:
@@ -688,7 +696,7 @@ cdef class Wire:
         return 0
 
     cdef inline bint held_back(self) noexcept:
-        return self.lockstep and self.unsent_at < len(self.unsent)
+        return self.lockstep and len(self.unsent) > 0
 
     cdef int wait_for_turn(self) except -1:
         """Keep the bytes that are lent but not delivered: the receive buffer is about to be used by others."""
@@ -696,7 +704,7 @@ cdef class Wire:
             self.parser.keep_lent()
             self.waiting = True
         if not self.held_back():
-            self.home.turns.append(self)
+            self.queue()
         return 0
 
     def close(self):
@@ -768,10 +776,10 @@ cdef class EpollSet:
         wire.generation = self.generation
         wire.home = self
         self.wires[wire.slot] = wire
-        self.change(wire, EPOLL_CTL_ADD, EPOLLIN)
+        self.change(wire, EPOLL_CTL_ADD, wire.wanted())
         if wire.parser.at < wire.parser.end:
             wire.waiting = True
-            self.turns.append(wire)
+            wire.queue()
 
     cdef int change(self, Wire wire, int what, uint32_t events) except -1:
         cdef epoll_event event
@@ -821,6 +829,7 @@ cdef class EpollSet:
         if turns:
             self.turns = []
             for wire in turns:
+                wire.queued = False
                 if wire.fd >= 0:
                     self.serve(wire, EPOLLIN)
         n = epoll_wait(self.fd, self.events, MAX_EVENTS, 0)
@@ -834,7 +843,7 @@ cdef class EpollSet:
     cdef int serve(self, Wire wire, uint32_t events) except -1:
         try:
             if events & EPOLLOUT:
-                wire.writable()
+                wire.writable(events)
             if wire.fd >= 0 and wire.held_back() and events & (EPOLLHUP | EPOLLERR):
                 wire.on_end(None)       # reading would tell the same, but it waits for what cannot be sent any more
             elif wire.fd >= 0 and events & (EPOLLIN | EPOLLHUP | EPOLLERR):

@@ -2,6 +2,7 @@
 import os
 import select
 import socket
+import tracemalloc
 
 import pytest
 
@@ -114,6 +115,58 @@ def test_what_the_socket_does_not_take_goes_out_later_in_order(home):
     serve(home)
 
 
+def test_only_what_waits_is_kept_though_the_peer_never_takes_all_of_it(home):
+    ours, theirs = pair(small=True)
+    owner = Owner(ours, home)
+    tracemalloc.start()
+    for _ in range(2000):
+        owner.wire.send(BINARY, bytes(1000))
+        while owner.wire.backlog > 20_000:
+            theirs.recv(1000)
+            home.poll()
+    assert owner.wire.backlog and not owner.drained
+    assert tracemalloc.get_traced_memory()[1] < 200_000
+    tracemalloc.stop()
+    theirs.close()
+    serve(home)
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_wire_may_speak_before_it_is_served(home, gone):
+    """A session's first words, to a peer that does not read yet, or has gone already."""
+    ours, theirs = pair(small=True)
+    ends = []
+    wire = Wire(ours.detach(), FrameParser(1000), None, None, None, lambda error: (ends.append(error), wire.close()), int)
+    if gone:
+        theirs.close()
+    assert wire.send(BINARY, bytes(60000)) is False and wire.backlog > 0
+    home.add(wire)
+    if not gone:
+        serve_until_read(home, theirs, build_frame(BINARY, bytes(60000)))
+        theirs.close()
+    serve(home)
+    assert len(ends) == 1 and len(home) == 0
+
+
+def test_who_sends_after_the_end_is_told_and_does_not_spin(home):
+    ours, theirs = pair()
+    owner = Owner(ours, home)
+    owner.wire.shutdown()
+    assert owner.wire.send(BINARY, b"late") is False
+    serve(home)
+    assert [type(error) for error in owner.ends] == [BrokenPipeError] and len(home) == 0
+    theirs.close()
+
+
+def test_what_a_peer_said_last_is_heard_though_it_cannot_be_answered(home):
+    ours, theirs = pair()
+    owner = Owner(ours, home, script=lambda owner: owner.wire.send(BINARY, b"answer"))
+    theirs.sendall(frame(b"one") + frame(b"two"))
+    theirs.close()
+    serve(home)
+    assert owner.messages == [b"one", b"two"] and len(owner.ends) == 1
+
+
 def test_a_flood_is_served_in_turns(home):
     flood, calm = pair(), pair()
     flooding, calling = Owner(flood[0], home), Owner(calm[0], home)
@@ -126,6 +179,23 @@ def test_a_flood_is_served_in_turns(home):
     for _, theirs in (flood, calm):
         theirs.close()
     serve(home)
+
+
+def test_a_flood_that_never_ends_has_one_turn_a_round(home):
+    """Its readable socket and its waiting messages do not add up to more turns from round to round."""
+    ours, theirs = pair()
+    owner, wire, at = Owner(ours, home), frame(b"") * 10000, 0
+    theirs.setblocking(False)
+    for _ in range(20):
+        try:
+            while True:
+                at = (at + theirs.send(wire[at:])) % len(wire)
+        except BlockingIOError:
+            home.poll()
+        assert 0 < len(owner.messages) <= 128 and not owner.faults
+        owner.messages.clear()
+    owner.wire.close()
+    theirs.close()
 
 
 def test_lockstep_reads_no_more_than_it_can_give_back(home):
