@@ -88,8 +88,8 @@ def wav_content(data: bytes, media_format: str) -> bytes:
 class AudioCodes:
     """AudioCodes VoiceAI Connect and Live Hub: the Bot API's streaming mode, audio in both directions."""
 
-    __slots__ = ("rate", "ignored", "outbox", "_format", "_payload", "_conversation", "_facts", "_live", "_over",
-                 "_heard", "_hearing", "_paused", "_reason", "_streams", "_playing", "_before_chunk")
+    __slots__ = ("rate", "ignored", "outbox", "_format", "_payload", "_header", "_conversation", "_facts", "_live",
+                 "_over", "_heard", "_hearing", "_paused", "_reason", "_streams", "_playing", "_before_chunk")
     name = "audiocodes"
     opcode = TEXT
     lead_ms = 100
@@ -116,6 +116,7 @@ class AudioCodes:
         self._format = media_format
         encoding, self.rate = FORMATS[media_format]
         self._payload = Payload(encoding)
+        self._header = wav_header(media_format)     # before the first chunk of a play stream; b"" of a raw format
 
     def _answer(self, kind: str, **fields) -> None:
         self.outbox.append(message_of(kind, **fields))
@@ -127,6 +128,10 @@ class AudioCodes:
 
     def receive(self, opcode: int, payload) -> Start | Audio | Dtmf | Pause | Stop | None:
         message = parse(payload, self.name)
+        if self._live and message.get("type") == "userStream.chunk":
+            event = self._chunk(message)        # as nearly always
+            self.ignored += event is None
+            return event
         read = READ.get(text_of(message.get("type")))
         answers = len(self.outbox)
         event = read(self, message) if read is not None and not self._over else None
@@ -137,7 +142,7 @@ class AudioCodes:
         if not self._hearing or message.get("participant") != self._heard:
             return None
         text = message.get("audioChunk")
-        if self._format.startswith("wav/") and isinstance(text, str) and text.startswith(RIFF):
+        if self._header and isinstance(text, str) and text.startswith(RIFF):
             text = base64_encode(wav_content(bytes_of(text), self._format)).decode()
         audio = self._payload.decode(text, self.name)
         return audio if self._live or audio is None else self._start()
@@ -225,10 +230,9 @@ class AudioCodes:
         self._answer("playStream.start", streamId=stream, mediaFormat=self._format)
         self._before_chunk = b'{"type":"playStream.chunk","streamId":"%s","audioChunk":"' % stream.encode()
         chunk = self._payload.message(self._before_chunk, pcm, AFTER_CHUNK)
-        header = wav_header(self._format)
-        if not header:
+        if not self._header:
             return chunk
-        data = header + bytes_of(chunk[len(self._before_chunk):-len(AFTER_CHUNK)].decode())
+        data = self._header + bytes_of(chunk[len(self._before_chunk):-len(AFTER_CHUNK)].decode())
         return self._before_chunk + base64_encode(data) + AFTER_CHUNK
 
     def mark(self, name: str) -> None:
@@ -280,8 +284,8 @@ READ = {
 
 
 class AudioCodesCaller:
-    """The platform's side: ?format=raw/mulaw,... (default raw/lpcm16) is its offer.  It stops playing when told to; with
-    ?bargeIn=off, VoiceAI Connect's default, it does not hear the caller from a recognition to the reply's end."""
+    """The platform's side: ?format=raw/mulaw,... (default raw/lpcm16) is its offer.  It stops playing when told to;
+    with ?bargeIn=off, VoiceAI Connect's default, it does not hear the caller from a recognition to the reply's end."""
 
     __slots__ = ("rate", "call_id", "outbox", "_offer", "_payload", "_player", "_playing", "_barges_in", "_accepted",
                  "_streaming", "_stream", "_streams", "_unplayed", "_before_chunk")

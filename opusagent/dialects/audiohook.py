@@ -67,26 +67,25 @@ class Codec:
         self._rest = b""                # what came of a sample of all channels that is not whole yet
 
     def decode(self, payload) -> Audio | None:
-        if self._format == "L16" or self._channels > 1:
+        if self._channels > 1 or self._rest or len(payload) % SAMPLE_BYTES[self._format]:
             payload = self._separated(payload)
-        count = len(payload)
-        if count > len(self._audible.pcm):
-            self._audible.reserve(count)
+        size = len(payload)
+        if size > len(self._audible.pcm):
+            self._audible.reserve(size)
         if self._format == "L16":
-            self._audible.pcm[:count] = memoryview(payload)
-        else:
-            ulaw_decode(payload, self._audible.pcm)
-        return self._audible.first(count) if count else None
+            self._audible.memory[:size] = payload
+            return self._audible.first(size // 2) if size else None
+        return self._audible.first(ulaw_decode(payload, self._audible.pcm)) if size else None
 
     def _separated(self, payload):
-        """The caller's codes or samples."""
+        """What is the caller's of it."""
         step = self._channels * SAMPLE_BYTES[self._format]
         data = self._rest + bytes(payload)
         whole = len(data) // step * step
         data, self._rest = data[:whole], data[whole:]
         if self._format == "PCMU":
             return data[self._at::self._channels]
-        return np.frombuffer(data, "<i2")[self._at::self._channels].astype(np.int16)
+        return np.frombuffer(data, "<i2")[self._at::self._channels].tobytes()
 
     def encode(self, pcm) -> bytes:
         if self._format == "L16":
