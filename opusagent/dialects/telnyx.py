@@ -58,6 +58,14 @@ def number_of(value) -> int | None:
     return int(text) if text.isdecimal() and len(text) <= 15 else None
 
 
+def named(parameters):
+    """custom_parameters as one object, which they are in `start`; in the command they are a list of name and value."""
+    if not isinstance(parameters, list):
+        return parameters
+    return {each["name"]: each.get("value") for each in parameters
+            if isinstance(each, dict) and isinstance(each.get("name"), str)}
+
+
 class Order:
     """Audio by the number of its chunk; what comes too early is kept a while."""
 
@@ -183,7 +191,7 @@ class Telnyx:
         self._heard, self._said = Payload(encoding, self._big_endian), Payload(codec, self._big_endian)
         self._live = True
         parties = {name: text for name in ("from", "to") if (text := text_of(start.get(name)))}
-        return Start(text_of(start.get("call_control_id")), parties | facts_of(start.get("custom_parameters")))
+        return Start(text_of(start.get("call_control_id")), parties | facts_of(named(start.get("custom_parameters"))))
 
     def audio(self, pcm) -> bytes:
         return self._said.message(BEFORE_PAYLOAD, pcm, AFTER_PAYLOAD)
