@@ -137,7 +137,10 @@ class Connection(asyncio.BufferedProtocol):
         if self.wire is not None and self.transport is not None and self.ws.congested:
             if self.wire.lockstep:
                 self.transport.resume_reading()
-            self.drained()
+            try:
+                self.drained()
+            except Exception as error:
+                self.fault(error)
 
     def _plain(self) -> bool:
         return self.transport.get_extra_info("sslcontext") is None
@@ -167,15 +170,18 @@ class Connection(asyncio.BufferedProtocol):
         self.pinged = self.server.now
         self.transport.write(answer)
         self.ws = WebSocket(limits.max_message, limits.max_fragments)
+        self.wire = TransportWire(self.transport)
         self.ws.parser.feed_bytes(rest)
         if self._plain() and not self.transport.get_write_buffer_size():
-            self._hand_over(begin)
+            self._hand_over()
+            self.session = begin(self)
+            self.wire.on_message = self.session.on_message
+            self.server.poll_soon()
         else:
-            self.wire = TransportWire(self.transport)
             self.session = begin(self)
             self._deliver()
 
-    def _hand_over(self, begin) -> None:
+    def _hand_over(self) -> None:
         """Leave the loop's transport for the worker's EpollSet.  abort() sends nothing: the duplicate lives on."""
         fd = os.dup(self.transport.get_extra_info("socket").fileno())
         os.set_blocking(fd, False)
@@ -184,9 +190,6 @@ class Connection(asyncio.BufferedProtocol):
         self.wire = Wire(fd, self.ws.parser, None, self.on_control, self.fault, self.ended, self.drained)
         self.wire.quickack = self.server.config.net.quickack_rearm
         self.server.epoll.add(self.wire)        # before the session sends: what the socket will not take waits there
-        self.session = begin(self)
-        self.wire.on_message = self.session.on_message
-        self.server.poll_soon()
 
     # -- frames --------------------------------------------------------------------------------------------------------
 
@@ -270,7 +273,10 @@ class Connection(asyncio.BufferedProtocol):
     def _tell_session(self, code: int, reason: str) -> None:
         session, self.session = self.session, None
         if session is not None:
-            session.lost(code, reason)
+            try:
+                session.lost(code, reason)
+            except Exception as error:
+                self.fault(error)
 
     def _linger(self) -> None:
         """FIN, then read to the peer's FIN for a moment: closing over unread bytes would reset what we just sent."""
@@ -299,7 +305,7 @@ class Connection(asyncio.BufferedProtocol):
         else:
             try:
                 self._sweep_open(now, net_config)
-            except ProtocolError as error:
+            except Exception as error:
                 self.fault(error)
 
     def _sweep_open(self, now: int, net_config) -> None:
