@@ -631,7 +631,7 @@ cdef class Wire:
         return 0
 
     cdef int writable(self, uint32_t events) except -1:
-        """Sends on.  What a broken socket has still received is read first: its end is told when nothing else is left."""
+        """Sends on.  What a broken socket has still received is read first: its end is told when that is through."""
         cdef ssize_t sent
         if self.unsent:
             sent = posix_send(self.fd, PyByteArray_AS_STRING(self.unsent), len(self.unsent),

@@ -213,6 +213,9 @@ def test_segments_do_not_overlap_one_another_or_the_next_slot(slot):
         slot.segment_written(SEGMENTS)
 
 
+LAST = (1 << 64) - 1
+
+
 def test_a_slot_that_nobody_took_keeps_nothing():
     arena = Arena(1)
     for pcm in (b"", b"ab"):
@@ -223,7 +226,7 @@ def test_a_slot_that_nobody_took_keeps_nothing():
     os.close(arena.fd)
 
 
-@pytest.mark.parametrize("position, count", [((1 << 64) - 1, 1), ((1 << 64) - 1, 2), (0, (1 << 64) - 1), (8, 1), (0, 9)])
+@pytest.mark.parametrize("position, count", [(LAST, 1), (LAST, 2), (0, LAST), (8, 1), (0, 9)])
 def test_a_position_that_no_call_reaches_holds_no_audio(slot, position, count):
     slot.write(bytes(16))
     with pytest.raises(IndexError):

@@ -136,7 +136,8 @@ def test_a_wire_may_speak_before_it_is_served(home, gone):
     """A session's first words, to a peer that does not read yet, or has gone already."""
     ours, theirs = pair(small=True)
     ends = []
-    wire = Wire(ours.detach(), FrameParser(1000), None, None, None, lambda error: (ends.append(error), wire.close()), int)
+    wire = Wire(ours.detach(), FrameParser(1000), None, None, None,
+                lambda error: (ends.append(error), wire.close()), lambda: None)
     if gone:
         theirs.close()
     assert wire.send(BINARY, bytes(60000)) is False and wire.backlog > 0
