@@ -1,4 +1,5 @@
 """AudioCodes: the platform's side against ours, conversations as it would hear them, and whatever else may come."""
+import base64
 import json
 from urllib.parse import urlsplit
 
@@ -62,6 +63,15 @@ def test_audio_comes_back_as_it_went(formats, ms):
         assert (play(caller, ours, heard) == heard).all()
         ours.tell("REPLIED", "answer", "")
         assert caller.receive(*ours.outbox.pop()) == Clear()
+
+
+def test_every_code_of_mu_law_comes_back():
+    _, ours, _ = line("format=raw/mulaw")
+    codes = bytes(range(256))
+    chunk = {"type": "userStream.chunk", "audioChunk": base64.b64encode(codes).decode()}
+    audio = ours.receive(TEXT, memoryview(json.dumps(chunk).encode()))
+    back = base64.b64decode(json.loads(ours.audio(audio.pcm))["audioChunk"])
+    assert back == codes.replace(b"\x7f", b"\xff")     # minus zero
 
 
 def test_a_call_from_start_to_stop():

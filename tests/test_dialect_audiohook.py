@@ -63,6 +63,12 @@ def test_audio_comes_back_as_it_went(query, ms):
         pcm = heard[:len(pcm)][::-1].copy()
 
 
+def test_every_code_of_mu_law_comes_back():
+    _, ours = line()
+    codes = bytes(range(256))
+    assert ours.audio(ours.receive(BINARY, memoryview(codes)).pcm) == codes.replace(b"\x7f", b"\xff")     # minus zero
+
+
 def test_a_call_from_open_to_closed():
     caller, ours = line()
     assert ours.receive(*caller.dtmf("#")) == Dtmf("#")
