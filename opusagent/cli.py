@@ -27,6 +27,11 @@ def serve(args: argparse.Namespace) -> int:
     return daemon.serve(config, Flow.load(config.flow, waits) if config.flow else studio.demo_flow(waits))
 
 
+def doctor(args: argparse.Namespace) -> int:
+    from . import doctor as examination
+    return examination.doctor_command(load_config(args))
+
+
 def show_config(args: argparse.Namespace) -> int:
     print(load_config(args).toml(), end="")
     return 0
@@ -78,6 +83,7 @@ COMMANDS = {
     "serve": ("run the server", serve_flags, serve),
     "call": ("call a server as a caller made of recordings, and measure", call_flags, call),
     "latency-test": ("simulated voice traffic against a server, and its latencies", latency_flags, latency_test),
+    "doctor": ("look at this machine, and say what to change", serve_flags, doctor),
     "config": ("print all settings and where each came from", serve_flags, show_config),
 }
 
