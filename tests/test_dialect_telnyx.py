@@ -78,6 +78,12 @@ def test_a_missing_chunk_costs_a_wait_of_two_and_no_more():
     assert [len(heard(dialect, media(str(n), frame))) for n in (1, 2, 4, 5, 6, 7)] == [160, 160, 0, 0, 480, 160]
 
 
+def test_two_gaps_are_filled_one_after_the_other():
+    dialect = live("L16")
+    came = [heard(dialect, media(n, np.full(1, n, "<i2").tobytes())) for n in (1, 2, 5, 6, 3, 4, 7)]
+    assert came == [[1], [2], [], [], [3], [4, 5, 6], [7]]
+
+
 def test_a_large_message_is_not_kept():
     dialect = live()
     assert len(heard(dialect, media("3", bytes(20_000)))) == 20_000

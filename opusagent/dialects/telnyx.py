@@ -92,12 +92,12 @@ class Order:
             self._next = chunk + 1
             return due
         held[chunk] = bytes(pcm)
-        if len(held) >= WINDOW or len(pcm) > ROOM:
-            return self._release()
         due = []
         while self._next in held:
             due.append(held.pop(self._next))
             self._next += 1
+        if len(held) >= WINDOW or (chunk in held and len(pcm) > ROOM):
+            due += self._release()
         return due
 
     def _release(self) -> list[bytes]:
