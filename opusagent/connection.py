@@ -58,8 +58,8 @@ class TransportWire:
 
 
 class Connection(asyncio.BufferedProtocol):
-    """`session` has on_message(opcode, payload), drained(), overdue(now) -> True if the peer should have begun by then, and
-    lost(code, reason), which is called exactly once."""
+    """`session` has on_message(opcode, payload), drained(), overdue(now) -> True if the peer should have begun by now,
+    and lost(code, reason), which is called exactly once."""
 
     __slots__ = ("server", "pages", "transport", "wire", "peer", "head", "ws", "session", "limits",
                  "began", "heard", "pinged", "pings", "partial_since", "ended_at", "lingers", "swept", "bytes_due",

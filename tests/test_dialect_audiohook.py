@@ -211,6 +211,28 @@ def test_a_barge_in_is_an_event_and_the_next_reply_is_heard():
     assert call.agent_says[-1] == "Which card do you have?"
 
 
+def test_an_error_429_silences_the_agent_for_as_long_as_genesys_says():
+    call = Dialled(FLOW.replace("Which card do you have?", "word " * 100), "audiohook")
+    call.silence(500)
+    call.send(call.caller._message("error", {"code": 429, "message": "", "retryAfter": "PT1.5S"}))
+    sent = len(call.sent)
+    call.silence(1400)
+    assert len([1 for opcode, _ in call.sent[sent:] if opcode == BINARY]) == 0
+    call.silence(300)
+    assert len([1 for opcode, _ in call.sent[sent:] if opcode == BINARY]) > 0
+    call.listens()
+    assert call.agent_says[0].split() == ["word"] * 100
+
+
+@pytest.mark.parametrize("duration, seconds", [("PT2S", 2), ("PT0.5S", 0.5), ("PT999S", 60), ("3", 3), (None, 3),
+                                               ("PT-1S", 3)])
+def test_how_long_that_is(duration, seconds):
+    ours = line()[1]
+    error = {"type": "error", "id": ours._id, "parameters": {"code": "429", "retryAfter": duration}}
+    ours.receive(TEXT, json.dumps(error).encode())
+    assert ours._hold == seconds * 8000 and ours.held
+
+
 def test_what_genesys_says_it_has_played_is_taken_into_account():
     call = Dialled(FLOW, "audiohook")
     call.listens()

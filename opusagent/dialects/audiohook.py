@@ -4,7 +4,8 @@ JSON text messages in one envelope, numbered without gaps in each direction, and
 L16, at 8 kHz, external (the caller) and internal interleaved where both are sent.  Genesys begins and ends sessions: we
 ask for the end with `disconnect`, which carries the conversation's facts as output variables, and it closes.
 Genesys counts messages and answers too many with an error 429, so replies go out in 200 ms (5 a second, half of what
-implementers have seen accepted), well ahead; a barge-in makes it drop what it holds.
+implementers have seen accepted), well ahead; after such an error the agent is silent for as long as Genesys says,
+counted in the caller's audio.  A barge-in makes it drop what it holds.
 Uncertain: the byte order of L16 (little-endian, as the reference implementation reads it); whether `pause` and `resume`
 come from Genesys too (taken as `paused` and `resumed`); when a bot_turn_response is due (ours comes when the reply has
 been heard); what a bot may send to a stream with two channels (one channel here).  A monitor, which takes no audio at
@@ -12,21 +13,19 @@ all, cannot be told from a connector; ours is for the connector.
 The rule: only text that is no JSON object ends a call; what has no sense where it comes is ignored and counted.
 """
 import itertools
+import re
 from urllib.parse import SplitResult, parse_qsl
 
-import numpy as np
 import orjson
 
 from .. import ProtocolError
-from .._fastpath import ulaw_decode, ulaw_encode
-from . import (BINARY, FACTS, REPLIED, TEXT, Audible, Audio, Clear, Dtmf, Mark, Pause, Start, Stop, digits_of, facts_of,
-               parse, text_of)
+from . import (BINARY, FACTS, REPLIED, TEXT, Audio, Clear, Dtmf, Mark, Pause, Start, Stop, digits_of, facts_of, parse,
+               text_of)
+from .channels import SAMPLE_BYTES, Channels
 
 RATE = 8000
-ROOM = 1600                 # samples that are taken without new memory: 200 ms
 NOBODY = "00000000-0000-0000-0000-000000000000"     # conversation and participant of a probe
 EXTERNAL, INTERNAL = "external", "internal"
-SAMPLE_BYTES = {"PCMU": 1, "L16": 2}
 DISPOSITIONS = {"silence": "no_input", "no_match": "no_match", "failure": "no_match"}   # of a reply's kind
 NO_AUDIO = {"reason": "error", "info": "The caller's audio is needed, as PCMU or L16 at 8 kHz."}
 
@@ -35,6 +34,12 @@ def number_of(value) -> int | None:
     """A sequence number, sent as a number or as text."""
     text = text_of(value)
     return int(text) if text.isdecimal() and len(text) <= 15 else None
+
+
+def seconds_of(duration) -> float:
+    """PT1.5S as 1.5, at most a minute; 3 for what is no such duration."""
+    found = re.fullmatch(r"PT(\d{1,9}(?:\.\d{1,9})?)S", text_of(duration))
+    return min(float(found[1]), 60.0) if found else 3.0
 
 
 def part(message: dict, name: str) -> dict:
@@ -54,52 +59,11 @@ def chosen(offer) -> dict | None:
     return min(entries, key=lambda entry: len(entry["channels"]), default=None)
 
 
-class Codec:
-    """Audio in one media format, both ways: of several channels one is heard, and one is spoken."""
-
-    __slots__ = ("_format", "_channels", "_at", "_audible", "_rest")
-
-    def __init__(self, media: dict):
-        self._format = media["format"]
-        self._channels = len(media["channels"])
-        self._at = media["channels"].index(EXTERNAL)
-        self._audible = Audible(ROOM)
-        self._rest = b""                # what came of a sample of all channels that is not whole yet
-
-    def decode(self, payload) -> Audio | None:
-        if self._channels > 1 or self._rest or len(payload) % SAMPLE_BYTES[self._format]:
-            payload = self._separated(payload)
-        size = len(payload)
-        if size > len(self._audible.pcm):
-            self._audible.reserve(size)
-        if self._format == "L16":
-            self._audible.memory[:size] = payload
-            return self._audible.first(size // 2) if size else None
-        return self._audible.first(ulaw_decode(payload, self._audible.pcm)) if size else None
-
-    def _separated(self, payload):
-        """What is the caller's of it."""
-        step = self._channels * SAMPLE_BYTES[self._format]
-        data = self._rest + bytes(payload)
-        whole = len(data) // step * step
-        data, self._rest = data[:whole], data[whole:]
-        if self._format == "PCMU":
-            return data[self._at::self._channels]
-        return np.frombuffer(data, "<i2")[self._at::self._channels].tobytes()
-
-    def encode(self, pcm) -> bytes:
-        if self._format == "L16":
-            return np.asarray(pcm).astype("<i2").tobytes()
-        codes = bytearray(len(pcm))
-        ulaw_encode(pcm, codes)
-        return bytes(codes)
-
-
 class AudioHook:
     """Genesys Cloud Audio Connector (AudioHook, version 2): numbered JSON messages and binary PCMU or L16."""
 
-    __slots__ = ("ignored", "outbox", "_id", "_seq", "_clientseq", "_codec", "_live", "_over", "_paused", "_playing",
-                 "_mark", "_outcome")
+    __slots__ = ("ignored", "outbox", "_id", "_seq", "_clientseq", "_channels", "_live", "_over", "_paused", "_playing",
+                 "_mark", "_outcome", "_hold")
     name = "audiohook"
     opcode = BINARY
     rate = RATE
@@ -114,13 +78,14 @@ class AudioHook:
         self._id: str | None = None     # of the session; None before it was opened
         self._seq = 0                   # of our last message
         self._clientseq = 0             # of the last one we have read
-        self._codec = Codec({"format": "PCMU", "channels": [EXTERNAL]})
+        self._channels = Channels("PCMU")
         self._live = False              # between Start and Stop
         self._over = False              # closed
         self._paused = False
         self._playing = False           # something has been sent that a barge-in would have to clear
         self._mark: str | None = None   # asked for after the last audio
         self._outcome: dict[str, str] = {}      # what the conversation came to
+        self._hold = 0                  # samples of the caller's until Genesys takes audio again
 
     def _message(self, kind: str, parameters: dict) -> bytes:
         self._seq += 1
@@ -138,7 +103,10 @@ class AudioHook:
     def receive(self, opcode: int, payload) -> Start | Audio | Dtmf | Mark | Pause | Stop | None:
         if opcode == BINARY:
             self.ignored += not self._live
-            return self._codec.decode(payload) if self._live else None
+            audio = self._channels.decode(payload) if self._live else None
+            if self._hold and audio is not None:
+                self._hold = max(0, self._hold - len(audio.pcm))
+            return audio
         message = parse(payload, self.name)
         answers = len(self.outbox)
         event = self._read(message)
@@ -170,7 +138,7 @@ class AudioHook:
         self._answer("opened", opened)
         if probe:
             return None
-        self._codec = Codec(media)
+        self._channels = Channels(media["format"], len(media["channels"]), media["channels"].index(EXTERNAL))
         self._live = True
         return Start(self._id, self._facts(parameters, participant))
 
@@ -188,11 +156,9 @@ class AudioHook:
         live, self._live, self._over = self._live, False, True
         return Stop(text_of(parameters.get("reason"))) if live else None
 
-    def _ping(self, message: dict, parameters: dict) -> None:
-        self._answer("pong", {})
-
-    def _update(self, message: dict, parameters: dict) -> None:
-        self._answer("updated", {})
+    def _error(self, message: dict, parameters: dict) -> None:
+        if text_of(parameters.get("code")) == "429":
+            self._hold = int(seconds_of(parameters.get("retryAfter")) * RATE)
 
     def _pause(self, message: dict, parameters: dict) -> Pause | None:
         if not self._live or self._paused:
@@ -217,9 +183,13 @@ class AudioHook:
 
     # -- to Genesys ----------------------------------------------------------------------------------------------------
 
+    @property
+    def held(self) -> bool:
+        return self._hold > 0
+
     def audio(self, pcm) -> bytes:
         self._playing, self._mark = True, None
-        return self._codec.encode(pcm)
+        return self._channels.encode(pcm)
 
     def mark(self, name: str) -> None:
         """There is no such message, but Genesys says when it has played everything."""
@@ -249,8 +219,9 @@ class AudioHook:
 READ = {
     "open": AudioHook._open,
     "close": AudioHook._close,
-    "ping": AudioHook._ping,
-    "update": AudioHook._update,
+    "ping": lambda self, message, parameters: self._answer("pong", {}),
+    "update": lambda self, message, parameters: self._answer("updated", {}),
+    "error": AudioHook._error,
     "paused": AudioHook._pause,
     "pause": AudioHook._pause,
     "resumed": AudioHook._resume,
@@ -269,8 +240,9 @@ class AudioHookCaller:
     """Genesys's side: ?media=L16 (default PCMU), ?channels=both for a stream with two, ?frame_ms=200 for messages as
     the reference client sends them (default 20), ?limit=5 to end the call at more messages a second."""
 
-    __slots__ = ("call_id", "outbox", "_offer", "_codec", "_frame", "_limit", "_seq", "_serverseq", "_open", "_closing",
-                 "_position", "_held", "_held_samples", "_unplayed", "_plays", "_ping", "_next_ping", "_budget")
+    __slots__ = ("call_id", "outbox", "_offer", "_channels", "_player", "_frame", "_limit", "_seq", "_serverseq",
+                 "_open", "_closing", "_position", "_held", "_held_samples", "_unplayed", "_plays", "_ping",
+                 "_next_ping", "_budget")
     name = "audiohook"
     rate = RATE
     _calls = itertools.count(1)
@@ -282,7 +254,8 @@ class AudioHookCaller:
             raise ProtocolError(400, "media is PCMU or L16, frame_ms and limit are whole numbers.")
         channels = [EXTERNAL, INTERNAL] if query.get("channels") == "both" else [EXTERNAL]
         self._offer = {"type": "audio", "format": media, "channels": channels, "rate": RATE}
-        self._codec = Codec({"format": media, "channels": [EXTERNAL]})
+        self._channels = Channels(media, len(channels))
+        self._player = Channels(media)
         self._frame = int(frame) * RATE // 1000
         self._limit = int(limit)        # messages a second that are taken; 0: any number
         self.outbox: list[tuple[int, bytes]] = []
@@ -317,7 +290,7 @@ class AudioHookCaller:
         if not self._open or self._closing:
             return None
         self._beat(len(pcm))
-        self._held.append(self._interleaved(self._codec.encode(pcm)))
+        self._held.append(self._channels.interleaved(pcm))
         self._held_samples += len(pcm)
         if self._held_samples < self._frame:
             return None
@@ -326,17 +299,6 @@ class AudioHookCaller:
         self._held.clear()
         self._held_samples = 0
         return BINARY, message
-
-    def _interleaved(self, codes: bytes) -> bytes:
-        """The caller, and beside it an agent who says nothing, where both are sent."""
-        if len(self._offer["channels"]) == 1:
-            return codes
-        if self._offer["format"] == "PCMU":
-            both = bytearray(b"\xff" * (2 * len(codes)))
-            both[::2] = codes
-            return bytes(both)
-        pcm = np.frombuffer(codes, "<i2")
-        return np.column_stack((pcm, np.zeros_like(pcm))).tobytes()
 
     def _beat(self, samples: int) -> None:
         self._budget = min(float(BURST), self._budget + self._limit * samples / RATE)
@@ -398,7 +360,7 @@ class AudioHookCaller:
     def _hear(self, payload) -> Audio | None:
         if not self._open or not 0 < len(payload) <= LONGEST:
             raise ProtocolError(1008, "audiohook: audio that is too long, or too early")
-        audio = self._codec.decode(payload)
+        audio = self._player.decode(payload)
         if audio is not None and not self._plays:
             self._plays = True
             self.outbox.append(self._message("playback_started", {}))
