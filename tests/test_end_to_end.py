@@ -103,7 +103,7 @@ def test_eight_callers_at_once_are_all_heard(server):
             await asyncio.sleep(0.113)
         return await asyncio.gather(*calls)
     for caller, record in asyncio.run(all_at_once()):
-        assert heard(record) == [WORDS[name] for name in SCRIPT]
+        assert heard(record) == [WORDS[name] for name in SCRIPT], (caller.closed, record)
         assert record["done"] and record["state"] == "bye"
         assert record["facts"] == {"number": "29340", "card": "seven of clubs"}
 
