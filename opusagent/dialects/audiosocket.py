@@ -5,8 +5,8 @@
     0x10 audio: 16-bit little-endian samples, mono, 8000 Hz; 0x11 to 0x18: the same at other rates
 
 Asterisk plays what it is sent at once, without a clock of its own: it must come on time, 20 ms each, and nothing can be
-taken back or asked about.  The dialplan's application knows 0x10 only, reads each header in one piece, and takes an empty
-message or another kind for an error, so that is what we send: whole messages of 0x10, and 0x00 to hang up.
+taken back or asked about.  The dialplan's application knows 0x10 only, reads each header in one piece, and takes an
+empty message or another kind for an error, so that is what we send: whole messages of 0x10, and 0x00 to hang up.
 Uncertain: which releases tell keys (the application of before 2025 does not), and whether any sends an error.
 The rule: audio at another rate ends the call by name; another kind of message is ignored and counted.
 """
