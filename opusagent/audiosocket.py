@@ -17,8 +17,8 @@ log = logging.getLogger("opusagent")
 class AudioSocketConnection(asyncio.Protocol):
     """One call to the flow that the server was started with."""
 
-    __slots__ = ("server", "transport", "peer", "session", "rtt_ns", "_messages", "_heard", "_due", "_swept", "_closing",
-                 "_stalled", "_why")
+    __slots__ = ("server", "transport", "peer", "session", "rtt_ns", "_messages", "_heard", "_due", "_swept",
+                 "_closing", "_stalled", "_why")
 
     def __init__(self, server):
         self.server = server

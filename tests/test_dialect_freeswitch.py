@@ -63,10 +63,9 @@ def test_each_module_offers_the_subprotocol_that_it_insists_on():
 
 def test_what_a_module_would_make_nothing_of_ends_a_simulated_call():
     binary, json, fork = (dial("freeswitch", query)[0] for query in ("", "play=json", "module=fork"))
+    other_rate = b'{"type":"streamAudio","data":{"audioDataType":"raw","sampleRate":16000,"audioData":"AAAA"}}'
     for caller, opcode, message in ((json, BINARY, bytes(320)), (binary, TEXT, b"{}"), (binary, TEXT, b"x"),
-                                    (fork, TEXT, b'{"type":"streamAudio"}'),
-                                    (json, TEXT, b'{"type":"streamAudio","data":{"audioDataType":"raw","sampleRate":16000,'
-                                                 b'"audioData":"AAAA"}}')):
+                                    (fork, TEXT, b'{"type":"streamAudio"}'), (json, TEXT, other_rate)):
         with pytest.raises(ProtocolError):
             caller.receive(opcode, message)
 

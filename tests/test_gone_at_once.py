@@ -1,4 +1,4 @@
-"""Peers that are gone before the agent's first word: the greeting finds no socket, and the other calls notice nothing."""
+"""Peers that are gone before the agent's first word: the greeting finds no socket, and the others notice nothing."""
 import os
 import socket
 import struct

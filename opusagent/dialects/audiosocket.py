@@ -48,7 +48,7 @@ class Messages:
 
 
 class AudioSocket:
-    """One call by AudioSocket, with the functions of a dialect; the opcode of what it receives is the message's kind."""
+    """One call by AudioSocket, with the functions of a dialect; the opcode that it receives is a message's kind."""
 
     __slots__ = ("ignored", "outbox", "_samples", "_live", "_over")
     name = "audiosocket"
