@@ -70,7 +70,7 @@ def test_what_the_player_would_not_take_ends_a_simulated_call():
 # ---- a reply as it is heard ------------------------------------------------------------------------------------------
 
 class Line:
-    """A conversation in this dialect with a caller whose player works as the module's does; `heard` is what it plays."""
+    """A conversation in this dialect with a caller whose player works as the module's does; `heard`: what it plays."""
 
     def __init__(self, flow=FLOW):
         self.caller = CALLERS["jambonz"](urlsplit("ws://h/ws/jambonz?player=chunked"))
