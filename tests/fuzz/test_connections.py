@@ -1,5 +1,6 @@
 """A whole connection, from its head to its end, over a transport or a socket of its own, against its plain twin."""
 import errno
+import gc
 import logging
 import os
 from unittest import mock
@@ -22,7 +23,9 @@ TLS = pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 
 @pytest.fixture(autouse=True)
 def quiet():
-    """What a session raises is logged, as it should be, thousands of times."""
+    """What a session raises is logged, as it should be, thousands of times.  What other tests left to the collector
+    is collected first: descriptors are counted here."""
+    gc.collect()
     logging.disable(logging.CRITICAL)
     yield
     logging.disable(logging.NOTSET)
