@@ -171,6 +171,12 @@ class Server:
     def _tick(self) -> None:
         now = self.tock()
         self.metrics.lag(now - self._next_tick)
+        try:
+            self._look_after(now)
+        finally:                                    # whatever went wrong: without ticks there are no calls
+            self._arm(max(self._next_tick, now - TICK_NS) + TICK_NS if self.calls else now + IDLE_TICK_NS)
+
+    def _look_after(self, now: int) -> None:
         for call in list(self.calls.values()):
             call.tick(now)
         self.studio.hearing.run()
@@ -182,7 +188,6 @@ class Server:
             self._next_tidying = now + TIDY_NS
             self._tidy()
             self._weigh(now)
-        self._arm(max(self._next_tick, now - TICK_NS) + TICK_NS if self.calls else now + IDLE_TICK_NS)
 
     def _arm(self, at: int) -> None:
         """The next tick is at `at`, ns."""

@@ -1,0 +1,29 @@
+"""The worker itself: what goes on whatever happens to a call."""
+import asyncio
+from types import SimpleNamespace
+
+from opusagent.config import Config
+from opusagent.metrics import Metrics
+from opusagent.server import Server
+
+
+def test_the_clock_ticks_on_whatever_goes_wrong_at_a_tick():
+    """Speech is paced and deadlines are kept by it."""
+    ticks, told = [], []
+
+    def stumble():
+        ticks.append(server.now)
+        raise ZeroDivisionError
+
+    async def three_ticks():
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context["exception"]))
+        server._arm(server.clock())
+        async with asyncio.timeout(10):
+            while len(ticks) < 3:
+                await asyncio.sleep(0.01)
+        server._timer.cancel()
+
+    server = Server(Config(), SimpleNamespace(hearing=SimpleNamespace(run=stumble)), Metrics())
+    asyncio.run(three_ticks())
+    server.epoll.close()
+    assert {type(error) for error in told} == {ZeroDivisionError}
