@@ -45,9 +45,8 @@ class AudioSocketConnection(asyncio.Protocol):
         self.server.connections.add(self)
         try:
             self.session = self.server.bare_session(self, AudioSocket({}))
-        except ProtocolError as error:
-            log.warning("a call by AudioSocket was refused: %s", error.reason)
-            self.close(error.code, error.reason)
+        except Exception as error:
+            self.fault(error)
 
     def data_received(self, data: bytes) -> None:
         now = self._heard = self.server.tock()
