@@ -113,8 +113,8 @@ class Transport:
 
 
 class Recorder:
-    """A session that keeps what it is told; `deeds`: what it does with the message of a number, or at "begin", "drained"
-    or "lost"."""
+    """A session that keeps what it is told; `deeds`: what it does with the message of a number, or when it begins, is
+    drained, is lost."""
 
     def __init__(self, connection, deeds):
         self.connection = connection

@@ -114,7 +114,8 @@ def test_a_head_without_end_is_given_up_at_the_limit(unit, times, step):
 NONCE = bytes(16)
 ACCEPT = http11.accept_value(b64encode(NONCE).decode())
 STATUS_LINES = st.sampled_from(["HTTP/1.1 101 Switching Protocols"] * 5 + ["HTTP/1.1 101", "HTTP/1.1 200 OK",
-                                "HTTP/1.1 1", "HTTP/1.0 101 x", "HTTP/1.1 404 Not Found", "HTTP/1.1  101 x", "ICY 200 OK"])
+                                "HTTP/1.1 1", "HTTP/1.0 101 x", "HTTP/1.1 404 Not Found", "HTTP/1.1  101 x",
+                                "ICY 200 OK"])
 ANSWER_LINES = [f"Sec-WebSocket-Accept: {ACCEPT}", "Upgrade: websocket", "Connection: Upgrade"]
 MORE_LINES = st.sampled_from(["Sec-WebSocket-Protocol: chat", "Sec-WebSocket-Protocol: other", "Server: x", " folded",
                               "Sec-WebSocket-Extensions: permessage-deflate", "Content-Length: 5", "Upgrade: h2c",

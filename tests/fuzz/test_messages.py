@@ -26,11 +26,17 @@ def slowly(dialect, opcode, message):
         return outcome(dialect, opcode, message)
 
 
+def doubtful(name: str, message) -> bool:
+    """Telnyx numbers its chunks, and the number is looked for in the text: where it stands twice, either may count."""
+    return name == "telnyx" and bytes(message).count(b'"chunk"') != 1
+
+
 @st.composite
 def calls(draw, name):
     """(query, messages): a recorded call in its order, some of it left out, with other messages between."""
     about, lines = read(draw(st.sampled_from([path for path in CALLS if path.parent.name == name])))
-    odd = st.one_of(messages(name), media_messages().map(lambda text: (TEXT, text.encode())))
+    media = media_messages().map(str.encode).filter(lambda text: not doubtful(name, text))
+    odd = st.one_of(messages(name), media.map(lambda text: (TEXT, text)))
     sent = []
     for line in lines:
         if line["direction"] == "in" and draw(st.integers(0, 9)) > 0:
