@@ -97,6 +97,8 @@ class Server:
             self._listening.append(await loop.create_server(lambda: AudioSocketConnection(self), sock=sock,
                                                             backlog=self.config.net.backlog))
         self._arm(self.clock() + IDLE_TICK_NS)
+        self._spent = self.clock(), time.process_time_ns()      # what it took to get ready is nobody's load
+        self._next_tidying = self.clock() + TIDY_NS
         gc.collect()
         gc.freeze()
         gc.disable()                                # collected by the tick, between frames

@@ -1,5 +1,6 @@
 """The worker itself: what goes on whatever happens to a call."""
 import asyncio
+import time
 from types import SimpleNamespace
 
 from opusagent.config import Config
@@ -27,3 +28,20 @@ def test_the_clock_ticks_on_whatever_goes_wrong_at_a_tick():
     asyncio.run(three_ticks())
     server.epoll.close()
     assert {type(error) for error in told} == {ZeroDivisionError}
+
+
+def test_getting_ready_is_no_load():
+    """Prompts are rendered and models loaded before the worker listens: the first callers are not refused for that."""
+    async def started() -> float:
+        server = Server(Config(), SimpleNamespace(hearing=SimpleNamespace(run=lambda: None)), Metrics())
+        until = time.process_time() + 0.5
+        while time.process_time() < until:
+            pass
+        await server.start([])
+        await asyncio.sleep(0.1)                    # two ticks: none of them looks back to before the start
+        assert not server.full
+        server._weigh(server.clock())
+        await server.stop()
+        return server.load
+
+    assert asyncio.run(started()) < 0.7
