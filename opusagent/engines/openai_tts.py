@@ -17,7 +17,7 @@ from .. import EngineError
 from .._fastpath import RATES, SEGMENT_SAMPLES, SEGMENTS
 from ..config import Config
 from .endpoint import Endpoint
-from .flite import Speech
+from .speech import Speech
 
 log = logging.getLogger("opusagent")
 
