@@ -1,13 +1,13 @@
 """Call: one phone call.  It wires the dialect, the ear, the recogniser, the flow and the reply; it decides nothing.
 
 What an inbound message sets off is one synchronous run of calls, from the socket's callback to the slot in shared
-memory: no task, no queue, no await.  The rules: what the caller said is judged by turns.py and flow/, how a reply
-is made by pipeline.py, and whatever carries an older `utterance` or `epoch` than ours is dropped where it lands.
+memory: no task, no queue, no await.  The rules: what the caller said is judged by turns.py and flow/, what the agent
+says is mouth.py's, how it is made pipeline.py's, and whatever carries an older `utterance` than ours is dropped where
+it lands.
 """
 import logging
 import math
 import secrets
-from functools import partial, wraps
 
 import numpy as np
 
@@ -19,10 +19,9 @@ from .dialects import (FACTS, HYPOTHESIS, RECOGNITION, REPLIED, SPEECH_STARTED, 
 from .flow import COMPLETE, Dialogue, Reply
 from .flow.dialogue import ANSWER, FAILURE
 from .ledger import Ledger
-from .outbound import Outbound
-from .pipeline import SPEAKING, Stage, Turn
-from .playout import FRAME_MS, Playout
-from .turns import (BARGE_IN, DUCK, END_OF_TURN, NO_INPUT, PAUSE, RESTORE, RESUME, UTTERANCE_START, Settings,
+from .mouth import Mouth, from_outside
+from .pipeline import Turn
+from .turns import (BARGE_IN, DUCK, END_OF_TURN, NO_INPUT, PAUSE, PAUSED, RESTORE, RESUME, UTTERANCE_START, Settings,
                     TurnTaking)
 
 log = logging.getLogger("opusagent")
@@ -31,17 +30,6 @@ MS = 1_000_000                  # ns
 MEDIA_GAP = 100 * MS            # without media for so long, the sample clock goes on with silence
 FINAL_WITHIN = 1500 * MS        # a recogniser that has not answered by then has failed
 START_WITHIN = 10_000 * MS      # a call that has not started by then never will
-
-
-def from_outside(method):
-    """For what others than the connection call: an error of ours ends this call, and no other notices."""
-    @wraps(method)
-    def guarded(self, *args):
-        try:
-            return method(self, *args)
-        except Exception as error:
-            self.connection.fault(error)
-    return guarded
 
 
 class Call:
@@ -59,8 +47,6 @@ class Call:
         self.dialogue: Dialogue | None = None
         self.turns: TurnTaking | None = None
         self.vad: Vad | None = None
-        self.playout: Playout | None = None
-        self.stage: Stage | None = None
         self.resampler: Resampler | None = None     # from the wire's rate to the slot's, where they differ
         # the caller's side
         self.utterance = 0                  # grows with each; what the recogniser sends for an older one is late
@@ -74,10 +60,7 @@ class Call:
         self.media_at = 0                   # ns: when audio last came
         self.excused = 0                    # silence before this position is the platform's doing, not the caller's
         # the agent's side
-        self.out = Outbound(connection, dialect, server.metrics)
-        self.epoch = 0                      # grows with each reply and each barge-in
-        self.turn: Turn | None = None       # the reply on its way
-        self.audible = False                # the first sample of the reply went out
+        self.mouth = Mouth(self, server, connection, dialect)
         self.before: tuple = ()             # the dialogue before the reply, while nothing of it was heard
         # what is told of it
         self.ledger = Ledger(server.metrics)
@@ -92,12 +75,12 @@ class Call:
     def on_message(self, opcode: int, payload: memoryview) -> None:
         event = self.dialect.receive(opcode, payload)
         if self.dialect.outbox:
-            self.out.answers()
+            self.mouth.out.answers()
         if event is not None and (not self.done or event.__class__ is Stop):
             ON_EVENT[event.__class__](self, event)
 
     def drained(self) -> None:
-        self.out.drained()
+        self.mouth.out.drained()
 
     def overdue(self, now: int) -> bool:
         return self.slot is None and now - self.began > START_WITHIN
@@ -106,8 +89,9 @@ class Call:
         """The connection is over, and so is the call."""
         if self.slot is None:
             return
-        if self.turn is not None:
+        if self.mouth.turn is not None:
             self._stop_talking("hang-up")
+        self.mouth.close()
         self.ledger.finish()
         self.studio.stt.cancel(self)
         self.studio.stt.forget(self)
@@ -118,7 +102,7 @@ class Call:
         self.server.call_ends(self)
         log.info("call %s ended: %s, %d turns, %.1f s, state %s", self.id, "done" if self.done else f"code {code}",
                  len(self.ledger.receipts), (self.server.now - self.began) / 1e9, self.dialogue.state)
-        self.vad = self.stage = self.turns = None       # they lead back to us
+        self.vad = self.turns = None        # they lead back to us
 
     # -- the dialect's events ------------------------------------------------------------------------------------------
 
@@ -138,11 +122,7 @@ class Call:
         self.dialogue = Dialogue(self.flow, event.facts, history.exchanges, history.characters)
         self.turns = TurnTaking(rate, self.dialogue.expect.waits, turn_settings(self.server.config.turns))
         self.vad = Vad(rate, self.studio.hearing, self.on_window)
-        self.playout = Playout(wire_rate, self.dialect.lead_ms, getattr(self.dialect, "message_ms", FRAME_MS))
-        studio = self.studio
-        self.stage = Stage(self.slot, self.playout, studio.prompt, partial(studio.tts.speak, self),
-                           partial(studio.tts.played, self), studio.llm, self.flow.voice, self.server.config.openai,
-                           self.flow.filler.fill({}), self.server.clock)
+        self.mouth.open(self.slot, wire_rate, self.studio, self.flow, self.server.config.openai)
         self.media_at = self.server.now
         log.info("call %s begins: %s at %d Hz", self.id, self.dialect.name, wire_rate)
         self._reply(self.dialogue.begin())
@@ -164,7 +144,7 @@ class Call:
     def on_dtmf(self, event: Dtmf) -> None:
         if self.slot is None:
             return
-        if self.turn is not None:
+        if self.mouth.turn is not None:
             self._stop_talking("keys")
         self.keys += event.digit
         expect = self.dialogue.expect
@@ -175,9 +155,7 @@ class Call:
 
     def on_mark(self, event: Mark) -> None:
         if self.slot is not None and not event.cleared:
-            epoch, _, position = event.name.partition(":")
-            if epoch == str(self.epoch) and position.isdecimal():
-                self.playout.reached(int(position), self.server.now)
+            self.mouth.reached(event.name, self.server.now)
 
     def on_pause(self, event: Pause) -> None:
         if self.slot is not None:
@@ -210,14 +188,20 @@ class Call:
         if self.hearing:
             self.search = self.studio.search(self.flow, self.dialogue.expect.id)
             self.studio.stt.listen(self, position)
-            self.out.tell(SPEECH_STARTED)
+            self.mouth.out.tell(SPEECH_STARTED)
 
     def _pause(self, position: int) -> None:
         if self.hearing:
             self.studio.stt.ask(self)
 
-    def _nothing(self, position: int) -> None:
-        """The event matters to others only."""
+    def _resume(self, position: int) -> None:
+        self.mouth.forget()
+
+    def _duck(self, position: int) -> None:
+        self.mouth.duck()
+
+    def _restore(self, position: int) -> None:
+        self.mouth.restore()
 
     def _end_of_turn(self, position: int) -> None:
         now = self.server.clock()
@@ -227,13 +211,13 @@ class Call:
         self.hearing = False
         self.final_by = now + FINAL_WITHIN
         self.ledger.begin(now, self.slot, self.connection.rtt_ns)
-        self.out.tell(SPEECH_STOPPED)
+        self.mouth.out.tell(SPEECH_STOPPED)
         self.studio.stt.finish(self, self.slot.written)
 
     def _barge_in(self, onset: int) -> None:
         if self.final_by or self.before:
             return self._go_on_listening()
-        if self.turn is not None:
+        if self.mouth.turn is not None:
             self._stop_talking("barge-in")
         self._utterance_starts(onset)
 
@@ -244,8 +228,9 @@ class Call:
         """
         self.final_by = 0
         self.studio.stt.cancel(self)
-        if self.turn is not None:
-            self._drop_turn()
+        self.mouth.forget()
+        if self.mouth.turn is not None:
+            self.mouth.drop()
             self.dialogue.restore(self.before)
             self.turns.expect(self.dialogue.expect.waits)
         self.before = ()
@@ -263,8 +248,10 @@ class Call:
     @from_outside
     def on_partial(self, utterance: int, text: str) -> None:
         if utterance == self.utterance and self.hearing and text:
-            self.out.tell(HYPOTHESIS, text)
+            self.mouth.out.tell(HYPOTHESIS, text)
             self._follow(self.turns.judge(self.dialogue.judge(text)))
+            if self.hearing and self.turns.state is PAUSED:
+                self.mouth.prepare(self.dialogue.answer(text), self.server.clock())
 
     @from_outside
     def on_final(self, utterance: int, text: str, confidence: float = 1.0) -> None:
@@ -273,7 +260,7 @@ class Call:
         self.final_by = 0
         self.ledger.trace.mark("recognition", self.server.clock())
         self.ledger.trace.confidence = confidence
-        self.out.tell(RECOGNITION, text, confidence)
+        self.mouth.out.tell(RECOGNITION, text, confidence)
         self._reply(self.dialogue.answer(text))
 
     @from_outside
@@ -302,34 +289,15 @@ class Call:
     def _reply(self, reply: Reply) -> None:
         """A decision is made: it counts, and is spoken from now on."""
         now = self.server.clock()
-        if self.turn is not None:
+        if self.mouth.turn is not None:
             self._stop_talking("superseded")
         trace = self.ledger.trace or self.ledger.begin(now)
         self.before = self.dialogue.checkpoint() if reply.kind == ANSWER else ()
         self.dialogue.commit(reply)
-        self.epoch += 1
         trace.mark("decision", self.server.clock())
         trace.kind, trace.state, trace.caller = reply.kind, self.dialogue.state, reply.caller
         self.turns.expect(self.dialogue.expect.waits)
-        self.audible = False
-        self.playout.begin()
-        self.turn = Turn(self.stage, reply, self.epoch, trace)
-        self.turn.begin(now)
-        self._play(self.server.clock())
-
-    @from_outside
-    def on_speech(self, epoch: int, k: int, start: int, written: int, done: bool) -> None:
-        """The voice has written more of a segment."""
-        if epoch == self.epoch and self.turn is not None:
-            self.turn.on_speech(k, start, written, done)
-            self._play(self.server.clock())
-
-    @from_outside
-    def on_speech_failed(self, epoch: int, k: int, sentence: str) -> None:
-        self.server.metrics.count("voice_failures")
-        if epoch == self.epoch and self.turn is not None:
-            log.warning("call %s: %s", self.id, sentence)
-            self.turn.on_speech_failed(k)
+        self.mouth.say(reply, trace, now)
 
     @from_outside
     def tick(self, now: int) -> None:
@@ -338,8 +306,8 @@ class Call:
             return
         if self.done:
             return self._leave(now)
-        if self.turn is not None:
-            self._play(now)
+        if self.mouth.turn is not None:
+            self.mouth.play(now)
         if now - self.media_at > MEDIA_GAP:
             self._hear_silence(now)
         if self.final_by and now > self.final_by:
@@ -353,32 +321,18 @@ class Call:
         count = (now - self.media_at) * self.slot.rate_in // 1_000_000_000
         self._hear(np.zeros(count, np.int16), now)
 
-    def _play(self, now: int) -> None:
-        """Send the speech that is due, and see whether the reply is over."""
-        turn, playout = self.turn, self.playout
-        turn.tick(now)
-        while not self.out.held(now) and (pcm := playout.pop(now)) is not None:
-            self.out.audio(pcm)
-            if not self.audible:
-                self._first_audio(now)
-        for position in playout.take_marks():
-            if not self.out.late:
-                self.out.text(self.dialect.mark(f"{self.epoch}:{position}"))
-        if turn.state is not SPEAKING and not playout.playing(now) and not self.out.late:
-            self._turn_done(now)
-
-    def _first_audio(self, now: int) -> None:
-        self.audible = True
+    def first_audio(self, now: int) -> None:
+        """The first sample of the reply went out."""
         self.before = ()
-        self.turn.trace.mark("playout", now + self.playout.quiet_ns)
-        self._follow(self.turns.agent_starts(self.turn.reply.interruptible))
+        mouth = self.mouth
+        mouth.turn.trace.mark("playout", now + mouth.playout.quiet_ns)
+        self._follow(self.turns.agent_starts(mouth.turn.reply.interruptible))
 
-    def _turn_done(self, now: int) -> None:
+    def turn_done(self, turn: Turn, heard: str, now: int) -> None:
         """All of the reply was heard."""
-        turn, self.turn = self.turn, None
-        self.dialogue.heard(turn.reply, self.playout.heard_text(now))
+        self.dialogue.heard(turn.reply, heard)
         turn.trace.agent = " ".join(turn.texts)
-        self.out.tell(REPLIED, turn.reply.kind, turn.trace.agent)
+        self.mouth.out.tell(REPLIED, turn.reply.kind, turn.trace.agent)
         self.ledger.finish()
         if turn.error:
             log.warning("call %s: %s", self.id, turn.error)
@@ -390,30 +344,18 @@ class Call:
         self._follow(self.turns.agent_done())
 
     def _stop_talking(self, why: str) -> None:
-        """The agent stops within this frame: nothing more goes out, what the platform holds is cleared."""
-        heard = self.playout.heard_text(self.server.clock())
-        turn = self.turn
-        self._drop_turn()
+        """The agent stops within this frame; history and receipt keep what was heard."""
+        turn, heard = self.mouth.stop(self.server.clock())
         self.before = ()
-        self.out.clear(self.server.clock())
         self.dialogue.heard(turn.reply, heard)
         turn.trace.agent = heard
         self.ledger.finish(why)
 
-    def _drop_turn(self) -> None:
-        """Nothing of the reply is made or sent any more."""
-        turn, self.turn = self.turn, None
-        self.epoch += 1
-        turn.cancel()
-        self.studio.tts.cancel(self)
-        self.playout.clear()
-        self.out.late.clear()
-
     def _hang_up(self) -> None:
         """The platform is told.  Some want to end the call themselves, and have a while for that."""
         self.done = True
-        self.out.tell(FACTS, self.dialogue.facts)
-        self.out.text(self.dialect.stop())
+        self.mouth.out.tell(FACTS, self.dialogue.facts)
+        self.mouth.out.text(self.dialect.stop())
         self.leave_by = self.server.clock() + getattr(self.dialect, "parting_ms", 0) * MS
 
     def _leave(self, now: int) -> None:
@@ -424,7 +366,7 @@ class Call:
         """What GET /calls/<id> says."""
         return {"id": self.id, "dialect": self.dialect.name, "state": self.dialogue.state if self.dialogue else "",
                 "done": self.done, "live": self.slot is not None, "turns": self.ledger.receipts,
-                "facts": self.dialogue.facts if self.dialogue else {}, "dropped_chunks": self.out.dropped}
+                "facts": self.dialogue.facts if self.dialogue else {}, "dropped_chunks": self.mouth.out.dropped}
 
 
 ON_EVENT = {Start: Call.on_start, Audio: Call.on_audio, Dtmf: Call.on_dtmf, Mark: Call.on_mark, Pause: Call.on_pause,
@@ -433,11 +375,11 @@ ON_EVENT = {Start: Call.on_start, Audio: Call.on_audio, Dtmf: Call.on_dtmf, Mark
 ON_TURN = {
     UTTERANCE_START: Call._utterance_starts,
     PAUSE: Call._pause,
-    RESUME: Call._nothing,
+    RESUME: Call._resume,
     END_OF_TURN: Call._end_of_turn,
     BARGE_IN: Call._barge_in,
-    DUCK: Call._nothing,
-    RESTORE: Call._nothing,
+    DUCK: Call._duck,
+    RESTORE: Call._restore,
     NO_INPUT: Call._no_input,
 }
 

@@ -33,6 +33,8 @@ MEANING = {
     "slow_frames": "Frames that took more than 5 ms to process.",
     "protocol_errors": "Connections that broke the protocol, by HTTP status or close code.",
     "dropped_chunks": "Audio chunks dropped because a peer read too slowly.",
+    "speculations": "Replies that were begun before the caller's turn was over: kept, or thrown away.",
+    "speculation_saved_seconds": "What callers did not have to wait because a reply had been begun early.",
     "recogniser_failures": "Utterances that the recogniser gave no answer to.",
     "voice_failures": "Segments that the voice could not speak.",
     "failed_replies": "Replies that the language model or the voice did not finish.",
@@ -51,7 +53,8 @@ MOST_CELLS = 40
 class TurnTrace:
     """The receipt of one turn while it is being written: who, what, and when."""
 
-    __slots__ = ("turn", "state", "kind", "caller", "agent", "confidence", "stopped_by", "end_ms", "measured", "_at")
+    __slots__ = ("turn", "state", "kind", "caller", "agent", "confidence", "stopped_by", "end_ms", "measured", "saved_ms",
+                 "_at")
 
     def __init__(self, turn: int):
         self.turn = turn                        # 1 is the call's first
@@ -63,6 +66,7 @@ class TurnTrace:
         self.stopped_by = ""                    # what ended the reply early, such as "barge-in"
         self.end_ms: float | None = None        # of the call's audio, where the caller's last voiced sample lies
         self.measured = True                    # False where nobody's voice began it: a greeting, a reprompt, keys
+        self.saved_ms = 0.0                     # by what was begun before the turn's end (speculation)
         self._at: list[int | None] = [None] * len(INDEX)
 
     def mark(self, name: str, now: int) -> None:
@@ -70,6 +74,10 @@ class TurnTrace:
         i = INDEX[name]
         if self._at[i] is None:
             self._at[i] = now
+
+    def adopt(self, other: "TurnTrace") -> None:
+        """The marks of a receipt that was begun while the reply was held."""
+        self._at = [theirs if ours is None else ours for ours, theirs in zip(self._at, other._at)]
 
     def marked(self, name: str) -> int | None:
         """When `name` was reached, ns; None if it was not."""
@@ -97,7 +105,7 @@ class TurnTrace:
         answered = self._at[LAST] is not None
         return {"turn": self.turn, "state": self.state, "kind": self.kind, "caller": self.caller, "agent": self.agent,
                 "confidence": self.confidence, "stopped_by": self.stopped_by, "end_ms": self.end_ms,
-                "measured": self.measured, "voice_to_voice_ms": total(waits) if answered else None, "waits": waits}
+                "measured": self.measured, "saved_ms": round(self.saved_ms, 3), "voice_to_voice_ms": total(waits) if answered else None, "waits": waits}
 
 
 def total(waits: Mapping[str, float]) -> float:
@@ -144,6 +152,8 @@ class Metrics:
         if receipt["voice_to_voice_ms"] is None or not receipt["measured"]:
             return
         self.count("turns")
+        if receipt["saved_ms"]:
+            self.count("speculation_saved_seconds", receipt["saved_ms"] / 1000)
         self.voice_to_voice.record(round(receipt["voice_to_voice_ms"] * 1e6))
         for name, ms in receipt["waits"].items():
             self.waits[name].record(round(ms * 1e6))
@@ -231,7 +241,8 @@ def receipt_line(receipt: Mapping[str, Any], colours: bool = False, shades: str 
     answer = "no answer" if gap is None else f"{gap:6.0f} ms"
     turn = f"turn {receipt['turn']:<2} {answer}"
     stopped = f"stopped by {receipt['stopped_by']}" if receipt["stopped_by"] else ""
-    return "  ".join(filter(None, (turn, _bar(present, colours, shades), parts, stopped)))
+    saved = f"begun {receipt['saved_ms']:.0f} ms early" if receipt.get("saved_ms") else ""
+    return "  ".join(filter(None, (turn, _bar(present, colours, shades), parts, saved, stopped)))
 
 
 def _bar(waits: Mapping[str, float], colours: bool, shades: str) -> str:

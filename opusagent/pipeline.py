@@ -16,7 +16,7 @@ from .playout import Playout, Segment
 
 log = logging.getLogger("opusagent")
 
-SPEAKING, DONE, CANCELLED = "speaking", "done", "cancelled"
+HELD, SPEAKING, DONE, CANCELLED = "held", "speaking", "done", "cancelled"
 
 SENTENCE_PAUSE_MS = 220         # between two segments when the first ends a sentence
 CLAUSE_PAUSE_MS = 90            # ... when it does not
@@ -42,17 +42,20 @@ class Stage:
 
 
 class Turn:
-    """`begin` starts it, `tick` keeps its deadlines, `cancel` ends it; then `state` says how it went."""
+    """`begin` starts it, `tick` keeps its deadlines, `cancel` ends it; then `state` says how it went.
+
+    One that is held is begun before the caller's turn is certain to be over; commit() makes it count.
+    """
 
     __slots__ = ("stage", "reply", "epoch", "trace", "state", "texts", "waiting", "buffers", "speaking", "complete",
                  "error", "audible", "began", "last_piece", "_task", "_filled")
 
-    def __init__(self, stage: Stage, reply: Reply, epoch: int, trace):
+    def __init__(self, stage: Stage, reply: Reply, epoch: int, trace, held: bool = False):
         self.stage = stage
         self.reply = reply
         self.epoch = epoch
         self.trace = trace
-        self.state = SPEAKING
+        self.state = HELD if held else SPEAKING
         self.texts: list[str] = []                  # generated: all that was decided to be said, in order; no filler
         self.waiting: deque[str] = deque()          # of these and the filler, what is not yet a segment
         self.buffers = list(range(SEGMENTS))        # segment buffers of the slot that are free
@@ -71,7 +74,7 @@ class Turn:
         return bool(self.error) and not self.audible
 
     def begin(self, now: int) -> None:
-        """The turn is committed: what there is to say goes on its way."""
+        """What there is to say goes on its way: to the listener, or as far as it gets while it is held."""
         self.began = now
         for text in self.reply.say:
             self._say(text)
@@ -79,6 +82,15 @@ class Turn:
             self._task = asyncio.ensure_future(self._think())
         else:
             self.complete = True
+
+    def commit(self, reply: Reply, trace, now: int) -> None:
+        """What was held counts from now on; `reply` is equal to ours and has the caller's final words."""
+        ready = self.trace.marked("synthesis")
+        trace.saved_ms = (min(now, ready or now) - self.began) / 1e6
+        trace.adopt(self.trace)
+        self.reply, self.trace, self.state = reply, trace, SPEAKING
+        self.began = now
+        self.last_piece = self.last_piece and now       # the caller waits from now on
 
     def tick(self, now: int) -> None:
         """Free the buffers that are played, give the next texts to the voice, keep the model's deadlines."""
@@ -103,20 +115,20 @@ class Turn:
             if written > start:
                 self._heard(segment)
 
-    def on_speech_failed(self, k: int) -> None:
+    def on_speech_failed(self, k: int, sentence: str) -> None:
         """The voice gave up on a segment: what there is of it is played, the next one follows."""
         segment = self.speaking.get(k)
         if segment is not None:
             at = self.stage.slot.segment_read(k)
             segment.supply(at, segment.written if segment.supplied else at, True)
-            self.error = self.error or "The voice did not speak a segment."
+            self.error = self.error or sentence
 
     def cancel(self) -> None:
         """Stop at once: nothing more is said.  What was heard is the playout's to tell."""
         if self._task is not None:
             self._task.cancel()
         self.waiting.clear()
-        if self.state is SPEAKING:
+        if self.state is not DONE:
             self.state = CANCELLED
 
     def _say(self, text: str) -> None:

@@ -6,6 +6,7 @@
 
 The recogniser knows what the caller says, the voice speaks a tone of 50 ms for each word.
 """
+import asyncio
 import base64
 
 import numpy as np
@@ -101,12 +102,24 @@ class Voice:
 
 
 class Model:
+    """It says its pieces as soon as it is asked, or when the test lets it."""
+
     def __init__(self):
         self.pieces = []
+        self.asked = []                 # the chats
+        self.dropped = 0                # answers that nobody waited for
+        self.free = asyncio.Event()
+        self.free.set()
 
     async def reply(self, messages):
-        for piece in self.pieces:
-            yield piece
+        self.asked.append(messages)
+        try:
+            await self.free.wait()
+            for piece in self.pieces:
+                yield piece
+        except (asyncio.CancelledError, GeneratorExit):
+            self.dropped += 1
+            raise
 
 
 class Server:
@@ -197,7 +210,7 @@ class Conversation:
         self.listens()
 
     def listens(self, most_ms=60_000):
-        while self.call.turn is not None and most_ms > 0:
+        while self.call.mouth.turn is not None and most_ms > 0:
             self.silence(20)
             most_ms -= 20
 

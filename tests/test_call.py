@@ -1,7 +1,12 @@
 """Conversations as scripts: what is said, what is answered, who is interrupted, and what is left behind."""
+import base64
+import json
+
+import numpy as np
 import pytest
 
 from conversation import Conversation
+from opusagent._fastpath import ulaw_decode
 
 FLOW = """
 start = "card"
@@ -76,7 +81,7 @@ def test_barge_in_stops_the_agent_within_a_frame_and_clears_what_the_platform_ho
     call.listens()
     call.speech(600, "ten of clubs")
     call.silence(600)                       # the agent has said a few words of its reply
-    assert call.call.turn is not None and call.count("clear") == 0
+    assert call.call.mouth.turn is not None and call.count("clear") == 0
     call.speech(400, "no")
     assert call.count("clear") == 1
     sent = call.count("media")
@@ -108,7 +113,7 @@ def test_a_cough_does_not_stop_the_agent():
     call.silence(500)
     call.speech(60)
     call.silence(200)
-    assert call.count("clear") == 0 and call.call.turn is not None
+    assert call.count("clear") == 0 and call.call.mouth.turn is not None
 
 
 def test_keys_answer_at_once():
@@ -137,7 +142,7 @@ def test_what_is_late_has_no_effect():
     call.listens()
     call.call.on_final(old, "seven of clubs", 1.0)
     call.call.on_partial(old - 1, "seven of clubs")
-    call.call.on_speech(call.call.epoch - 1, 0, 0, 100, True)
+    call.call.mouth.on_speech(call.call.mouth.epoch - 1, 0, 0, 100, True)
     assert call.state == "sure" and call.call.dialogue.facts["card"] == "ten of clubs"
 
 
@@ -177,7 +182,7 @@ def test_more_segments_than_buffers_follow_as_buffers_get_free():
     text = " ".join(f"Number {word}." for word in "one two three four five six seven".split())
     call = Conversation(FLOW.replace("Which card do you have?", text), ahead=False)
     assert len(call.studio.tts.asked) == 4
-    while call.call.turn is not None:
+    while call.call.mouth.turn is not None:
         while call.studio.tts.asked:
             call.studio.tts.deliver()
         call.silence(20)
@@ -189,7 +194,7 @@ def test_a_slow_peer_gets_the_newest_audio_not_the_oldest():
     sent = call.count("media")
     call.connection.congested = True
     call.silence(140)
-    assert call.count("media") == sent and len(call.call.out.late) == 5 and call.call.out.dropped > 1
+    assert call.count("media") == sent and len(call.call.mouth.out.late) == 5 and call.call.mouth.out.dropped > 1
     call.connection.congested = False
     call.call.drained()
     assert call.count("media") == sent + 5
@@ -236,7 +241,7 @@ def test_a_caller_who_goes_on_before_anything_was_heard_is_heard_as_a_whole():
     call.listens()
     call.speech(400, "ten of clubs")
     call.silence(300)                       # decided: the state moved on, the voice is still at work
-    assert call.state == "sure" and call.call.turn is not None and not call.call.audible
+    assert call.state == "sure" and call.call.mouth.turn is not None and not call.call.mouth.audible
     call.speech(400, "seven of clubs")
     listens = [entry for entry in call.studio.stt.log if entry[0] == "listen"]
     assert listens[-1] == listens[-2]       # from where the utterance began
@@ -244,3 +249,28 @@ def test_a_caller_who_goes_on_before_anything_was_heard_is_heard_as_a_whole():
     call.silence(300)
     call.studio.tts.deliver()
     assert call.state == "sure" and call.call.dialogue.facts["card"] == "seven of clubs"
+
+
+def levels(call):
+    """The loudest sample of each message to the platform."""
+
+    frames = [json.loads(message)["media"]["payload"] for _, message in call.connection.sent if b'"media"' in message]
+    pcm = np.zeros(160, np.int16)
+    return [int(abs(pcm).max()) for frame in frames if ulaw_decode(base64.b64decode(frame), pcm)]
+
+
+def test_a_sound_of_the_callers_lowers_the_agent_and_nothing_is_lost_when_it_was_nothing():
+    call = Conversation(FLOW)
+    call.listens()
+    call.speech(600, "ten of clubs")
+    call.silence(500)
+    before = call.count("media")
+    call.speech(120)                        # a cough
+    call.silence(400)
+    call.listens()
+    assert call.count("clear") == 0
+    assert call.agent_says[-1].endswith("before we go on?") and call.receipts[-1]["stopped_by"] == ""
+    heard = [level for level in levels(call)[before:] if level]
+    assert min(heard) < 1200 and heard[-2] > 3500   # the tone peaks at 4000; lower by 14 dB, then as before
+    ducked = heard.index(next(level for level in heard if level < 3000))
+    assert ducked <= 8                      # within 160 ms: what the detector needs, not more

@@ -123,10 +123,10 @@ def test_xoff_holds_the_playout_and_xon_lets_it_go_on_where_it_was():
     before = len(sent_audio(held))
     held.passes(10_000)
     assert 0 < len(sent_audio(held)) == before < len(whole)
-    assert held.call.turn is not None and held.connection.closed is None
+    assert held.call.mouth.turn is not None and held.connection.closed is None
     held.receive(b"MEDIA_XON")
     held.passes(5000)
-    assert sent_audio(held) == whole and held.call.turn is None
+    assert sent_audio(held) == whole and held.call.mouth.turn is None
 
 
 def test_a_caller_may_cut_in_while_the_queue_is_full():

@@ -185,7 +185,7 @@ def test_a_platform_without_barge_in_is_deaf_while_we_speak_and_nobody_minds():
     call.listens()
     call.speech(600, "ten of clubs")
     call.silence(600)
-    assert call.call.excused and call.call.turn is not None
+    assert call.call.excused and call.call.mouth.turn is not None
     call.speech(400, "no")
     assert call.receipts[-1]["stopped_by"] == ""
     call.listens()

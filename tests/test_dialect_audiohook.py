@@ -237,7 +237,7 @@ def test_what_genesys_says_it_has_played_is_taken_into_account():
     call = Dialled(FLOW, "audiohook")
     call.listens()
     call.silence(100)
-    assert call.call.dialect._mark is None and call.call.playout.heard(call.server.now) == call.call.playout.sent
+    assert call.call.dialect._mark is None and call.call.mouth.playout.heard(call.server.now) == call.call.mouth.playout.sent
 
 
 def test_a_caller_on_hold_is_not_asked_for_an_answer():

@@ -128,7 +128,7 @@ WELCOME = "one two three four five six seven eight nine ten eleven twelve thirte
 def test_a_reply_is_heard_to_its_last_sample_before_anything_else_is_said():
     line = Line()
     line.passes(1400)
-    assert line.talk.call.turn is None
+    assert line.talk.call.mouth.turn is None
     assert same(line.voice, spoken(line, WELCOME))
 
 

@@ -71,7 +71,7 @@ def test_a_stream_is_not_closed_before_late_audio_has_left(curious):
     talk = curious(FLOW)
     talk.connection.congested = True
     talk.silence(3000)
-    assert "end" not in kinds(talk) and talk.call.turn is not None
+    assert "end" not in kinds(talk) and talk.call.mouth.turn is not None
     talk.connection.congested = False
     talk.call.drained()
     talk.silence(100)

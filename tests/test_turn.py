@@ -104,7 +104,7 @@ class Voice:
         while self.due and self.due[0][0] <= self.clock.ms:
             _, _, k, text = heapq.heappop(self.due)
             if text in self.broken:
-                self.turn.on_speech_failed(k)
+                self.turn.on_speech_failed(k, "The voice did not speak a segment.")
             else:
                 self.write(k, text)
 

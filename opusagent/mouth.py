@@ -1,0 +1,183 @@
+"""Mouth: the agent's side of a call.  The reply being spoken, the one that is held ready, and what goes out of both.
+
+It decides neither what is said nor when a turn is over.  The rules: one reply at a time has the mouth, and whatever
+the voice delivers under an older `epoch` is dropped where it lands; of a reply that is held nothing can be heard, and
+nothing of it has an effect, until say() commits to it.
+"""
+from functools import partial, wraps
+
+from .metrics import TurnTrace
+from .outbound import Outbound
+from .pipeline import SPEAKING, Stage, Turn
+from .playout import FRAME_MS, Playout
+
+DUCK_MS = 20                    # within which the level goes down
+RESTORE_MS = 60                 # within which it is back
+
+
+def from_outside(method):
+    """For what others than the connection call: an error of ours ends this call, and no other notices."""
+    @wraps(method)
+    def guarded(self, *args):
+        try:
+            return method(self, *args)
+        except Exception as error:
+            self.connection.fault(error)
+    return guarded
+
+
+class Mouth:
+    """`turn` is being spoken, `held` is made ready; there is never more than one of the two.
+
+    Of its call it uses `first_audio(now)` and `turn_done(turn, heard, now)`.  To the voice it is the call: `slot`,
+    `epoch`, on_speech() and on_speech_failed().
+    """
+
+    __slots__ = ("call", "connection", "dialect", "out", "metrics", "clock", "voice", "slot", "playout", "stage",
+                 "epoch", "turn", "held", "audible", "thrown", "most_thrown", "lowered")
+
+    def __init__(self, call, server, connection, dialect):
+        self.call = call
+        self.connection = connection
+        self.dialect = dialect
+        self.out = Outbound(connection, dialect, server.metrics)
+        self.metrics = server.metrics
+        self.clock = server.clock
+        self.voice = server.studio.tts
+        self.most_thrown = server.config.turns.speculations
+        self.lowered = 10 ** (-server.config.turns.duck_db / 20)    # level while an interjection is judged
+        # made by open()
+        self.slot = None
+        self.playout: Playout | None = None
+        self.stage: Stage | None = None
+        # what is said
+        self.epoch = 0                      # grows with each reply, and whenever one is dropped
+        self.turn: Turn | None = None       # the reply on its way to the listener
+        self.held: Turn | None = None       # the reply that may be given when the caller's turn is over
+        self.audible = False                # the first sample of the reply went out
+        self.thrown = 0                     # replies that were begun and never given
+
+    def open(self, slot, wire_rate: int, studio, flow, deadlines) -> None:
+        """The call has begun: its slot, its rate on the wire, and what its replies are made with."""
+        self.slot = slot
+        self.playout = Playout(wire_rate, self.dialect.lead_ms, getattr(self.dialect, "message_ms", FRAME_MS))
+        self.stage = Stage(slot, self.playout, studio.prompt, partial(self.voice.speak, self),
+                           partial(self.voice.played, self), studio.llm, flow.voice, deadlines,
+                           flow.filler.fill({}), self.clock)
+
+    def close(self) -> None:
+        """The call is over."""
+        self.drop()
+        self.slot = self.stage = None       # a late voice finds nobody; the stage leads back to us
+
+    # -- what is said --------------------------------------------------------------------------------------------------
+
+    def prepare(self, reply, now: int) -> None:
+        """The caller pauses, and this would be the reply: what takes time is begun, and held."""
+        if self.held is not None and self.held.reply == reply:
+            return
+        self.forget()
+        if self.turn is None and self.thrown < self.most_thrown and self._takes_time(reply):
+            self.held = self._begin(reply, TurnTrace(0), now, held=True)
+
+    def _takes_time(self, reply) -> bool:
+        stage = self.stage
+        return bool(reply.messages) or any(stage.prompt(stage.voice, text, stage.slot.rate_out) is None
+                                           for text in reply.say)
+
+    def forget(self) -> None:
+        """The caller goes on: what was held is thrown away."""
+        if self.held is not None:
+            self.metrics.count("speculations", outcome="thrown")
+            self.thrown += 1
+            self.drop()
+
+    def say(self, reply, trace: TurnTrace, now: int) -> None:
+        """The reply counts: it is spoken from now on.  What was held for it is used, if it is the same one."""
+        held = self.held
+        if held is not None and held.reply == reply and not held.error:
+            self.metrics.count("speculations", outcome="kept")
+            self.held, self.turn = None, held
+            held.commit(reply, trace, now)
+        else:
+            self.forget()
+            self.turn = self._begin(reply, trace, now)
+        self.audible = False
+        self.play(self.clock())
+
+    def _begin(self, reply, trace: TurnTrace, now: int, held: bool = False) -> Turn:
+        self.epoch += 1
+        self.playout.begin()
+        turn = Turn(self.stage, reply, self.epoch, trace, held)
+        turn.begin(now)
+        return turn
+
+    def stop(self, now: int) -> tuple[Turn, str]:
+        """The agent stops within this frame, and what the platform holds is cleared: the reply, and what was heard."""
+        turn, heard = self.turn, self.playout.heard_text(now)
+        self.drop()
+        self.out.clear(now)
+        return turn, heard
+
+    def drop(self) -> None:
+        """Nothing of the reply, spoken or held, is made or sent any more."""
+        turn = self.turn or self.held
+        self.turn = self.held = None
+        if turn is not None:
+            self.epoch += 1
+            turn.cancel()
+            self.voice.cancel(self)
+            self.playout.clear()
+            self.out.late.clear()
+
+    # -- the level -----------------------------------------------------------------------------------------------------
+
+    def duck(self) -> None:
+        """The caller makes a sound while the agent speaks: lower, until it is known what that is."""
+        self.playout.gain(self.lowered, DUCK_MS)
+
+    def restore(self) -> None:
+        """It was nothing."""
+        self.playout.gain(1.0, RESTORE_MS)
+
+    # -- from the voice ------------------------------------------------------------------------------------------------
+
+    @from_outside
+    def on_speech(self, epoch: int, k: int, start: int, written: int, done: bool) -> None:
+        """The voice has written more of a segment."""
+        turn = self.turn or self.held
+        if epoch == self.epoch and turn is not None:
+            turn.on_speech(k, start, written, done)
+            if self.turn is not None:
+                self.play(self.clock())
+
+    @from_outside
+    def on_speech_failed(self, epoch: int, k: int, sentence: str) -> None:
+        self.metrics.count("voice_failures")
+        turn = self.turn or self.held
+        if epoch == self.epoch and turn is not None:
+            turn.on_speech_failed(k, sentence)
+
+    # -- what goes out -------------------------------------------------------------------------------------------------
+
+    def play(self, now: int) -> None:
+        """Send the speech that is due, and see whether the reply is over."""
+        turn, playout, out = self.turn, self.playout, self.out
+        turn.tick(now)
+        while not out.held(now) and (pcm := playout.pop(now)) is not None:
+            out.audio(pcm)
+            if not self.audible:
+                self.audible = True
+                self.call.first_audio(now)
+        for position in playout.take_marks():
+            if not out.late:
+                out.text(self.dialect.mark(f"{self.epoch}:{position}"))
+        if turn.state is not SPEAKING and not playout.playing(now) and not out.late:
+            self.turn = None
+            self.call.turn_done(turn, playout.heard_text(now), now)
+
+    def reached(self, mark: str, now: int) -> None:
+        """The platform has played everything before the mark."""
+        epoch, _, position = mark.partition(":")
+        if epoch == str(self.epoch) and position.isdecimal():
+            self.playout.reached(int(position), now)
