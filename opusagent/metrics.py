@@ -241,7 +241,7 @@ def receipt_line(receipt: Mapping[str, Any], colours: bool = False, shades: str 
     answer = "no answer" if gap is None else f"{gap:6.0f} ms"
     turn = f"turn {receipt['turn']:<2} {answer}"
     stopped = f"stopped by {receipt['stopped_by']}" if receipt["stopped_by"] else ""
-    saved = f"begun {receipt['saved_ms']:.0f} ms early" if receipt.get("saved_ms") else ""
+    saved = f"begun {receipt['saved_ms']:.0f} ms early" if receipt["saved_ms"] >= 1 else ""
     return "  ".join(filter(None, (turn, _bar(present, colours, shades), parts, saved, stopped)))
 
 

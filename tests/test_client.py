@@ -240,7 +240,7 @@ async def test_records_are_fetched_beside_the_call():
 
 def receipt(end_ms, measured=True, **waits):
     return {"turn": 1, "end_ms": end_ms, "measured": measured, "waits": waits, "stopped_by": "",
-            "voice_to_voice_ms": sum(waits.values())}
+            "saved_ms": 0.0, "voice_to_voice_ms": sum(waits.values())}
 
 
 def test_a_receipt_belongs_to_the_turn_that_ended_where_it_says():
