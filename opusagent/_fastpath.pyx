@@ -8,7 +8,7 @@ that trusts them; bounds checks of the compiler are off only because of that.
 
     framing          ReceiveBuffer, FrameParser, build_frame, unmask, utf8_valid
     sockets          Wire, EpollSet
-    shared memory    Arena, Slot, Ring
+    shared memory    Arena, Slot, Ring, MappedFile
     audio            G.711, Resampler, energy, the one-pass carrier media codec
     measuring        Histogram
 """
@@ -119,6 +119,11 @@ cdef extern from *:
 
 cdef extern from "unistd.h" nogil:
     ssize_t posix_write "write"(int fd, const void *buf, size_t n)
+cdef extern from "sys/mman.h" nogil:
+    void *posix_mmap "mmap"(void *at, size_t n, int protection, int flags, int fd, int64_t offset)
+    int posix_munmap "munmap"(void *at, size_t n)
+    enum: PROT_READ, MAP_SHARED, MAP_POPULATE
+    void *MAP_FAILED
 cdef extern from "errno.h" nogil:
     int errno
     enum: EAGAIN, EINTR
@@ -1180,6 +1185,29 @@ cdef class Ring:
             oa_swap(self.sleeping, 0)
             return False
         return True
+
+
+cdef class MappedFile:
+    """All of a file, read-only, as a buffer: pages that every process with the same file shares, read in already.
+
+    The file may be closed and unlinked, but must never be made shorter.  (Python's mmap keeps a descriptor for each.)
+    """
+    cdef void *data
+    cdef Py_ssize_t size                # bytes
+
+    def __cinit__(self, int fd):
+        self.size = os.fstat(fd).st_size
+        self.data = posix_mmap(NULL, max(self.size, 1), PROT_READ, MAP_SHARED | MAP_POPULATE, fd, 0)
+        if self.data == MAP_FAILED:
+            self.data = NULL
+            raise OSError(errno, os.strerror(errno))
+
+    def __dealloc__(self):
+        if self.data != NULL:
+            posix_munmap(self.data, max(self.size, 1))
+
+    def __getbuffer__(self, Py_buffer *b, int flags):
+        PyBuffer_FillInfo(b, self, self.data, self.size, 1, flags)
 
 
 # ---- buffers --------------------------------------------------------------------------------------------------------

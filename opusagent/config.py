@@ -111,6 +111,16 @@ class Scripted:
 
 
 @dataclass(frozen=True, slots=True)
+class Prompts:
+    """What is spoken ahead, and kept over restarts."""
+
+    directory: str = setting("", "where prompts are kept; empty is $CACHE_DIRECTORY, $XDG_CACHE_HOME/opusagent or "
+                             "~/.cache/opusagent", "directory")
+    megabytes: int = setting(256, "most that is kept, what was used longest ago goes first; 0 keeps nothing", "MiB",
+                             low=0, high=1 << 20)
+
+
+@dataclass(frozen=True, slots=True)
 class Admission:
     """When new calls are refused so that live ones stay good."""
 
@@ -150,6 +160,7 @@ class Config:
     openai: OpenAI = OpenAI()
     embedded: Embedded = Embedded()
     scripted: Scripted = Scripted()
+    prompts: Prompts = Prompts()
     admission: Admission = Admission()
 
     places: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)      # key -> where it was set

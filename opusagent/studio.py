@@ -5,34 +5,21 @@ model, a process, a file, an import) is done in open().
 """
 import asyncio
 import logging
+import os
 import time
 from dataclasses import replace
 from importlib import resources
 
-import numpy as np
-
-from . import ConfigError, EngineError, engines
-from ._fastpath import Arena, Resampler
-from .audio import VadBatch, first_voiced
+from . import ConfigError, engines
+from ._fastpath import RATES, Arena, Resampler
+from .audio import VadBatch
 from .config import Config
 from .flow import Flow, Waits
+from .prompts import SPOKEN_RATE, Prompts, open_store
 
 log = logging.getLogger("opusagent")
 
-RATES = (8000, 16000, 24000, 48000)     # Hz, of the dialects
 HEARD_RATE = 16000              # Hz, what callers with more than 8 kHz are heard at
-SPOKEN_RATE = 16000             # Hz, what prompts are rendered at; the other rates are made from that
-RENDER_SECONDS = 60.0           # for all prompts together, before the worker gives up
-
-
-class Prompt:
-    """A text as speech, ready to play at one rate."""
-
-    __slots__ = ("pcm", "lead")
-
-    def __init__(self, pcm: np.ndarray, rate: int):
-        self.pcm = pcm
-        self.lead = first_voiced(pcm, rate) or 0        # samples before its first voiced window
 
 
 class Studio:
@@ -45,10 +32,11 @@ class Studio:
         self.arena = Arena(config.max_calls + 1)                # the last slot is the voice's, to render prompts in
         self.free = list(range(config.max_calls - 1, -1, -1))   # slots, the next one last
         self.hearing = VadBatch()
-        self.prompts: dict[tuple[str, str, int], Prompt] = {}   # by voice, text and rate
         self.stt = engines.make("stt", config)
         self.llm = engines.make("llm", config)
         self.tts = engines.make("tts", config)
+        self.prompts = Prompts(self.tts, open_store(config, os.environ))
+        self.prompt = self.prompts.get                          # (voice, text, rate): a text that was spoken ahead
 
     async def open(self, metrics) -> None:
         """Start the engines and render the prompts.  EngineError or ConfigError when calls could not be served."""
@@ -58,33 +46,24 @@ class Studio:
             searches += [replace(search, id=len(searches) + search.id) for search in flow.searches]
         await asyncio.gather(self.stt.open(self.arena, searches), self.tts.open(self.arena), self.llm.open())
         for flow in self._distinct():
-            await self._render(flow)
+            await self._prepare(flow)
         for rate in RATES:
             Resampler(rate, HEARD_RATE)             # a filter is designed once; no call waits for that
+            Resampler(SPOKEN_RATE, rate)
 
     def _distinct(self) -> list[Flow]:
         return list({id(flow): flow for flow in self.flows.values()}.values())
 
-    async def _render(self, flow: Flow) -> None:
-        """Every text of the flow that is known ahead, at every rate that a dialect may ask for."""
-        began = time.monotonic()
-        texts = [text for text in flow.prompts() if (flow.voice, text, RATES[0]) not in self.prompts]
-        try:
-            async with asyncio.timeout(RENDER_SECONDS):
-                async for text, pcm in self.tts.render(texts, flow.voice, SPOKEN_RATE):
-                    for rate in RATES:
-                        self.prompts[flow.voice, text, rate] = Prompt(resampled(pcm, SPOKEN_RATE, rate), rate)
-        except TimeoutError:
-            raise EngineError(f"The voice did not speak {len(texts)} prompts within {RENDER_SECONDS:.0f} s.") from None
-        log.info("%d prompts of %s rendered in %.2f s", len(texts), flow.name or flow.file, time.monotonic() - began)
+    async def _prepare(self, flow: Flow) -> None:
+        """Every text of the flow that is known ahead."""
+        began, texts = time.monotonic(), flow.prompts()
+        spoken = await self.prompts.prepare(texts, flow.voice)
+        log.info("%d prompts of %s are ready after %.2f s: %d had been spoken before", len(texts),
+                 flow.name or flow.file, time.monotonic() - began, len(texts) - spoken)
 
     async def close(self) -> None:
         for engine in (self.stt, self.tts, self.llm):
             await engine.close()
-
-    def prompt(self, voice: str, text: str, rate: int) -> Prompt | None:
-        """A text that was rendered ahead; None if it was not."""
-        return self.prompts.get((voice, text, rate))
 
     def search(self, flow: Flow, number: int) -> int:
         """The recogniser's number of a search of `flow`."""
@@ -94,14 +73,6 @@ class Studio:
         """What the engines have to say in /metrics."""
         for engine in (self.stt, self.tts, self.llm):
             engine.measure(metrics)
-
-
-def resampled(pcm: np.ndarray, rate_in: int, rate_out: int) -> np.ndarray:
-    """All of `pcm` at another rate, the filter's delay taken off."""
-    if rate_in == rate_out:
-        return pcm
-    resampler = Resampler(rate_in, rate_out)
-    return np.concatenate((resampler.push(pcm), resampler.flush()))[resampler.delay:]
 
 
 def waits(config: Config) -> Waits:

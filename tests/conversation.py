@@ -18,7 +18,7 @@ from opusagent.config import Config
 from opusagent.dialects import TABLE, TEXT
 from opusagent.flow import Flow
 from opusagent.metrics import Metrics
-from opusagent.studio import Prompt
+from opusagent.prompts import Prompt
 
 MS = 1_000_000
 WORD_MS = 50

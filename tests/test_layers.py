@@ -13,7 +13,7 @@ LAYERS = [
     {"http11", "websocket", "audio", "playout", "turns", "flow", "dialects", "signatures"},
     {"engines"},
     {"pipeline"},
-    {"studio", "ledger", "outbound", "mouth", "call", "echo"},
+    {"prompts", "studio", "ledger", "outbound", "mouth", "call", "echo"},
     {"connection", "audiosocket", "pages", "server", "recording", "timeline", "terminal", "telephone", "caller",
      "localserver", "people", "demo", "latency", "client"},
     {"daemon"},

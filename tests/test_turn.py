@@ -19,7 +19,7 @@ from opusagent.flow import Reply
 from opusagent.metrics import TurnTrace
 from opusagent.pipeline import CANCELLED, DONE, SPEAKING, Stage, Turn
 from opusagent.playout import Playout
-from opusagent.studio import Prompt
+from opusagent.prompts import Prompt
 
 RATE = 8000
 MS = 1_000_000                  # ns

@@ -11,6 +11,7 @@ A stage of an engine is a class made from the configuration; it lives in the wor
             back: call.on_partial(utterance, text), call.on_final(utterance, text, confidence),
             call.on_failure(utterance, sentence)
     tts     open(arena)
+            identity                    names all but voice, text and rate that its speech depends on
             speak(call, epoch, k, text, voice)  into segment buffer k of call.slot
             played(call, k)             some of that buffer was played: there is room again
             cancel(call)                nothing of the call's speech is wanted any more

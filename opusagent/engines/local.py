@@ -142,6 +142,7 @@ class Tts:
     def __init__(self, config: Config):
         self.host = Host("tts", config, self._on_record, self._ask_again)
         self.voice = config.embedded.voice
+        self.identity = f"embedded {self.voice}"
         self.speaking: dict[tuple[int, int], Spoken] = {}       # by slot and buffer
         self.arena: Arena | None = None
 

@@ -39,6 +39,7 @@ class Tts:
 
     def __init__(self, config: Config):
         self.settings = config.openai
+        self.identity = f"openai {self.settings.base_url} {self.settings.tts_model} {self.settings.voice}"
         self.endpoint = Endpoint(config, "voice", SEGMENTS)
         self.speaking: dict[tuple[object, int], Speaking] = {}      # by call and buffer
 

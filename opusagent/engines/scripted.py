@@ -104,6 +104,8 @@ class Llm:
 class Tts:
     """Speaks tones as long as the text would take."""
 
+    identity = "scripted"
+
     def __init__(self, config: Config):
         self.settings = config.scripted
 
