@@ -111,7 +111,7 @@ class Call:
             return                          # a second start changes nothing
         self.id = event.call_id or secrets.token_hex(8)
         self.ledger.call_id = self.id
-        self.server.call_begins(self)
+        self.server.call_begins(self, event)
         wire_rate = self.dialect.rate
         rate = 8000 if wire_rate == 8000 else 16000
         self.slot = self.studio.arena.slot(self.studio.free.pop())

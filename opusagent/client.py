@@ -5,9 +5,10 @@ in the audio that it sent and heard; what the server says of itself stands besid
 """
 import argparse
 import json
+import os
 from pathlib import Path
 
-from . import ConfigError
+from . import ConfigError, credentials
 from .caller import Measured, Say
 from .demo import demo_command
 from .latency import latency_test_command
@@ -29,7 +30,7 @@ async def call(args: argparse.Namespace, terminal: Terminal) -> int:
     dialect = dialect_of(args.url, args.dialect)
     if args.save and not Path(args.save).parent.is_dir():
         raise ConfigError(f"{args.save} cannot be written: there is no such directory.")
-    caller = Caller(args.url, dialect, [])
+    caller = Caller(args.url, dialect, [], credentials_of(args.secret))
     caller.script.says += read_script(args.wav, caller.rate)
     rows = []
     async for turn in caller.converse():
@@ -47,6 +48,15 @@ async def call(args: argparse.Namespace, terminal: Terminal) -> int:
     else:
         print_end(terminal, caller.closed, gaps, late)
     return 0 if len(gaps) == len(args.wav) else 1
+
+
+def credentials_of(name: str | None) -> str:
+    """What the file or the variable holds that `--secret` names; "" for none."""
+    if not name:
+        return ""
+    if not name.startswith(("file:", "env:")):
+        raise ConfigError("--secret names where the secret is, file:NAME or env:NAME: others can read a command line.")
+    return credentials.lines_of(name, os.environ, "--secret")[0]
 
 
 def read_script(paths: list[str], rate: int) -> list[Say]:

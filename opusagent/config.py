@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from . import ConfigError, settings
-from .settings import Setting, setting
+from . import ConfigError, credentials, settings
+from .credentials import Carrier, Key
+from .settings import Setting, Table, setting
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +146,12 @@ class Config:
     admin: str = setting("", "an address of their own for the pages: HOST:PORT", "address")
     admin_token: str = setting("", "what a peer beyond loopback shows as its bearer token, at least 16 characters",
                                secret=True)
+    auth: Table = setting(Table(), "what a platform's calls must show: [auth.PLATFORM] secrets = [...]", secret=True)
+    carriers: Table = setting(Table(), "accounts to dial, transfer and hang up by: [carriers.NAME]", secret=True)
+    public_url: str = setting("", "where the world reaches this server, https://HOST[:PORT][/PATH]; platforms sign it",
+                              "URL")
+    proxies: tuple[str, ...] = setting((), "addresses or networks of proxies, whose X-Forwarded headers are believed",
+                                       "addresses")
     origins: tuple[str, ...] = setting((), "web origins whose pages may connect, as https://HOST[:PORT]", "origins")
     tls_cert: str = setting("", "certificate chain (PEM); with tls_key it serves https and wss", "file")
     tls_key: str = setting("", "private key (PEM)", "file")
@@ -173,8 +180,9 @@ class Config:
         """
         given = {**settings.from_environment(SETTINGS, environ), **settings.from_flags(SETTINGS, overrides)}
         path = path or given.get("config", ("",))[0]
-        given = {**(settings.from_file(SETTINGS, Path(path)) if path else {}), **given}
-        values = {key: value for key, (value, _) in given.items()}
+        given = settings.joined(settings.from_file(SETTINGS, Path(path)) if path else {}, given)
+        values = {key: credentials.resolved(value, environ, place) if SETTINGS[key].secret else value
+                  for key, (value, place) in given.items()}
         parts = {section.name: section.type(**{key.partition(".")[2]: value for key, value in values.items()
                                                if key.startswith(section.name + ".")})
                  for section in settings.sections(cls)}
@@ -196,6 +204,16 @@ class Config:
     def admin_address(self) -> tuple[str, int] | None:
         """Host and port of the pages' own address, None where they share the main one."""
         return _address(self.admin) if self.admin else None
+
+    @property
+    def keys(self) -> tuple[Key, ...]:
+        """Who may call, by [auth]."""
+        return credentials.keys(self.auth, self.origin("auth"))
+
+    @property
+    def accounts(self) -> dict[str, Carrier]:
+        """By what we call, by name of [carriers]."""
+        return credentials.carriers(self.carriers, self.origin("carriers"))
 
     def toml(self) -> str:
         """All settings as a commented TOML file that loads back to the same; secrets are said to be set, not shown."""
@@ -223,6 +241,15 @@ def _check(config: Config) -> None:
         refuse("tls_cert" if config.tls_cert else "tls_key", "tls_cert and tls_key are given together or not at all.")
     if config.admin_token and len(config.admin_token) < 16:
         refuse("admin_token", "admin_token has fewer than 16 characters, which can be guessed.")
+    if config.public_url and not re.fullmatch(r"https?://[^/@?#\s]+(/[^?#\s]*)?", config.public_url):
+        refuse("public_url", "public_url is written https://HOST[:PORT][/PATH], without a query.")
+    for proxy in config.proxies:
+        try:
+            ipaddress.ip_network(proxy, strict=False)
+        except ValueError:
+            refuse("proxies", f"{proxy[:60]!r} is no address and no network such as 10.0.0.0/8.")
+    credentials.keys(config.auth, config.origin("auth"))
+    credentials.carriers(config.carriers, config.origin("carriers"))
     for origin in config.origins:
         if not re.fullmatch(r"https?://[^/@?#*\s]+", origin):
             refuse("origins", f"{origin[:60]!r} is not an origin; one is written https://HOST[:PORT].")
@@ -241,7 +268,7 @@ def _check(config: Config) -> None:
 
 def check_exposure(config: Config, host: str) -> None:
     """ConfigError where listening on `host` would let strangers in: not loopback, and nothing asks who they are."""
-    if config.insecure or config.admin_token or host == "localhost":
+    if config.insecure or config.admin_token or config.auth or host == "localhost":
         return
     try:
         inside = ipaddress.ip_address(host.removeprefix("[").removesuffix("]")).is_loopback
@@ -249,7 +276,7 @@ def check_exposure(config: Config, host: str) -> None:
         inside = False
     if not inside:
         raise ConfigError(f"Listening on {host or 'every address'} lets anybody call without authentication: "
-                          "set admin_token, or --insecure if that is meant.")
+                          "set [auth.PLATFORM] secrets, or admin_token, or --insecure if that is meant.")
 
 
 def _address(text: str) -> tuple[str, int]:

@@ -63,7 +63,7 @@ class Connection(asyncio.BufferedProtocol):
 
     __slots__ = ("server", "pages", "transport", "wire", "peer", "head", "ws", "session", "limits",
                  "began", "heard", "pinged", "pings", "partial_since", "ended_at", "lingers", "swept", "bytes_due",
-                 "controls_due", "taken", "stalled_since", "rtt_ns")
+                 "controls_due", "taken", "stalled_since", "rtt_ns", "tenant", "posted")
 
     def __init__(self, server, pages: bool = True):
         self.server = server
@@ -71,7 +71,7 @@ class Connection(asyncio.BufferedProtocol):
         self.transport: asyncio.Transport | None = None     # None once handed over or lost
         self.wire: Wire | TransportWire | None = None       # set by the upgrade
         self.peer: tuple = ()
-        self.head: http11.HeadParser | None = http11.HeadParser()   # until the head is whole
+        self.head: http11.HeadParser | None = http11.HeadParser(server.takes_post)   # until the head is whole
         self.ws: WebSocket | None = None
         self.session = None
         self.limits = None                  # of the route: see server.Limits
@@ -88,6 +88,8 @@ class Connection(asyncio.BufferedProtocol):
         self.taken = 0                      # of the wire, at the last look
         self.stalled_since = 0              # since when the peer takes nothing of what waits for it; 0: nothing waits
         self.rtt_ns = 0                     # of the last ping that was answered
+        self.tenant = ""                    # the account that its credentials are of; "": they say nothing of it
+        self.posted: tuple | None = None    # (head, body so far) of a POST
 
     # -- on the loop's transport: the head, and all of a TLS connection -----------------------------------------------
 
@@ -148,16 +150,33 @@ class Connection(asyncio.BufferedProtocol):
     # -- the head ------------------------------------------------------------------------------------------------------
 
     def _read_head(self, data: memoryview) -> None:
+        if self.posted is not None:
+            return self._read_body(data)
         head = self.head.feed(data)
         if head is None:
             return
         rest, self.head = self.head.rest, None
         if head.upgrade:
             self._upgrade(head, rest)
+        elif head.method == "POST":
+            self.server.check_post(self, head)              # refuses what it can before it is read
+            if head.get("expect", "").lower() == "100-continue":
+                self.transport.write(http11.CONTINUE)
+            self.posted = head, bytearray()
+            self._read_body(rest)
         elif rest:
             raise ProtocolError(400, "A request here has no body and nothing behind it.")
         else:
             self._answer(self.server.page(self, head))
+
+    def _read_body(self, data) -> None:
+        head, body = self.posted
+        body += data
+        if len(body) > head.length:
+            raise ProtocolError(400, "The body is longer than its Content-Length.")
+        if len(body) == head.length:
+            self.posted = None
+            self._answer(self.server.page(self, head, bytes(body)))
 
     def _answer(self, response: bytes) -> None:
         self.transport.write(response)

@@ -1,14 +1,15 @@
 """The little HTTP/1.1 we need, sans I/O: one request head in, one answer out, then close or speak WebSocket.
 
-It reads no body, keeps no connection alive and knows no route.  h11 reads the grammar of a finished head; what
-stands here is what h11 lets through: sizes, line ends, bytes, and the one request shape that is accepted.
+It reads no body (of a POST it says how long that is), keeps no connection alive and knows no route.  h11 reads the
+grammar of a finished head; what stands here is what h11 lets through: sizes, line ends, bytes, and the one request
+shape that is accepted.
 The rule: a head is judged as its bytes arrive, in their order, so that every split of the stream gets the same
 answer and nothing past the limits is ever kept.  Refusals are ProtocolError(status, sentence) and quote no input.
 """
 import binascii
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha1
 from urllib.parse import unquote_plus
 
@@ -19,6 +20,8 @@ from . import ProtocolError
 MAX_HEAD = 8192             # bytes of a whole head, with its line ends and the empty line
 MAX_LINE = 4096             # bytes of one line, without its line end
 MAX_LINES = 64              # header lines; the first line is not one of them
+MAX_BODY = 32768            # bytes of a POST; a platform's webhook has a few thousand
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 PLAIN = "text/plain; charset=utf-8"
 MAGIC = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"          # RFC 6455 section 1.3
@@ -32,6 +35,8 @@ STATUSES: dict[int, tuple[str, dict[str, str]]] = {
     404: ("Not Found", {}),
     405: ("Method Not Allowed", {"Allow": "GET, HEAD"}),
     408: ("Request Timeout", {}),
+    411: ("Length Required", {}),
+    413: ("Content Too Large", {}),
     426: ("Upgrade Required", {"Connection": "close, Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}),
     431: ("Request Header Fields Too Large", {}),
     500: ("Internal Server Error", {}),
@@ -60,11 +65,12 @@ Fields = Iterable[tuple[str, str]]
 class Head:
     """A request head that has passed every rule of this module."""
 
-    method: str                             # "GET" or "HEAD"
+    method: str                             # "GET", "HEAD", or "POST" where that is taken
     target: str                             # path and query exactly as sent: what a signature is made over
     path: str                               # as sent, never decoded: a route has one spelling only
     query: dict[str, str]                   # decoded; names are unique, no value holds a control character
     headers: tuple[tuple[str, str], ...]    # lower-case name and value (Latin-1), in the order they came
+    length: int = 0                         # bytes of the body that follows; only a POST has one
 
     def get(self, name: str, default: str | None = None) -> str | None:
         """A header's value by its lower-case name; several lines are joined by commas (RFC 9110 section 5.3)."""
@@ -151,10 +157,12 @@ class HeadLines:
 class HeadParser:
     """A request head from arbitrary pieces.  `rest` holds what followed it: frames, and only after the 101."""
 
-    __slots__ = ("_lines",)
+    __slots__ = ("_lines", "_takes_post")
 
-    def __init__(self) -> None:
+    def __init__(self, takes_post: Callable[[str], bool] = lambda path: False) -> None:
+        """`takes_post`: whether a path can be posted to."""
         self._lines = HeadLines(_check_request_line)
+        self._takes_post = takes_post
 
     @property
     def rest(self) -> bytes:
@@ -163,7 +171,7 @@ class HeadParser:
     def feed(self, data: bytes | bytearray | memoryview) -> Head | None:
         """The head once it is whole, None before.  Raises ProtocolError(400, 405 or 431, sentence)."""
         head = self._lines.feed(data)
-        return None if head is None else _read_request(head)
+        return None if head is None else _read_request(head, self._takes_post)
 
 
 def _check_request_line(line: bytes) -> None:
@@ -180,7 +188,7 @@ def _check_request_line(line: bytes) -> None:
         raise ProtocolError(400, "The path holds a percent sign without two hexadecimal digits.")
 
 
-def _read_request(raw: bytes) -> Head:
+def _read_request(raw: bytes, takes_post: Callable[[str], bool]) -> Head:
     connection = h11.Connection(h11.SERVER)
     connection.receive_data(raw)
     try:
@@ -191,22 +199,34 @@ def _read_request(raw: bytes) -> Head:
     target = request.target.decode()
     path, _, query = target.partition("?")
     head = Head(request.method.decode(), target, path, _read_query(query), headers)
-    _check_request(head)
-    return head
+    posted = head.method == "POST" and not head.upgrade and takes_post(path)
+    _check_request(head, posted)
+    return replace(head, length=_body_length(head)) if posted else head
 
 
-def _check_request(head: Head) -> None:
+def _check_request(head: Head, posted: bool) -> None:
     names = [name for name, _ in head.headers]
     if any(name in SINGLE and names.count(name) > 1 for name in set(names)):
         raise ProtocolError(400, "A header that may come once came twice.")
-    if head.method not in ("GET", "HEAD"):
+    if head.method not in ("GET", "HEAD") and not posted:
         known = head.method in OTHER_METHODS and not head.upgrade
         raise ProtocolError(405 if known else 400, "Only GET and HEAD are answered here.")
-    if "content-length" in names or "transfer-encoding" in names:
+    if "transfer-encoding" in names or "content-length" in names and not posted:
         raise ProtocolError(400, "A request here has no body.")
     host = head.get("host", "").encode("latin-1")
     if not host or host.translate(None, _HOST):
         raise ProtocolError(400, "The Host header is not a name or an address.")
+
+
+def _body_length(head: Head) -> int:
+    length = head.get("content-length")
+    if length is None:
+        raise ProtocolError(411, "A POST here says how long its body is.")
+    if not (length.isascii() and length.isdecimal()):
+        raise ProtocolError(400, "The Content-Length is not a number.")
+    if len(length) > 9 or int(length) > MAX_BODY:
+        raise ProtocolError(413, "The body is longer than 32768 bytes.")
+    return int(length)
 
 
 def _read_query(text: str) -> dict[str, str]:

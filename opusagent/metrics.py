@@ -32,6 +32,7 @@ MEANING = {
     "barge_ins": "Replies that a caller interrupted.",
     "slow_frames": "Frames that took more than 5 ms to process.",
     "protocol_errors": "Connections that broke the protocol, by HTTP status or close code.",
+    "refused_credentials": "Calls and webhooks that did not show what their platform's [auth] asks for.",
     "dropped_chunks": "Audio chunks dropped because a peer read too slowly.",
     "speculations": "Replies that were begun before the caller's turn was over: kept, or thrown away.",
     "speculation_saved_seconds": "What callers did not have to wait because a reply had been begun early.",

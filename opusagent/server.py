@@ -20,7 +20,9 @@ from .call import Call
 from .config import Config
 from .connection import Connection
 from .dialects import TABLE as DIALECTS
+from .dialects import Start
 from .echo import EchoCall, EchoSession
+from .gate import Gate, without_secrets
 from .metrics import Metrics
 from .studio import Studio
 
@@ -57,6 +59,7 @@ class Server:
         self.config = config
         self.studio = studio                        # what calls are made with: flow, engines, arena, prompts
         self.metrics = metrics
+        self.gate = Gate(config, metrics.count)     # who may come in
         self.buffer = ReceiveBuffer(65536)          # every connection of the worker receives into it
         self.view = self.buffer.view
         self.epoll = EpollSet(self.buffer, metrics.frames, self.poll_soon, self._slow)
@@ -216,8 +219,15 @@ class Server:
 
     # -- routes --------------------------------------------------------------------------------------------------------
 
-    def page(self, connection: Connection, head: http11.Head) -> bytes:
-        """The answer to a plain GET or HEAD.  Raises ProtocolError(status, sentence)."""
+    @staticmethod
+    def takes_post(path: str) -> bool:
+        return False
+
+    def check_post(self, connection: Connection, head: http11.Head) -> None:
+        """Raises ProtocolError for a POST that need not be read."""
+
+    def page(self, connection: Connection, head: http11.Head, body: bytes = b"") -> bytes:
+        """The answer to a plain GET or HEAD, or to a POST.  Raises ProtocolError(status, sentence)."""
         name = head.path if head.path in pages.PAGES else "/" + head.path[1:].partition("/")[0] + "/"
         page = pages.PAGES.get(name)
         if page is None or not (connection.pages or page.open):
@@ -238,7 +248,7 @@ class Server:
         """What an upgrade asks for: its limits, and the function that begins its session once the 101 is out."""
         parts = head.path.split("/")
         if parts[1:] == ["ws", "echo"]:
-            self._check_diagnostics(connection)
+            self._check_diagnostics(connection, head)
             self._check_origin(connection, head)
             return self.wide, EchoSession
         if len(parts) not in (3, 4) or parts[1] != "ws":
@@ -247,11 +257,11 @@ class Server:
         if dialect is None:
             raise ProtocolError(404, f"There is no such dialect here; there are {', '.join(DIALECTS)}.")
         agent = parts[3] if len(parts) == 4 else ""
-        self._check_call(connection, head, agent)
+        self._check_call(connection, head, agent, getattr(dialect, "platform", dialect.name))
         telephony = dialect.max_message <= self.narrow.max_message
         limits = self.wide if not telephony else self.diagnostic if agent == "echo" else self.narrow
         make = EchoCall if agent == "echo" else Call
-        spoken = dialect(head.query)
+        spoken = dialect(without_secrets(head.query))
         return limits, lambda connection: make(self, connection, spoken, agent)
 
     def bare_session(self, connection: AudioSocketConnection, dialect) -> Call:
@@ -261,14 +271,14 @@ class Server:
         self._check_room()
         return Call(self, connection, dialect, "")
 
-    def _check_call(self, connection: Connection, head: http11.Head, agent: str) -> None:
+    def _check_call(self, connection: Connection, head: http11.Head, agent: str, platform: str) -> None:
         self._check_origin(connection, head)
         if agent == "echo":
-            self._check_diagnostics(connection)
-        elif agent and agent not in self.studio.flows:
+            self._check_diagnostics(connection, head)
+        key = self.gate.admit(connection, head, platform, agent)
+        connection.tenant = key.tenant if key else ""
+        if agent != "echo" and agent and agent not in self.studio.flows:
             raise ProtocolError(404, "There is no such agent here.")
-        if not (net.is_loopback(connection.peer) or self.config.insecure or self._has_token(head)):
-            raise ProtocolError(401, "A call from another machine needs the token as a bearer.")
         self._check_room()
 
     def _check_room(self) -> None:
@@ -280,8 +290,8 @@ class Server:
             self.metrics.count("refused_calls")
             raise ProtocolError(503, "This server is full.")
 
-    def _check_diagnostics(self, connection: Connection) -> None:
-        if not (self.config.diagnostics or net.is_loopback(connection.peer)):
+    def _check_diagnostics(self, connection: Connection, head: http11.Head) -> None:
+        if not (self.config.diagnostics or self.gate.local(connection, head)):
             raise ProtocolError(403, "The echo answers loopback peers only, unless diagnostics is set.")
 
     def _check_origin(self, connection: Connection, head: http11.Head) -> None:
@@ -291,19 +301,17 @@ class Server:
     def _check_trusted(self, connection: Connection, head: http11.Head) -> None:
         """Loopback (and not a page of some other site in a browser there), an allow-listed origin, or the admin token."""
         origin = head.get("origin")
-        if self._has_token(head) or origin in self.config.origins:
+        if self.gate.has_token(head) or origin in self.config.origins:
             return
         if origin is not None and not (same_place(origin, head.get("host")) and net.is_loopback_name(head.get("host"))):
             raise ProtocolError(403, "This origin is not on the list of origins.")
-        if not net.is_loopback(connection.peer):
+        if not self.gate.local(connection, head):
             raise ProtocolError(401, "This needs loopback, an allowed origin or the admin token.")
-
-    def _has_token(self, head: http11.Head) -> bool:
-        return pages.token_matches(self.config.admin_token, head.get("authorization", ""))
 
     # -- calls ---------------------------------------------------------------------------------------------------------
 
-    def call_begins(self, call: Call) -> None:
+    def call_begins(self, call: Call, start: Start) -> None:
+        self.gate.check_tenant(getattr(call.connection, "tenant", ""), start.tenant)
         if call.id in self.calls:
             raise ProtocolError(1008, "this call is already here")
         self.calls[call.id] = call

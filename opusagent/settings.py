@@ -21,6 +21,12 @@ PREFIX = "OPUSAGENT_"
 # Not settings: ours at build time, and what Kubernetes sets in every pod beside a Service that is named opusagent.
 FOREIGN = re.compile(r"OPUSAGENT_(ANNOTATE|SERVICE_.*|PORT_\d.*)")
 
+class Table(dict):
+    """A setting that is a table of tables, whose names are the user's own; the file alone can give all of it."""
+
+    __hash__ = object.__hash__          # a dataclass takes no default that could not be one
+
+
 Given = dict[str, tuple[Any, str]]          # key -> value and the place it came from
 
 
@@ -39,7 +45,7 @@ class Setting:
     """What is known of one setting, taken from its field."""
 
     key: str                            # "port", "net.dscp"
-    kind: type                          # bool, int, float, str or tuple (of str)
+    kind: type                          # bool, int, float, str, tuple (of str) or Table
     default: Any
     doc: str
     unit: str
@@ -67,7 +73,7 @@ class Setting:
         if self.choices:
             return "one of " + ", ".join(self.choices)
         kind = {bool: "true or false", int: "a whole number", float: "a number", str: "text",
-                tuple: "a list of texts"}[self.kind]
+                tuple: "a list of texts", Table: "a table of tables"}[self.kind]
         return kind if self.low is None else f"{kind} from {self.low:.10g} to {self.high:.10g}"
 
     def read(self, value: Any, place: str, *, text: bool) -> Any:
@@ -122,6 +128,9 @@ def from_environment(settings: Mapping[str, Setting], environ: Mapping[str, str]
     for name, value in environ.items():
         if not value or not name.startswith(PREFIX) or FOREIGN.fullmatch(name):
             continue
+        if (table := _table_of(settings, name)) is not None:
+            _put(given.setdefault(table.key, (Table(), name))[0], name[len(table.variable) + 1:], value)
+            continue
         if name == PREFIX + "PORT" and "://" in value:          # Kubernetes again: the address of the Service
             continue
         if name not in variables:
@@ -129,6 +138,18 @@ def from_environment(settings: Mapping[str, Setting], environ: Mapping[str, str]
         known = variables[name]
         given[known.key] = known.read(value, name, text=True), name
     return given
+
+
+def _table_of(settings: Mapping[str, Setting], name: str) -> Setting | None:
+    """The Table that a variable OPUSAGENT_TABLE_ROW_FIELD gives a field of."""
+    return next((known for known in settings.values()
+                 if known.kind is Table and re.fullmatch(known.variable + "_[A-Z0-9]+_[A-Z0-9_]+", name)), None)
+
+
+def _put(table: Table, name: str, value: str) -> None:
+    row, _, last = name.lower().partition("_")
+    plural = last.endswith("s")         # secrets, tokens, public_keys: commas between them
+    table.setdefault(row, {})[last] = [each.strip() for each in value.split(",")] if plural else value
 
 
 def from_file(settings: Mapping[str, Setting], path: Path) -> Given:
@@ -144,7 +165,7 @@ def from_file(settings: Mapping[str, Setting], path: Path) -> Given:
         raise ConfigError(f"{path}: {error}.") from None
     names = {known.section for known in settings.values() if known.section}
     given = {}
-    for key, value in _flat(table, names):
+    for key, value in _flat(table, names, {known.key for known in settings.values() if known.kind is Table}):
         place = f"{path}:{_line(text, key)}"
         if key in names:
             raise ConfigError(f"{place}: {key} is a section, to be written as [{key}].")
@@ -156,9 +177,20 @@ def from_file(settings: Mapping[str, Setting], path: Path) -> Given:
     return given
 
 
-def _flat(table: Mapping[str, Any], names: set[str]) -> Iterator[tuple[str, Any]]:
+def joined(below: Given, above: Given) -> Given:
+    """What `above` gives goes before what `below` gives; of a Table, row by row and field by field."""
+    found = {**below, **above}
+    for key in below.keys() & above.keys():
+        (old, _), (new, place) = below[key], above[key]
+        if isinstance(new, Table):
+            rows = {name: {**old[name], **row} if isinstance(old.get(name), dict) else row for name, row in new.items()}
+            found[key] = Table({**old, **rows}), place
+    return found
+
+
+def _flat(table: Mapping[str, Any], names: set[str], tables: set[str]) -> Iterator[tuple[str, Any]]:
     for key, value in table.items():
-        if isinstance(value, dict) and (key in names or value):
+        if isinstance(value, dict) and (key in names or value) and key not in tables:
             yield from ((f"{key}.{name}", inner) for name, inner in value.items())
         else:
             yield key, value
@@ -168,8 +200,10 @@ def _line(text: str, key: str) -> int:
     """The line of a TOML text in which `key` is set, as far as can be told; 1 otherwise."""
     section = ""
     for number, line in enumerate(text.splitlines(), 1):
-        if header := re.match(r"\s*\[\s*([\w.-]+)\s*\]", line):
+        if header := re.match(r"\s*\[\[?\s*([\w.-]+)\s*\]", line):
             section = header[1] + "."
+            if header[1].partition(".")[0] == key:
+                return number
         elif (name := re.match(r"\s*[\"']?([\w.-]+)[\"']?\s*=", line)) and section + name[1] == key:
             return number
     return 1
@@ -188,6 +222,8 @@ def _from_text(kind: type, text: str) -> Any:
     """A value written as words, in a flag or a variable.  Raises ValueError."""
     if kind is str:
         return text
+    if kind is Table:
+        return None                     # written as words, it has a variable for each field
     if kind is tuple:
         return tuple(filter(None, (element.strip() for element in text.split(","))))
     if kind is bool:
@@ -200,6 +236,8 @@ def _from_text(kind: type, text: str) -> Any:
 
 def _typed(kind: type, value: Any) -> Any:
     """A value that has a type already, from TOML or from a program; None where it is the wrong one."""
+    if kind is Table:
+        return Table(value) if isinstance(value, dict) else None
     if kind is tuple and isinstance(value, (list, tuple)):
         return tuple(value) if all(isinstance(element, str) for element in value) else None
     if kind is float and type(value) is int:
@@ -213,6 +251,9 @@ def toml_lines(known: Setting, value: Any, origin: str) -> list[str]:
     """A setting as commented TOML; a secret is said to be set, not shown."""
     name = known.key.rpartition(".")[2]
     about = f"# {known.doc}" + (f" [{known.unit}]" if known.unit else "")
+    if known.kind is Table:
+        said = f"set for {', '.join(value)}" if value else "not set"
+        return [about, f"# {name} is {said}, and not shown  ({origin})"]
     if known.secret:
         return [about, f"# {name} is {'set' if value else 'not set'}, and not shown  ({origin})"]
     written = repr(value) if known.kind is float else json.dumps(value, ensure_ascii=False)

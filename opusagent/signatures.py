@@ -1,8 +1,11 @@
 """How platforms sign what they send us.  Computation only: no key is kept here, no request refused, no clock read.
 
+    twilio_signature  X-Twilio-Signature, of a stream's upgrade and of webhooks
     plivo_v3        X-Plivo-Signature-V3 of Plivo's HTTP callbacks (whether a stream's upgrade has it is not said)
     vonage_claims   the JWT with which Vonage signs its webhooks and, with authorization.type "vonage", the upgrade
     audiohook_key   the HTTP message signature on an upgrade by Genesys AudioHook; Nonces refuse its replay
+    telnyx_webhook  Ed25519 over the time and the body of Telnyx's webhooks
+    jambonz_webhook Jambonz-Signature of a webhook of jambonz's
     same_tenant     whether what a call says of its tenant is what its key stands for
 
 The rule: secrets come as a sequence, so that one can follow another; a comparison takes the same time whether it fits
@@ -19,6 +22,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import orjson
 
+from . import ed25519
+
 JWT_BYTES = 8192            # no token of Vonage's is a tenth of it
 AGE_SECONDS = 300           # that a token without `exp` lives
 SKEW_SECONDS = 5            # by which the two clocks may differ
@@ -26,14 +31,41 @@ SKEW_SECONDS = 5            # by which the two clocks may differ
 Fields = Mapping[str, str | list[str]]
 
 
-def fits(secrets: Sequence[str], message: bytes, signatures: Sequence[str], encode) -> bool:
-    """True if one of `signatures` is the encoded HMAC-SHA256 of the message under a secret, of those not empty."""
+def fits(secrets: Sequence[str], message: bytes, signatures: Sequence[str], encode, digest: str = "sha256") -> bool:
+    """True if one of `signatures` is the encoded HMAC of the message under a secret, of those not empty."""
     found = False
     for secret in secrets:
-        made = encode(hmac.digest(secret.encode(), message, "sha256"))
+        made = encode(hmac.digest(secret.encode(), message, digest))
         for signature in signatures:
             found |= hmac.compare_digest(made, signature.encode("utf-8", "replace")) and bool(secret)
     return found
+
+
+# ---- Twilio ----------------------------------------------------------------------------------------------------------
+
+def twilio_signature(secrets: Sequence[str], urls: Sequence[str], header: str, form: Fields | None = None) -> bool:
+    """Whether X-Twilio-Signature fits a request to one of `urls`, the spellings under which Twilio may know ours.
+
+    `secrets`: auth tokens.  `form`: the fields of a POST; {} for an upgrade.  A port that the scheme implies may be
+    signed or not (twilio-python takes both), so both are tried.
+    """
+    found = False
+    pairs = {name: sorted({*value} if isinstance(value, list) else {value}) for name, value in (form or {}).items()}
+    tail = "".join(name + value for name in sorted(pairs) for value in pairs[name])
+    for url in {spelled for url in urls for spelled in with_ports(url)}:
+        found |= fits(secrets, (url + tail).encode("utf-8", "replace"), [header], base64.b64encode, "sha1")
+    return found
+
+
+def with_ports(url: str) -> tuple[str, ...]:
+    """A URL without its scheme's port, and with it; as it is, if it names another."""
+    scheme, _, rest = url.partition("://")
+    authority, slash, path = rest.partition("/")
+    implied = ":443" if scheme in ("https", "wss") else ":80"
+    bare = authority.removesuffix(implied)
+    if bare == authority and authority.rpartition(":")[2].isdecimal():
+        return (url,)
+    return f"{scheme}://{bare}{slash}{path}", f"{scheme}://{bare}{implied}{slash}{path}"
 
 
 # ---- Plivo -----------------------------------------------------------------------------------------------------------
@@ -212,6 +244,31 @@ def decoded(secret: str) -> bytes:
         return binascii.a2b_base64(secret, strict_mode=True)
     except ValueError:
         return b""
+
+
+# ---- webhooks that are signed with their time ------------------------------------------------------------------------
+
+def telnyx_webhook(public_keys: Sequence[str], timestamp: str, header: str, body: bytes, now: float) -> bool:
+    """Whether a webhook was signed by one of Telnyx's `public_keys` (base64), and lately; `body` as it came."""
+    if not fresh(timestamp, now):
+        return False
+    message, signature = timestamp.encode() + b"|" + body, decoded(header)
+    return any([ed25519.verify(decoded(key), message, signature) for key in public_keys])
+
+
+def jambonz_webhook(secrets: Sequence[str], header: str, body: bytes, now: float) -> bool:
+    """Whether Jambonz-Signature, t=SECONDS,v1=HEX, fits: HMAC-SHA256 over the time, a point and the body."""
+    parts = [piece.strip().partition("=")[::2] for piece in header.split(",")]
+    timestamp = next((value for name, value in parts if name == "t"), "")
+    message = timestamp.encode("utf-8", "replace") + b"." + body
+    return fits(secrets, message, [value for name, value in parts if name == "v1"],
+                binascii.b2a_hex) and fresh(timestamp, now)
+
+
+def fresh(timestamp: str, now: float) -> bool:
+    """Whether a time, seconds since 1970, is less than AGE_SECONDS away."""
+    return timestamp.isascii() and timestamp.isdecimal() and len(timestamp) < 15 \
+        and abs(now - int(timestamp)) <= AGE_SECONDS
 
 
 # ---- tenants ---------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from urllib.parse import SplitResult, urlsplit
 import numpy as np
 import uvloop
 
-from . import ConfigError, ProtocolError
+from . import ConfigError, ProtocolError, signing
 from .caller import OVER, Ear, Measured, Say, Script
 from .dialects import CALLERS, Audio, Clear, Mark, Stop
 from .http11 import ClientHandshake
@@ -99,6 +99,13 @@ def protocols_of(dialect) -> tuple[str, ...]:
     return getattr(dialect, "protocols", ())
 
 
+def shown(name: str, url: str, credentials: str) -> dict[str, str]:
+    """The headers by which the platform says who calls; none without credentials."""
+    if not credentials:
+        return {}
+    return signing.headers(name, address(url), credentials, int(time.time()), secrets.token_hex(16))
+
+
 def answer(line: "Line", dialect) -> None:
     """Sends what the platform's protocol itself wants sent now, if it has anything of the kind."""
     if outbox := getattr(dialect, "outbox", ()):
@@ -112,11 +119,11 @@ class Line(asyncio.Protocol):
     the call; `lost(code, reason)` once, when it has ended."""
 
     def __init__(self, host: str, target: str, heard: Callable, lost: Callable[[int, str], None],
-                 protocols: tuple[str, ...] = ()):
+                 protocols: tuple[str, ...] = (), headers: dict[str, str] | None = None):
         self.heard = heard
         self.lost = lost
         self.protocols = protocols              # one of them must be chosen, as the platforms insist that have any
-        self.handshake = ClientHandshake(host, target, os.urandom(16), protocols=protocols)
+        self.handshake = ClientHandshake(host, target, os.urandom(16), (headers or {}).items(), protocols)
         self.ws = WebSocket(MAX_MESSAGE, mask=lambda: os.urandom(4))
         self.transport: asyncio.Transport | None = None
         self.opened: asyncio.Future = asyncio.get_running_loop().create_future()    # True, or why it was refused
@@ -126,14 +133,15 @@ class Line(asyncio.Protocol):
 
     @classmethod
     async def dial(cls, url: str, heard: Callable, lost: Callable[[int, str], None],
-                   protocols: tuple[str, ...] = ()) -> "Line":
+                   protocols: tuple[str, ...] = (), headers: dict[str, str] | None = None) -> "Line":
         """ConfigError for what is no WebSocket address, OSError where nobody listens, ProtocolError when refused."""
         parts = address(url)
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         context = ssl.create_default_context() if parts.scheme == "wss" else None
         async with asyncio.timeout(DIAL_SECONDS):
             transport, line = await asyncio.get_running_loop().create_connection(
-                lambda: cls(parts.netloc, target, heard, lost, protocols), parts.hostname, port_of(parts), ssl=context)
+                lambda: cls(parts.netloc, target, heard, lost, protocols, headers), parts.hostname, port_of(parts),
+                ssl=context)
             try:
                 await line.opened
             except BaseException:
@@ -266,8 +274,10 @@ class Metronome:
 class Caller:
     """One call: a script spoken into a line, and an ear at its other end."""
 
-    def __init__(self, url: str, dialect: str, says: list[Say]):
+    def __init__(self, url: str, dialect: str, says: list[Say], credentials: str = ""):
+        """`credentials`: SECRET or USER:SECRET, which the platform signs the call with, or shows."""
         self.url, self.dialect = place(url, dialect)
+        self._credentials = credentials
         self.rate: int = self.dialect.rate
         self.ear = Ear(self.rate)
         self.script = Script(says, self.ear)
@@ -286,7 +296,8 @@ class Caller:
 
     async def converse(self) -> AsyncIterator[Measured]:
         """Dials, speaks, hangs up; yields each turn when it is finished.  Raises as Line.dial does."""
-        self._line = await Line.dial(self.url, self._heard, self._lost, protocols_of(self.dialect))
+        self._line = await Line.dial(self.url, self._heard, self._lost, protocols_of(self.dialect),
+                                     shown(self.dialect.name, self.url, self._credentials))
         try:
             for message in self.dialect.open():
                 self._line.send(*message)

@@ -133,7 +133,7 @@ class Server:
     def clock(self):
         return self.now
 
-    def call_begins(self, call):
+    def call_begins(self, call, start):
         self.calls.append(call)
 
     def call_ends(self, call):

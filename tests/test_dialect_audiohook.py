@@ -39,7 +39,7 @@ def line(query=""):
     (opcode, message), = caller.open()
     assert ours.receive(opcode, memoryview(message)) == Start(caller.call_id, {
         "organizationId": "0a000000-0000-4000-8000-000000000001", "conversationId": caller.call_id, "language": "en-US",
-        "ani": "tel:+15550100", "aniName": "", "dnis": "tel:+15550199"})
+        "ani": "tel:+15550100", "aniName": "", "dnis": "tel:+15550199"}, "0a000000-0000-4000-8000-000000000001")
     assert exchange(caller, ours) == ([], [])
     return caller, ours
 

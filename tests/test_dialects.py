@@ -45,7 +45,7 @@ def plain(event):
     """An event as it is written in the data."""
     if event is None:
         return None
-    fields = {name: getattr(event, name) for name in event.__slots__}
+    fields = {name: getattr(event, name) for name in event.__slots__ if name != "tenant" or event.tenant}
     return {type(event).__name__: {name: list(v) if name == "pcm" else v for name, v in fields.items()}}
 
 

@@ -9,13 +9,14 @@ ROOT = Path(__file__).parent.parent / "opusagent"
 
 LAYERS = [
     {"__init__"},
-    {"_fastpath", "config", "settings", "metrics", "net"},
-    {"http11", "websocket", "audio", "playout", "turns", "flow", "dialects", "signatures"},
+    {"_fastpath", "config", "credentials", "settings", "metrics", "net"},
+    {"http11", "websocket", "audio", "playout", "turns", "flow", "dialects", "signatures", "ed25519",
+     "nonces", "auth", "signing"},
     {"engines"},
     {"pipeline"},
     {"prompts", "studio", "ledger", "outbound", "mouth", "call", "echo"},
-    {"connection", "audiosocket", "pages", "server", "recording", "timeline", "terminal", "telephone", "caller",
-     "localserver", "people", "demo", "latency", "client"},
+    {"connection", "audiosocket", "pages", "gate", "server", "recording", "timeline", "terminal", "telephone",
+     "caller", "localserver", "people", "demo", "latency", "client"},
     {"daemon"},
     {"doctor"},
     {"cli"},

@@ -18,6 +18,7 @@ A class in TABLE is made from the query of the peer's URL (ProtocolError(400) if
     mark(name), clear(), stop() -> bytes | None     "tell me when this has been heard", "drop what you have buffered",
                                                 "we hang up"; None where the dialect has no message for it
 and may have
+    platform        whose credentials its calls show (auth.py), where that is not its name
     protocols       subprotocols; the server chooses the first of them that is offered
     held            True while the platform asks us to send no audio; what is due waits
     deaf_ms         how long after a clear the platform may drop what it is sent, too; what is due waits
@@ -60,6 +61,7 @@ class Start:
     """The call exists, audio may follow."""
     call_id: str            # the platform's, "" if it has none
     facts: dict[str, str] = field(default_factory=dict)     # what the platform was told to pass on
+    tenant: str = ""        # the platform's account that the call says it is of
 
 
 @dataclass(slots=True)

@@ -140,7 +140,7 @@ class AudioHook:
             return None
         self._channels = Channels(media["format"], len(media["channels"]), media["channels"].index(EXTERNAL))
         self._live = True
-        return Start(self._id, self._facts(parameters, participant))
+        return Start(self._id, self._facts(parameters, participant), text_of(parameters.get("organizationId")))
 
     @staticmethod
     def _facts(parameters: dict, participant: dict) -> dict[str, str]:

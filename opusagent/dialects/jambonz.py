@@ -154,7 +154,8 @@ class Jambonz:
         self._player = Player(self.rate)
         self._live = True
         told = {name: value for name, value in message.items() if name not in ("sampleRate", "mixType")}
-        return Start(text_of(message.get("callSid")), facts_of(message.get("customerData")) | facts_of(told))
+        return Start(text_of(message.get("callSid")), facts_of(message.get("customerData")) | facts_of(told),
+                     text_of(message.get("accountSid")))
 
     def audio(self, pcm) -> bytes:
         return self._player.audio(pcm)

@@ -115,7 +115,8 @@ class Plivo:
         stream = text_of(start.get("streamId", message.get("streamId")))
         self._agree(content, {"streamId": stream} if stream else {})
         self._live = True
-        return Start(text_of(start.get("callId")), headers_of(message.get("extra_headers", start.get("extra_headers"))))
+        return Start(text_of(start.get("callId")), headers_of(message.get("extra_headers", start.get("extra_headers"))),
+                     text_of(start.get("accountId")))
 
     def _media(self, media: dict) -> Audio | None:
         """Inbound only: with both tracks we should hear ourselves."""

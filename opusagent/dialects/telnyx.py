@@ -191,7 +191,8 @@ class Telnyx:
         self._heard, self._said = Payload(encoding, self._big_endian), Payload(codec, self._big_endian)
         self._live = True
         parties = {name: text for name in ("from", "to") if (text := text_of(start.get(name)))}
-        return Start(text_of(start.get("call_control_id")), parties | facts_of(named(start.get("custom_parameters"))))
+        return Start(text_of(start.get("call_control_id")), parties | facts_of(named(start.get("custom_parameters"))),
+                     text_of(start.get("user_id")))
 
     def audio(self, pcm) -> bytes:
         return self._said.message(BEFORE_PAYLOAD, pcm, AFTER_PAYLOAD)

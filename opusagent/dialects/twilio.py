@@ -125,7 +125,8 @@ class Twilio:
                 break
         self._live = True
         call_id = text_of(field(start, "callSid", "call_sid"))
-        return Start(call_id, facts_of(field(start, "customParameters", "custom_parameters")))
+        return Start(call_id, facts_of(field(start, "customParameters", "custom_parameters")),
+                     text_of(field(start, "accountSid", "account_sid")))
 
     def _media(self, media: dict) -> Audio | None:
         """Inbound only: with both tracks we should hear ourselves."""
