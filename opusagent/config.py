@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from . import ConfigError, credentials, settings
+from . import ConfigError, credentials, endpoints, settings
 from .credentials import Carrier, Key
 from .settings import Setting, Table, setting
 
@@ -80,9 +80,23 @@ class OpenAI:
 
     base_url: str = setting("", "the endpoint; empty is the package's own", "URL", also="OPENAI_BASE_URL")
     api_key: str = setting("", "the key", secret=True, also="OPENAI_API_KEY")
+    stt_base_url: str = setting("", "another endpoint that recognises", "URL")
+    llm_base_url: str = setting("", "another endpoint that answers", "URL")
+    tts_base_url: str = setting("", "another endpoint that speaks", "URL")
+    stt_api_key: str = setting("", "its key", secret=True)
+    llm_api_key: str = setting("", "its key", secret=True)
+    tts_api_key: str = setting("", "its key", secret=True)
     stt_model: str = setting("gpt-4o-mini-transcribe", "model that recognises", "name")
     llm_model: str = setting("gpt-4o-mini", "model that answers", "name")
     tts_model: str = setting("gpt-4o-mini-tts", "model that speaks", "name")
+    stt_first_seconds: float = setting(0.7, "wait for a recogniser's answer, then the next endpoint is asked",
+                                       low=0.05, high=60)
+    llm_first_seconds: float = setting(1.0, "wait for an endpoint's first token, then the next one is asked",
+                                       low=0.05, high=60)
+    tts_first_seconds: float = setting(0.7, "wait for the first audio of a segment, then the next endpoint is asked",
+                                       low=0.05, high=60)
+    hedge_share: float = setting(0.1, "share of the model's requests that may be made twice, when the first token is "
+                                 "later than 95 % of them are; 0 is off", "share", low=0, high=1)
     voice: str = setting("alloy", "voice that it speaks with", "name")
     max_tokens: int = setting(150, "tokens of one reply", low=1, high=100000)
     temperature: float = setting(0.7, "sampling temperature", low=0, high=2)
@@ -170,6 +184,7 @@ class Config:
     prompts: Prompts = Prompts()
     admission: Admission = Admission()
 
+    endpoints: "endpoints.Tables" = field(default_factory=dict)       # of a file, by stage; see endpoints.targets()
     places: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)      # key -> where it was set
 
     @classmethod
@@ -180,9 +195,11 @@ class Config:
         """
         given = {**settings.from_environment(SETTINGS, environ), **settings.from_flags(SETTINGS, overrides)}
         path = path or given.get("config", ("",))[0]
-        given = settings.joined(settings.from_file(SETTINGS, Path(path)) if path else {}, given)
+        given = settings.joined(settings.from_file(SETTINGS, Path(path), READERS) if path else {}, given)
+        rows, _ = given.pop("endpoints", ({}, ""))
         values = {key: credentials.resolved(value, environ, place) if SETTINGS[key].secret else value
                   for key, (value, place) in given.items()}
+        values["endpoints"] = endpoints.with_keys(rows, environ)
         parts = {section.name: section.type(**{key.partition(".")[2]: value for key, value in values.items()
                                                if key.startswith(section.name + ".")})
                  for section in settings.sections(cls)}
@@ -225,10 +242,11 @@ class Config:
                 section = known.section
                 lines += ["", f"[{section}]"]
             lines += settings.toml_lines(known, self.get(known.key), self.origin(known.key))
-        return "\n".join(lines) + "\n"
+        return "\n".join(lines + endpoints.toml(self.endpoints)) + "\n"
 
 
 SETTINGS: dict[str, Setting] = settings.known_settings(Config)
+READERS = {"endpoints": endpoints.read}         # what a file can say besides
 
 
 # -- what must be true of several together ---------------------------------------------------------------------------
@@ -253,8 +271,9 @@ def _check(config: Config) -> None:
     for origin in config.origins:
         if not re.fullmatch(r"https?://[^/@?#*\s]+", origin):
             refuse("origins", f"{origin[:60]!r} is not an origin; one is written https://HOST[:PORT].")
-    if config.openai.base_url and not config.openai.base_url.startswith(("http://", "https://")):
-        refuse("openai.base_url", "openai.base_url must begin with http:// or https://.")
+    for key in ("openai.base_url", *(f"openai.{stage}_base_url" for stage in endpoints.STAGES)):
+        if config.get(key) and not config.get(key).startswith(("http://", "https://")):
+            refuse(key, f"{key} must begin with http:// or https://.")
     if config.admission.resume_below > config.admission.refuse_above:
         refuse("admission.resume_below", "admission.resume_below must not exceed admission.refuse_above.")
     try:

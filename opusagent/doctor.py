@@ -16,6 +16,7 @@ from pathlib import Path
 
 from . import ConfigError, EngineError, net
 from .config import Config
+from .endpoints import STAGES, URL, targets
 
 FINE, CHANGE, BREAKS = "fine", "change", "breaks"
 SIGNS = {FINE: "ok    ", CHANGE: "change", BREAKS: "BREAKS"}
@@ -136,8 +137,9 @@ def _made(what: str, module: str, name: str, *words) -> Iterator[Finding]:
 
 
 def keys(config: Config) -> Iterator[Finding]:
-    for stage in ("stt", "llm", "tts"):
-        if getattr(config, stage) == "openai" and not config.openai.api_key and not config.openai.base_url:
+    for stage in STAGES:
+        if getattr(config, stage) == "openai" and not all(at.api_key or at.base_url != URL
+                                                          for at in targets(config, stage)):
             yield Finding(BREAKS, f"The {stage} engine is openai, and there is no key: set OPENAI_API_KEY.")
 
 

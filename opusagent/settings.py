@@ -9,7 +9,7 @@ import difflib
 import json
 import re
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -152,8 +152,9 @@ def _put(table: Table, name: str, value: str) -> None:
     table.setdefault(row, {})[last] = [each.strip() for each in value.split(",")] if plural else value
 
 
-def from_file(settings: Mapping[str, Setting], path: Path) -> Given:
-    """A TOML file's settings; the place is FILE:LINE."""
+def from_file(settings: Mapping[str, Setting], path: Path, readers: Mapping[str, Callable] = {}) -> Given:
+    """A TOML file's settings; the place is FILE:LINE.  A key of `readers` is no setting: its reader makes of what
+    stands there, the file's text and its path what it is to be."""
     try:
         text = path.read_text(encoding="utf-8")
         table = tomllib.loads(text)
@@ -165,6 +166,8 @@ def from_file(settings: Mapping[str, Setting], path: Path) -> Given:
         raise ConfigError(f"{path}: {error}.") from None
     names = {known.section for known in settings.values() if known.section}
     given = {}
+    for key in readers.keys() & table.keys():
+        given[key] = readers[key](table.pop(key), text, path), str(path)
     for key, value in _flat(table, names, {known.key for known in settings.values() if known.kind is Table}):
         place = f"{path}:{_line(text, key)}"
         if key in names:

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent / "opusagent"
 
 LAYERS = [
     {"__init__"},
-    {"_fastpath", "config", "credentials", "settings", "metrics", "net"},
+    {"_fastpath", "config", "credentials", "endpoints", "settings", "metrics", "net"},
     {"http11", "websocket", "audio", "playout", "turns", "flow", "dialects", "signatures", "ed25519",
      "nonces", "auth", "signing"},
     {"engines"},

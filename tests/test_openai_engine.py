@@ -12,7 +12,7 @@ from llm_endpoint import KEY, Exchange, LocalEndpoint, answers, begins, completi
 from opusagent import ConfigError, EngineError
 from opusagent.config import Config, OpenAI
 from opusagent.engines import endpoint as endpoint_module
-from opusagent.engines.endpoint import Endpoint, behind_proxy
+from opusagent.engines.endpoint import behind_proxy
 from opusagent.engines.openai import Llm
 from opusagent.engines.transport import httpx
 
@@ -137,7 +137,7 @@ FAULTS = {
     "a chunk that is none": (begins(completion("One."), then=lambda it: it.write(b"zz\r\n")), "One.",
                              "failed: what it sent is not HTTP."),
     "nothing in it": (says(), "", "answer is empty."),
-    "nothing but space": (says(" ", "\n"), " \n", "answer is empty."),
+    "nothing but space": (says(" ", "\n"), "", "answer is empty."),
     "no event at all": (begins(then=Exchange.end), "", "ended its answer in the middle."),
     "an end too soon": (says("One.", " Tw", finish=None, done=False), "One. Tw", "ended its answer in the middle."),
     "an event cut short": (begins(completion("One."), b"data: {\"choi", then=Exchange.end), "One.",
@@ -158,8 +158,8 @@ def test_a_fault_becomes_one_sentence_after_all_that_came_before_it(run, fault):
     async def scenario():
         async with model(doing, says("Well.")) as (endpoint, llm):
             first = await ask(llm)
-            llm.endpoint.held_until = 0
-            return first, await ask(llm), llm.endpoint
+            llm.endpoints.best.held_until = 0
+            return first, await ask(llm), llm.endpoints.best
     (said, told), after, client = run(scenario())
     assert said == heard and told.endswith(sentence) and told.startswith("The model's ")
     assert KEY not in told and "secret" not in told and len(told) < 150
@@ -222,8 +222,8 @@ def test_an_endpoint_that_says_when_is_not_asked_before(run):
     async def scenario():
         async with model(fails(429, "rate_limit_exceeded", Retry_After="3600"), says("Well.")) as (endpoint, llm):
             told = [(await ask(llm))[1] for _ in range(3)]
-            wait = llm.endpoint.held_until - asyncio.get_running_loop().time()
-            llm.endpoint.held_until -= wait
+            wait = llm.endpoints.best.held_until - asyncio.get_running_loop().time()
+            llm.endpoints.best.held_until -= wait
             return told, wait, len(endpoint.seen), await ask(llm)
     told, wait, asked, after = run(scenario())
     assert "429" in told[0] and "left alone for 10.0 s more" in told[1] and "left alone" in told[2]
@@ -257,7 +257,7 @@ def test_the_endpoint_sees_at_once_that_a_reply_is_cancelled(run, doing):
             asking.cancel()
             await asyncio.wait({asking})
             await endpoint.seen[0].gone.wait()
-            return asking.cancelled(), llm.endpoint.failures
+            return asking.cancelled(), llm.endpoints.best.failures
     assert run(scenario()) == (True, 0)
 
 
@@ -276,7 +276,7 @@ def test_closing_the_iterator_is_cancelling(run):
 def test_no_reply_waits_for_a_connection(run):
     async def scenario():
         async with model(*[says("Yes.")] * 6) as (endpoint, llm):
-            transport = llm.endpoint.transport
+            transport = llm.endpoints.best.transport
             while transport.opened < 2:
                 await asyncio.sleep(0.01)
             for _ in range(3):
@@ -292,7 +292,7 @@ def test_no_reply_waits_for_a_connection(run):
 def test_a_connection_that_the_peer_has_ended_meanwhile_costs_no_reply(run):
     async def scenario():
         async with model(does(Exchange.close), says("Yes.")) as (endpoint, llm):
-            return await ask(llm), llm.endpoint.transport.stale
+            return await ask(llm), llm.endpoints.best.transport.stale
     assert run(scenario()) == (("Yes.", ""), 1)
 
 
@@ -302,11 +302,11 @@ def test_connections_that_the_peer_ends_are_opened_again(run, monkeypatch):
     async def scenario():
         async with model(says("Yes.")) as (endpoint, llm):
             for _ in range(3):
-                while sum(map(len, llm.endpoint.transport.idle.values())) < 2:
+                while sum(map(len, llm.endpoints.best.transport.idle.values())) < 2:
                     await asyncio.sleep(0.01)
                 endpoint.cut()
                 await asyncio.sleep(0.05)
-            return await ask(llm), llm.endpoint.transport.stale
+            return await ask(llm), llm.endpoints.best.transport.stale
     assert run(scenario()) == (("Yes.", ""), 0)
 
 
@@ -375,9 +375,9 @@ def test_behind_a_proxy_the_package_goes_its_own_way(run, monkeypatch, fault):
 
     async def scenario():
         async with model(doing, says("Well.")) as (_, llm):
-            assert llm.endpoint.transport is None
+            assert llm.endpoints.best.transport is None
             first = await ask(llm)
-            llm.endpoint.held_until = 0
+            llm.endpoints.best.held_until = 0
             return first, await ask(llm)
     (said, told), after = run(scenario())
     assert said == heard and told.startswith("The model's ") and KEY not in told and "secret" not in told
@@ -405,5 +405,5 @@ def test_the_environment_says_whether_there_is_a_proxy(monkeypatch, environment,
 ])
 def test_a_configuration_that_cannot_be_meant(settings, sentence):
     with pytest.raises(ConfigError) as refused:
-        Endpoint(Config(openai=OpenAI(**settings)), "model", 1)
+        Llm(Config(openai=OpenAI(**settings)))
     assert str(refused.value).endswith(sentence) and "pasted" not in str(refused.value)

@@ -509,7 +509,7 @@ def test_a_request_in_a_pause_may_fail_and_nobody_is_told(run):
             stt.listen(call, 0)
             say(call, 700)
             stt.ask(call)
-            while not stt.endpoint.failures:
+            while not stt.endpoints.best.failures:
                 await asyncio.sleep(0.01)
             stt.finish(call, call.slot.written)
             return await final(call), call.told

@@ -17,12 +17,12 @@ import openai
 import orjson
 
 from .. import ConfigError, EngineError
-from ..config import Config
+from ..endpoints import Target
+from .breaker import CLOSED, OPEN, PROBING, Breaker
 from .transport import CONNECT_SECONDS, Transport, httpx
 
 log = logging.getLogger("opusagent")
 
-URL = "https://api.openai.com/v1"
 NO_KEY = "no-key"               # self-hosted endpoints ask for none, the package insists on one
 DRAIN_SECONDS = 0.5             # for the rest of an answer that is over, so that its connection can be used again
 HELD_SECONDS = 10.0             # the longest that an endpoint can ask to be left alone
@@ -32,6 +32,7 @@ REFUSAL_BYTES = 1 << 16         # of the body of an error
 # Options that not every model takes, and what they are called where they are not; None: nothing
 RESPELT = {"max_tokens": "max_completion_tokens", "temperature": None, "prompt": None}
 
+OPENNESS = {CLOSED: 0, PROBING: 0.5, OPEN: 1}   # of a breaker, in the metrics
 FAULTS = (httpx.HTTPError, OSError, UnicodeError)       # a TimeoutError is an OSError
 NOT_HAD = (400, 404, 422)       # what endpoints answer when there is no such model or voice
 CODE = re.compile(r"[a-z][a-z_]{2,40}")         # what an endpoint calls an error; no key looks like that
@@ -85,19 +86,18 @@ class Answer:
 class Endpoint:
     """`open` it, then `post` to it."""
 
-    def __init__(self, config: Config, whose: str, spare: int):
-        """`whose` it is, as sentences say it ("model"); `spare` connections are kept open ahead.  ConfigError."""
-        settings = config.openai
-        if not re.fullmatch(r"[!-~]*", settings.api_key):
-            raise ConfigError(f"{config.origin('openai.api_key')}: the key has a space, a line end or another "
-                              "character that no key has.")
+    def __init__(self, target: Target, whose: str, spare: int, number: int = 0):
+        """`whose` it is, as sentences say it ("model"); `spare` connections are kept open ahead; `number` is its place
+        among several, from 1.  ConfigError."""
         try:
-            self.url = httpx.URL(settings.base_url or URL)
+            self.url = httpx.URL(target.base_url)
         except httpx.InvalidURL:
-            raise ConfigError(f"{config.origin('openai.base_url')}: openai.base_url is not a URL.") from None
-        self.key = settings.api_key or NO_KEY
+            raise ConfigError(f"{target.place}: openai.base_url is not a URL.") from None
+        self.target = target
+        self.key = target.api_key or NO_KEY
         self.whose = whose
-        self.subject = f"The {whose}'s endpoint"
+        self.subject = f"The {whose}'s endpoint" + (f" {number}" if number else "")
+        self.labels = {"stage": whose} | ({"endpoint": number} if number else {})
         self.spare = spare
         self.http: httpx.AsyncClient | None = None
         self.headers: dict[str, str] = {}               # who asks
@@ -105,6 +105,8 @@ class Endpoint:
         self.requests = 0                               # begun
         self.failures = 0
         self.held_until = 0.0                           # monotonic: it asked to be left alone until then
+        self.breaker = Breaker()
+        self.transient = True                           # what went wrong last may be well a moment later
         self._respelt: dict[str, str | None] = {}       # of RESPELT, what this endpoint asked for
         self._draining: set[asyncio.Task] = set()
 
@@ -155,23 +157,29 @@ class Endpoint:
 
         `accept` is a pattern of the content types it may have, `what` is named where the endpoint refuses to give it.
         Raises EngineError, also for what the reader of its body stumbles over.  When it is left before the answer is
-        `finished`, the connection is closed.
+        `finished`, the connection is closed; what goes wrong after that is not the endpoint's failure.
         """
+        if why := self.rests():
+            raise EngineError(why)
         self.requests += 1
+        self.breaker.begin(time.monotonic())
+        self.transient = True
         answer = None
         try:
-            if (hold := self.hold) > 0:
-                raise EngineError(f"{self.subject} asked to be left alone for {hold:.1f} s more.")
             async with asyncio.timeout(within):
                 answer = await self._ask(path, body, files, what)
             if not re.match(accept, content_type := answer.field("content-type")):
                 raise EngineError(f"{self.subject} answered with {kind_of(content_type)} instead.")
             yield answer
+            self.breaker.succeeded()
         except FAULTS as error:
-            self.failures += 1
+            self._failed(answer)
             raise EngineError(f"{self.subject} {reason(error)}.") from None
         except EngineError:
-            self.failures += 1
+            self._failed(answer)
+            raise
+        except BaseException:                           # nobody wants the answer any more
+            self.breaker.dropped()
             raise
         finally:
             if answer is not None and answer.finished:
@@ -179,6 +187,24 @@ class Endpoint:
                 task.add_done_callback(self._draining.discard)
             elif answer is not None:
                 await answer.close()
+
+    def rests(self) -> str:
+        """Why it is not to be asked now; "" if it can be."""
+        if (hold := self.hold) > 0:
+            return f"{self.subject} asked to be left alone for {hold:.1f} s more."
+        if (wait := self.breaker.wait(time.monotonic())) > 0:
+            return f"{self.subject} failed too often and is left alone for {wait:.1f} s more."
+        return ""
+
+    def late(self) -> None:
+        """It has not begun to answer in its time, which counts as a failure, though it may still do so."""
+        self.failures += 1
+        self.breaker.failed(time.monotonic())
+
+    def _failed(self, answer: Answer | None) -> None:
+        self.failures += 1
+        if answer is None or not answer.finished:
+            self.breaker.failed(time.monotonic())
 
     async def _ask(self, path: str, body: dict, files: dict | None, what: str) -> Answer:
         """A good answer, its body unread.  An option that the endpoint refuses by its name is not tried again."""
@@ -194,6 +220,7 @@ class Endpoint:
             name = str(refusal.get("param"))
             if answer.status != 400 or name not in RESPELT.keys() - self._respelt.keys():
                 self._hold_on(answer.field("retry-after"))
+                self.transient = answer.status >= 500
                 wanted = f", asked for {what}" if what and answer.status in NOT_HAD else ""
                 raise EngineError(f"{self.subject} {reason_of(answer.status, refusal)}{wanted}.")
             self._respelt[name] = RESPELT[name]
@@ -215,10 +242,12 @@ class Endpoint:
             self.held_until = time.monotonic() + min(max(float(retry_after), 0.0), HELD_SECONDS)
 
     def measure(self, metrics) -> None:
-        metrics.gauge("endpoint_requests", self.requests, stage=self.whose)
-        metrics.gauge("endpoint_failures", self.failures, stage=self.whose)
+        metrics.gauge("endpoint_requests", self.requests, **self.labels)
+        metrics.gauge("endpoint_failures", self.failures, **self.labels)
+        metrics.gauge("endpoint_open", OPENNESS[self.breaker.state], **self.labels)
+        metrics.gauge("endpoint_opened", self.breaker.opened, **self.labels)
         if self.transport is not None:
-            metrics.gauge("endpoint_connections_opened", self.transport.opened, stage=self.whose)
+            metrics.gauge("endpoint_connections_opened", self.transport.opened, **self.labels)
 
 
 class Events:

@@ -1,18 +1,25 @@
-"""The model of the engine `openai`: chat completions, streamed, from any endpoint that speaks this API.
+"""The model of the engine `openai`: chat completions, streamed, from endpoints that speak this API.
 
 It streams and fails; it does not decide what is said instead.  The events are read here, with orjson: the package's
-typed ones cost several times as much (bench/llm_chunk.py).  The rule: deadlines are the turn's, and what is not a
-whole answer ends as one EngineError, after everything that came of it.
+typed ones cost several times as much (bench/llm_chunk.py).  Who is asked, and who is asked besides, is race.py's.
+The rule: what was passed on is never passed on again, whoever goes on with it; deadlines are the turn's, and what is
+not a whole answer ends as one EngineError, after everything that came of it.
 """
+import asyncio
+import math
 from collections.abc import AsyncIterator
 
 import orjson
 
 from .. import EngineError
-from ..config import Config
+from ..config import Config, OpenAI
+from .continuing import Continuing, going_on
 from .endpoint import Endpoint, Events
+from .preference import Preference
+from .race import Attempt, Hedging, Race
 
 SPARE = 2                       # connections kept open ahead
+SOONER = 0.9                    # of the turn's own patience: a gap is noticed here before the turn gives up for it
 STREAM = "text/event-stream"
 DONE = b"[DONE]"
 
@@ -22,20 +29,99 @@ class Llm:
 
     def __init__(self, config: Config):
         self.settings = config.openai
-        self.endpoint = Endpoint(config, "model", SPARE)
+        self.endpoints = Preference(config, "llm", "model", SPARE)
+        self.hedging = Hedging(config.openai.hedge_share)
+        self.continued = 0                          # answers that another endpoint went on with
 
     async def open(self) -> None:
-        await self.endpoint.open()
+        await self.endpoints.open()
 
     async def close(self) -> None:
-        await self.endpoint.close()
+        await self.endpoints.close()
 
     async def reply(self, messages: tuple[dict, ...]) -> AsyncIterator[str]:
-        """The pieces of the answer as they come.  Raises EngineError; closing the iterator cancels the request."""
-        body = {"model": self.settings.llm_model, "messages": messages, "stream": True,
-                "max_tokens": self.settings.max_tokens, "temperature": self.settings.temperature}
-        async with self.endpoint.post("/chat/completions", body, STREAM, what=self.settings.llm_model) as answer:
-            events, completion = Events(), Completion()
+        """The pieces of the answer as they come; an empty one means that another endpoint goes on with it.
+
+        Raises EngineError; closing the iterator cancels the request.
+        """
+        self.hedging.begin()
+        said: list[str] = []
+        asked: list[Endpoint] = []
+        endpoint = self.endpoints.first()
+        while True:
+            sofar = "".join(said)
+            new = Continuing(sofar) if said else None
+            attempt, text = await self._race(endpoint, going_on(messages, sofar) if said else messages, asked)
+            watch = Watch(self._gap(attempt.endpoint))
+            try:
+                if new is not None:
+                    text, new = new.feed(text)
+                said.append(text)
+                yield text
+                watch.begin()
+                async for piece in attempt.pieces:
+                    watch.end()
+                    if new is not None:
+                        piece, new = new.feed(piece)
+                    said.append(piece)
+                    yield piece
+                    watch.begin()
+                watch.end()
+                if new is not None:
+                    yield new.finish()
+                return
+            except asyncio.CancelledError:
+                if not watch.caught():
+                    raise
+                attempt.endpoint.late()
+                sentence = f"{attempt.endpoint.subject} paused for more than {watch.seconds:g} s."
+                if (endpoint := self._go_on(asked, sentence)) is None:
+                    raise EngineError(sentence) from None
+            except EngineError as error:
+                if attempt.stream.completion.over or (endpoint := self._go_on(asked, str(error))) is None:
+                    raise
+            finally:
+                watch.close()
+                await attempt.pieces.aclose()
+            yield ""
+
+    async def _race(self, endpoint: Endpoint, messages: tuple[dict, ...], asked: list[Endpoint]) -> tuple[Attempt, str]:
+        race = Race(self.endpoints, self.hedging, lambda each: Stream(each, self.settings, messages),
+                    self.settings.first_token_seconds, asked)
+        return await race.run(endpoint)
+
+    def _gap(self, endpoint: Endpoint) -> float:
+        """Seconds between two pieces after which somebody else is asked: sooner than the turn gives up."""
+        alone = len(self.endpoints.endpoints) == 1
+        gap = min(endpoint.target.gap_seconds, self.settings.token_gap_seconds) * SOONER
+        return math.inf if alone else gap
+
+    def _go_on(self, asked: list[Endpoint], why: str) -> Endpoint | None:
+        endpoint = self.endpoints.fall_back(asked, why)
+        self.continued += endpoint is not None
+        return endpoint
+
+    def measure(self, metrics) -> None:
+        self.endpoints.measure(metrics)
+        self.hedging.measure(metrics)
+        metrics.gauge("llm_continued", self.continued)
+
+
+class Stream:
+    """One endpoint's answer: `pieces` of it, and what they have come to."""
+
+    __slots__ = ("completion", "pieces")
+
+    def __init__(self, endpoint: Endpoint, settings: OpenAI, messages: tuple[dict, ...]):
+        self.completion = Completion()
+        self.pieces = self._read(endpoint, settings, messages)
+
+    async def _read(self, endpoint: Endpoint, settings: OpenAI, messages: tuple[dict, ...]) -> AsyncIterator[str]:
+        model = endpoint.target.model
+        body = {"model": model, "messages": messages, "stream": True, "max_tokens": settings.max_tokens,
+                "temperature": settings.temperature}
+        async with endpoint.post("/chat/completions", body, STREAM, what=model) as answer:
+            events, completion = Events(), self.completion
             async for data in answer.pieces:
                 for event in events.feed(data):
                     if piece := completion.read(event):
@@ -43,10 +129,45 @@ class Llm:
                 if completion.over:             # the stream's own end may be a while
                     answer.finished = True
                     break
-            completion.check(self.settings.max_tokens)
+            completion.check(settings.max_tokens)
 
-    def measure(self, metrics) -> None:
-        self.endpoint.measure(metrics)
+
+class Watch:
+    """Ends the present task's wait for a piece once it lasts for `seconds`; one timer serves a whole answer."""
+
+    __slots__ = ("seconds", "since", "_task", "_timer", "_clock", "_caught")
+
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+        self.since = 0.0                        # of the loop's clock; 0: nobody waits
+        self._task = asyncio.current_task()
+        self._clock = asyncio.get_running_loop().time
+        self._timer: asyncio.TimerHandle | None = None
+        self._caught = False
+        if seconds < math.inf:
+            self._look()
+
+    def begin(self) -> None:
+        self.since = self._clock()
+
+    def end(self) -> None:
+        self.since = 0.0
+
+    def _look(self) -> None:
+        now = self._clock()
+        if self.since and now >= self.since + self.seconds:
+            self._caught = True
+            self._task.cancel()
+        else:
+            self._timer = asyncio.get_running_loop().call_at((self.since or now) + self.seconds, self._look)
+
+    def caught(self) -> bool:
+        """Whether the task's cancellation is this watch's doing, and nobody else's besides."""
+        return self._caught and self._task.uncancel() == 0
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
 
 
 class Completion:

@@ -16,6 +16,7 @@ from .._fastpath import Slot
 from ..audio import last_voiced
 from ..config import Config
 from .endpoint import Answer, Endpoint, Events
+from .preference import Preference
 
 log = logging.getLogger("opusagent")
 
@@ -33,20 +34,19 @@ class Stt:
     """Recognition by an endpoint."""
 
     def __init__(self, config: Config):
-        self.settings = config.openai
-        self.endpoint = Endpoint(config, "recogniser", SPARE)
+        self.endpoints = Preference(config, "stt", "recogniser", SPARE)
         self.prompts: list[str] = []                    # by search
         self.heard: dict[object, Utterance] = {}        # by call, those that are being recognised
         self.saved = 0                                  # utterances whose text was there, or on its way, at their end
 
     async def open(self, arena, searches) -> None:
         self.prompts = [", ".join(sorted(search.words))[:PROMPT_CHARACTERS] for search in searches]
-        await self.endpoint.open()
+        await self.endpoints.open()
 
     async def close(self) -> None:
         for call in list(self.heard):
             self.cancel(call)
-        await self.endpoint.close()
+        await self.endpoints.close()
 
     def listen(self, call, position: int) -> None:
         self.cancel(call)
@@ -81,7 +81,7 @@ class Stt:
     forget = cancel
 
     def measure(self, metrics) -> None:
-        self.endpoint.measure(metrics)
+        self.endpoints.measure(metrics)
         metrics.gauge("utterances_in_recognition", len(self.heard))
         metrics.gauge("utterances_recognised_ahead", self.saved)
 
@@ -124,18 +124,31 @@ class Stt:
         return self.heard.get(utterance.call) is utterance
 
     async def _transcribe(self, utterance: "Utterance", pcm: bytes) -> str:
-        """The text of these samples.  Raises EngineError."""
+        """The text of these samples, by the first endpoint that knows it.  Raises EngineError."""
         if len(pcm) < 2 * utterance.rate * SHORTEST_MS // 1000:
             return ""
-        body = {"model": self.settings.stt_model, "stream": True}
+        asked = [self.endpoints.first()]
+        while True:
+            try:
+                return await self._ask(asked[-1], utterance, pcm, self.endpoints.next(asked) is None)
+            except EngineError as error:
+                if (endpoint := self.endpoints.fall_back(asked, str(error))) is None:
+                    raise
+                asked.append(endpoint)
+
+    async def _ask(self, endpoint: Endpoint, utterance: "Utterance", pcm: bytes, last: bool) -> str:
+        """`last`: there is no other endpoint to ask, so this one has the call's own patience."""
+        target = endpoint.target
+        body = {"model": target.model, "stream": True}
         if prompt := self.prompts[utterance.search]:
             body["prompt"] = prompt
         files = {"file": ("utterance.wav", wav(pcm, utterance.rate), "audio/wav")}
-        async with self.endpoint.post("/audio/transcriptions", body, ANSWER, files=files, what=self.settings.stt_model,
-                                      within=PIECE_SECONDS) as answer:
+        within, gap = (PIECE_SECONDS, PIECE_SECONDS) if last else (target.first_seconds, target.gap_seconds)
+        async with endpoint.post("/audio/transcriptions", body, ANSWER, files=files, what=target.model,
+                                 within=within) as answer:
             if answer.field("content-type").startswith("application/json"):
-                return await read_whole(answer)
-            return await read_stream(answer, lambda text: self._hint(utterance, text))
+                return await read_whole(answer, gap)
+            return await read_stream(answer, gap, lambda text: self._hint(utterance, text))
 
     def _hint(self, utterance: "Utterance", text: str) -> None:
         """The beginning of a text."""
@@ -191,25 +204,27 @@ class Utterance:
         self.task, self.text, self.sent = None, None, -1
 
 
-async def read_whole(answer: Answer) -> str:
-    """The text of a JSON answer.  Raises EngineError."""
+async def read_whole(answer: Answer, gap: float) -> str:
+    """The text of a JSON answer, whose pieces come within `gap` seconds each.  Raises EngineError."""
     data = b""
-    while piece := await answer.next(PIECE_SECONDS):
+    while piece := await answer.next(gap):
         data += piece
         if len(data) > ANSWER_BYTES:
             raise EngineError("The recogniser's endpoint sent an answer without an end.")
+    text = text_in(data, "text")
     answer.finished = True
-    return text_in(data, "text")
+    return text
 
 
-async def read_stream(answer: Answer, hint: Callable[[str], None]) -> str:
+async def read_stream(answer: Answer, gap: float, hint: Callable[[str], None]) -> str:
     """The text of a streamed answer; `hint` hears its beginning while it grows.  Raises EngineError."""
     events, text = Events(), ""
-    while data := await answer.next(PIECE_SECONDS):
+    while data := await answer.next(gap):
         for event in events.feed(data):
             if b"transcript.text.done" in event:
+                text = text_in(event, "text")
                 answer.finished = True
-                return text_in(event, "text")
+                return text
             if b"transcript.text.delta" in event:
                 text += text_in(event, "delta")
             elif b'"error"' in event:

@@ -17,6 +17,7 @@ from .. import EngineError
 from .._fastpath import RATES, SEGMENT_SAMPLES, SEGMENTS
 from ..config import Config
 from .endpoint import Endpoint
+from .preference import Preference
 from .speech import Speech
 
 log = logging.getLogger("opusagent")
@@ -27,6 +28,9 @@ HEAD_BYTES = 4096               # of a WAV file, at most
 FIRST_SECONDS = 2.0             # for the first audio of a segment
 GAP_SECONDS = 1.0               # from piece to piece
 LONGEST_SECONDS = 30.0          # of one segment
+MS_PER_CHARACTER = 65           # of speech, until it is known better
+EDGE_MS = 10                    # of what breaks off, faded out
+LEARNING = 0.1                  # of what a segment shows of that
 FASTEST = 40                    # characters that can be spoken in a second
 LONGEST = 4096                  # characters that can be asked for at once
 AT_ONCE = 4                     # prompts that are spoken side by side
@@ -39,17 +43,20 @@ class Tts:
 
     def __init__(self, config: Config):
         self.settings = config.openai
-        self.identity = f"openai {self.settings.base_url} {self.settings.tts_model} {self.settings.voice}"
-        self.endpoint = Endpoint(config, "voice", SEGMENTS)
+        self.endpoints = Preference(config, "tts", "voice", SEGMENTS)
+        best = self.endpoints.best.target               # prompts that it spoke are kept, and are no other's
+        self.identity = f"openai {best.base_url} {best.model} {best.voice or self.settings.voice}"
+        self.pace = MS_PER_CHARACTER / 1000             # seconds of speech for a character, as it has been so far
+        self.resumed = 0                                # segments that another endpoint went on with
         self.speaking: dict[tuple[object, int], Speaking] = {}      # by call and buffer
 
     async def open(self, arena) -> None:
-        await self.endpoint.open()
+        await self.endpoints.open()
 
     async def close(self) -> None:
         for speaking in list(self.speaking.values()):
             speaking.task.cancel()
-        await self.endpoint.close()
+        await self.endpoints.close()
 
     def speak(self, call, epoch: int, k: int, text: str, voice: str) -> None:
         speaking = Speaking(call, epoch, k)
@@ -88,7 +95,8 @@ class Tts:
             await asyncio.gather(*rendering, return_exceptions=True)
 
     def measure(self, metrics) -> None:
-        self.endpoint.measure(metrics)
+        self.endpoints.measure(metrics)
+        metrics.gauge("segments_resumed", self.resumed)
         metrics.gauge("segments_in_synthesis", len(self.speaking))
 
     async def _whole(self, text: str, voice: str, rate: int) -> np.ndarray:
@@ -96,24 +104,68 @@ class Tts:
             try:
                 return np.concatenate([pcm async for pcm in self._pcm(text, voice, rate)])
             except EngineError:
-                if not tries_left:
+                if not tries_left or not self.endpoints.best.breaker.closed:
                     raise
-                await asyncio.sleep(max(AGAIN_SECONDS, self.endpoint.hold))
+                await asyncio.sleep(max(AGAIN_SECONDS, self.endpoints.best.hold))
 
     async def _pcm(self, text: str, voice: str, rate: int) -> AsyncIterator[np.ndarray]:
-        """The text as int16 at `rate`, while it comes.  Raises EngineError."""
-        voice = voice or self.settings.voice
-        body = {"model": self.settings.tts_model, "input": text[:LONGEST], "voice": voice, "response_format": "pcm"}
-        what = f"voice {voice} of {self.settings.tts_model}"
-        async with self.endpoint.post("/audio/speech", body, AUDIO, what=what, within=FIRST_SECONDS) as answer:
+        """The text as int16 at `rate`, while it comes.
+
+        Where an endpoint fails in the middle, the next one goes on with the words of which nothing was spoken yet.
+        Raises EngineError.
+        """
+        asked = [self.endpoints.first()]
+        while True:
+            spoken, tail = 0, np.zeros(0, np.int16)     # samples, and the last few of them, which may be a break's edge
+            try:
+                async with aclosing(self._ask(asked[-1], text, voice, rate, self.endpoints.next(asked) is None)) as it:
+                    async for pcm in it:
+                        spoken += len(pcm)
+                        pcm, tail = split(np.concatenate((tail, pcm)), rate * EDGE_MS // 1000)
+                        yield pcm
+                yield tail
+                self.pace += (spoken / rate / max(1, len(text)) - self.pace) * LEARNING
+                return
+            except EngineError as error:
+                yield (tail * np.linspace(1, 0, len(tail))).astype(np.int16)
+                rest = unspoken(text, spoken / rate / self.pace)
+                if not rest or (endpoint := self.endpoints.fall_back(asked, str(error))) is None:
+                    raise
+                asked.append(endpoint)
+                self.resumed += rest != text
+                text = rest
+
+    async def _ask(self, endpoint: Endpoint, text: str, voice: str, rate: int, last: bool) -> AsyncIterator[np.ndarray]:
+        """`last`: there is no other endpoint to ask, so this one has more time."""
+        target = endpoint.target
+        voice = target.voice or voice or self.settings.voice
+        body = {"model": target.model, "input": text[:LONGEST], "voice": voice, "response_format": "pcm"}
+        what = f"voice {voice} of {target.model}"
+        first, gap = (FIRST_SECONDS, GAP_SECONDS) if last else (target.first_seconds, target.gap_seconds)
+        async with endpoint.post("/audio/speech", body, AUDIO, what=what, within=first) as answer:
             sound = Sound(answer.field("content-type"), rate)
-            wait = FIRST_SECONDS
+            wait = first
             while data := await answer.next(wait):
                 if len(pcm := sound.feed(data)):
                     yield pcm
-                wait = GAP_SECONDS
+                wait = gap
+            rest = sound.finish(text)
             answer.finished = True
-            yield sound.finish(text)
+            yield rest
+
+
+def split(pcm: np.ndarray, tail: int) -> tuple[np.ndarray, np.ndarray]:
+    """All but the last `tail` samples, and these."""
+    at = max(0, len(pcm) - tail)
+    return pcm[:at], pcm[at:]
+
+
+def unspoken(text: str, characters: float) -> str:
+    """The words of a text that begin after its first so many characters."""
+    if characters <= 0:
+        return text
+    begins = next((found.start() for found in re.finditer(r"(?<=\s)\S", text) if found.start() >= characters), None)
+    return "" if begins is None else text[begins:]
 
 
 class Speaking:
