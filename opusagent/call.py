@@ -153,6 +153,19 @@ class Call:
         else:
             self.keys_by = self.server.now + expect.waits.keys * MS
 
+    @from_outside
+    def answered_by(self, who: str) -> None:
+        """The platform knows who has answered a call of ours: a person, or a machine."""
+        if self.slot is not None and not self.done and (reply := self.dialogue.answered(who)) is not None:
+            self._listen_no_more()
+            self._reply(reply)
+
+    def _listen_no_more(self) -> None:
+        """What was being recognised is of no use any more."""
+        if self.hearing or self.final_by:
+            self.hearing, self.final_by = False, 0
+            self.studio.stt.cancel(self)
+
     def on_mark(self, event: Mark) -> None:
         if self.slot is not None and not event.cleared:
             self.mouth.reached(event.name, self.server.now)

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from . import ProtocolError, http11, net, pages
+from . import ProtocolError, http11, net, pages, webhooks
 from ._fastpath import EpollSet, ReceiveBuffer
 from .audio import BATCH
 from .audiosocket import AudioSocketConnection
@@ -219,15 +219,16 @@ class Server:
 
     # -- routes --------------------------------------------------------------------------------------------------------
 
-    @staticmethod
-    def takes_post(path: str) -> bool:
-        return False
+    takes_post = staticmethod(webhooks.takes_post)
 
     def check_post(self, connection: Connection, head: http11.Head) -> None:
         """Raises ProtocolError for a POST that need not be read."""
+        webhooks.check(self, head)
 
     def page(self, connection: Connection, head: http11.Head, body: bytes = b"") -> bytes:
         """The answer to a plain GET or HEAD, or to a POST.  Raises ProtocolError(status, sentence)."""
+        if webhooks.route_of(head.path) is not None:
+            return http11.response(*webhooks.respond(self, connection, head, body))
         name = head.path if head.path in pages.PAGES else "/" + head.path[1:].partition("/")[0] + "/"
         page = pages.PAGES.get(name)
         if page is None or not (connection.pages or page.open):
@@ -319,6 +320,13 @@ class Server:
         if len(self.calls) == 1:
             self._arm(self.clock() + TICK_NS)
         self.metrics.gauge("active_calls", len(self.calls))
+
+    def answered_by(self, call_id: str, who: str) -> None:
+        """News of a call that we made: see webhooks.py."""
+        if call_id in self.calls:
+            self.calls[call_id].answered_by(who)
+        else:
+            self.metrics.count("strange_news")
 
     def call_ends(self, call: Call) -> None:
         if self.calls.get(call.id) is call:

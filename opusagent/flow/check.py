@@ -24,7 +24,9 @@ def faults(flow, unread: set[str]) -> list[Fault]:
     if flow.start in flow.states:
         graph = {state.name: [*meant(flow, state)] for state in flow.states.values()}
         lost = {name for name in unread & flow.states.keys() if not flow.states[name].on}
-        found += [*dead_ends(states, graph, lost), *slots(flow, states, graph)]
+        found += dead_ends(states, graph, lost)
+        graph = with_machine(flow, graph)
+        found += slots(flow, states, graph)
         found += [*unreachable(flow, graph)] if not lost else []
     return found
 
@@ -35,6 +37,13 @@ def meant(flow, state) -> Iterator[tuple[str, str | None]]:
         name = target if target in flow.states else nearest(target, flow.states)
         if name:
             yield name, fact
+
+
+def with_machine(flow, graph: Graph) -> Graph:
+    """The graph with the way of a call that a machine has answered; what is known then is what is known at first."""
+    if flow.machine not in flow.states:
+        return graph
+    return {**graph, flow.start: [*graph[flow.start], (flow.machine, None)]}
 
 
 def reached(start: str, graph: Graph) -> list[str]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from .. import ConfigError
-from .check import faults, reached, unknown_words
+from .check import faults, reached, unknown_words, with_machine
 from .expect import NO, SPOKEN_LEAD_INS, YES, Answer, Expect, Search, Waits, grammar, spoken_words
 from .phrases import Digits, Group, pattern, words
 from .phrasing import SLOT, Text
@@ -91,6 +91,7 @@ class Flow:
     file: str                                   # where it was read, for sentences about it
     name: str = ""
     start: str = ""                             # the state a call begins in
+    machine: str = ""                           # the state for a call that a machine has answered; "": as any other
     voice: str = ""                             # the engine's name of the voice; "" is its own choice
     persona: str = ""                           # what a language model is told in every state
     filler: Text = Text("One moment please.")   # said when an answer is late
@@ -144,7 +145,7 @@ class Flow:
         """Every segment that can be rendered ahead, those that are needed first before the others."""
         values = self.values()
         texts = [self.states[self.start].say, self.filler, *self.states[self.start].failure.say]
-        graph = {name: [*state.ways()] for name, state in self.states.items()}
+        graph = with_machine(self, {name: [*state.ways()] for name, state in self.states.items()})
         for state in map(self.states.get, reached(self.start, graph)):
             texts += [text for text, _ in state.texts()]
             texts += [self.farewell] if not state.end and not state.silence.go else []
@@ -178,7 +179,8 @@ class _Reader:
             "end": Node.flag,
         }
         self.flow_keys = {
-            "name": Node.text, "start": Node.text, "voice": Node.text, "persona": Node.text, "filler": self.fixed,
+            "name": Node.text, "start": Node.text, "machine": Node.text, "voice": Node.text,
+            "persona": Node.text, "filler": self.fixed,
             "farewell": self.fixed, "facts": self.initial, "lead_ins": self.lead_ins, "lists": self.read_lists,
             "waits": self.waits, "silence": self.ladder, "no_match": self.ladder, "failure": self.ladder,
             "global": self.rows, "states": Node.members,
@@ -199,6 +201,9 @@ class _Reader:
         elif nodes and top.get("start", next(iter(nodes))) not in nodes:
             members["start"].fault(f"`start` names \"{top['start']}\", which is no state"
                                    f"{did_you_mean(top['start'], nodes)}.")
+        if nodes and top.get("machine", next(iter(nodes))) not in nodes:
+            members["machine"].fault(f"`machine` names \"{top['machine']}\", which is no state"
+                                     f"{did_you_mean(top['machine'], nodes)}.")
         shared = {key: top.pop(key, None) for key in ("waits", "silence", "no_match", "failure", "global", "lead_ins")}
         if shared["lead_ins"] is None:
             shared["lead_ins"] = SPOKEN_LEAD_INS
