@@ -11,15 +11,16 @@ import secrets
 
 import numpy as np
 
-from . import ProtocolError
+from . import ProtocolError, journal
 from ._fastpath import Resampler
 from .audio import Vad
 from .dialects import (FACTS, HYPOTHESIS, RECOGNITION, REPLIED, SPEECH_STARTED, SPEECH_STOPPED, Audio, Dtmf, Mark,
                        Pause, Start, Stop)
 from .flow import COMPLETE, Dialogue, Reply
 from .flow.dialogue import ANSWER, FAILURE
+from .journal import entry, noted
 from .ledger import Ledger
-from .mouth import Mouth, from_outside
+from .mouth import Mouth
 from .pipeline import Turn
 from .turns import (BARGE_IN, DUCK, END_OF_TURN, NO_INPUT, PAUSE, PAUSED, RESTORE, RESUME, UTTERANCE_START, Settings,
                     TurnTaking)
@@ -35,7 +36,11 @@ START_WITHIN = 10_000 * MS      # a call that has not started by then never will
 class Call:
     """A session of a connection (see connection.py) that talks.  It begins with the dialect's Start."""
 
-    def __init__(self, server, connection, dialect, agent: str):
+    def __init__(self, server, connection, dialect, agent: str, kept: "journal.Journal | None" = None):
+        self.journal = kept                 # what it notes; None: nothing is kept
+        if kept is not None:
+            kept.open(journal.BEGIN, ())
+            server, connection = kept.seen(server, connection)
         self.server = server                # what it is made with
         self.studio = server.studio
         self.connection = connection
@@ -63,15 +68,18 @@ class Call:
         self.mouth = Mouth(self, server, connection, dialect)
         self.before: tuple = ()             # the dialogue before the reply, while nothing of it was heard
         # what is told of it
-        self.ledger = Ledger(server.metrics)
+        self.ledger = Ledger(server.metrics, kept)
         self.began = server.now             # ns
         self.done = False                   # the flow came to its end
         self.leave_by = 0                   # ns: until when the platform may end the call itself, once it is done
         if (start := dialect.open()) is not None:
             self.on_start(start)
+        if kept is not None:
+            kept.close()
 
     # -- from the connection -------------------------------------------------------------------------------------------
 
+    @noted(journal.MESSAGE)
     def on_message(self, opcode: int, payload: memoryview) -> None:
         event = self.dialect.receive(opcode, payload)
         if self.dialect.outbox:
@@ -79,6 +87,7 @@ class Call:
         if event is not None and (not self.done or event.__class__ is Stop):
             ON_EVENT[event.__class__](self, event)
 
+    @noted(journal.DRAINED)
     def drained(self) -> None:
         self.mouth.out.drained()
 
@@ -87,8 +96,14 @@ class Call:
 
     def lost(self, code: int, reason: str) -> None:
         """The connection is over, and so is the call."""
-        if self.slot is None:
-            return
+        if self.slot is not None:
+            self.ends(code, reason)
+            if self.journal is not None:
+                self.journal.end()
+
+    @noted(journal.LOST)
+    def ends(self, code: int, reason: str) -> None:
+        """Nothing of it is left: no reply, no utterance, no slot."""
         if self.mouth.turn is not None:
             self._stop_talking("hang-up")
         self.mouth.close()
@@ -112,6 +127,8 @@ class Call:
         self.id = event.call_id or secrets.token_hex(8)
         self.ledger.call_id = self.id
         self.server.call_begins(self, event)
+        if self.journal is not None:
+            self.journal.start(self.id)
         wire_rate = self.dialect.rate
         rate = 8000 if wire_rate == 8000 else 16000
         self.slot = self.studio.arena.slot(self.studio.free.pop())
@@ -179,7 +196,7 @@ class Call:
 
     # -- turn taking ---------------------------------------------------------------------------------------------------
 
-    @from_outside
+    @entry(journal.WINDOW)
     def on_window(self, score: float, position: int, samples: int, quiet: int) -> None:
         """The ear has scored the window that ends at `position`."""
         if self.slot is not None and not self.done:
@@ -187,6 +204,7 @@ class Call:
 
     def _follow(self, events) -> None:
         for event in events:
+            self._note(event.kind, event.position)
             ON_TURN[event.kind](self, event.position)
 
     def _utterance_starts(self, onset: int) -> None:
@@ -200,6 +218,7 @@ class Call:
         self.hearing = self.dialogue.expect.id >= 0         # nothing that is said counts in some states
         if self.hearing:
             self.search = self.studio.search(self.flow, self.dialogue.expect.id)
+            self._note("listen", self.utterance, position)
             self.studio.stt.listen(self, position)
             self.mouth.out.tell(SPEECH_STARTED)
 
@@ -225,6 +244,7 @@ class Call:
         self.final_by = now + FINAL_WITHIN
         self.ledger.begin(now, self.slot, self.connection.rtt_ns)
         self.mouth.out.tell(SPEECH_STOPPED)
+        self._note("finish", self.utterance, self.slot.written)
         self.studio.stt.finish(self, self.slot.written)
 
     def _barge_in(self, onset: int) -> None:
@@ -258,7 +278,7 @@ class Call:
 
     # -- from the recogniser -------------------------------------------------------------------------------------------
 
-    @from_outside
+    @entry(journal.PARTIAL)
     def on_partial(self, utterance: int, text: str) -> None:
         if utterance == self.utterance and self.hearing and text:
             self.mouth.out.tell(HYPOTHESIS, text)
@@ -266,7 +286,7 @@ class Call:
             if self.hearing and self.turns.state is PAUSED:
                 self.mouth.prepare(self.dialogue.answer(text), self.server.clock())
 
-    @from_outside
+    @entry(journal.FINAL)
     def on_final(self, utterance: int, text: str, confidence: float = 1.0) -> None:
         if utterance != self.utterance or not self.final_by:
             return
@@ -276,7 +296,7 @@ class Call:
         self.mouth.out.tell(RECOGNITION, text, confidence)
         self._reply(self.dialogue.answer(text))
 
-    @from_outside
+    @entry(journal.FAILURE)
     def on_failure(self, utterance: int, sentence: str) -> None:
         if utterance == self.utterance and (self.hearing or self.final_by):
             log.warning("call %s: %s", self.id, sentence)
@@ -307,12 +327,13 @@ class Call:
         trace = self.ledger.trace or self.ledger.begin(now)
         self.before = self.dialogue.checkpoint() if reply.kind == ANSWER else ()
         self.dialogue.commit(reply)
+        self._note("reply", reply.kind, reply.next, reply.caller, reply.say, reply.facts)
         trace.mark("decision", self.server.clock())
         trace.kind, trace.state, trace.caller = reply.kind, self.dialogue.state, reply.caller
         self.turns.expect(self.dialogue.expect.waits)
         self.mouth.say(reply, trace, now)
 
-    @from_outside
+    @entry(journal.TICK)
     def tick(self, now: int) -> None:
         """Every few milliseconds: speech that is due, deadlines, and the sample clock when no media comes."""
         if self.slot is None:
@@ -374,6 +395,10 @@ class Call:
     def _leave(self, now: int) -> None:
         if now >= self.leave_by:
             self.connection.close(1000, "the conversation is over")
+
+    def _note(self, what: str, *details) -> None:
+        if self.journal is not None:
+            self.journal.note(what, *details)
 
     def record(self) -> dict:
         """What GET /calls/<id> says."""

@@ -136,6 +136,14 @@ class Prompts:
 
 
 @dataclass(frozen=True, slots=True)
+class Archive:
+    """What calls leave behind on disk."""
+
+    directory: str = setting("", "where calls are kept, in a folder for each day; empty keeps nothing", "directory")
+    journals: bool = setting(True, "keep each call's journal, for `opusagent replay`; it holds what the caller said")
+
+
+@dataclass(frozen=True, slots=True)
 class Admission:
     """When new calls are refused so that live ones stay good."""
 
@@ -183,6 +191,7 @@ class Config:
     scripted: Scripted = Scripted()
     prompts: Prompts = Prompts()
     admission: Admission = Admission()
+    archive: Archive = Archive()
 
     endpoints: "endpoints.Tables" = field(default_factory=dict)       # of a file, by stage; see endpoints.targets()
     places: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)      # key -> where it was set

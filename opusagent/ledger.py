@@ -18,10 +18,11 @@ LOOK_BACK_MS = 1500             # before an endpoint, to find the last voiced wi
 class Ledger:
     """`trace` is the receipt being written, `receipts` are those that are finished."""
 
-    __slots__ = ("metrics", "call_id", "receipts", "trace", "_arrivals")
+    __slots__ = ("metrics", "journal", "call_id", "receipts", "trace", "_arrivals")
 
-    def __init__(self, metrics: Metrics):
+    def __init__(self, metrics: Metrics, journal=None):
         self.metrics = metrics
+        self.journal = journal
         self.call_id = ""               # for the log
         self.receipts: list[dict] = []
         self.trace: TurnTrace | None = None
@@ -59,5 +60,7 @@ class Ledger:
             trace.stopped_by = trace.stopped_by or stopped_by
             receipt = trace.receipt()
             self.receipts.append(receipt)
+            if self.journal is not None:
+                self.journal.note("receipt", receipt)
             self.metrics.turn(receipt)
             log.info("call %s turn %s", self.call_id, receipt)

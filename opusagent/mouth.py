@@ -4,8 +4,10 @@ It decides neither what is said nor when a turn is over.  The rules: one reply a
 the voice delivers under an older `epoch` is dropped where it lands; of a reply that is held nothing can be heard, and
 nothing of it has an effect, until say() commits to it.
 """
-from functools import partial, wraps
+from functools import partial
 
+from . import journal
+from .journal import entry
 from .metrics import TurnTrace
 from .outbound import Outbound
 from .pipeline import SPEAKING, Stage, Turn
@@ -15,17 +17,6 @@ DUCK_MS = 20                    # within which the level goes down
 RESTORE_MS = 60                 # within which it is back
 
 
-def from_outside(method):
-    """For what others than the connection call: an error of ours ends this call, and no other notices."""
-    @wraps(method)
-    def guarded(self, *args):
-        try:
-            return method(self, *args)
-        except Exception as error:
-            self.connection.fault(error)
-    return guarded
-
-
 class Mouth:
     """`turn` is being spoken, `held` is made ready; there is never more than one of the two.
 
@@ -33,11 +24,12 @@ class Mouth:
     `epoch`, on_speech() and on_speech_failed().
     """
 
-    __slots__ = ("call", "connection", "dialect", "out", "metrics", "clock", "voice", "slot", "playout", "stage",
+    __slots__ = ("call", "journal", "connection", "dialect", "out", "metrics", "clock", "voice", "slot", "playout", "stage",
                  "epoch", "turn", "held", "audible", "thrown", "most_thrown", "lowered")
 
     def __init__(self, call, server, connection, dialect):
         self.call = call
+        self.journal = call.journal
         self.connection = connection
         self.dialect = dialect
         self.out = Outbound(connection, dialect, server.metrics)
@@ -61,8 +53,10 @@ class Mouth:
         """The call has begun: its slot, its rate on the wire, and what its replies are made with."""
         self.slot = slot
         self.playout = Playout(wire_rate, self.dialect.lead_ms, getattr(self.dialect, "message_ms", FRAME_MS))
-        self.stage = Stage(slot, self.playout, studio.prompt, partial(self.voice.speak, self),
-                           partial(self.voice.played, self), studio.llm, flow.voice, deadlines,
+        watch = self.journal.watch if self.journal is not None else lambda prompt, llm: (prompt, llm)
+        prompt, llm = watch(studio.prompt, studio.llm)
+        self.stage = Stage(slot, self.playout, prompt, partial(self.voice.speak, self),
+                           partial(self.voice.played, self), llm, flow.voice, deadlines,
                            flow.filler.fill({}), self.clock)
 
     def close(self) -> None:
@@ -142,7 +136,7 @@ class Mouth:
 
     # -- from the voice ------------------------------------------------------------------------------------------------
 
-    @from_outside
+    @entry(journal.SPEECH)
     def on_speech(self, epoch: int, k: int, start: int, written: int, done: bool) -> None:
         """The voice has written more of a segment."""
         turn = self.turn or self.held
@@ -151,7 +145,7 @@ class Mouth:
             if self.turn is not None:
                 self.play(self.clock())
 
-    @from_outside
+    @entry(journal.SPEECH_FAILED)
     def on_speech_failed(self, epoch: int, k: int, sentence: str) -> None:
         self.metrics.count("voice_failures")
         turn = self.turn or self.held

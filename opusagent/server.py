@@ -12,8 +12,10 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from . import ProtocolError, http11, net, pages, webhooks
+from . import ProtocolError, http11, journal, net, pages, webhooks
+from . import config as settings
 from ._fastpath import EpollSet, ReceiveBuffer
+from .archive import Archive
 from .audio import BATCH
 from .audiosocket import AudioSocketConnection
 from .call import Call
@@ -78,6 +80,7 @@ class Server:
         self._timer: asyncio.TimerHandle | None = None
         self._next_tick = self._next_sweep = self._next_tidying = self.now
         self._listening: list[asyncio.Server] = []
+        self.archive: Archive | None = None         # made by start(), where calls are kept
         net_config = config.net
         self.wide = Limits(net_config.max_message, 1 << 17, 60.0, net_config.ping_timeout_seconds)
         self.narrow = Limits(net_config.max_message_telephony, 16, 5.0, net_config.media_timeout_seconds,
@@ -88,6 +91,8 @@ class Server:
 
     async def start(self, sockets: list, admin_sockets: list = (), ssl=None, audiosockets: list = ()) -> None:
         loop = asyncio.get_running_loop()
+        if self.config.archive.directory:
+            self.archive = Archive(self.config.archive.directory, self.metrics)
         loop.add_reader(self.epoll.fileno(), self.epoll.poll)
         self.studio.hearing.on_waiting = self._window_waits
         for sock in sockets:
@@ -124,6 +129,8 @@ class Server:
         for connection in list(self.connections):
             connection.ended(None)
         self._timer.cancel()
+        if self.archive is not None:
+            self.archive.close()
         asyncio.get_running_loop().remove_reader(self.epoll.fileno())
         self.epoll.close()
         gc.enable()
@@ -261,16 +268,25 @@ class Server:
         self._check_call(connection, head, agent, getattr(dialect, "platform", dialect.name))
         telephony = dialect.max_message <= self.narrow.max_message
         limits = self.wide if not telephony else self.diagnostic if agent == "echo" else self.narrow
-        make = EchoCall if agent == "echo" else Call
-        spoken = dialect(without_secrets(head.query))
-        return limits, lambda connection: make(self, connection, spoken, agent)
+        query = without_secrets(head.query)
+        spoken = dialect(query)
+        if agent == "echo":
+            return limits, lambda connection: EchoCall(self, connection, spoken, agent)
+        return limits, lambda connection: Call(self, connection, spoken, agent, self._journal(spoken, query, agent))
 
     def bare_session(self, connection: AudioSocketConnection, dialect) -> Call:
         """A call without a request, so without a token, to the flow that the server was started with."""
         if not (net.is_loopback(connection.peer) or self.config.insecure):
             raise ProtocolError(401, "A call without authentication from another machine needs --insecure.")
         self._check_room()
-        return Call(self, connection, dialect, "")
+        return Call(self, connection, dialect, "", self._journal(dialect, {}, ""))
+
+    def _journal(self, dialect, query: dict[str, str], agent: str) -> "journal.Journal | None":
+        """What a new call notes; None where nothing is kept."""
+        if self.archive is None or not self.config.archive.journals:
+            return None
+        return journal.Journal(lambda call_id: self.archive.file(call_id + ".jsonl"), journal.header(
+            dialect.name, query, agent, self.studio.flows[agent], self.config, settings.SETTINGS))
 
     def _check_call(self, connection: Connection, head: http11.Head, agent: str, platform: str) -> None:
         self._check_origin(connection, head)

@@ -168,10 +168,13 @@ class Conversation:
         self.studio.ahead = ahead
         self.server = Server(self.studio)
         self.connection = Connection()
-        self.call = Call(self.server, self.connection, TABLE[dialect]({}), "")
+        self.call = Call(self.server, self.connection, TABLE[dialect]({}), "", self.journal())
         self.place = 0                  # in what was sent: what agent_says has told
         if begin:
             self.receive(b'{"event":"start","streamSid":"MZ1","start":{"callSid":"CA1","customParameters":{}}}')
+
+    def journal(self):
+        """None: none is kept."""
 
     # -- the caller
 

@@ -14,7 +14,7 @@ LAYERS = [
      "nonces", "auth", "signing"},
     {"engines"},
     {"pipeline"},
-    {"prompts", "studio", "ledger", "outbound", "mouth", "call", "echo"},
+    {"archive", "journal", "prompts", "studio", "ledger", "outbound", "mouth", "call", "echo", "replay", "whatif"},
     {"connection", "audiosocket", "pages", "gate", "webhooks", "server", "recording", "timeline", "terminal",
      "telephone", "caller", "localserver", "people", "demo", "latency", "client"},
     {"daemon"},

@@ -98,6 +98,7 @@ class Flow:
     farewell: Text = Text("I can not hear you, so I will end the call. Goodbye.")   # after silence that leads nowhere
     facts: dict[str, str] = field(default_factory=dict)     # known from the start; a platform may bring other values
     states: dict[str, State] = field(default_factory=dict)
+    source: str = ""                            # the text it was read from
     searches: tuple[Search, ...] = ()           # all that a recogniser may be asked for; Expect.id is the index
 
     @classmethod
@@ -211,7 +212,7 @@ class _Reader:
             self.growing(members["waits"], replace(self.default_waits, **shared["waits"]))
         searches: dict[str, Search] = {}
         states = {name: self.state(name, node, shared, searches) for name, node in nodes.items()}
-        return Flow(self.document.name, **top, states=states, searches=tuple(searches.values()))
+        return Flow(self.document.name, **top, source=self.document.text, states=states, searches=tuple(searches.values()))
 
     def state(self, name: str, node: Node, shared: dict, searches: dict[str, Search]) -> State:
         found = node.read(self.state_keys)

@@ -23,11 +23,12 @@ NAMES = {str: "text", bool: "true or false", int: "a whole number", float: "a nu
 class Document:
     """One file: its values, where each stands, and what was found wrong with it."""
 
-    __slots__ = ("name", "root", "lines", "faults", "refused")
+    __slots__ = ("name", "text", "root", "lines", "faults", "refused")
 
     def __init__(self, text: str, name: str):
         """Raises ConfigError where `text` is not TOML."""
         self.name = name                            # of the file, as sentences give it
+        self.text = text
         self.faults: list[tuple[int, str]] = []     # (line, sentence)
         self.refused: set[tuple] = set()            # the paths that faults are about
         try:

@@ -1,0 +1,349 @@
+"""Replay: a call once more from its journal, on the clock that it had, with the real Call and nothing else that is real.
+
+The connection sends nowhere, the engines say what the journal says they said.  The rule: every reading of the clock or
+the connection is answered with what was read then; one that was not made then, or is left over, means that the
+decisions have parted, and where is told.
+"""
+import asyncio
+import base64
+from collections import deque
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import orjson
+
+from . import ConfigError, EngineError, journal
+from ._fastpath import Arena
+from .audio import VadBatch
+from .call import Call
+from .config import Config
+from .dialects import TABLE as DIALECTS
+from .dialects import TEXT
+from .flow import Flow
+from .metrics import Metrics
+from .studio import waits
+
+PATIENCE = 200                  # turns of the loop in which a model's answer is taken in
+
+
+@dataclass(slots=True)
+class Entry:
+    """A line: an input, or (kind "=") a decision."""
+
+    line: int
+    kind: str
+    args: list
+    readings: list
+    at: int = 0                 # ns, by the last reading up to its end
+
+
+@dataclass(slots=True)
+class Tape:
+    """A journal as it was read."""
+
+    path: str
+    header: dict[str, Any]
+    entries: list[Entry]        # inputs and decisions, in the order of the lines
+    prompts: dict[tuple, tuple]     # (voice, text, rate) -> (samples, lead), or () for one that was not rendered ahead
+    whole: bool                 # the last line is a line
+
+    @property
+    def seconds(self) -> float:
+        times = [entry.at for entry in self.entries if entry.at]
+        return (times[-1] - times[0]) / 1e9 if times else 0.0
+
+
+def load(path: str) -> Tape:
+    """ConfigError where the file is no journal; one that ends in the middle of a line is used up to there."""
+    try:
+        lines = Path(path).read_bytes().split(b"\n")
+    except OSError as error:
+        raise ConfigError(f"{path}: the journal cannot be read: {error.strerror}.") from None
+    try:
+        header = orjson.loads(lines[0])
+        version = header["journal"]
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        raise ConfigError(f"{path}: this is not the journal of a call.") from None
+    if version != journal.VERSION:
+        raise ConfigError(f"{path}: this journal has format {version}, and this version replays {journal.VERSION}.")
+    tape, now = Tape(path, header, [], {}, lines[-1] == b""), 0
+    for number, line in enumerate(lines[1:-1], 2):
+        try:
+            kind, args, *readings = orjson.loads(line)
+        except (orjson.JSONDecodeError, ValueError, TypeError):
+            raise ConfigError(f"{path}:{number}: this line is no entry of a journal.") from None
+        if kind == journal.PROMPT:
+            tape.prompts[tuple(args[:3])] = tuple(args[3:])
+            continue
+        entry = Entry(number, kind, args, *(readings or ([],)))
+        now += args[0] if kind == journal.TICK else 0
+        now += sum(reading for reading in entry.readings if type(reading) is int)
+        entry.at = now
+        tape.entries.append(entry)
+    return tape
+
+
+class Parted(Exception):
+    """What the call does now is not what it did then."""
+
+
+class Rehearsal:
+    """What a call has for a journal while it is replayed: it notes the decisions, and keeps them."""
+
+    def __init__(self):
+        self.decisions: list[list] = []
+
+    def open(self, kind, args) -> None:
+        """The replay knows: it is the one who tells."""
+
+    def close(self) -> None:
+        """As open()."""
+
+    def start(self, call_id: str) -> None:
+        """Nothing is written."""
+
+    def end(self) -> None:
+        """As start()."""
+
+    def note(self, what: str, *details) -> None:
+        self.decisions.append([what, *details])
+
+    def seen(self, server, connection) -> tuple:
+        return server, connection
+
+    def watch(self, prompt, llm) -> tuple:
+        return prompt, llm
+
+
+class Readings:
+    """What the call reads from the world while it takes in the present entry, in the order in which it did then."""
+
+    def __init__(self):
+        self.time = 0                           # ns, the clock's last reading
+        self.left: deque = deque()
+
+    def take(self, kind: type):
+        if not self.left or type(self.left[0]) is not kind:
+            raise Parted("it reads what it did not read then")
+        return self.left.popleft()
+
+    def clock(self) -> int:
+        self.time += self.take(int)
+        return self.time
+
+
+class Connection:
+    """It sends nowhere."""
+
+    def __init__(self, readings: Readings):
+        self._readings = readings
+        self.closed: tuple | None = None
+
+    @property
+    def congested(self) -> bool:
+        return self._readings.take(bool)
+
+    @property
+    def rtt_ns(self) -> int:
+        return self._readings.take(list)[0]
+
+    def send(self, opcode, message) -> bool:
+        return True
+
+    def close(self, code: int = 1000, reason: str = "") -> None:
+        self.closed = (code, reason)
+
+    def fault(self, error: Exception) -> None:
+        raise error
+
+
+class Recogniser:
+    """Its words are entries of the journal."""
+
+    def listen(self, call, position: int) -> None: ...
+    def audio(self, call) -> None: ...
+    def ask(self, call) -> None: ...
+    def finish(self, call, position: int) -> None: ...
+    def cancel(self, call) -> None: ...
+    def forget(self, call) -> None: ...
+
+
+class Voice:
+    """Its speech is in the journal as lengths: what it sounded like decides nothing."""
+
+    def speak(self, mouth, epoch: int, k: int, text: str, voice: str) -> None: ...
+    def played(self, mouth, k: int) -> None: ...
+    def cancel(self, mouth) -> None: ...
+
+
+class Model:
+    """Its answers are entries of the journal; `questions` are those that were put, each with the queue of its pieces."""
+
+    def __init__(self):
+        self.questions: list[asyncio.Queue] = []
+        self.hungry: asyncio.Queue | None = None        # the one that waits for its next piece
+
+    async def reply(self, messages, *more) -> AsyncIterator:
+        pieces: asyncio.Queue = asyncio.Queue()
+        self.questions.append(pieces)
+        while True:
+            self.hungry = pieces
+            piece = await pieces.get()
+            self.hungry = None
+            if piece is None:
+                return
+            if isinstance(piece, Exception):
+                raise piece
+            yield piece
+
+
+class World:
+    """All that a Call is made with."""
+
+    def __init__(self, tape: Tape, config: Config):
+        self.readings = Readings()
+        self.config = config
+        self.metrics = Metrics()
+        self.flow = flow_of(tape, config)
+        self.prompts = tape.prompts
+        self.silence = np.zeros(max([samples for samples, *_ in filter(None, tape.prompts.values())], default=1), np.int16)
+        self.studio = SimpleNamespace(
+            flows={tape.header["agent"]: self.flow}, arena=Arena(1), free=[0], hearing=VadBatch("energy"),
+            stt=Recogniser(), tts=Voice(), llm=Model(), prompt=self.prompt, search=lambda flow, number: number)
+        self.connection = Connection(self.readings)
+
+    def prompt(self, voice: str, text: str, rate: int):
+        found = self.prompts.get((voice, text, rate))
+        return SimpleNamespace(pcm=self.silence[:found[0]], lead=found[1]) if found else None
+
+    @property
+    def now(self) -> int:
+        return self.readings.clock()
+
+    def clock(self) -> int:
+        return self.readings.clock()
+
+    def call_begins(self, call: Call, start) -> None: ...
+    def call_ends(self, call: Call) -> None: ...
+
+
+MUTE = SimpleNamespace(push=lambda pcm: None, close=lambda: None)      # an ear: the scores are in the journal
+
+
+def config_of(tape: Tape, changes: dict[str, Any]) -> Config:
+    """The settings that the call had, with `changes`.  ConfigError."""
+    return Config.load({**tape.header["settings"], **changes}, {}, None)
+
+
+def flow_of(tape: Tape, config: Config) -> Flow:
+    return Flow.parse(tape.header["flow_text"], tape.header["flow"], waits(config))
+
+
+class Replay:
+    """`run` takes in the whole tape; then `call` is as it was at its end, and `decisions` are those made."""
+
+    def __init__(self, tape: Tape, world: World):
+        self.tape = tape
+        self.world = world
+        self.rehearsal = Rehearsal()
+        self.call: Call | None = None
+
+    @property
+    def decisions(self) -> list[list]:
+        return self.rehearsal.decisions
+
+    async def run(self) -> None:
+        """Raises Parted at the first entry that the call takes in otherwise than it did."""
+        made = 0
+        for entry in self.tape.entries:
+            if entry.kind == journal.DECISION:
+                if made >= len(self.decisions) or plain(self.decisions[made]) != entry.args:
+                    now = plain(self.decisions[made]) if made < len(self.decisions) else "nothing"
+                    raise Parted(f"{self.tape.path}:{entry.line}: then it decided {entry.args}, now {now}.")
+                made += 1
+                continue
+            try:
+                await self.take_in(entry)
+            except Parted as parted:
+                raise Parted(f"{self.tape.path}:{entry.line}: {parted}.") from None
+        if made < len(self.decisions) and self.tape.whole:
+            raise Parted(f"{self.tape.path}: it decides once more than then: {plain(self.decisions[made])}.")
+
+    async def take_in(self, entry: Entry) -> None:
+        readings = self.world.readings
+        if entry.kind == journal.TICK:
+            readings.time += entry.args[0]
+        readings.left.extend(entry.readings)
+        await TAKE_IN[entry.kind](self, *entry.args)
+        if self.call.vad is not None:
+            self.call.vad = MUTE
+
+    async def _begin(self) -> None:
+        header = self.tape.header
+        self.call = Call(self.world, self.world.connection, DIALECTS[header["dialect"]](header["query"]),
+                         header["agent"], self.rehearsal)
+
+    async def _message(self, opcode: int, payload: str) -> None:
+        octets = payload.encode() if opcode == TEXT else base64.b64decode(payload)
+        self.call.on_message(opcode, memoryview(octets))
+
+    async def _tick(self, since: int) -> None:
+        self.call.tick(self.world.readings.time)
+
+    async def _asked(self, number: int) -> None:
+        await self._until(lambda: len(self.world.studio.llm.questions) > number)
+
+    async def _piece(self, number: int, piece) -> None:
+        model = self.world.studio.llm
+        question = model.questions[number]
+        await self._until(lambda: model.hungry is question)
+        question.put_nowait(piece)
+        await asyncio.sleep(0)
+        await self._until(lambda: model.hungry is question)
+
+    async def _answered(self, number: int) -> None:
+        await self._end(number, None)
+
+    async def _broke(self, number: int, expected: bool, sentence: str) -> None:
+        await self._end(number, EngineError(sentence) if expected else RuntimeError(sentence))
+
+    async def _end(self, number: int, last: Exception | None) -> None:
+        question = self.world.studio.llm.questions[number]
+        question.put_nowait(last)
+        await self._until(question.empty)
+        for _ in range(10):                             # the turn takes note of it
+            await asyncio.sleep(0)
+
+    async def _until(self, reached) -> None:
+        for _ in range(PATIENCE):
+            if reached():
+                return
+            await asyncio.sleep(0)
+        raise Parted("the model is not asked as it was then")
+
+
+def told(method: str):
+    """Tells the call, or its mouth, what it was told then."""
+    async def tell(replay: Replay, *args) -> None:
+        owner = replay.call.mouth if method.startswith("on_speech") else replay.call
+        getattr(owner, method)(*args)
+    return tell
+
+
+TAKE_IN = {
+    journal.BEGIN: Replay._begin, journal.MESSAGE: Replay._message, journal.TICK: Replay._tick,
+    journal.DRAINED: told("drained"), journal.LOST: told("ends"), journal.WINDOW: told("on_window"),
+    journal.PARTIAL: told("on_partial"), journal.FINAL: told("on_final"), journal.FAILURE: told("on_failure"),
+    journal.SPEECH: told("on_speech"), journal.SPEECH_FAILED: told("on_speech_failed"),
+    journal.ASKED: Replay._asked, journal.PIECE: Replay._piece, journal.ANSWERED: Replay._answered,
+    journal.BROKE: Replay._broke,
+}
+
+
+def plain(value):
+    """As it comes back from a file."""
+    return orjson.loads(orjson.dumps(value))

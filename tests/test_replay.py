@@ -1,0 +1,139 @@
+"""A call from its journal: the same decisions, bit by bit, and what is told when they are not."""
+import asyncio
+from types import SimpleNamespace
+
+import orjson
+import pytest
+from conversation import Conversation
+from opusagent import ConfigError, journal, replay
+from opusagent.config import SETTINGS
+from test_call import FLOW
+from test_speculation import FLOW as MODEL_FLOW
+from test_speculation import turn
+
+
+class Kept(Conversation):
+    """A conversation that keeps a journal, in memory."""
+
+    def __init__(self, flow, **more):
+        self.lines = []
+        super().__init__(flow, **more)
+
+    def journal(self):
+        flow = self.studio.flows[""]
+        file = SimpleNamespace(append=self.lines.append, close=lambda: None)
+        return journal.Journal(lambda call_id: file, journal.header("twilio", {}, "", flow, self.studio.config, SETTINGS))
+
+    def tape(self, tmp_path):
+        path = tmp_path / "call.jsonl"
+        path.write_bytes(b"".join(self.lines))
+        return replay.load(str(path))
+
+
+def replayed(tape, **changes):
+    again = replay.Replay(tape, replay.World(tape, replay.config_of(tape, changes)))
+    asyncio.run(again.run())
+    return again
+
+
+def conversation(**more):
+    call = Kept(FLOW, **more)
+    call.listens()
+    call.says("ten of clubs")
+    call.speech(300, "no")
+    call.silence(500)
+    call.listens()
+    call.speech(600, "seven of clubs")
+    call.silence(500)
+    call.speech(400, "yes")                     # over the agent
+    call.silence(1500)
+    call.listens()
+    return call
+
+
+def test_every_decision_is_made_again(tmp_path):
+    call = conversation()
+    tape = call.tape(tmp_path)
+    again = replayed(tape)
+    assert again.call.ledger.receipts == call.receipts and len(call.receipts) >= 4
+    assert again.call.dialogue.state == call.state == "bye"
+    assert again.call.dialogue.facts == call.call.dialogue.facts
+    assert tape.whole and tape.seconds > 4
+
+
+def test_keys_reprompts_holes_and_a_slow_peer_are_replayed(tmp_path):
+    call = Kept(FLOW)
+    call.connection.congested = True
+    call.silence(200)
+    call.connection.congested = False
+    call.call.drained()
+    call.passes(4000)                           # no media
+    call.listens()
+    call.receive(b'{"event":"dtmf","dtmf":{"digit":"9"}}')
+    call.listens()
+    call.call.lost(1000, "")
+    again = replayed(call.tape(tmp_path))
+    assert again.call.ledger.receipts == call.receipts and again.call.mouth.out.dropped == call.call.mouth.out.dropped > 0
+
+
+def test_a_voice_that_speaks_later_is_replayed(tmp_path):
+    call = Kept(FLOW, ahead=False)
+    call.silence(200)
+    while call.call.mouth.turn is not None:
+        while call.studio.tts.asked:
+            call.studio.tts.deliver()
+        call.silence(20)
+    assert replayed(call.tape(tmp_path)).call.ledger.receipts == call.receipts
+
+
+@pytest.mark.parametrize("goes_wrong", [False, True])
+def test_a_model_that_answers_is_replayed(tmp_path, goes_wrong):
+    call = Kept(MODEL_FLOW)
+
+    async def talk():
+        call.studio.llm.pieces = None if goes_wrong else ["It is ", "about parcels. ", "Is that all?"]
+        for words, ms in (("", 2000), ("where is my", 400), ("", 240), ("where is my parcel", 400), ("", 4000)):
+            for _ in range(ms // 20):
+                call.speech(20, words) if words else call.silence(20)
+                await turn()
+
+    asyncio.run(talk())
+    tape = call.tape(tmp_path)
+    again = replayed(tape)
+    assert again.call.ledger.receipts == call.receipts and call.state == "model"
+    assert sum(entry.kind == journal.ASKED for entry in tape.entries) >= 2
+
+
+def test_a_journal_cut_anywhere_replays_up_to_there(tmp_path):
+    call = conversation()
+    whole = b"".join(call.lines)
+    path = tmp_path / "cut.jsonl"
+    for size in range(2000, len(whole), len(whole) // 12):
+        path.write_bytes(whole[:size])
+        replayed(replay.load(str(path)))
+
+
+def test_where_decisions_part_is_told(tmp_path):
+    tape = conversation().tape(tmp_path)
+    with pytest.raises(replay.Parted, match=r"call.jsonl:\d+: (then it decided|it reads)"):
+        replayed(tape, **{"turns.barge_in_ms": 60})
+
+
+@pytest.mark.parametrize("content, sentence", [
+    (b"", "not the journal"), (b"[1]\n", "not the journal"), (b"{}\n", "not the journal"),
+    (b'{"journal": 99}\n', "has format 99"), (b'{"journal": 1}\nnonsense\n', ":2: this line"),
+    (b'{"journal": 1}\n{"a": 1}\n', ":2: this line"),
+])
+def test_what_is_no_journal_is_refused_with_a_sentence(tmp_path, content, sentence):
+    path = tmp_path / "bad.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=sentence):
+        replay.load(str(path))
+    with pytest.raises(ConfigError, match="cannot be read"):
+        replay.load(str(tmp_path / "none.jsonl"))
+
+
+def test_a_journal_tells_no_secret(tmp_path):
+    head = orjson.loads(conversation().lines[0].split(b"\n")[0])
+    assert set(head) == {"opusagent", "journal", "dialect", "query", "agent", "flow", "flow_text", "settings"}
+    assert not [key for key in head["settings"] if "key" in key or "token" in key]
