@@ -47,6 +47,11 @@ def call(args: argparse.Namespace) -> int:
     return client.call_command(args)
 
 
+def replay(args: argparse.Namespace) -> int:
+    from . import rehearse
+    return rehearse.replay_command(args)
+
+
 def latency_test(args: argparse.Namespace) -> int:
     from . import client
     return client.latency_test_command(args)
@@ -71,6 +76,13 @@ def call_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
+def replay_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("journal", metavar="CALL.jsonl", help="what a server with archive.directory has kept of a call")
+    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[],
+                        help="a setting that was another: what if?  May be given several times")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
 def latency_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("url", metavar="URL", nargs="?", default=None, help="default: a server of its own")
     parser.add_argument("--duration", metavar="S", type=float, default=60.0, help="seconds of calls (default 60)")
@@ -85,6 +97,7 @@ COMMANDS = {
     "serve": ("run the server", serve_flags, serve),
     "call": ("call a server as a caller made of recordings, and measure", call_flags, call),
     "latency-test": ("simulated voice traffic against a server, and its latencies", latency_flags, latency_test),
+    "replay": ("take a call from its journal once more, with the same decisions or other settings", replay_flags, replay),
     "doctor": ("look at this machine, and say what to change", serve_flags, doctor),
     "config": ("print all settings and where each came from", serve_flags, show_config),
 }

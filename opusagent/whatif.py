@@ -14,12 +14,14 @@ from statistics import median
 
 from . import EngineError, journal
 from ._fastpath import SEGMENT_SAMPLES
-from .replay import MUTE, Entry, Parted, Readings, Replay, Tape, World, plain
+from .replay import MUTE, Entry, Readings, Replay, Tape, World, plain
+from .turns import LISTENING
 
 MS = 1_000_000                  # ns
 NEAR_MS = 1500                  # an utterance that begins so near is the same one
 SAME_END_MS = 400               # ... and a turn's end
 MS_PER_CHARACTER = 65           # of speech that was never recorded
+RUN_OUT_MS = 4000
 UNKNOWN = "This answer was never recorded."
 
 
@@ -151,6 +153,7 @@ class WhatIf(Replay):
     def audio(self, call) -> None: ...
 
     def ask(self, call) -> None:
+
         if text := self._heard.text_at(call.slot.written):
             self._later(0, call.on_partial, call.utterance, text)
 
@@ -215,7 +218,19 @@ class WhatIf(Replay):
             if entry.kind in LIVE:
                 await self._until_time(entry.at)
                 await self.take_in(entry)
-        await self._until_time(self.world.readings.time + 3000 * MS)
+        await self._run_out()
+
+    async def _run_out(self) -> None:
+        """After the last entry the caller is silent; what is on its way comes to its end."""
+        call = self.call
+        window = 32 * self._per_ms
+        for _ in range(RUN_OUT_MS // 32):
+            if call.slot is None or call.done or call.mouth.turn is None and call.turns.state == LISTENING:
+                return
+            for _ in range(8):
+                await self._until_time(self.world.readings.time + 4 * MS)
+                call.tick(self.world.readings.time)
+            call.on_window(0.0, call.turns.position + window, window, window)
 
     async def _until_time(self, now: int) -> None:
         """What is due before `now` happens, in its order."""
@@ -225,8 +240,14 @@ class WhatIf(Replay):
             call(*args)
             await self._settle()
         self.world.readings.time = max(self.world.readings.time, now)
-        if self.call is not None and self.call.mouth._thinking:
+        if self.call is not None and self._mouth_thinks:
             await self._settle()
+
+    @property
+    def _mouth_thinks(self) -> bool:
+        """A model is being asked, or is about to be."""
+        turn = self.call.mouth.turn or self.call.mouth.held
+        return turn is not None and bool(turn.reply.messages)
 
     async def _settle(self) -> None:
         for _ in range(6):
@@ -266,4 +287,4 @@ class WhatIf(Replay):
         return found
 
 
-LIVE = {journal.BEGIN, journal.MESSAGE, journal.DRAINED, journal.LOST, journal.WINDOW, journal.TICK, journal.PARTIAL}
+LIVE = {journal.BEGIN, journal.MESSAGE, journal.DRAINED, journal.WINDOW, journal.TICK, journal.PARTIAL}

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import orjson
 import pytest
 from conversation import Conversation
-from opusagent import ConfigError, journal, replay
+from opusagent import ConfigError, cli, journal, replay, whatif
 from opusagent.config import SETTINGS
 from test_call import FLOW
 from test_speculation import FLOW as MODEL_FLOW
@@ -137,3 +137,93 @@ def test_a_journal_tells_no_secret(tmp_path):
     head = orjson.loads(conversation().lines[0].split(b"\n")[0])
     assert set(head) == {"opusagent", "journal", "dialect", "query", "agent", "flow", "flow_text", "settings"}
     assert not [key for key in head["settings"] if "key" in key or "token" in key]
+
+
+def what_if(tape, **changes):
+    study = whatif.Study(tape, replay.World(tape, replay.config_of(tape, {})))
+    asyncio.run(study.run())
+    other = whatif.WhatIf(tape, replay.World(tape, replay.config_of(tape, changes)), study.known)
+    asyncio.run(other.run())
+    return study, other
+
+
+PLAIN = FLOW.replace("""[waits]
+complete = 120
+incomplete = 700
+free = 350
+no_input = 3000
+""", "")                                            # what the configuration says holds
+
+
+def spoken_with_pauses():
+    call = Kept(PLAIN)
+    call.listens()
+    call.speech(400, "ten of")
+    call.silence(400)
+    call.speech(400, "ten of clubs")
+    call.silence(1500)
+    call.listens()
+    call.says("yes")
+    return call
+
+
+def test_the_same_settings_give_the_same_call(tmp_path):
+    study, other = what_if(spoken_with_pauses().tape(tmp_path))
+    assert [row["caller"] for row in other.receipts] == [row["caller"] for row in study.known.receipts]
+    assert other.cut_in == [] and other.made_up == {}
+
+
+def test_a_longer_wait_would_have_cost_its_milliseconds(tmp_path):
+    study, other = what_if(spoken_with_pauses().tape(tmp_path), **{"turns.complete_ms": 340})
+    was, would = ([row["voice_to_voice_ms"] for row in rows if row["measured"]]
+                  for rows in (study.known.receipts, other.receipts))
+    assert len(was) == len(would) == 2
+    assert all(190 <= b - a <= 310 for a, b in zip(was, would)), (was, would)
+
+
+def test_a_shorter_wait_would_have_cut_the_caller_off(tmp_path):
+    study, other = what_if(spoken_with_pauses().tape(tmp_path), **{"turns.incomplete_ms": 150})
+    assert len(other.cut_in) == 1
+    assert any("what was heard so far" in what for made_up in other.made_up.values() for what in made_up)
+
+
+def test_a_turn_that_would_have_ended_in_the_callers_pause(tmp_path):
+    call = Kept(MODEL_FLOW.replace("[waits]\ncomplete = 300\nincomplete = 800\nfree = 400\n", ""))
+
+    async def talk():
+        call.studio.llm.pieces = ["It is ", "about parcels."]
+        for words, ms in (("", 2000), ("where is my parcel", 400), ("", 300), ("where is my parcel today", 400), ("", 3000)):
+            for _ in range(ms // 20):
+                call.speech(20, words) if words else call.silence(20)
+                await turn()
+
+    asyncio.run(talk())
+    tape = call.tape(tmp_path)
+    study, other = what_if(tape, **{"turns.speculations": 0})
+    assert [row["caller"] for row in other.receipts] == ["", "where is my parcel today"] and other.made_up == {}
+    study, other = what_if(tape, **{"turns.silence_ms": 160, "turns.speculations": 0})
+    assert [row["caller"] for row in other.receipts] == ["", "where is my parcel", "where is my parcel today"]
+    assert len(other.cut_in) == 1
+
+
+@pytest.mark.parametrize("arguments, code, words", [
+    ([], 0, "decisions was made again"), (["--set", "turns.complete_ms=300"], 0, "median"),
+    (["--set", "turns.complete_ms=300", "--json"], 0, '"cut_off": 0'), (["--json"], 0, '"identical": true'),
+    (["--set", "nonsense"], 2, "KEY=VALUE"), (["--set", "turns.nonsense=1"], 2, "no setting"),
+    (["--set", "turns.complete_ms=no"], 2, "complete_ms"),
+])
+def test_the_command(tmp_path, capsys, arguments, code, words):
+    path = spoken_with_pauses().tape(tmp_path).path
+    assert cli.main(["replay", path, *arguments]) == code
+    told = capsys.readouterr()
+    assert words in told.out + told.err and "Traceback" not in told.err
+
+
+def test_the_command_says_where_decisions_part(tmp_path, capsys):
+    path = tmp_path / "call.jsonl"
+    text = b"".join(spoken_with_pauses().lines)
+    path.write_bytes(text.replace(b'"ten of clubs"]', b'"seven of clubs"]'))
+    assert cli.main(["replay", str(path)]) in (0, 1)
+    path.write_bytes(text.replace(b'"listen",2', b'"listen",3'))
+    assert cli.main(["replay", str(path)]) == 1
+    assert "then it decided" in capsys.readouterr().out
