@@ -170,7 +170,7 @@ class Call:
         else:
             self.keys_by = self.server.now + expect.waits.keys * MS
 
-    @from_outside
+    @entry(journal.ANSWERED_BY)
     def answered_by(self, who: str) -> None:
         """The platform knows who has answered a call of ours: a person, or a machine."""
         if self.slot is not None and not self.done and (reply := self.dialogue.answered(who)) is not None:

@@ -97,7 +97,7 @@ COMMANDS = {
     "serve": ("run the server", serve_flags, serve),
     "call": ("call a server as a caller made of recordings, and measure", call_flags, call),
     "latency-test": ("simulated voice traffic against a server, and its latencies", latency_flags, latency_test),
-    "replay": ("take a call from its journal once more, with the same decisions or other settings", replay_flags, replay),
+    "replay": ("take a call from its journal once more, or with other settings", replay_flags, replay),
     "doctor": ("look at this machine, and say what to change", serve_flags, doctor),
     "config": ("print all settings and where each came from", serve_flags, show_config),
 }

@@ -26,7 +26,7 @@ DECISIVE = ("turns.", "history.", "openai.")    # settings that decisions depend
 # kinds of entries
 BEGIN, MESSAGE, DRAINED, LOST, TICK = "begin", "message", "drained", "lost", "tick"
 WINDOW, PARTIAL, FINAL, FAILURE = "window", "partial", "final", "failure"
-SPEECH, SPEECH_FAILED = "speech", "speech_failed"
+SPEECH, SPEECH_FAILED, ANSWERED_BY = "speech", "speech_failed", "answered_by"
 ASKED, PIECE, ANSWERED, BROKE = "asked", "piece", "answered", "broke"
 PROMPT = "prompt"               # not an input: what is known of a prompt when the call first wants it
 DECISION = "="

@@ -118,7 +118,8 @@ class TurnTrace:
         answered = self._at[LAST] is not None
         return {"turn": self.turn, "state": self.state, "kind": self.kind, "caller": self.caller, "agent": self.agent,
                 "confidence": self.confidence, "stopped_by": self.stopped_by, "end_ms": self.end_ms,
-                "measured": self.measured, "saved_ms": round(self.saved_ms, 3), "voice_to_voice_ms": total(waits) if answered else None, "waits": waits}
+                "measured": self.measured, "saved_ms": round(self.saved_ms, 3),
+                "voice_to_voice_ms": total(waits) if answered else None, "waits": waits}
 
 
 def total(waits: Mapping[str, float]) -> float:

@@ -339,7 +339,7 @@ TAKE_IN = {
     journal.DRAINED: told("drained"), journal.LOST: told("ends"), journal.WINDOW: told("on_window"),
     journal.PARTIAL: told("on_partial"), journal.FINAL: told("on_final"), journal.FAILURE: told("on_failure"),
     journal.SPEECH: told("on_speech"), journal.SPEECH_FAILED: told("on_speech_failed"),
-    journal.ASKED: Replay._asked, journal.PIECE: Replay._piece, journal.ANSWERED: Replay._answered,
+    journal.ANSWERED_BY: told("answered_by"), journal.ASKED: Replay._asked, journal.PIECE: Replay._piece, journal.ANSWERED: Replay._answered,
     journal.BROKE: Replay._broke,
 }
 

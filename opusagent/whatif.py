@@ -287,4 +287,4 @@ class WhatIf(Replay):
         return found
 
 
-LIVE = {journal.BEGIN, journal.MESSAGE, journal.DRAINED, journal.WINDOW, journal.TICK, journal.PARTIAL}
+LIVE = {journal.BEGIN, journal.ANSWERED_BY, journal.MESSAGE, journal.DRAINED, journal.WINDOW, journal.TICK, journal.PARTIAL}
