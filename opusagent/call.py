@@ -11,7 +11,7 @@ import secrets
 
 import numpy as np
 
-from . import ProtocolError, journal
+from . import ProtocolError, acoustics, journal
 from ._fastpath import Resampler
 from .audio import Vad
 from .dialects import (FACTS, HYPOTHESIS, RECOGNITION, REPLIED, SPEECH_STARTED, SPEECH_STOPPED, Audio, Dtmf, Mark,
@@ -138,7 +138,7 @@ class Call:
         history = self.server.config.history
         self.dialogue = Dialogue(self.flow, event.facts, history.exchanges, history.characters)
         self.turns = TurnTaking(rate, self.dialogue.expect.waits, turn_settings(self.server.config.turns))
-        self.vad = Vad(rate, self.studio.hearing, self.on_window)
+        self.vad = Vad(rate, self.studio.hearing, self._scored)
         self.mouth.open(self.slot, wire_rate, self.studio, self.flow, self.server.config.openai)
         self.media_at = self.server.now
         log.info("call %s begins: %s at %d Hz", self.id, self.dialect.name, wire_rate)
@@ -196,9 +196,19 @@ class Call:
 
     # -- turn taking ---------------------------------------------------------------------------------------------------
 
+    def _scored(self, score: float, position: int, samples: int, quiet: int) -> None:
+        """The ear has scored the window that ends at `position`; what is only the agent's echo is no speech."""
+        mouth, per_ms = self.mouth, self.slot.rate_in // 1000
+        if score >= self.turns.off and mouth.echo is not None and position - mouth.sounded < acoustics.KEPT_MS * per_ms:
+            stretch = min(position, acoustics.STRETCH_MS * per_ms)
+            if mouth.echo.explains(self.slot.read(position - stretch, stretch)):
+                self.server.metrics.count("echoes")
+                score, quiet = 0.0, samples
+        self.on_window(score, position, samples, quiet)
+
     @entry(journal.WINDOW)
     def on_window(self, score: float, position: int, samples: int, quiet: int) -> None:
-        """The ear has scored the window that ends at `position`."""
+        """A window of the caller's: its score for speech, where it ends, and how much of its end is not voiced."""
         if self.slot is not None and not self.done:
             self._follow(self.turns.push(score, samples, quiet))
 

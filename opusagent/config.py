@@ -58,6 +58,7 @@ class Turns:
                                  low=20, high=10000)
     no_input_ms: int = setting(6000, "silence after which the caller is asked again", low=200, high=120000)
     barge_in_ms: int = setting(200, "speech over our own that stops it", low=20, high=5000)
+    echo: bool = setting(True, "know the agent's own words when a line gives them back: they are no interruption")
     duck_db: float = setting(14.0, "how much lower the agent speaks while a sound of the caller's is judged; 0 is off",
                              "dB", low=0, high=60)
     speculations: int = setting(50, "replies begun in a caller's pause that a call may throw away; 0 begins none",

@@ -37,6 +37,7 @@ MEANING = {
     "dropped_chunks": "Audio chunks dropped because a peer read too slowly.",
     "speculations": "Replies that were begun before the caller's turn was over: kept, or thrown away.",
     "speculation_saved_seconds": "What callers did not have to wait because a reply had been begun early.",
+    "echoes": "Windows of a caller's audio that were the agent's own words, come back.",
     "recogniser_failures": "Utterances that the recogniser gave no answer to.",
     "voice_failures": "Segments that the voice could not speak.",
     "failed_replies": "Replies that the language model or the voice did not finish.",
@@ -66,8 +67,8 @@ MOST_CELLS = 40
 class TurnTrace:
     """The receipt of one turn while it is being written: who, what, and when."""
 
-    __slots__ = ("turn", "state", "kind", "caller", "agent", "confidence", "stopped_by", "end_ms", "measured", "saved_ms",
-                 "_at")
+    __slots__ = ("turn", "state", "kind", "caller", "agent", "confidence", "stopped_by", "end_ms", "measured",
+                 "saved_ms", "_at")
 
     def __init__(self, turn: int):
         self.turn = turn                        # 1 is the call's first

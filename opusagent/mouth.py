@@ -7,6 +7,7 @@ nothing of it has an effect, until say() commits to it.
 from functools import partial
 
 from . import journal
+from .acoustics import Echo
 from .journal import entry
 from .metrics import TurnTrace
 from .outbound import Outbound
@@ -24,8 +25,8 @@ class Mouth:
     `epoch`, on_speech() and on_speech_failed().
     """
 
-    __slots__ = ("call", "journal", "connection", "dialect", "out", "metrics", "clock", "voice", "slot", "playout", "stage",
-                 "epoch", "turn", "held", "audible", "thrown", "most_thrown", "lowered")
+    __slots__ = ("call", "journal", "connection", "dialect", "out", "metrics", "clock", "voice", "slot", "playout",
+                 "stage", "epoch", "turn", "held", "audible", "thrown", "most_thrown", "lowered", "echo", "sounded")
 
     def __init__(self, call, server, connection, dialect):
         self.call = call
@@ -42,6 +43,8 @@ class Mouth:
         self.slot = None
         self.playout: Playout | None = None
         self.stage: Stage | None = None
+        self.echo: Echo | None = None       # what went out, to know it again when it comes back; None: nobody asks
+        self.sounded = 0                    # samples of the caller's when something last went out
         # what is said
         self.epoch = 0                      # grows with each reply, and whenever one is dropped
         self.turn: Turn | None = None       # the reply on its way to the listener
@@ -53,6 +56,8 @@ class Mouth:
         """The call has begun: its slot, its rate on the wire, and what its replies are made with."""
         self.slot = slot
         self.playout = Playout(wire_rate, self.dialect.lead_ms, getattr(self.dialect, "message_ms", FRAME_MS))
+        if self.call.server.config.turns.echo:
+            self.echo = Echo(slot.rate_in, wire_rate)
         watch = self.journal.watch if self.journal is not None else lambda prompt, llm: (prompt, llm)
         prompt, llm = watch(studio.prompt, studio.llm)
         self.stage = Stage(slot, self.playout, prompt, partial(self.voice.speak, self),
@@ -160,6 +165,9 @@ class Mouth:
         turn.tick(now)
         while not out.held(now) and (pcm := playout.pop(now)) is not None:
             out.audio(pcm)
+            if self.echo is not None:
+                self.echo.sent(pcm)
+                self.sounded = self.slot.written
             if not self.audible:
                 self.audible = True
                 self.call.first_audio(now)
