@@ -17,6 +17,7 @@ from . import signatures
 from .credentials import Key
 
 TICKET_SECONDS = 60         # from the answer to a webhook to the stream's upgrade
+OFFERED = "openai-insecure-api-key."    # before a key that is offered as a subprotocol
 NONCE_SECONDS = 3600        # that a nonce without a time beside it is remembered
 
 
@@ -77,6 +78,20 @@ def token(shown: Shown, key: Key) -> bool:
 
 def secret(shown: Shown, key: Key) -> bool:
     return shows(shown, key, key.secrets)
+
+
+def offered_keys(field: Callable[[str], str | None]) -> list[str]:
+    """The keys among the subprotocols, where a browser puts them: it can send no header of its own."""
+    offers = (field("sec-websocket-protocol") or "").split(",")
+    return [offer.strip().removeprefix(OFFERED) for offer in offers if offer.strip().startswith(OFFERED)]
+
+
+def api_key(shown: Shown, key: Key) -> bool:
+    found = False
+    for given in offered_keys(shown.field):
+        for kept in (*key.secrets, *key.tokens):
+            found |= same(given, kept)
+    return found
 
 
 # ---- what is signed --------------------------------------------------------------------------------------------------
@@ -156,7 +171,7 @@ def ticketed(shown: Shown, key: Key) -> bool:
 
 TABLE: dict[str, tuple[Callable[[Shown, Key], bool], ...]] = {
     "pcm": (token, secret),
-    "realtime": (token, secret),
+    "realtime": (token, secret, api_key),
     "twilio": (twilio, token),
     "telnyx": (token, secret, ticketed),
     "plivo": (plivo, token, ticketed),

@@ -129,19 +129,28 @@ class Call:
         self.server.call_begins(self, event)
         if self.journal is not None:
             self.journal.start(self.id)
+        self.slot = self.studio.arena.slot(self.studio.free.pop())
+        self.dialogue = self._dialogue(event.facts)
+        self._open_line()
+        self.media_at = self.server.now
+        log.info("call %s begins: %s at %d Hz", self.id, self.dialect.name, self.dialect.rate)
+        self._begin()
+
+    def _dialogue(self, facts: dict) -> Dialogue:
+        history = self.server.config.history
+        return Dialogue(self.flow, facts, history.exchanges, history.characters)
+
+    def _open_line(self) -> None:
+        """Ear and mouth, at the rate of the dialect."""
         wire_rate = self.dialect.rate
         rate = 8000 if wire_rate == 8000 else 16000
-        self.slot = self.studio.arena.slot(self.studio.free.pop())
         self.slot.take(rate, wire_rate)
-        if wire_rate != rate:
-            self.resampler = Resampler(wire_rate, rate)
-        history = self.server.config.history
-        self.dialogue = Dialogue(self.flow, event.facts, history.exchanges, history.characters)
+        self.resampler = Resampler(wire_rate, rate) if wire_rate != rate else None
         self.turns = TurnTaking(rate, self.dialogue.expect.waits, turn_settings(self.server.config.turns))
         self.vad = Vad(rate, self.studio.hearing, self._scored)
         self.mouth.open(self.slot, wire_rate, self.studio, self.flow, self.server.config.openai)
-        self.media_at = self.server.now
-        log.info("call %s begins: %s at %d Hz", self.id, self.dialect.name, wire_rate)
+
+    def _begin(self) -> None:
         self._reply(self.dialogue.begin())
 
     def on_audio(self, event: Audio) -> None:
@@ -345,11 +354,12 @@ class Call:
 
     @entry(journal.TICK)
     def tick(self, now: int) -> None:
-        """Every few milliseconds: speech that is due, deadlines, and the sample clock when no media comes."""
-        if self.slot is None:
-            return
-        if self.done:
-            return self._leave(now)
+        """Every few milliseconds."""
+        if self.slot is not None:
+            self._leave(now) if self.done else self._look_after(now)
+
+    def _look_after(self, now: int) -> None:
+        """Speech that is due, deadlines, and the sample clock when no media comes."""
         if self.mouth.turn is not None:
             self.mouth.play(now)
         if now - self.media_at > MEDIA_GAP:

@@ -21,7 +21,8 @@ def send_answers(connection, dialect) -> None:
 class Outbound:
     """One call's.  The news in `tell` reach dialects whose platform wants to hear of the conversation."""
 
-    __slots__ = ("connection", "dialect", "late", "dropped", "_deaf_ns", "_deaf_until", "_tell", "_told", "_metrics")
+    __slots__ = ("connection", "dialect", "late", "dropped", "_deaf_ns", "_deaf_until", "_tell", "_told", "_metrics",
+                 "_patient")
 
     def __init__(self, connection, dialect, metrics):
         self.connection = connection
@@ -32,11 +33,13 @@ class Outbound:
         self._deaf_until = 0                                    # ns: what is sent before then may be dropped
         self._tell = getattr(dialect, "tell", None)
         self._told: tuple = ()                                  # the last news
+        self._patient = getattr(dialect, "patient", False)      # what is not taken waits
         self._metrics = metrics
 
     def held(self, now: int) -> bool:
         """True while the platform takes no audio; what is due stays where it is."""
-        return now < self._deaf_until or getattr(self.dialect, "held", False)
+        return (now < self._deaf_until or getattr(self.dialect, "held", False)
+                or self._patient and self.connection.congested)
 
     def answers(self) -> None:
         if self.dialect.outbox:

@@ -194,6 +194,25 @@ class Playout:
         if self._origin is not None and 0 <= position <= self.sent:
             self._lag = max(0, now - self._origin - position * 1_000_000_000 // self.rate)
 
+    def behind(self, ns: int) -> None:
+        """The listener is still hearing what was sent before this reply: all of it is heard so much later."""
+        self._lag = ns
+
+    def unheard_ns(self, now: int) -> int:
+        """How long the listener will be hearing what was sent."""
+        return (self.sent - self.heard(now)) * 1_000_000_000 // self.rate
+
+    @property
+    def spent(self) -> bool:
+        """Nothing waits to be sent."""
+        return not self.queue and not self._filled
+
+    def spans(self) -> list[tuple[str, int, int]]:
+        """(text, from ms, to ms) of the segments that were begun, as far as they were sent."""
+        ends = [begins for _, begins in self._places[1:]] + [self.sent]
+        return [(segment.text, begins * 1000 // self.rate, min(end, self.sent) * 1000 // self.rate)
+                for (segment, begins), end in zip(self._places, ends)]
+
     def take_marks(self) -> list[int]:
         """Where segments ended since this was last asked: positions to ask the platform about."""
         marks, self._marks = self._marks, []

@@ -25,6 +25,7 @@ from .dialects import TABLE as DIALECTS
 from .dialects import TEXT
 from .flow import Flow
 from .metrics import Metrics
+from .realtime import call_of
 from .studio import waits
 
 PATIENCE = 200                  # turns of the loop in which a model's answer is taken in
@@ -284,8 +285,9 @@ class Replay:
 
     async def _begin(self) -> None:
         header = self.tape.header
-        self.call = Call(self.world, self.world.connection, DIALECTS[header["dialect"]](header["query"]),
-                         header["agent"], self.rehearsal)
+        self.call = call_of(header["dialect"])(self.world, self.world.connection,
+                                               DIALECTS[header["dialect"]](header["query"]), header["agent"],
+                                               self.rehearsal)
 
     async def _message(self, opcode: int, payload: str) -> None:
         octets = payload.encode() if opcode == TEXT else base64.b64decode(payload)

@@ -18,14 +18,16 @@ from ._fastpath import EpollSet, ReceiveBuffer
 from .archive import Archive
 from .audio import BATCH
 from .audiosocket import AudioSocketConnection
+from .auth import offered_keys
 from .call import Call
 from .config import Config
 from .connection import Connection
 from .dialects import TABLE as DIALECTS
-from .dialects import Start
+from .dialects import OpenAIRealtime, Start
 from .echo import EchoCall, EchoSession
 from .gate import Gate, without_secrets
 from .metrics import Metrics
+from .realtime import call_of, realtime_query
 from .studio import Studio
 
 log = logging.getLogger("opusagent")
@@ -248,9 +250,7 @@ class Server:
     @staticmethod
     def protocols(head: http11.Head) -> tuple[str, ...]:
         """The subprotocols of which a peer may have the first that it offers: those of its route's dialect."""
-        parts = head.path.split("/")
-        dialect = DIALECTS.get(parts[2]) if len(parts) > 2 and parts[1] == "ws" else None
-        return getattr(dialect, "protocols", ())
+        return getattr(DIALECTS.get(dialect_of(head.path)), "protocols", ())
 
     def session(self, connection: Connection, head: http11.Head) -> tuple[Limits, Callable]:
         """What an upgrade asks for: its limits, and the function that begins its session once the 101 is out."""
@@ -259,20 +259,26 @@ class Server:
             self._check_diagnostics(connection, head)
             self._check_origin(connection, head)
             return self.wide, EchoSession
-        if len(parts) not in (3, 4) or parts[1] != "ws":
+        name = dialect_of(head.path)
+        if len(parts) not in (3, 4) or not name:
             raise ProtocolError(404, "There is no such route here; calls come to /ws/<dialect>[/<agent>].")
-        dialect = DIALECTS.get(parts[2])
+        dialect = DIALECTS.get(name)
         if dialect is None:
             raise ProtocolError(404, f"There is no such dialect here; there are {', '.join(DIALECTS)}.")
         agent = parts[3] if len(parts) == 4 else ""
+        if name == OpenAIRealtime.name:
+            agent = agent or self.studio.agent_of(head.query.get("model", ""))
         self._check_call(connection, head, agent, getattr(dialect, "platform", dialect.name))
         telephony = dialect.max_message <= self.narrow.max_message
         limits = self.wide if not telephony else self.diagnostic if agent == "echo" else self.narrow
         query = without_secrets(head.query)
+        if name == OpenAIRealtime.name:
+            query = realtime_query(head, query)
         spoken = dialect(query)
         if agent == "echo":
             return limits, lambda connection: EchoCall(self, connection, spoken, agent)
-        return limits, lambda connection: Call(self, connection, spoken, agent, self._journal(spoken, query, agent))
+        make = call_of(name)
+        return limits, lambda connection: make(self, connection, spoken, agent, self._journal(spoken, query, agent))
 
     def bare_session(self, connection: AudioSocketConnection, dialect) -> Call:
         """A call without a request, so without a token, to the flow that the server was started with."""
@@ -289,10 +295,11 @@ class Server:
             dialect.name, query, agent, self.studio.flows[agent], self.config, settings.SETTINGS))
 
     def _check_call(self, connection: Connection, head: http11.Head, agent: str, platform: str) -> None:
-        self._check_origin(connection, head)
         if agent == "echo":
             self._check_diagnostics(connection, head)
         key = self.gate.admit(connection, head, platform, agent)
+        if key is None or not offered_keys(head.get):       # no other site's page could offer our key
+            self._check_origin(connection, head)
         connection.tenant = key.tenant if key else ""
         if agent != "echo" and agent and agent not in self.studio.flows:
             raise ProtocolError(404, "There is no such agent here.")
@@ -349,6 +356,14 @@ class Server:
             del self.calls[call.id]
             self.records.append(call.record())
             self.metrics.gauge("active_calls", len(self.calls))
+
+
+def dialect_of(path: str) -> str:
+    """The dialect that a path is of; "" for a path that is none of a call's."""
+    if path == "/v1/realtime":
+        return OpenAIRealtime.name
+    parts = path.split("/")
+    return parts[2] if len(parts) > 2 and parts[1] == "ws" else ""
 
 
 def same_place(origin: str, host: str) -> bool:

@@ -29,6 +29,8 @@ class Studio:
         self.config = config
         demo = demo_flow(waits(config))
         self.flows = {"": flow, "demo": flow if flow.file == demo.file else demo}
+        if config.llm != "scripted" or config.scripted.llm:     # there is a model to talk to
+            self.flows["assistant"] = own_flow("assistant.toml", waits(config))
         self.arena = Arena(config.max_calls + 1)                # the last slot is the voice's, to render prompts in
         self.free = list(range(config.max_calls - 1, -1, -1))   # slots, the next one last
         self.hearing = VadBatch()
@@ -65,6 +67,15 @@ class Studio:
         for engine in (self.stt, self.tts, self.llm):
             await engine.close()
 
+    def agent_of(self, model: str) -> str:
+        """The agent that a client of the Realtime protocol means by a model's name.
+
+        One that has this name; else the flow that --flow gave, else the assistant if there is one, else the demo.
+        """
+        if model in self.flows or model == "echo":
+            return model
+        return "assistant" if not self.config.flow and "assistant" in self.flows else ""
+
     def search(self, flow: Flow, number: int) -> int:
         """The recogniser's number of a search of `flow`."""
         return self.search_base[id(flow)] + number
@@ -82,8 +93,13 @@ def waits(config: Config) -> Waits:
 
 
 def demo_flow(default_waits: Waits) -> Flow:
-    """The demo's conversation, which is part of the package.  ConfigError if the installation lacks it."""
-    path = resources.files("opusagent") / "demo.toml"
+    """The demo's conversation."""
+    return own_flow("demo.toml", default_waits)
+
+
+def own_flow(name: str, default_waits: Waits) -> Flow:
+    """A flow that is part of the package.  ConfigError if the installation lacks it."""
+    path = resources.files("opusagent") / name
     if not path.is_file():
-        raise ConfigError("The demo flow is missing from this installation: reinstall opusagent.")
+        raise ConfigError(f"The flow {name} is missing from this installation: reinstall opusagent.")
     return Flow.load(path, default_waits)

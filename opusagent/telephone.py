@@ -27,6 +27,7 @@ from .websocket import ABNORMAL, CLOSED, WebSocket
 FRAME_NS = 20_000_000
 MAX_MESSAGE = 16 << 20
 DIAL_SECONDS = 10
+NAMED = ("pcm", "openai-realtime")      # dialects whose calls are named in the URL
 HANG_UP_SECONDS = 2         # for the server's close frame
 
 
@@ -51,6 +52,8 @@ def dialect_of(url: str, name: str | None = None) -> str:
     """The dialect that `url` is to be called in: the one named, or the one its path names."""
     if name is None:
         path = address(url).path.split("/")
+        if path == ["", "v1", "realtime"]:
+            return "openai-realtime"
         if len(path) < 3 or path[1] != "ws":
             raise ConfigError(f"{url} does not say what dialect to call in; --dialect does: {', '.join(CALLERS)}.")
         name = path[2]
@@ -86,10 +89,10 @@ def line_rate(url: str, name: str) -> int:
 def place(url: str, name: str):
     """A call with an id of its own: the address to dial, and the caller's side of the dialect `name`."""
     identity = secrets.token_hex(16)
-    if name == "pcm" and "call_id=" not in url:
+    if name in NAMED and "call_id=" not in url:
         url += ("&" if address(url).query else "?") + f"call_id={identity}"
     dialect = CALLERS[name](address(url))
-    if name != "pcm":
+    if name not in NAMED:
         dialect.call_id = dialect.call_id[:-len(identity)] + identity      # what its ids begin with stays
     return url, dialect
 

@@ -8,6 +8,7 @@ import base64
 import gc
 import json
 import tracemalloc
+from operator import attrgetter
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -18,12 +19,12 @@ from hypothesis import strategies as st
 
 from opusagent import ProtocolError
 from opusagent._fastpath import twilio_media
-from opusagent.dialects import (BINARY, CALLERS, REMEMBERED_MARKS, TABLE, TEXT, Audio, Clear, Dtmf, Mark, Marks, Pause,
-                                Start, Stop)
+from opusagent.dialects import (BINARY, CALLERS, REMEMBERED_MARKS, TABLE, TEXT, Ask, Audio, Clear, Dtmf, Mark, Marks,
+                                Pause, Start, Stop)
 
 DATA = Path(__file__).parent / "data"
 CALLS = sorted(DATA.glob("*/*.jsonl"))
-EVENTS = (Start, Audio, Dtmf, Mark, Pause, Stop)
+EVENTS = (Start, Audio, Dtmf, Mark, Pause, Stop, Ask)
 
 
 def read(path):
@@ -62,8 +63,8 @@ def say(dialect, verb, *arguments):
     if verb == "audio":
         message = dialect.audio(numpy.array(*arguments, numpy.int16))
         return {"binary": message.hex()} if dialect.opcode == BINARY else {"payload": json.loads(message)}
-    message = getattr(dialect, verb)(*arguments)
-    return {"payload": None if message is None else written(message)}
+    message = attrgetter(verb)(dialect)(*arguments)
+    return {"payload": written(message) if isinstance(message, bytes) else None}
 
 
 def written(message):

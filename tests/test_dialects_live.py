@@ -36,7 +36,8 @@ ECHO_FRAMES = 50
 ROUTES = [*CALLERS, "pcm?rate=48000", "telnyx?codec=PCMA&disorder=7", "telnyx?codec=L16&rate=16000&l16=big",
           "plivo?codec=L16&rate=16000", "vonage?rate=24000", "asterisk?format=ulaw&control=json", "asterisk?format=slin48",
           "jambonz?player=chunked", "jambonz?rate=16000", "freeswitch?play=json",
-          "freeswitch?module=fork&rate=16000&player=chunked"]
+          "freeswitch?module=fork&rate=16000&player=chunked", "openai-realtime?format=pcmu",
+          "openai-realtime?format=pcma&beta=1"]
 APART = 0.1                 # seconds between the calls' beginnings
 
 

@@ -1,6 +1,6 @@
 """Wire dialects: how one kind of peer spells a call over WebSocket.  One file each, found in TABLE.
 
-A dialect turns messages into six events and the agent's wishes into messages.  It knows no socket, no clock and no
+A dialect turns messages into events and the agent's wishes into messages.  It knows no socket, no clock and no
 conversation.  The rule: whatever a peer sends, out come events or a ProtocolError, and nothing else; what it does not
 know it ignores and counts.
 
@@ -22,6 +22,7 @@ and may have
     protocols       subprotocols; the server chooses the first of them that is offered
     held            True while the platform asks us to send no audio; what is due waits
     deaf_ms         how long after a clear the platform may drop what it is sent, too; what is due waits
+    patient         True where audio that the peer has not taken yet waits instead of being dropped
     message_ms      the most audio in one message of a reply, where the platform counts messages (otherwise 20)
     parting_ms      how long after stop() the platform may end the call itself, before we close (otherwise not at all)
     tell(news, *details)                        what happens in the conversation, one of the NEWS; what the platform wants
@@ -86,6 +87,22 @@ class Mark:
 class Pause:
     """The platform has stopped sending the caller's audio for a while, and says so; or (`over`) sends it again."""
     over: bool = False
+
+
+# ---- what a client that leads the conversation itself asks of the call -----------------------------------------------
+ASK_UPDATE = "ASK_UPDATE"               # take note of the session's settings
+ASK_COMMIT = "ASK_COMMIT"               # the caller's turn ends here
+ASK_DISCARD = "ASK_DISCARD"             # forget what the caller has said since the last turn
+ASK_RESPOND = "ASK_RESPOND"             # request, event_id: say something now
+ASK_CANCEL = "ASK_CANCEL"               # say nothing more
+ASK_TRUNCATED = "ASK_TRUNCATED"         # item_id: the caller has heard the end of that
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """The client wants something done that other platforms leave to us."""
+    what: str
+    details: dict = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +214,7 @@ from .freeswitch import FreeSwitch, FreeSwitchCaller    # noqa: E402
 from .jambonz import Jambonz, JambonzCaller     # noqa: E402
 from .pcm import Pcm, PcmCaller             # noqa: E402
 from .plivo import Plivo, PlivoCaller       # noqa: E402
+from .realtime import OpenAIRealtime, OpenAIRealtimeCaller      # noqa: E402
 from .telnyx import Telnyx, TelnyxCaller    # noqa: E402
 from .twilio import Twilio, TwilioCaller    # noqa: E402
 from .vonage import Vonage, VonageCaller    # noqa: E402
@@ -212,6 +230,7 @@ ROWS = (
     (FreeSwitch, FreeSwitchCaller),
     (AudioCodes, AudioCodesCaller),
     (AudioHook, AudioHookCaller),
+    (OpenAIRealtime, OpenAIRealtimeCaller),
 )
 TABLE = {dialect.name: dialect for dialect, _ in ROWS}
 CALLERS = {caller.name: caller for _, caller in ROWS}

@@ -1,0 +1,432 @@
+"""The OpenAI Realtime protocol, spoken as the server: the released event names, or beta's where the client asks.
+
+JSON text messages; audio is base64 in messages of any length.  The client leads: it sets the session up, may end a
+turn or ask for a response itself, keeps the conversation's items in order, and says how much of an answer was heard
+(conversation.item.truncate).  What it asks of the call is an Ask; what can be answered from the items alone is
+answered here.  What the agent says goes out as soon as it is made.
+Not known here: audio inside items, images, tools of type mcp.  One event is ours, for lines with a keypad:
+{"type": "input_audio_buffer.dtmf", "event": "5"}.
+The rule: whatever a client sends, out come events or an `error` event that names the offending one, never the end.
+"""
+import orjson
+
+from ... import ProtocolError
+from ..._fastpath import Resampler
+from .. import (ASK_CANCEL, ASK_COMMIT, ASK_DISCARD, ASK_RESPOND, ASK_TRUNCATED, ASK_UPDATE, RECOGNITION,
+                SPEECH_STARTED, SPEECH_STOPPED, TEXT, Ask, Audio, Dtmf, Start, digit_of, facts_of)
+from ..payload import L16, PCMA, PCMU, Payload
+from . import settings
+from .items import Item, Items, read_item
+from .names import beta
+from .response import Response
+from .settings import DEFAULTS, REQUEST, SESSION, Fault, check, check_tools, merged
+
+ENCODINGS = {settings.PCM: L16, settings.PCMU: PCMU, settings.PCMA: PCMA}
+USUAL_AUDIO = 64 << 10          # characters of base64 up to which the memory to read it into is kept
+SHORTEST_COMMIT_MS = 100
+OURS = ("model", "call_id", "beta", "intent")       # names in the query that are no facts
+AFTER_AUDIO = b'"}'
+
+
+def rate_of(audio_format: dict) -> int:
+    """Hz."""
+    return audio_format.get("rate", 8000)
+
+
+class OpenAIRealtime:
+    """The OpenAI Realtime protocol, at /v1/realtime?model=NAME: any of its clients talks to the agent as it stands."""
+
+    __slots__ = ("rate", "ignored", "outbox", "session", "items", "response", "limits", "waiting", "appended",
+                 "_beta", "_stem", "_prefix", "_names", "_numbers", "_query", "_client_event", "_in", "_out", "_in_rate",
+                 "_in_resampler", "_out_resampler", "_used", "_at_ms", "_committed", "_speech", "_spoken")
+    name = "openai-realtime"
+    opcode = TEXT
+    lead_ms = 600_000           # as soon as it is made: the client has the clock
+    message_ms = 200
+    patient = True
+    max_message = 16 << 20
+    protocols = ("realtime",)
+    platform = "realtime"       # whose credentials its calls show
+
+    def __init__(self, query: dict[str, str]):
+        self.ignored = 0
+        self.outbox: list[tuple[int, bytes]] = []
+        self._query = query
+        self._beta = query.get("beta") == "1"
+        self._stem = query.get("call_id", "")[:64]
+        self._prefix = f"{self._stem}_" if self._stem else ""       # of ids
+        self._names = 0                         # ids given
+        self._numbers = 0                       # events sent
+        self._client_event: str | None = None   # event_id of what is being read
+        kind = "transcription" if query.get("intent") == "transcription" else "realtime"
+        self.session = DEFAULTS | {"type": kind, "id": f"sess_{self._stem or 1}", "model": query.get("model", "")}
+        self.items = Items()
+        self.response = Response(self.emit, self._name, self._add)
+        self.limits = (1, 1)                    # calls that this server takes at once, and how many more it would
+        self.waiting = 0                        # responses that were asked for and have not begun
+        self.appended = 0                       # samples of all audio that came, at the rate of the input's format
+        self._used = False                      # audio has gone by: the line's rate stays
+        self._at_ms = 0                         # where in the caller's audio the next news belong
+        self._committed = 0                     # `appended`, when the buffer was last empty
+        self._speech: str | None = None         # id of the item that is being spoken
+        self._spoken: Item | None = None        # the last one that was
+        self._tune()
+
+    # -- what is sent --------------------------------------------------------------------------------------------------
+
+    def emit(self, kind: str, **fields) -> None:
+        self._numbers += 1
+        event = {"type": kind, "event_id": f"event_{self._prefix}{self._numbers}", **fields}
+        if self._beta and (event := beta(event)) is None:
+            return
+        self.outbox.append((TEXT, orjson.dumps(event)))
+
+    def refuse(self, fault: Fault, event_id: str | None = None) -> None:
+        self.emit("error", error={"type": "invalid_request_error", "code": fault.code, "message": fault.message,
+                                  "param": fault.param, "event_id": event_id or self._client_event})
+
+    def _name(self, what: str) -> str:
+        if what == "conv":
+            return f"conv_{self._stem or 1}"
+        self._names += 1
+        return f"{what}_{self._prefix}{self._names}"
+
+    def _add(self, item: Item) -> str | None:
+        """The item is the conversation's last; the id of the one before it."""
+        before = self.items.last_id
+        self.items.add(item)
+        return before
+
+    def _tune(self) -> None:
+        """The formats of the session, and the line's rate, while nothing has gone over it."""
+        hears, speaks = (self.session["audio"][side]["format"] for side in ("input", "output"))
+        if not self._used:
+            self.rate = max(rate_of(hears), rate_of(speaks))
+        self._in, self._out = Payload(ENCODINGS[hears["type"]]), Payload(ENCODINGS[speaks["type"]])
+        self._in_rate = rate_of(hears)
+        self._in_resampler = None if self._in_rate == self.rate else Resampler(self._in_rate, self.rate)
+        self._out_resampler = None if rate_of(speaks) == self.rate else Resampler(self.rate, rate_of(speaks))
+
+    def open(self) -> Start:
+        self.emit("session.created", session=self.session)
+        if self._beta:
+            self.emit("conversation.created", conversation={"id": self._name("conv"), "object": "realtime.conversation"})
+        return Start(self._query.get("call_id", ""),
+                     {name: value for name, value in self._query.items() if name not in OURS})
+
+    # -- what the call asks of it --------------------------------------------------------------------------------------
+
+    @property
+    def detector(self) -> dict | None:
+        """turn_detection; None where the client ends its turns itself."""
+        return self.session["audio"]["input"]["turn_detection"]
+
+    @property
+    def creates(self) -> bool:
+        """A turn that has ended is answered without being asked."""
+        return self.detector is not None and self.detector["create_response"] and self.session["type"] == "realtime"
+
+    @property
+    def interruptible(self) -> bool:
+        return self.detector is None or self.detector["interrupt_response"]
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What the client has told us of the conversation."""
+        prompt = self.session["prompt"] or {}
+        variables = prompt.get("variables") if isinstance(prompt.get("variables"), dict) else {}
+        tools = ", ".join(tool["name"] for tool in self.session["tools"])
+        return facts_of(variables) | facts_of({"instructions": self.session["instructions"], "tools": tools})
+
+    def at(self, ms: float) -> None:
+        """The next news belong there in the caller's audio."""
+        self._at_ms = max(0, min(int(ms), self.appended * 1000 // self._in_rate))
+
+    def respond(self, request: dict | None = None, event_id: str | None = None) -> bool:
+        """A response begins; False, and an error is sent, while another one is on its way."""
+        request = request or {}
+        self.waiting -= event_id is not None
+        self._used = True
+        changes = {name: value for name, value in request.items() if name not in ("conversation", "input", "metadata")}
+        answered = self._spoken.audio_ms if self._spoken is not None else 0
+        text = len(self.session["instructions"]) + sum(item.size for item in self.items.order)
+        if self.response.create(request, merged(self.session, changes), text, int(answered)):
+            return True
+        self.refuse(Fault("conversation_already_has_active_response",
+                          f"The response {self.response.id} is still on its way: wait for its end, or cancel it."),
+                    event_id)
+        return False
+
+    def finish(self, status: str = "completed", details: dict | None = None, spans: tuple = ()) -> None:
+        """The response is over; `spans` are the (text, from ms, to ms) of its audio."""
+        if not self.response.active:
+            return
+        if self.response.message is not None:
+            self.response.message.spans = spans
+        self.response.finish(status, details)
+        most, left = self.limits
+        self.emit("rate_limits.updated", rate_limits=[{"name": "requests", "limit": most, "remaining": left,
+                                                       "reset_seconds": 0}])
+
+    def heard(self, text: str) -> None:
+        """Of the last message, the caller heard only this."""
+        if self.response.message is not None:
+            self.response.message.heard = text
+
+    def take_back(self) -> None:
+        """The caller has gone on: what was heard is not all of the turn, and comes again as a new item."""
+        if self._spoken is not None and self._spoken in self.items.order:
+            self.items.order.remove(self._spoken)
+            self.emit("conversation.item.deleted", item_id=self._spoken.id)
+        self._spoken = None
+
+    def not_recognised(self, sentence: str) -> None:
+        if self._spoken is not None and self._transcribes:
+            self.emit("conversation.item.input_audio_transcription.failed", item_id=self._spoken.id, content_index=0,
+                      error={"type": "server_error", "code": "transcription_failed", "message": sentence, "param": None})
+
+    @property
+    def _transcribes(self) -> bool:
+        return self.session["audio"]["input"]["transcription"] is not None or self.session["type"] == "transcription"
+
+    # -- from the client -----------------------------------------------------------------------------------------------
+
+    def receive(self, opcode: int, payload) -> Ask | Audio | Dtmf | None:
+        self._client_event = None
+        try:
+            message = orjson.loads(payload)
+        except orjson.JSONDecodeError:
+            message = None
+        if not isinstance(message, dict):
+            return self.refuse(Fault("invalid_json", "A message must be a JSON object."))
+        name, kind = message.get("event_id"), message.get("type")
+        self._client_event = name if isinstance(name, str) and len(name) <= 512 else None
+        read = READ.get(kind) if isinstance(kind, str) else None
+        if read is None:
+            return self.refuse(Fault("invalid_value", f"There is no client event of this type; there are "
+                                     f"{', '.join(READ)}.", "type"))
+        answers = len(self.outbox)
+        event = read(self, message)
+        self.ignored += event is None and len(self.outbox) == answers
+        return event
+
+    def _update(self, message: dict) -> Ask | None:
+        update = message.get("session")
+        fault = check(update, SESSION, "session") or check_tools(update.get("tools") or [], "session.tools")
+        if fault:
+            return self.refuse(fault)
+        kind = update.get("type") or self.session["type"]
+        self.session = merged(self.session, update) | {"type": kind}
+        self._tune()
+        self.emit("session.updated", session=self.session)
+        return Ask(ASK_UPDATE)
+
+    def _append(self, message: dict) -> Audio | None:
+        text = message.get("audio")
+        try:
+            usual = isinstance(text, str) and len(text) <= USUAL_AUDIO
+            audio = (self._in if usual else Payload(self._in.encoding)).decode(text, self.name)
+        except ProtocolError:
+            return self.refuse(Fault("invalid_value", "audio must be base64 of the input format's samples.", "audio"))
+        if audio is None:
+            return None
+        self._used = True
+        self.appended += len(audio.pcm)
+        if self._in_resampler is not None:
+            pcm = self._in_resampler.push(audio.pcm)
+            return Audio(memoryview(pcm)) if len(pcm) else None
+        return audio
+
+    def _commit(self, message: dict) -> Ask | None:
+        ms = (self.appended - self._committed) * 1000 // self._in_rate
+        if ms < SHORTEST_COMMIT_MS:
+            return self.refuse(Fault("input_audio_buffer_commit_empty", f"The input audio buffer holds {ms} ms of "
+                                     f"audio; a commit needs {SHORTEST_COMMIT_MS}."))
+        return Ask(ASK_COMMIT)
+
+    def _clear(self, message: dict) -> Ask:
+        self._committed = self.appended
+        self._speech = None
+        self.emit("input_audio_buffer.cleared")
+        return Ask(ASK_DISCARD)
+
+    def _dtmf(self, message: dict) -> Dtmf | None:
+        digit = digit_of(message.get("event"))
+        return Dtmf(digit) if digit else self.refuse(Fault("invalid_value", "event must be one key.", "event"))
+
+    def _create_item(self, message: dict) -> None:
+        item = read_item(message.get("item"), self._name("item"))
+        after = message.get("previous_item_id")
+        if not isinstance(item, Fault):
+            if self.items.find(item.id) is not None:
+                item = Fault("item_create_item_exists", "There is an item of this id already.", "item.id")
+            elif after not in (None, "root") and self.items.find(after) is None:
+                item = Fault("item_create_previous_item_not_found", "There is no such item to follow.",
+                             "previous_item_id")
+        if isinstance(item, Fault):
+            return self.refuse(item)
+        self.items.add(item, after)
+        self.emit("conversation.item.added", previous_item_id=self.items.before(item), item=item.wire())
+        self.emit("conversation.item.done", previous_item_id=self.items.before(item), item=item.wire())
+
+    def _find(self, message: dict, verb: str) -> Item | None:
+        item = self.items.find(message.get("item_id"))
+        if item is None:
+            self.refuse(Fault(f"item_{verb}_invalid_item_id", "There is no item of this id.", "item_id"))
+        return item
+
+    def _retrieve_item(self, message: dict) -> None:
+        if (item := self._find(message, "retrieve")) is not None:
+            self.emit("conversation.item.retrieved", item=item.wire())
+
+    def _delete_item(self, message: dict) -> None:
+        if (item := self._find(message, "delete")) is not None:
+            self.items.order.remove(item)
+            self.emit("conversation.item.deleted", item_id=item.id)
+
+    def _truncate_item(self, message: dict) -> Ask | None:
+        if (item := self._find(message, "truncate")) is None:
+            return None
+        ms, has = message.get("audio_end_ms"), int(item.audio_ms)
+        if item.part != "output_audio":
+            return self.refuse(Fault("invalid_value", "Only a message of the agent's audio can be cut.", "item_id"))
+        if message.get("content_index", 0) != 0:
+            return self.refuse(Fault("invalid_value", "An item has one part: content_index is 0.", "content_index"))
+        if type(ms) is not int or not 0 <= ms <= has:
+            return self.refuse(Fault("invalid_value", f"audio_end_ms must be a whole number from 0 to {has}, the "
+                                     "milliseconds of its audio.", "audio_end_ms"))
+        if self.response.active and item is self.response.message:
+            self.finish("cancelled", {"reason": "client_cancelled"})
+        item.truncate(ms)
+        self.emit("conversation.item.truncated", item_id=item.id, content_index=0, audio_end_ms=ms)
+        return Ask(ASK_TRUNCATED, {"item_id": item.id})
+
+    def _ask_response(self, message: dict) -> Ask | None:
+        request = message.get("response")
+        request = {} if request is None else request
+        fault = check(request, REQUEST, "response") or check_tools(request.get("tools") or [], "response.tools")
+        if not fault and self.session["type"] == "transcription":
+            fault = Fault("invalid_value", "This session transcribes only.", "type")
+        given = request.get("input") if not fault else None
+        for i, one in enumerate(given or ()):
+            item = self._input(one, f"response.input[{i}]")
+            if isinstance(item, Fault):
+                fault = fault or item
+        if fault:
+            return self.refuse(fault)
+        self.waiting += 1
+        return Ask(ASK_RESPOND, {"request": request, "event_id": self._client_event or ""})
+
+    def _input(self, value, path: str = "") -> Item | Fault:
+        if isinstance(value, dict) and value.get("type") == "item_reference":
+            found = self.items.find(value.get("id"))
+            return found or Fault("invalid_value", "There is no item of this id.", f"{path}.id")
+        return read_item(value, "", path)
+
+    def inputs(self, request: dict) -> list[Item] | None:
+        """The items that a response is to be made from; None: the conversation."""
+        if request.get("input") is None:
+            return None
+        return [item for item in map(self._input, request["input"]) if not isinstance(item, Fault)]
+
+    def _ask_cancel(self, message: dict) -> Ask | None:
+        name = message.get("response_id")
+        known = self.response.active and name in (None, self.response.id) or self.waiting and name is None
+        if not known:
+            return self.refuse(Fault("response_cancel_not_active", "There is no such response on its way.",
+                                     None if name is None else "response_id"))
+        return Ask(ASK_CANCEL)
+
+    def _clear_output(self, message: dict) -> None:
+        self.refuse(Fault("invalid_value", "output_audio_buffer.clear is for WebRTC and SIP; on a WebSocket the client "
+                          "plays, and truncates the item.", "type"))
+
+    # -- to the client -------------------------------------------------------------------------------------------------
+
+    def audio(self, pcm) -> bytes | None:
+        """A delta of the response, which begins with it if there is none; None where it is text only."""
+        if not self.response.active:
+            self.respond()
+        where = self.response.audio()
+        if where is None:
+            return None
+        self._used = True
+        self.response.heard(len(pcm) * 1000 / self.rate)
+        self._numbers += 1
+        kind = "response.audio.delta" if self._beta else "response.output_audio.delta"
+        event = {"type": kind, "event_id": f"event_{self._prefix}{self._numbers}", **where, "delta": ""}
+        if self._out_resampler is not None:
+            pcm = self._out_resampler.push(pcm)
+        return self._out.message(orjson.dumps(event)[:-len(AFTER_AUDIO)], pcm, AFTER_AUDIO)
+
+    def mark(self, name: str) -> None:
+        """The client says what was heard when it truncates, and only then."""
+        return None
+
+    def clear(self) -> None:
+        """The client stops playing when it learns that the caller speaks."""
+        return None
+
+    def stop(self) -> None:
+        """There is no word for it: the connection is closed."""
+        return None
+
+    def tell(self, news: str, *details) -> None:
+        if news in TELL:
+            TELL[news](self, *details)
+
+    def _speech_started(self) -> None:
+        if self._speech is not None:
+            return
+        self._speech = self._name("item")
+        if self.detector is not None:
+            start = max(0, self._at_ms - self.detector.get("prefix_padding_ms", 300))
+            self.emit("input_audio_buffer.speech_started", audio_start_ms=start, item_id=self._speech)
+
+    def _speech_stopped(self) -> None:
+        """The turn is over: its audio is committed as an item."""
+        name = self._speech or self._name("item")
+        if self._speech is not None and self.detector is not None:
+            self.emit("input_audio_buffer.speech_stopped", audio_end_ms=self._at_ms, item_id=name)
+        ms = (self.appended - self._committed) * 1000 // self._in_rate
+        self._speech, self._committed = None, self.appended
+        self._spoken = item = Item(name, "message", "user", "input_audio", None, audio_ms=ms, opened=True)
+        before = self._add(item)
+        self.emit("input_audio_buffer.committed", item_id=name, previous_item_id=before)
+        self.emit("conversation.item.added", previous_item_id=before, item=item.wire())
+        self.emit("conversation.item.done", previous_item_id=before, item=item.wire())
+
+    def _recognised(self, text: str, confidence: float) -> None:
+        item = self._spoken
+        if item is None:
+            return
+        item.text = text
+        if self._transcribes:
+            where = {"item_id": item.id, "content_index": 0}
+            kind = "conversation.item.input_audio_transcription"
+            if text:
+                self.emit(f"{kind}.delta", **where, delta=text)
+            self.emit(f"{kind}.completed", **where, transcript=text,
+                      usage={"type": "duration", "seconds": item.audio_ms / 1000})
+
+
+READ = {
+    "session.update": OpenAIRealtime._update,
+    "transcription_session.update": OpenAIRealtime._update,
+    "input_audio_buffer.append": OpenAIRealtime._append,
+    "input_audio_buffer.commit": OpenAIRealtime._commit,
+    "input_audio_buffer.clear": OpenAIRealtime._clear,
+    "input_audio_buffer.dtmf": OpenAIRealtime._dtmf,
+    "conversation.item.create": OpenAIRealtime._create_item,
+    "conversation.item.retrieve": OpenAIRealtime._retrieve_item,
+    "conversation.item.truncate": OpenAIRealtime._truncate_item,
+    "conversation.item.delete": OpenAIRealtime._delete_item,
+    "response.create": OpenAIRealtime._ask_response,
+    "response.cancel": OpenAIRealtime._ask_cancel,
+    "output_audio_buffer.clear": OpenAIRealtime._clear_output,
+}
+TELL = {
+    SPEECH_STARTED: OpenAIRealtime._speech_started,
+    SPEECH_STOPPED: OpenAIRealtime._speech_stopped,
+    RECOGNITION: OpenAIRealtime._recognised,
+}

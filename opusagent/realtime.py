@@ -1,0 +1,411 @@
+"""A call in the OpenAI Realtime protocol: what a client asks for, done by the Call that every other dialect has.
+
+It speaks no JSON (dialects/realtime does) and hears and speaks as any call.  What differs: the client may end its turns
+and ask for responses itself, audio may come faster than it is spoken, and a response is over for the client when all
+of it was sent, for us when the client can have heard it.
+The rules: one response at a time, begun before anything of it is sent and ended before the next; what a client sends
+waits in the inbox only while audio before it is not heard yet, and no more than the inbox holds.
+"""
+import logging
+import math
+import secrets
+from collections import deque
+from dataclasses import replace
+
+import numpy as np
+import orjson
+
+from . import journal
+from .assistant import NEVER, Assistant, ClientModel, Made
+from .call import Call
+from .dialects import (ASK_CANCEL, ASK_COMMIT, ASK_DISCARD, ASK_RESPOND, ASK_TRUNCATED, ASK_UPDATE, RECOGNITION,
+                       SPEECH_STARTED, SPEECH_STOPPED, Ask, Audio, Dtmf, OpenAIRealtime)
+from .dialects.realtime.settings import Fault
+from .flow import FREE, Dialogue, Reply, Waits
+from .flow.dialogue import ANSWER, NO_MATCH
+from .flow.expect import clip
+from .journal import noted
+from .pipeline import SPEAKING, Turn
+
+log = logging.getLogger("opusagent")
+
+MS = 1_000_000                  # ns
+BETA = "openai-beta.realtime-v1"        # a subprotocol
+GREETING_AFTER = 1000 * MS      # a flow begins by itself, without a word from the client, after so long
+AT_ONCE_MS = 1000               # audio in one message that is heard at once; more waits in the inbox
+FEED_MS = 40                    # of it that is heard at each tick: eight times as fast as it was spoken
+KEPT_SILENCES = 16              # whose places are known
+INBOX_SECONDS = 120             # of audio that may wait
+INBOX_ENTRIES = 4096
+ENDED = Waits(0, 0, 0, NEVER)   # what has been said is all of it
+REASONS = {"barge-in": "turn_detected", "superseded": "turn_detected"}      # of a response that was cut; else the client
+
+
+def realtime_query(head, query: dict[str, str]) -> dict[str, str]:
+    """The query as the dialect takes it: with a name for the call, and whether beta's names are wanted."""
+    beta = "realtime=v1" in (head.get("openai-beta") or "") or BETA in head.tokens("sec-websocket-protocol")
+    return {"call_id": secrets.token_hex(8), **query, **({"beta": "1"} if beta else {})}
+
+
+class RealtimeCall(Call):
+    """A session of a connection, as Call is."""
+
+    def __init__(self, server, connection, dialect, agent: str, kept: "journal.Journal | None" = None):
+        self.assistant = agent == "assistant"   # the client leads; otherwise the flow does
+        self.inbox: deque = deque()             # Audio as arrays, and Asks
+        self.backlog = 0                        # samples in it
+        self.deferred: deque[Ask] = deque(maxlen=16)    # responses asked for while a turn is being recognised
+        self.made = Made()                      # of the reply being spoken, or held
+        self.silent = 0                         # samples of our own silence in the slot, but for
+        self.silences: deque = deque()          # [start, samples] of the latest
+        self.behind = 0                         # ns: what was sent before this reply is still being heard for so long
+        self.greet_by = 0                       # ns: when the flow begins by itself; 0: it has, or never will
+        self.last: Reply | None = None
+        self.answered = ""                      # id of the last item of the user's that was answered
+        super().__init__(server, connection, dialect, agent, kept)
+        self.mouth.out.answers()
+
+    # -- the beginning -------------------------------------------------------------------------------------------------
+
+    def _dialogue(self, facts: dict):
+        return Assistant(self.flow, self.dialect) if self.assistant else super()._dialogue(facts)
+
+    def _open_line(self) -> None:
+        super()._open_line()
+        self.mouth.stage.llm = ClientModel(self, self.mouth.stage.llm)
+        if self.assistant:
+            self.mouth.stage.filler = ()        # what fills the wait is the client's to say
+
+    def _begin(self) -> None:
+        self.excused = math.inf                 # until audio comes, nobody has to speak
+        self.greet_by = 0 if self.assistant else self.server.now + GREETING_AFTER
+
+    def _greet(self) -> None:
+        self.greet_by = 0
+        if self.dialogue.turn == 0:
+            self._reply(self.dialogue.begin())
+
+    # -- from the client -----------------------------------------------------------------------------------------------
+
+    @noted(journal.MESSAGE)
+    def on_message(self, opcode: int, payload: memoryview) -> None:
+        event = self.dialect.receive(opcode, payload)
+        self.mouth.out.answers()
+        if event is None or self.done or self.slot is None:
+            return
+        if isinstance(event, Audio):
+            pcm = event.pcm if self.resampler is None else self.resampler.push(event.pcm)
+            self._take(pcm)
+        elif event.__class__ is Ask and event.what == ASK_CANCEL:
+            self._cancel()
+        elif len(self.inbox) < INBOX_ENTRIES:
+            self.inbox.append(event)
+        else:
+            self.dialect.refuse(Fault("rate_limit_exceeded", "Too much waits for the end of a turn."))
+        self._work(self.server.now, AT_ONCE_MS)
+        self.mouth.out.answers()
+
+    def _take(self, pcm) -> None:
+        """Audio, into the inbox: in pieces, if it is long."""
+        if self.backlog + len(pcm) > INBOX_SECONDS * self.slot.rate_in or len(self.inbox) >= INBOX_ENTRIES:
+            return self.dialect.refuse(Fault("input_audio_buffer_full", f"More than {INBOX_SECONDS} s of audio wait "
+                                             "to be heard: send it no faster than that.", "audio"))
+        pcm, most = np.array(pcm), FEED_MS * self.slot.rate_in // 1000
+        if len(pcm) > AT_ONCE_MS * self.slot.rate_in // 1000:
+            self.inbox.extend(pcm[at:at + most] for at in range(0, len(pcm), most))
+        elif len(pcm):
+            self.inbox.append(pcm)
+        self.backlog += len(pcm)
+
+    def _work(self, now: int, ms: int) -> None:
+        """Through the inbox, up to so much audio."""
+        left = ms * self.slot.rate_in // 1000
+        while self.inbox and left > 0 and not self._must_wait(self.inbox[0]):
+            entry = self.inbox.popleft()
+            if isinstance(entry, np.ndarray):
+                self.backlog -= len(entry)
+                left -= len(entry)
+                self._hear_client(entry, now)
+            elif entry.__class__ is Dtmf:
+                self.on_dtmf(entry)
+            else:
+                ON_ASK[entry.what](self, **entry.details)
+            if self.slot is None or self.done:
+                self.inbox.clear()
+
+    def _must_wait(self, entry) -> bool:
+        """The turn that the client has ended is still being recognised, and this belongs to the next one."""
+        mine = isinstance(entry, np.ndarray) or entry.__class__ is Ask and entry.what == ASK_COMMIT
+        return bool(self.final_by) and self.dialect.detector is None and mine
+
+    def _hear_client(self, pcm, now: int) -> None:
+        if self.excused is math.inf and self.dialect.detector is not None:
+            self.excused = self.slot.written
+        if self.dialect.detector is None and not self.hearing:
+            self._listen(max(self.slot.written, self.floor))
+        self._hear(pcm, now)
+        if self.greet_by:
+            self._greet()
+
+    # -- what it asks for ----------------------------------------------------------------------------------------------
+
+    def _updated(self) -> None:
+        dialect = self.dialect
+        if dialect.rate != self.slot.rate_out:
+            self.vad.close()                    # nothing has gone over the line: it is another one
+            self.slot.free()
+            self._open_line()
+        detector = dialect.detector
+        threshold = detector and detector.get("threshold", 0.5)
+        self.turns.on = self.server.config.turns.threshold if threshold in (None, 0.5) else threshold
+        if detector is None:
+            self.excused = math.inf
+        if self.assistant:
+            self.turns.expect(self.dialogue.expect.waits)
+            if self.server.config.tts == "openai" and isinstance(voice := dialect.session["audio"]["output"]["voice"], str):
+                self.mouth.stage.voice = voice
+        elif isinstance(self.dialogue, Dialogue):
+            known = {name: clip(text, self.dialogue.side) for name, text in dialect.facts.items()}
+            self.dialogue.facts.update({name: known[name] for name in known.keys() & self.flow.facts.keys()})
+
+    def _commit(self) -> None:
+        """The caller's turn ends here, whatever the detector thinks."""
+        if self.hearing and self.dialect.detector is not None:
+            self.turns.expect(ENDED)
+            return self._follow(self.turns.judge(FREE))
+        if self.final_by:
+            return                              # the detector was faster
+        if not self.hearing:
+            self._listen(self.floor)
+        position = self.slot.written
+        self.dialect.at(self._ms(position))
+        self._end_of_turn(position)
+        if not self.final_by:                   # nothing that is said counts in this state of the flow
+            self.mouth.out.tell(SPEECH_STOPPED)
+            self.mouth.out.tell(RECOGNITION, "", 0.0)
+
+    def _discard(self) -> None:
+        self.floor = self.slot.written
+        if self.hearing:
+            self.hearing = False
+            self.mouth.forget()
+            self.studio.stt.cancel(self)
+
+    def _respond(self, request: dict, event_id: str) -> None:
+        """The client wants a response to what there is."""
+        if self.final_by:
+            return self.deferred.append(Ask(ASK_RESPOND, {"request": request, "event_id": event_id}))
+        if not self.dialect.response.active:
+            self._hear_out()
+        if self.dialect.respond(request, event_id):
+            self.greet_by = 0
+            self._say(self._wanted(request))
+
+    def _wanted(self, request: dict) -> Reply:
+        """What is said when the client asks: the assistant's answer, or what the flow has for the latest item."""
+        if self.assistant:
+            return self.dialogue.respond(request)
+        said, known = self._last_said(), self.dialogue.turn
+        if said is not None and said.id != self.answered:
+            self.answered = said.id
+            reply = self.dialogue.answer(said.text)
+            if known or reply.kind != NO_MATCH:
+                return reply
+        return self.dialogue.begin() if not known else self._again()
+
+    def _again(self) -> Reply:
+        """The flow has said all it has to say for now: its last words once more."""
+        return replace(self.last, turn=self.dialogue.turn, next=self.dialogue.state, facts={}, rung=0)
+
+    def _last_said(self):
+        return next((item for item in reversed(self.dialect.items.order) if item.role == "user" and item.text), None)
+
+    def _cancel(self) -> None:
+        """What is on its way, or, if nothing is, what has been asked for and not begun."""
+        if self.dialect.response.active:
+            if self.mouth.turn is not None:
+                self._stop_talking("cancelled")
+                return self._follow(self.turns.agent_done())
+            return self._finish("cancelled", {"reason": "client_cancelled"})
+        waiting = [entry for entry in (*self.deferred, *self.inbox)
+                   if entry.__class__ is Ask and entry.what == ASK_RESPOND]
+        self.deferred.clear()
+        self.inbox = deque(entry for entry in self.inbox if not any(entry is one for one in waiting))
+        for ask in waiting:
+            if self.dialect.respond(**ask.details):
+                self._finish("cancelled", {"reason": "client_cancelled"})
+
+    def _truncated(self, item_id: str) -> None:
+        """The client has stopped playing: nobody hears the rest of it."""
+        message = self.dialect.response.message
+        if self.mouth.turn is not None and message is not None and message.id == item_id:
+            self._stop_talking("truncated")
+            self._follow(self.turns.agent_done())
+
+    # -- turn taking ---------------------------------------------------------------------------------------------------
+
+    def on_window(self, score: float, position: int, samples: int, quiet: int) -> None:
+        """Where the client ends its turns itself, nobody listens for their end."""
+        super().on_window(score if self.dialect.detector is not None else 0.0, position, samples, quiet)
+
+    def _follow(self, events) -> None:
+        for event in events:
+            self.dialect.at(self._ms(event.position))
+            super()._follow((event,))
+
+    def _ms(self, position: int) -> float:
+        """A position of the slot in what the client has sent."""
+        ours = sum(min(count, max(0, position - start)) for start, count in self.silences)
+        return (position - self.silent - ours) * 1000 / self.slot.rate_in
+
+    def _hear_silence(self, now: int) -> None:
+        if self.dialect.detector is None:
+            self.media_at = now
+            return
+        before = self.slot.written
+        super()._hear_silence(now)
+        if self.silences and sum(self.silences[-1]) == before:
+            self.silences[-1][1] += self.slot.written - before
+        else:
+            self.silences.append([before, self.slot.written - before])
+        if len(self.silences) > KEPT_SILENCES:
+            self.silent += self.silences.popleft()[1]
+
+    def _go_on_listening(self) -> None:
+        self._finish("cancelled", {"reason": "turn_detected"})
+        self.dialect.heard("")
+        self.dialect.take_back()
+        super()._go_on_listening()
+
+    def _recogniser_failed(self) -> None:
+        self.dialect.not_recognised("The recogniser failed.")
+        super()._recogniser_failed()
+
+    # -- the reply -----------------------------------------------------------------------------------------------------
+
+    def _reply(self, reply: Reply | None) -> None:
+        """The call has something to say by itself, if it may."""
+        if self.deferred:
+            return self._respond(**self.deferred.popleft().details)
+        unsaid = self.assistant and reply is not None and reply.kind == ANSWER and not reply.caller
+        if reply is None or unsaid or not self.dialect.creates:
+            self.mouth.forget()
+            self.ledger.finish()
+            self.turns.expect(self.dialogue.expect.waits)
+            return self._follow(self.turns.agent_done())
+        if reply.kind == ANSWER and (said := self._last_said()) is not None:
+            self.answered = said.id
+        self._hear_out()
+        self.dialect.respond()
+        self._say(reply)
+
+    def _say(self, reply: Reply) -> None:
+        """A response has begun, and this is what it says."""
+        if reply.interruptible and not self.dialect.interruptible:
+            reply = replace(reply, interruptible=False)
+        self.last = reply
+        response = self.dialect.response
+        if not response.audible and reply.say:
+            self.made = Made()
+            self.made.parts.append(" ".join(reply.say))
+            reply = replace(reply, say=())
+        elif self.mouth.held is None or self.mouth.held.reply != reply:
+            self.made = Made()
+        response.say(" ".join(reply.say))
+        behind, self.behind = self.behind, 0
+        super()._reply(reply)
+        self.mouth.playout.behind(behind)
+        self.mouth.out.answers()
+
+    def _hear_out(self) -> None:
+        """Another response follows one that was sent and is still being heard; one that is on its way is cut."""
+        mouth, now = self.mouth, self.server.clock()
+        turn = mouth.turn
+        if turn is None:
+            return
+        if self.dialect.response.active:
+            return self._stop_talking("superseded")
+        self.before = ()
+        self.behind = mouth.playout.unheard_ns(now)
+        mouth.drop()
+        self.dialogue.heard(turn.reply, " ".join(turn.texts))
+        turn.trace.agent = " ".join(turn.texts)
+        if self.ledger.trace is turn.trace:
+            self.ledger.finish("followed")
+
+    def _look_after(self, now: int) -> None:
+        turn = self.mouth.turn
+        if turn is not None:
+            self._tell(turn)
+        super()._look_after(now)
+        if self.slot is None or self.done:
+            return
+        self._work(now, FEED_MS)
+        if self.greet_by and now > self.greet_by:
+            self._greet()
+        mouth = self.mouth
+        if mouth.turn is not None and mouth.turn.state is not SPEAKING and mouth.playout.spent and not mouth.out.late:
+            self._sent(mouth.turn)
+        mouth.out.answers()
+
+    def _tell(self, turn: Turn) -> None:
+        """The client learns what has been made since."""
+        made, response = self.made, self.dialect.response
+        while made.told < len(made.parts):
+            part = made.parts[made.told]
+            made.told += 1
+            if isinstance(part, str):
+                spaced = response.message is not None and turn.reply.say and made.told == 1
+                response.say(" " + part if spaced else part)
+            else:
+                arguments = part.arguments
+                response.call(part.name, arguments if isinstance(arguments, str) else
+                              orjson.dumps(arguments or {}).decode(), part.id)
+        self.mouth.out.answers()
+
+    def _sent(self, turn: Turn) -> None:
+        """All of the reply went out: for the client the response is over, though it is still being heard."""
+        self._tell(turn)
+        if turn.error:
+            self._finish("failed", {"error": {"type": "server_error", "code": None, "message": turn.error}})
+        elif self.made.limited:
+            self._finish("incomplete", {"reason": "max_output_tokens"})
+        else:
+            self._finish("completed")
+
+    def _finish(self, status: str, details: dict | None = None) -> None:
+        most = self.server.config.max_calls
+        self.dialect.limits = (most, max(0, most - len(getattr(self.server, "calls", ()))))
+        self.dialect.finish(status, details, tuple(self.mouth.playout.spans()))
+        self.mouth.out.answers()
+
+    def turn_done(self, turn: Turn, heard: str, now: int) -> None:
+        self.before = ()
+        self._sent(turn)
+        if not self.dialect.response.audible and self.dialect.response.message is not None:
+            turn.texts[:] = [heard := self.dialect.response.message.text]
+        super().turn_done(turn, heard, now)
+
+    def _stop_talking(self, why: str) -> None:
+        if why == "barge-in" and self.dialogue.expect.id >= 0:
+            self.mouth.out.tell(SPEECH_STARTED)         # the client stops playing
+        self._tell(self.mouth.turn)
+        heard = self.mouth.playout.heard_text(self.server.clock())
+        self._finish("cancelled", {"reason": REASONS.get(why, "client_cancelled")})
+        if why != "truncated" and self.dialect.response.audible:
+            self.dialect.heard(heard)
+        super()._stop_talking(why)
+
+
+ON_ASK = {
+    ASK_UPDATE: RealtimeCall._updated,
+    ASK_COMMIT: RealtimeCall._commit,
+    ASK_DISCARD: RealtimeCall._discard,
+    ASK_RESPOND: RealtimeCall._respond,
+    ASK_TRUNCATED: RealtimeCall._truncated,
+}
+
+
+def call_of(dialect: str) -> type[Call]:
+    """What a call in a dialect is."""
+    return RealtimeCall if dialect == OpenAIRealtime.name else Call
