@@ -56,6 +56,7 @@ class Call:
         # the caller's side
         self.utterance = 0                  # grows with each; what the recogniser sends for an older one is late
         self.search = -1                    # of the recogniser, for what the state expects
+        self.terms: tuple[str, ...] = ()    # the phrases of that
         self.hearing = False                # an utterance is being recognised
         self.heard_from = 0                 # where the utterance begins, pre-roll included
         self.floor = 0                      # no utterance begins before this position: it belongs to the one before
@@ -238,6 +239,7 @@ class Call:
         if self.hearing:
             self.search = self.studio.search(self.flow, self.dialogue.expect.id)
             self._note("listen", self.utterance, position)
+            self.terms = self.dialogue.expect.terms
             self.studio.stt.listen(self, position)
             self.mouth.out.tell(SPEECH_STARTED)
 

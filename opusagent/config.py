@@ -96,6 +96,7 @@ class OpenAI:
                                        low=0.05, high=60)
     tts_first_seconds: float = setting(0.7, "wait for the first audio of a segment, then the next endpoint is asked",
                                        low=0.05, high=60)
+    stt_realtime: bool = setting(True, "transcribe over Realtime sessions where the endpoint has them")
     hedge_share: float = setting(0.1, "share of the model's requests that may be made twice, when the first token is "
                                  "later than 95 % of them are; 0 is off", "share", low=0, high=1)
     voice: str = setting("alloy", "voice that it speaks with", "name")

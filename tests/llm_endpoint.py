@@ -41,7 +41,7 @@ class Exchange:
         self.body: dict = {}                    # of JSON, or the fields of a form
         self.gone = asyncio.Event()             # the client closed the connection before the answer was over
         self.over = False                       # the answer was sent whole
-        self._reader, self._writer = reader, writer
+        self.reader, self.writer = reader, writer
 
     async def head(self, status: int = 200, content_type: str = "text/event-stream", length: int | None = None,
                    **headers: str) -> None:
@@ -53,8 +53,8 @@ class Exchange:
 
     async def write(self, data: bytes) -> None:
         """As it is, whatever HTTP says."""
-        self._writer.write(data)
-        await self._writer.drain()
+        self.writer.write(data)
+        await self.writer.drain()
 
     async def chunk(self, data: bytes) -> None:
         await self.write(b"%x\r\n%s\r\n" % (len(data), data))
@@ -73,16 +73,16 @@ class Exchange:
 
     def reset(self) -> None:
         """RST: the connection is gone, and what was on its way with it."""
-        self._writer.get_extra_info("socket").setsockopt(*LINGER_NOT)
-        self._writer.transport.abort()
+        self.writer.get_extra_info("socket").setsockopt(*LINGER_NOT)
+        self.writer.transport.abort()
 
     def close(self) -> None:
         """FIN in the middle of it."""
-        self._writer.close()
+        self.writer.close()
 
     async def until_gone(self) -> None:
         """The client has closed the connection."""
-        await self._reader.read(1)
+        await self.reader.read(1)
         self.gone.set()
 
 
@@ -98,6 +98,7 @@ class LocalEndpoint:
         self.seen: list[Exchange] = []          # requests, but for those to /models
         self.connections = 0                    # accepted
         self.has_models = True
+        self.realtime: Doing | None = None      # what is done with who wants a Realtime session; None: there are none
         self.refuses: set[str] = set()          # options that the model does not take
         self.go = asyncio.Event()               # what waits for the test's word goes on
         self._doings: deque[Doing] = deque()
@@ -157,6 +158,10 @@ class LocalEndpoint:
             self._open.discard(writer)
 
     async def _answer(self, exchange: Exchange) -> None:
+        if exchange.path.startswith("/v1/realtime"):
+            if self.realtime is None:
+                return await refuse(exchange, Refused(404, "no such route"))
+            return await self.realtime(exchange)
         try:
             check(exchange, self.refuses)
             if exchange.path == "/v1/models":

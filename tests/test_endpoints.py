@@ -225,6 +225,20 @@ def test_an_endpoint_that_is_only_late_may_still_be_the_first(run):
     assert run(scenario()) == ("One.", "")
 
 
+def test_when_one_connection_was_dead_the_idle_ones_are_opened_anew(run):
+    async def scenario():
+        async with models([does(Exchange.until_gone), says("One.")], [says("Two.")], first_seconds=0.1) as (its, llm):
+            transport = llm.endpoints.best.transport
+            while sum(map(len, transport.idle.values())) < 2:
+                await asyncio.sleep(0.01)
+            old = {each for idle in transport.idle.values() for each in idle}
+            said = await ask(llm)
+            while sum(map(len, transport.idle.values())) < 2:
+                await asyncio.sleep(0.01)
+            return said, old & {each for idle in transport.idle.values() for each in idle}, await ask(llm)
+    assert run(scenario()) == (("Two.", ""), set(), ("One.", ""))
+
+
 def test_an_endpoint_that_fails_too_often_is_not_asked_for_a_while(run, caplog):
     async def scenario():
         async with models([fails(500)] * FAILURES, [says("One.")] * 9) as (endpoints, llm):

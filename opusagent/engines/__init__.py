@@ -3,7 +3,8 @@
 A stage of an engine is a class made from the configuration; it lives in the worker and never blocks its loop.
     all     async open(...), async close(), measure(metrics)
     stt     open(arena, searches): the searches of all flows, by number; a search has the words that are expected
-            listen(call, position)      an utterance begins there in the slot: call.utterance, for call.search
+            listen(call, position)      an utterance begins there in the slot: call.utterance, for call.search, which
+                                    is likely to be one of call.terms
             audio(call)                 more of it lies in the slot
             ask(call)                   its best text so far is wanted now
             finish(call, position)      it ends there

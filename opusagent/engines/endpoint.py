@@ -174,6 +174,8 @@ class Endpoint:
             self.breaker.succeeded()
         except FAULTS as error:
             self._failed(answer)
+            if answer is None and isinstance(error, TimeoutError):
+                self._suspect()
             raise EngineError(f"{self.subject} {reason(error)}.") from None
         except EngineError:
             self._failed(answer)
@@ -200,6 +202,11 @@ class Endpoint:
         """It has not begun to answer in its time, which counts as a failure, though it may still do so."""
         self.failures += 1
         self.breaker.failed(time.monotonic())
+        self._suspect()
+
+    def _suspect(self) -> None:
+        if self.transport is not None:
+            self.transport.renew()
 
     def _failed(self, answer: Answer | None) -> None:
         self.failures += 1

@@ -1,8 +1,10 @@
-"""The recogniser of the engine `openai`: audio.transcriptions, an utterance at a time.
+"""The recogniser of the engine `openai`: a Realtime transcription session where the best endpoint has them, and else
+audio.transcriptions, an utterance at a time.
 
-An utterance is sent when the caller pauses, and its text is the final one if nothing was said after that; otherwise
-all of it is sent again at its end.  The rule: at most one request of an utterance is on its way, and what comes of
-an older one is never heard.
+Over a session (openai_live.py) an utterance is heard while it is said.  Otherwise it is sent when the caller pauses,
+and its text is the final one if nothing was said after that; if something was, all of it is sent again at its end.  It
+is sent as well where a session dies and there is no other, or is late.  The rule: at most one request of an utterance is on its way,
+what comes of an older one is never heard, and the first text of an utterance that has ended is its last.
 """
 import asyncio
 import logging
@@ -16,6 +18,7 @@ from .._fastpath import Slot
 from ..audio import last_voiced
 from ..config import Config
 from .endpoint import Answer, Endpoint, Events
+from .openai_live import Lines, Live
 from .preference import Preference
 
 log = logging.getLogger("opusagent")
@@ -35,26 +38,41 @@ class Stt:
 
     def __init__(self, config: Config):
         self.endpoints = Preference(config, "stt", "recogniser", SPARE)
-        self.prompts: list[str] = []                    # by search
+        best = self.endpoints.best
+        self.lines = Lines(best, best.target.model) if config.openai.stt_realtime else None     # None: there are none
         self.heard: dict[object, Utterance] = {}        # by call, those that are being recognised
         self.saved = 0                                  # utterances whose text was there, or on its way, at their end
 
     async def open(self, arena, searches) -> None:
-        self.prompts = [", ".join(sorted(search.words))[:PROMPT_CHARACTERS] for search in searches]
         await self.endpoints.open()
+        if self.lines is not None and (self.endpoints.best.transport is None or not await self.lines.open()):
+            self.lines = None
 
     async def close(self) -> None:
         for call in list(self.heard):
             self.cancel(call)
+        if self.lines is not None:
+            await self.lines.close()
         await self.endpoints.close()
 
     def listen(self, call, position: int) -> None:
         self.cancel(call)
-        self.heard[call] = Utterance(call, position)
+        utterance = self.heard[call] = Utterance(self, call, position)
+        if self.lines is not None:
+            utterance.live = live = Live(utterance, self.lines)
+            if not live.begin(utterance.prompt):
+                utterance.live = None
+            else:
+                self.audio(call)
 
     def audio(self, call) -> None:
-        if utterance := self.heard.get(call):
+        if (utterance := self.heard.get(call)) is None:
+            return
+        if utterance.live is None:
             utterance.collect_some()
+        else:
+            utterance.collect(call.slot.written)
+            utterance.live.send()
 
     def ask(self, call) -> None:
         if utterance := self.heard.get(call):
@@ -69,19 +87,25 @@ class Stt:
         utterance.finished = True
         if not utterance.said_since():
             self.saved += 1
-            if utterance.text is not None:              # as an answer of its own, not before this call returns
-                asyncio.get_running_loop().call_soon(self._tell, utterance)
         else:
             self._send(utterance)
+        if utterance.live is not None:
+            asyncio.get_running_loop().call_soon(utterance.news)        # all of it may be known, or be nothing
+            utterance.late = asyncio.get_running_loop().call_later(self.endpoints.best.target.first_seconds, self._late,
+                                                                   utterance)
+        elif utterance.text is not None:                # as an answer of its own, not before this call returns
+            asyncio.get_running_loop().call_soon(self._tell, utterance)
 
     def cancel(self, call) -> None:
         if utterance := self.heard.pop(call, None):
-            utterance.drop_request()
+            utterance.end()
 
     forget = cancel
 
     def measure(self, metrics) -> None:
         self.endpoints.measure(metrics)
+        if self.lines is not None:
+            self.lines.measure(metrics)
         metrics.gauge("utterances_in_recognition", len(self.heard))
         metrics.gauge("utterances_recognised_ahead", self.saved)
 
@@ -91,34 +115,64 @@ class Stt:
         """All that was heard of it so far; an older request is of no use any more."""
         utterance.drop_request()
         utterance.sent = len(utterance.pcm)
-        utterance.task = asyncio.ensure_future(self._recognise(utterance, bytes(utterance.pcm)))
+        if utterance.live is not None:
+            utterance.live.commit()
+        else:
+            utterance.task = asyncio.ensure_future(self._recognise(utterance, bytes(utterance.pcm)))
+
+    def _late(self, utterance: "Utterance") -> None:
+        """Its session has not said all of it in its time: whoever is first now."""
+        if self._is_current(utterance) and utterance.task is None:
+            utterance.task = asyncio.ensure_future(self._recognise(utterance, bytes(utterance.pcm)))
+
+    def progressed(self, utterance: "Utterance") -> None:
+        """There is more text of it over its session, or all."""
+        live = utterance.live
+        if live is None or not self._is_current(utterance):
+            return
+        if utterance.finished and not live.settled:
+            return
+        if utterance.finished or live.text:
+            utterance.text = live.text
+            self._tell(utterance)
+
+    def line_lost(self, utterance: "Utterance", sentence: str) -> None:
+        """Its session is dead, and there is no other: it is sent as a whole."""
+        utterance.live = None
+        if self._is_current(utterance) and utterance.sent >= 0 and utterance.task is None:
+            self._send(utterance)
 
     async def _recognise(self, utterance: "Utterance", pcm: bytes) -> None:
         try:
-            utterance.text = await self._transcribe(utterance, pcm)
+            text = await self._transcribe(utterance, pcm)
+            utterance.task = None
         except EngineError as error:
             self._failed(utterance, str(error))
         except Exception:
             log.exception("the recogniser's engine broke")
             self._failed(utterance, "The recogniser's engine broke.")
         else:
+            utterance.text = text
             self._tell(utterance)
 
     def _failed(self, utterance: "Utterance", sentence: str) -> None:
-        """What was asked ahead may fail: it is asked again at the end."""
+        """What was asked ahead may fail: it is asked again at the end.  So may what was asked besides a session."""
         utterance.task, utterance.sent = None, -1
-        if utterance.finished and self._is_current(utterance):
+        if utterance.finished and self._is_current(utterance) and utterance.live is None:
             del self.heard[utterance.call]
+            utterance.end()
             utterance.call.on_failure(utterance.number, sentence)
 
     def _tell(self, utterance: "Utterance") -> None:
         if not self._is_current(utterance):
             return
+        text = utterance.text
         if utterance.finished:
             del self.heard[utterance.call]
-            utterance.call.on_final(utterance.number, utterance.text, 1.0)
+            utterance.end()
+            utterance.call.on_final(utterance.number, text, 1.0)
         else:
-            utterance.call.on_partial(utterance.number, utterance.text)
+            utterance.call.on_partial(utterance.number, text)
 
     def _is_current(self, utterance: "Utterance") -> bool:
         return self.heard.get(utterance.call) is utterance
@@ -140,8 +194,8 @@ class Stt:
         """`last`: there is no other endpoint to ask, so this one has the call's own patience."""
         target = endpoint.target
         body = {"model": target.model, "stream": True}
-        if prompt := self.prompts[utterance.search]:
-            body["prompt"] = prompt
+        if utterance.prompt:
+            body["prompt"] = utterance.prompt
         files = {"file": ("utterance.wav", wav(pcm, utterance.rate), "audio/wav")}
         within, gap = (PIECE_SECONDS, PIECE_SECONDS) if last else (target.first_seconds, target.gap_seconds)
         async with endpoint.post("/audio/transcriptions", body, ANSWER, files=files, what=target.model,
@@ -159,20 +213,25 @@ class Stt:
 class Utterance:
     """What is heard of one utterance, and what is asked about it."""
 
-    __slots__ = ("call", "slot", "number", "search", "position", "rate", "pcm", "sent", "finished", "text", "task")
+    __slots__ = ("stt", "call", "slot", "number", "prompt", "position", "rate", "pcm", "taken", "sent", "finished",
+                 "text", "task", "live", "late")
 
-    def __init__(self, call, position: int):
+    def __init__(self, stt: Stt, call, position: int):
+        self.stt = stt
         self.call = call
         self.slot: Slot = call.slot
         self.number = call.utterance
-        self.search = call.search
+        self.prompt = prompt_of(call.terms)
         self.position = position                # in the slot, of the next sample to be collected
         self.rate = call.slot.rate_in
         self.pcm = bytearray()                  # int16 samples of it
+        self.taken = 0                          # bytes of these that there ever were
         self.sent = -1                          # how many bytes of that the request has; -1: there is none
         self.finished = False                   # it has ended
         self.text: str | None = None            # what the request came to
         self.task: asyncio.Task | None = None   # the request
+        self.live: Live | None = None           # the session; None: requests are made
+        self.late: asyncio.TimerHandle | None = None    # how long that may take at its end
 
     def collect_some(self) -> None:
         """From time to time: the slot does not keep it for ever."""
@@ -185,6 +244,7 @@ class Utterance:
         begin = max(self.position, slot.written - slot.capacity + self.rate * MARGIN_MS // 1000)
         if end > begin:
             self.pcm += slot.read(begin, end - begin).tobytes()
+            self.taken += 2 * (end - begin)
             self.position = end
         if (over := len(self.pcm) - 2 * self.rate * LONGEST_SECONDS) > 0:
             del self.pcm[:over]
@@ -202,6 +262,31 @@ class Utterance:
         if self.task is not None:
             self.task.cancel()
         self.task, self.text, self.sent = None, None, -1
+
+    def news(self) -> None:
+        self.stt.progressed(self)
+
+    def line_lost(self, sentence: str) -> None:
+        self.stt.line_lost(self, sentence)
+
+    def end(self) -> None:
+        """Nobody wants it any more, or all is known."""
+        self.drop_request()
+        if self.late is not None:
+            self.late.cancel()
+        if self.live is not None:
+            self.live.end()
+            self.live = None
+
+
+def prompt_of(terms: tuple[str, ...]) -> str:
+    """The phrases that a state expects, as many whole ones as fit."""
+    prompt = ""
+    for term in terms:
+        if len(prompt) + len(term) + 2 > PROMPT_CHARACTERS:
+            break
+        prompt += f", {term}" if prompt else term
+    return prompt
 
 
 async def read_whole(answer: Answer, gap: float) -> str:

@@ -194,7 +194,7 @@ class Transport(httpx.AsyncBaseTransport):
         self._keepers: list[asyncio.Task] = []
 
     @cached_property
-    def _context(self):
+    def context(self):
         return httpx.create_ssl_context()
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
@@ -237,7 +237,7 @@ class Transport(httpx.AsyncBaseTransport):
 
     async def _connect(self, origin: Origin) -> Connection:
         scheme, host, port = origin
-        tls = {"ssl": self._context, "server_hostname": host} if scheme == "https" else {}
+        tls = {"ssl": self.context, "server_hostname": host} if scheme == "https" else {}
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
@@ -279,6 +279,14 @@ class Transport(httpx.AsyncBaseTransport):
                 else:
                     connection.rest()
                     idle.insert(0, connection)
+
+    def renew(self) -> None:
+        """Somebody waited in vain: what is idle may be half open as well, and is opened anew."""
+        for idle in self.idle.values():
+            for connection in idle:
+                connection.abort()
+            idle.clear()
+        self._lacking.set()
 
     def _idle_lost(self, connection: Connection) -> None:
         idle = self.idle.get(connection.origin, [])

@@ -8,7 +8,7 @@ recogniser listens for, so the three cannot disagree.
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice, zip_longest
 
 from .phrases import MORE, Digits, Group, bare, pattern, words
 
@@ -19,6 +19,7 @@ NO_MATCH = "NO_MATCH"           # nothing that is expected here
 STRENGTH = (NO_MATCH, INCOMPLETE, FREE, COMPLETE)
 
 VALUE = 100                     # characters kept of a free answer
+SPELT = 60                      # ways to say an answer that a recogniser can be told of
 SAID = 1_000                    # characters looked at of what a recogniser delivers
 
 # Around an answer these do not count.  A grammar allows fewer, and no "um": what may come anywhere is heard anywhere.
@@ -113,13 +114,14 @@ class Search:
 class Expect:
     """All that a state expects.  Rows count in their order: the state's own, then those that are open everywhere."""
 
-    __slots__ = ("id", "kind", "waits", "answers", "lead_ins")
+    __slots__ = ("id", "kind", "waits", "answers", "lead_ins", "terms")
 
     def __init__(self, id: int, kind: str, waits: Waits, answers: tuple[Answer, ...], lead_ins: tuple = ()):
         self.id = id                            # of the Search; -1 if nothing that is said would count here
         self.kind = kind                        # "grammar", "free" or "none"
         self.waits = waits
         self.answers = answers
+        self.terms = key_terms(answers)         # phrases that are likely to be said
         self.lead_ins = sorted(map(bare, (*LEAD_INS, *lead_ins)), key=len, reverse=True)
 
     def match(self, text: str) -> tuple[int, str] | None:
@@ -207,6 +209,14 @@ def grammar(answers: tuple[Answer, ...], lead_ins: tuple) -> str:
         answer = f"[ {' | '.join(map(' '.join, lead_ins))} ] {answer}"
     lines = ["#JSGF V1.0;", "grammar expected;", f"public <an-answer> = {answer};"]
     return "\n".join(lines + [f"<{name}> = {rule};" for name, rule in rules.items()]) + "\n"
+
+
+def key_terms(answers: tuple[Answer, ...]) -> tuple[str, ...]:
+    """Phrases that a caller may say, whole: of each answer one, then another of each, and so on.  Digits are none."""
+    groups = [option for answer in answers for option in answer.spoken if isinstance(option, Group)]
+    ways = [islice(group.spell(), SPELT) for group in groups]
+    phrases = (" ".join(way) for row in zip_longest(*ways) for way in row if way)
+    return tuple(dict.fromkeys(phrases))
 
 
 def spoken_words(jsgf: str) -> frozenset[str]:
