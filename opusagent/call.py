@@ -20,7 +20,7 @@ from .flow import COMPLETE, Dialogue, Reply
 from .flow.dialogue import ANSWER, FAILURE
 from .journal import entry, noted
 from .ledger import Ledger
-from .mouth import Mouth
+from .mouth import NEVER, Mouth
 from .pipeline import Turn
 from .turns import (BARGE_IN, DUCK, END_OF_TURN, NO_INPUT, PAUSE, PAUSED, RESTORE, RESUME, UTTERANCE_START, Settings,
                     TurnTaking)
@@ -73,6 +73,7 @@ class Call:
         self.began = server.now             # ns
         self.done = False                   # the flow came to its end
         self.leave_by = 0                   # ns: until when the platform may end the call itself, once it is done
+        self.due = 0                        # ns: before then tick() has nothing to do
         if (start := dialect.open()) is not None:
             self.on_start(start)
         if kept is not None:
@@ -147,7 +148,7 @@ class Call:
         rate = 8000 if wire_rate == 8000 else 16000
         self.slot.take(rate, wire_rate)
         self.resampler = Resampler(wire_rate, rate) if wire_rate != rate else None
-        self.turns = TurnTaking(rate, self.dialogue.expect.waits, turn_settings(self.server.config.turns))
+        self.turns = TurnTaking(rate, self.dialogue.expect.waits, Settings.of(self.server.config.turns))
         self.vad = Vad(rate, self.studio.hearing, self._scored)
         self.mouth.open(self.slot, wire_rate, self.studio, self.flow, self.server.config.openai)
 
@@ -356,12 +357,13 @@ class Call:
 
     @entry(journal.TICK)
     def tick(self, now: int) -> None:
-        """Every few milliseconds."""
+        """When something is due."""
         if self.slot is not None:
             self._leave(now) if self.done else self._look_after(now)
 
     def _look_after(self, now: int) -> None:
         """Speech that is due, deadlines, and the sample clock when no media comes."""
+        self.due = 0                            # what happens meanwhile may want to be looked at soon
         if self.mouth.turn is not None:
             self.mouth.play(now)
         if now - self.media_at > MEDIA_GAP:
@@ -371,6 +373,8 @@ class Call:
             self._recogniser_failed()
         if self.keys_by and now > self.keys_by:
             self._answer_keys()
+        deadlines = self.media_at + MEDIA_GAP, self.mouth.due, self.final_by or NEVER, self.keys_by or NEVER
+        self.due = 0 if self.done else min(deadlines)
 
     def _hear_silence(self, now: int) -> None:
         """No media came for a while (hold, mute, loss): the caller is silent, and the sample clock goes on."""
@@ -410,6 +414,7 @@ class Call:
     def _hang_up(self) -> None:
         """The platform is told.  Some want to end the call themselves, and have a while for that."""
         self.done = True
+        self.due = 0
         self.mouth.out.tell(FACTS, self.dialogue.facts)
         self.mouth.out.text(self.dialect.stop())
         self.leave_by = self.server.clock() + getattr(self.dialect, "parting_ms", 0) * MS
@@ -442,9 +447,3 @@ ON_TURN = {
     RESTORE: Call._restore,
     NO_INPUT: Call._no_input,
 }
-
-
-def turn_settings(turns) -> Settings:
-    """The configuration's [turns] as turns.py takes them."""
-    return Settings(on=turns.threshold, start_ms=turns.start_ms, pause_ms=turns.pause_ms,
-                    barge_in_ms=turns.barge_in_ms)

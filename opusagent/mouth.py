@@ -16,6 +16,7 @@ from .playout import FRAME_MS, Playout
 
 DUCK_MS = 20                    # within which the level goes down
 RESTORE_MS = 60                 # within which it is back
+NEVER = 1 << 62                 # ns
 
 
 class Mouth:
@@ -159,9 +160,15 @@ class Mouth:
 
     # -- what goes out -------------------------------------------------------------------------------------------------
 
+    @property
+    def due(self) -> int:
+        """ns: before then play() has nothing to do, unless something happens; 0 for the next tick."""
+        return NEVER if self.turn is None else self.playout.due
+
     def play(self, now: int) -> None:
         """Send the speech that is due, and see whether the reply is over."""
         turn, playout, out = self.turn, self.playout, self.out
+        self.call.due = 0
         turn.tick(now)
         while not out.held(now) and (pcm := playout.pop(now)) is not None:
             out.audio(pcm)

@@ -96,17 +96,27 @@ class Playout:
         """How long after the reply's first sample its first voiced window begins."""
         return self._places[0][0].lead * 1_000_000_000 // self.rate if self._places else 0
 
+    @property
+    def due(self) -> int:
+        """ns: when the next frame goes out; 0 where that hangs on more than time, or nothing is left."""
+        return 0 if self._origin is None or not self.queue and not self._filled else self._due()
+
     def pop(self, now: int) -> np.ndarray | None:
         """The next message, 20 ms or as much as goes out together, if it is due, else None.
 
-        The array is used again by the next pop().
+        Good until the next pop().
         """
-        if not self.queue and not self._filled:
+        if not self.queue and not self._filled or self._origin is not None and now < self._due():
             return None
-        if self._origin is not None and now < self._due():
-            return None
-        if self._origin is not None and self._silence and not self._filled:
-            self._silence = max(0, self._silence - self._kept_waiting(now))
+        if self._origin is not None and not self._filled:
+            if not self._silence:
+                frame = self._next_whole()
+                if frame is not None:
+                    self._set_off(now)
+                    self.sent += self.size
+                    return frame
+            else:
+                self._silence = max(0, self._silence - self._kept_waiting(now))
         self._fill()
         count = self._ready(now)
         if not count:
@@ -119,6 +129,17 @@ class Playout:
         self._filled = max(0, rest)
         self.sent += count
         return frames
+
+    def _next_whole(self) -> np.ndarray | None:
+        """A frame from the midst of a segment, where it lies, which is nearly every one; None where it takes more."""
+        size, segment = self.size, self.queue[0]
+        if size != self.most or self._gain != 1.0 or self._target != 1.0 or segment.written - segment.read <= size:
+            return None
+        at = segment.read % len(segment.pcm)
+        if not self._places or self._places[-1][0] is not segment or at + size > len(segment.pcm):
+            return None
+        segment.read += size
+        return segment.pcm[at:at + size]
 
     def _ready(self, now: int) -> int:
         """How many samples, whole frames, go out now: as many as go together, or what there is if that is all of the

@@ -39,7 +39,7 @@ TRIM = getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: 0)     # glibc's
 TIDY_NS = 1_000_000_000         # between two collections of garbage, and looks at the load
 FASTEST_CALL = 128 << 10        # bytes a second on a telephony route: four times what the widest of them needs
 CONTROL_RATE = 8                # control frames a second on a telephony route
-FEW_CALLS = 4                   # up to so many, a window is scored at once; with more, in batches
+FEW_CALLS = 32                  # up to so many, a window is scored at once; with more, in batches
 WARN_EVERY_NS = 1_000_000_000   # between two warnings of slow wake-ups
 KEPT_CALLS = 256                # records of ended calls kept for GET /calls/<id>
 
@@ -191,7 +191,7 @@ class Server:
             self._arm(max(self._next_tick, now - TICK_NS) + TICK_NS if self.calls else now + IDLE_TICK_NS)
 
     def _look_after(self, now: int) -> None:
-        for call in list(self.calls.values()):
+        for call in [call for call in self.calls.values() if call.due <= now]:
             call.tick(now)
         self.studio.hearing.run()
         if now >= self._next_sweep:

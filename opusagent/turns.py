@@ -104,6 +104,10 @@ CONDITIONS = {      # what a condition is, and how it is seen; the agent's three
     AGENT_DONE: ("all of the reply has been heard, or there is none", None),
 }
 
+SEEN = {            # of each state's rows those whose condition is seen here: how, and the row
+    state: tuple((CONDITIONS[condition][1], row) for condition, row in rows.items() if CONDITIONS[condition][1])
+    for state, rows in TRANSITIONS.items()}
+
 
 @dataclass(frozen=True, slots=True)
 class Event:
@@ -124,6 +128,12 @@ class Settings:
     barge_in_ms: int = 200          # speech that takes the floor from the agent
     run_on_ms: int = 500            # speech that may run on past the end of its turn before it counts again
     max_utterance_ms: int = 30_000
+
+    @classmethod
+    def of(cls, turns) -> "Settings":
+        """Those of the configuration's [turns]."""
+        return cls(on=turns.threshold, start_ms=turns.start_ms, pause_ms=turns.pause_ms,
+                   barge_in_ms=turns.barge_in_ms)
 
 
 class TurnTaking:
@@ -226,9 +236,8 @@ class TurnTaking:
         return events
 
     def _due(self) -> tuple | None:
-        for condition, row in TRANSITIONS[self.state].items():
-            holds = CONDITIONS[condition][1]
-            if holds is not None and holds(self):
+        for holds, row in SEEN[self.state]:
+            if holds(self):
                 return row
         return None
 

@@ -18,6 +18,7 @@ from .replay import MUTE, Entry, Readings, Replay, Tape, World, plain
 from .turns import LISTENING
 
 MS = 1_000_000                  # ns
+TICK = 5 * MS                   # as often as a worker looks whether anything is due
 NEAR_MS = 1500                  # an utterance that begins so near is the same one
 SAME_END_MS = 400               # ... and a turn's end
 MS_PER_CHARACTER = 65           # of speech that was never recorded
@@ -216,9 +217,17 @@ class WhatIf(Replay):
     async def run(self) -> None:
         for entry in self.tape.entries:
             if entry.kind in LIVE:
-                await self._until_time(entry.at)
+                await self._tick_until(entry.at)
                 await self.take_in(entry)
         await self._run_out()
+
+    async def _tick_until(self, at: int) -> None:
+        """The call was ticked when something was due in it; here that may be other things, at other times."""
+        while self.call is not None and self.call.slot is not None and self.world.readings.time + TICK < at:
+            await self._until_time(self.world.readings.time + TICK)
+            if self.call.due <= self.world.readings.time:
+                self.call.tick(self.world.readings.time)
+        await self._until_time(at)
 
     async def _run_out(self) -> None:
         """After the last entry the caller is silent; what is on its way comes to its end."""

@@ -169,6 +169,7 @@ class Conversation:
         self.server = Server(self.studio)
         self.connection = Connection()
         self.call = Call(self.server, self.connection, TABLE[dialect]({}), "", self.journal())
+        self.eager = False              # tick it whether anything is due or not
         self.place = 0                  # in what was sent: what agent_says has told
         if begin:
             self.receive(b'{"event":"start","streamSid":"MZ1","start":{"callSid":"CA1","customParameters":{}}}')
@@ -197,7 +198,8 @@ class Conversation:
     def passes(self, ms):
         for _ in range(ms // 5):
             self.server.now += 5 * MS
-            self.call.tick(self.server.now)
+            if self.eager or self.call.due <= self.server.now:
+                self.call.tick(self.server.now)
 
     def silence(self, ms):
         self.audio(ms, np.zeros(160, np.int16))

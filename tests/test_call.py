@@ -274,3 +274,29 @@ def test_a_sound_of_the_callers_lowers_the_agent_and_nothing_is_lost_when_it_was
     assert min(heard) < 1200 and heard[-2] > 3500   # the tone peaks at 4000; lower by 14 dB, then as before
     ducked = heard.index(next(level for level in heard if level < 3000))
     assert ducked <= 8                      # within 160 ms: what the detector needs, not more
+
+
+def test_what_is_due_says_when_a_tick_has_something_to_do():
+    """Ticked only when something is due, a call sends and decides the same at the same times as ticked all the time."""
+    def held(eager):
+        call = Conversation(FLOW)
+        call.eager, sent = eager, call.connection.sent
+        times = [(0, message) for _, message in sent]
+
+        def send(opcode, message):
+            times.append((call.server.now, bytes(message)))
+            sent.append((opcode, bytes(message)))
+            return True
+
+        call.connection.send = send
+        call.speech(300, "ten of")
+        call.passes(400)                        # no media comes
+        call.speech(600, "ten of clubs")
+        call.silence(900)
+        call.speech(400, "no")
+        call.silence(2000)
+        call.receive(b'{"event":"dtmf","dtmf":{"digit":"9"}}')
+        call.listens()
+        return times, call.receipts, call.connection.closed
+
+    assert held(eager=False) == held(eager=True)
