@@ -11,7 +11,7 @@ import secrets
 
 import numpy as np
 
-from . import ProtocolError, acoustics, journal
+from . import ProtocolError, acoustics, departure, journal
 from ._fastpath import Resampler
 from .audio import Vad
 from .dialects import (FACTS, HYPOTHESIS, RECOGNITION, REPLIED, SPEECH_STARTED, SPEECH_STOPPED, Audio, Dtmf, Mark,
@@ -22,8 +22,8 @@ from .journal import entry, noted
 from .ledger import Ledger
 from .mouth import NEVER, Mouth
 from .pipeline import Turn
-from .turns import (BARGE_IN, DUCK, END_OF_TURN, NO_INPUT, PAUSE, PAUSED, RESTORE, RESUME, UTTERANCE_START, Settings,
-                    TurnTaking)
+from .studio import turn_settings
+from .turns import (BARGE_IN, DUCK, END_OF_TURN, NO_INPUT, PAUSE, PAUSED, RESTORE, RESUME, UTTERANCE_START, TurnTaking)
 
 log = logging.getLogger("opusagent")
 
@@ -359,7 +359,10 @@ class Call:
     def tick(self, now: int) -> None:
         """When something is due."""
         if self.slot is not None:
-            self._leave(now) if self.done else self._look_after(now)
+            if not self.done:
+                self._look_after(now)
+            elif now >= self.leave_by:
+                self.connection.close(1000, "the conversation is over")
 
     def _look_after(self, now: int) -> None:
         """Speech that is due, deadlines, and the sample clock when no media comes."""
@@ -399,8 +402,8 @@ class Call:
             self.server.metrics.count("failed_replies")
         if turn.failed and turn.reply.kind != FAILURE:
             return self._reply(self.dialogue.failure())
-        if turn.reply.end or turn.failed:       # an apology that cannot be said either ends the call
-            return self._hang_up()
+        if turn.reply.end or turn.reply.transfer or turn.failed:    # an apology that cannot be said ends it, too
+            return self._leave("" if turn.failed else turn.reply.transfer)
         self._follow(self.turns.agent_done())
 
     def _stop_talking(self, why: str) -> None:
@@ -411,17 +414,20 @@ class Call:
         turn.trace.agent = heard
         self.ledger.finish(why)
 
-    def _hang_up(self) -> None:
-        """The platform is told.  Some want to end the call themselves, and have a while for that."""
+    @entry(journal.NOT_HANDED_OVER)
+    def not_handed_over(self) -> None:
+        """The platform would not: the conversation goes on."""
+        if self.slot is not None and self.done:
+            self.done = False
+            self._reply(self.dialogue.failure())
+
+    def _leave(self, target: str = "") -> None:
+        """The platform ends the call, or hands it over, and has a while for that; then we close."""
         self.done = True
         self.due = 0
         self.mouth.out.tell(FACTS, self.dialogue.facts)
-        self.mouth.out.text(self.dialect.stop())
-        self.leave_by = self.server.clock() + getattr(self.dialect, "parting_ms", 0) * MS
-
-    def _leave(self, now: int) -> None:
-        if now >= self.leave_by:
-            self.connection.close(1000, "the conversation is over")
+        self.leave_by = self.server.clock() + departure.patience_ms(self, target) * MS
+        self.server.departures.leave(self, target)
 
     def _note(self, what: str, *details) -> None:
         if self.journal is not None:

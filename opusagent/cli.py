@@ -57,6 +57,11 @@ def latency_test(args: argparse.Namespace) -> int:
     return client.latency_test_command(args)
 
 
+def dial(args: argparse.Namespace) -> int:
+    from .carriers.dialling import dial_command
+    return dial_command(load_config(args), args.number, args.via, args.agent, args.detect)
+
+
 def serve_flags(parser: argparse.ArgumentParser) -> None:
     settings.add_flags(parser)
 
@@ -83,6 +88,15 @@ def replay_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
+def dial_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("number", metavar="NUMBER", help="+4930123456 or sip:NAME@HOST, which `targets` must allow")
+    parser.add_argument("--via", metavar="NAME", required=True, help="the account of [carriers.NAME]")
+    parser.add_argument("--agent", metavar="NAME", default="", help="who is to speak, of the server at public_url")
+    parser.add_argument("--detect", action=argparse.BooleanOptionalAction, default=True,
+                        help="have the platform find out whether a machine answers (default)")
+    settings.add_flags(parser, ("config", "public_url", "targets"))
+
+
 def latency_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("url", metavar="URL", nargs="?", default=None, help="default: a server of its own")
     parser.add_argument("--duration", metavar="S", type=float, default=60.0, help="seconds of calls (default 60)")
@@ -98,6 +112,7 @@ COMMANDS = {
     "call": ("call a server as a caller made of recordings, and measure", call_flags, call),
     "latency-test": ("simulated voice traffic against a server, and its latencies", latency_flags, latency_test),
     "replay": ("take a call from its journal once more, or with other settings", replay_flags, replay),
+    "dial": ("place a call by a platform, to an agent of the server at public_url", dial_flags, dial),
     "doctor": ("look at this machine, and say what to change", serve_flags, doctor),
     "config": ("print all settings and where each came from", serve_flags, show_config),
 }

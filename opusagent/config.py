@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from . import ConfigError, credentials, endpoints, settings
+from . import ConfigError, credentials, endpoints, settings, targets
 from .credentials import Carrier, Key
 from .settings import Setting, Table, setting
 
@@ -172,6 +172,8 @@ class Config:
                                secret=True)
     auth: Table = setting(Table(), "what a platform's calls must show: [auth.PLATFORM] secrets = [...]", secret=True)
     carriers: Table = setting(Table(), "accounts to dial, transfer and hang up by: [carriers.NAME]", secret=True)
+    targets: tuple[str, ...] = setting((), "whom `dial` may call and a flow may hand calls over to: +4930123456, "
+                                       "+4930*, sip:*@HOST; empty is nobody", "numbers")
     public_url: str = setting("", "where the world reaches this server, https://HOST[:PORT][/PATH]; platforms sign it",
                               "URL")
     proxies: tuple[str, ...] = setting((), "addresses or networks of proxies, whose X-Forwarded headers are believed",
@@ -272,6 +274,9 @@ def _check(config: Config) -> None:
         refuse("admin_token", "admin_token has fewer than 16 characters, which can be guessed.")
     if config.public_url and not re.fullmatch(r"https?://[^/@?#\s]+(/[^?#\s]*)?", config.public_url):
         refuse("public_url", "public_url is written https://HOST[:PORT][/PATH], without a query.")
+    for target in config.targets:
+        if not targets.is_pattern(target):
+            refuse("targets", f"{target[:60]!r} is not written as +4930123456, +4930*, sip:NAME@HOST or sip:*@HOST.")
     for proxy in config.proxies:
         try:
             ipaddress.ip_network(proxy, strict=False)

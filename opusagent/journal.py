@@ -27,6 +27,7 @@ DECISIVE = ("turns.", "history.", "openai.")    # settings that decisions depend
 BEGIN, MESSAGE, DRAINED, LOST, TICK = "begin", "message", "drained", "lost", "tick"
 WINDOW, PARTIAL, FINAL, FAILURE = "window", "partial", "final", "failure"
 SPEECH, SPEECH_FAILED, ANSWERED_BY = "speech", "speech_failed", "answered_by"
+NOT_HANDED_OVER = "not_handed_over"
 ASKED, PIECE, ANSWERED, BROKE = "asked", "piece", "answered", "broke"
 PROMPT = "prompt"               # not an input: what is known of a prompt when the call first wants it
 DECISION = "="

@@ -34,6 +34,7 @@ MEANING = {
     "protocol_errors": "Connections that broke the protocol, by HTTP status or close code.",
     "refused_credentials": "Calls and webhooks that did not show what their platform's [auth] asks for.",
     "strange_news": "Webhooks about calls that are not here.",
+    "transfers": "Calls that a flow wanted to hand over, by what became of it.",
     "dropped_chunks": "Audio chunks dropped because a peer read too slowly.",
     "speculations": "Replies that were begun before the caller's turn was over: kept, or thrown away.",
     "speculation_saved_seconds": "What callers did not have to wait because a reply had been begun early.",

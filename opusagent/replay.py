@@ -21,6 +21,7 @@ from ._fastpath import Arena
 from .audio import VadBatch
 from .call import Call
 from .config import Config
+from .departure import Departures
 from .dialects import TABLE as DIALECTS
 from .dialects import TEXT
 from .flow import Flow
@@ -216,6 +217,8 @@ class World:
             flows={tape.header["agent"]: self.flow}, arena=Arena(1), free=[0], hearing=VadBatch("energy"),
             stt=Recogniser(), tts=Voice(), llm=Model(), prompt=self.prompt, search=lambda flow, number: number)
         self.connection = Connection(self.readings)
+        self.departures = Departures(config, self.metrics)
+        self.departures.soon = lambda told: None        # what the call was told of it is in the journal
 
     def prompt(self, voice: str, text: str, rate: int):
         found = self.prompts.get((voice, text, rate))
@@ -341,7 +344,8 @@ TAKE_IN = {
     journal.DRAINED: told("drained"), journal.LOST: told("ends"), journal.WINDOW: told("on_window"),
     journal.PARTIAL: told("on_partial"), journal.FINAL: told("on_final"), journal.FAILURE: told("on_failure"),
     journal.SPEECH: told("on_speech"), journal.SPEECH_FAILED: told("on_speech_failed"),
-    journal.ANSWERED_BY: told("answered_by"), journal.ASKED: Replay._asked, journal.PIECE: Replay._piece, journal.ANSWERED: Replay._answered,
+    journal.ANSWERED_BY: told("answered_by"), journal.NOT_HANDED_OVER: told("not_handed_over"),
+    journal.ASKED: Replay._asked, journal.PIECE: Replay._piece, journal.ANSWERED: Replay._answered,
     journal.BROKE: Replay._broke,
 }
 

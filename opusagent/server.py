@@ -22,6 +22,7 @@ from .auth import offered_keys
 from .call import Call
 from .config import Config
 from .connection import Connection
+from .departure import Departures
 from .dialects import TABLE as DIALECTS
 from .dialects import OpenAIRealtime, Start
 from .echo import EchoCall, EchoSession
@@ -64,6 +65,7 @@ class Server:
         self.studio = studio                        # what calls are made with: flow, engines, arena, prompts
         self.metrics = metrics
         self.gate = Gate(config, metrics.count)     # who may come in
+        self.departures = Departures(config, metrics)   # how calls are handed over
         self.buffer = ReceiveBuffer(65536)          # every connection of the worker receives into it
         self.view = self.buffer.view
         self.epoll = EpollSet(self.buffer, metrics.frames, self.poll_soon, self._slow)
@@ -97,6 +99,7 @@ class Server:
             self.archive = Archive(self.config.archive.directory, self.metrics)
         loop.add_reader(self.epoll.fileno(), self.epoll.poll)
         self.studio.hearing.on_waiting = self._window_waits
+        await self.departures.open()
         for sock in sockets:
             serves_pages = not admin_sockets
             self._listening.append(await loop.create_server(lambda p=serves_pages: Connection(self, p), sock=sock,
@@ -130,6 +133,7 @@ class Server:
             await asyncio.sleep(0.01)
         for connection in list(self.connections):
             connection.ended(None)
+        await self.departures.close()
         self._timer.cancel()
         if self.archive is not None:
             self.archive.close()

@@ -12,7 +12,7 @@ from xml.sax.saxutils import escape, quoteattr
 
 import orjson
 
-from . import ProtocolError, auth
+from . import ProtocolError, auth, targets
 from .credentials import Key
 from .dialects import text_of
 
@@ -118,6 +118,31 @@ def jambonz_call(hook: Hook) -> tuple[int, str | bytes, str]:
     return 200, orjson.dumps([{"verb": "answer"}, listen, {"verb": "hangup"}]), JSON
 
 
+# ---- calls that are handed over --------------------------------------------------------------------------------------
+
+def target_of(hook: Hook) -> str:
+    """Whom our own request to the platform named; ProtocolError(403) where that is nobody who may be called."""
+    target = targets.spelled(hook.query.get("target", ""))
+    if not targets.allowed(target, hook.server.config.targets):
+        raise ProtocolError(403, "This call may not be handed over to that number.")
+    return target
+
+
+def plivo_transfer(hook: Hook) -> tuple[int, str | bytes, str]:
+    """Plivo's XML that dials whom the agent gave the caller to."""
+    target = target_of(hook)
+    kind = "User" if target.startswith("sip:") else "Number"
+    return 200, ('<?xml version="1.0" encoding="UTF-8"?>\n'
+                 f"<Response><Dial><{kind}>{escape(target)}</{kind}></Dial></Response>\n"), XML
+
+
+def jambonz_transfer(hook: Hook) -> tuple[int, str | bytes, str]:
+    """jambonz's verbs that do the same."""
+    target = target_of(hook)
+    whom = {"type": "sip", "sipUri": target} if target.startswith("sip:") else {"type": "phone", "number": target}
+    return 200, orjson.dumps([{"verb": "dial", "target": [whom]}]), JSON
+
+
 # ---- who has answered, told while the call is on ---------------------------------------------------------------------
 
 def machine(call: str, who: str) -> Callable[[Hook], tuple[int, str, str]]:
@@ -149,6 +174,8 @@ ROUTES: dict[str, tuple[str, Callable[[Hook], tuple[int, str | bytes, str]]]] = 
     "/vonage/answer": ("vonage", vonage_answer),
     "/vonage/event": ("vonage", machine("uuid", "status")),
     "/jambonz/call": ("jambonz", jambonz_call),
+    "/plivo/transfer": ("plivo", plivo_transfer),
+    "/jambonz/transfer": ("jambonz", jambonz_transfer),
     "/jambonz/machine": ("jambonz", machine("call_sid", "type")),
 }
 BY_GET = ("/vonage/answer", "/plivo/answer")       # asked by GET, too, unless told otherwise

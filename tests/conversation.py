@@ -15,6 +15,7 @@ from opusagent._fastpath import Arena, ulaw_encode
 from opusagent.audio import VadBatch
 from opusagent.call import Call
 from opusagent.config import Config
+from opusagent.departure import Departures
 from opusagent.dialects import TABLE, TEXT
 from opusagent.flow import Flow
 from opusagent.metrics import Metrics
@@ -129,6 +130,8 @@ class Server:
         self.metrics = Metrics()
         self.now = 1_000_000 * MS
         self.calls = []
+        self.departures = Departures(self.config, self.metrics)
+        self.departures.soon = lambda told: told()
 
     def clock(self):
         return self.now

@@ -250,7 +250,8 @@ class AudioCodes:
         return message_of("activities", activities=[HANGUP])[1]
 
     def transfer(self, target: str) -> bytes:
-        """Hands the caller over to `target`, "tel:..." or "sip:..."; the session ends when that is done."""
+        """Hands the caller over to a number or a SIP address; the session ends when that is done."""
+        target = f"tel:{target}" if target.startswith("+") else target
         transfer = {"type": "event", "name": "transfer", "activityParams": {"transferTarget": target}}
         return message_of("activities", activities=[transfer])[1]
 

@@ -206,6 +206,11 @@ class AudioHook:
         """Genesys closes, and goes on in its Architect flow."""
         return self._message("disconnect", {"reason": "completed", "outputVariables": self._outcome})
 
+    def transfer(self, target: str) -> bytes:
+        """The output variable `transfer` says to whom; what follows is for the Architect flow to do."""
+        self._outcome["transfer"] = target
+        return self.stop()
+
     def tell(self, news: str, *details) -> None:
         if news == REPLIED:
             self._playing = False

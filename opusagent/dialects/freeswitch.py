@@ -119,6 +119,10 @@ class FreeSwitch:
         """An event, too: a script hangs up, or goes on."""
         return DISCONNECT
 
+    def transfer(self, target: str) -> bytes:
+        """An event, too: for a script."""
+        return orjson.dumps({"type": "transfer", "data": {"target": target}})
+
 
 class FreeSwitchCaller:
     """The modules' side, with the modes of the URL that is called; for the fork, ?player=chunked as in jambonz.py."""

@@ -11,6 +11,7 @@ ws://HOST:PORT/ws/pcm[/<agent>]?rate=16000      8000, 16000 (default), 24000 or 
     server -> client        {"event":"mark","name":"..."}   to be sent back when all audio before it has been played
                             {"event":"clear"}               drop what is not yet played, send its marks back at once
                             {"event":"end"}                 the agent has hung up; the close follows
+                            {"event":"transfer","target":"+49..."}      hand the caller over, then close
 
 The call begins with the socket; its id and its facts are the query (?call_id=...&name=value&...).  With ?start=message
 it begins with the first start message instead, for clients that cannot write a query or have more to say.
@@ -120,6 +121,9 @@ class Pcm:
         self._marks.clear()
         return CLEAR
 
+    def transfer(self, target: str) -> bytes:
+        return orjson.dumps({"event": "transfer", "target": target})
+
     def stop(self) -> bytes:
         return END
 
@@ -163,6 +167,6 @@ class PcmCaller:
                 return Mark(name)
             case {"event": "clear"}:
                 return Clear()
-            case {"event": "end"}:
+            case {"event": "end" | "transfer"}:
                 return Stop()
         return None

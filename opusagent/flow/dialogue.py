@@ -52,6 +52,7 @@ class Reply:
     rung: int = 0                               # how often in a row the caller has given no answer, this included
     end: bool = False                           # the call ends when it has been spoken
     interruptible: bool = True
+    transfer: str = ""                          # whom the call is handed over to when it has been spoken; "": nobody
 
 
 class Dialogue:
