@@ -22,8 +22,8 @@ from .journal import entry, noted
 from .ledger import Ledger
 from .mouth import NEVER, Mouth
 from .pipeline import Turn
-from .studio import turn_settings
-from .turns import (BARGE_IN, DUCK, END_OF_TURN, NO_INPUT, PAUSE, PAUSED, RESTORE, RESUME, UTTERANCE_START, TurnTaking)
+from .turns import (BARGE_IN, DUCK, END_OF_TURN, NO_INPUT, PAUSE, PAUSED, RESTORE, RESUME, UTTERANCE_START, Settings,
+                    TurnTaking)
 
 log = logging.getLogger("opusagent")
 
@@ -185,14 +185,9 @@ class Call:
     def answered_by(self, who: str) -> None:
         """The platform knows who has answered a call of ours: a person, or a machine."""
         if self.slot is not None and not self.done and (reply := self.dialogue.answered(who)) is not None:
-            self._listen_no_more()
-            self._reply(reply)
-
-    def _listen_no_more(self) -> None:
-        """What was being recognised is of no use any more."""
-        if self.hearing or self.final_by:
             self.hearing, self.final_by = False, 0
             self.studio.stt.cancel(self)
+            self._reply(reply)
 
     def on_mark(self, event: Mark) -> None:
         if self.slot is not None and not event.cleared:

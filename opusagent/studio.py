@@ -16,7 +16,6 @@ from .audio import VadBatch
 from .config import Config
 from .flow import Flow, Waits
 from .prompts import SPOKEN_RATE, Prompts, open_store
-from .turns import Settings
 
 log = logging.getLogger("opusagent")
 
@@ -104,9 +103,3 @@ def own_flow(name: str, default_waits: Waits) -> Flow:
     if not path.is_file():
         raise ConfigError(f"The flow {name} is missing from this installation: reinstall opusagent.")
     return Flow.load(path, default_waits)
-
-
-def turn_settings(turns) -> Settings:
-    """The configuration's [turns] as turns.py takes them."""
-    return Settings(on=turns.threshold, start_ms=turns.start_ms, pause_ms=turns.pause_ms,
-                    barge_in_ms=turns.barge_in_ms)
