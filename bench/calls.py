@@ -1,146 +1,165 @@
-"""Whole calls at once: how long does a caller wait, and what does a call cost?
+"""Whole calls with engines that cost nothing: what of a turn is the server's own, and how many calls does a core hold?
 
-    python bench/calls.py [--calls 1,10,50] [--rounds 3] [--seconds 30] [--quick] [--json]
+    python bench/calls.py [--fifo] [--seconds 20] [--turns 300] [--ramp 100,200,300] [--peer-ramp 5,10,15] [--quick]
+    python bench/calls.py --embedded [...]      the embedded engines instead, see embedded_calls.py
 
-Callers made of recordings of people hold the demo's conversation over real WebSockets, as many at once as are asked
-for; who has finished calls again.  Beside each stands the floor of its timing: as many bare 20 ms timers on the same
-core.  The rule: each round holds every number of calls on a server of its own, and ratios are taken within the round.
+Callers in C (callers.c) hold calls in the Twilio dialect with OpusAgent and with Pipecat, one server and one load after
+the other, on the same core; both ask the same model (stub_llm.py, which answers at once).  Beside them stands the floor
+of all timing: a bare 20 ms timer on the same core.  The rule: a figure that the callers' own lateness or another
+process may have spoiled is marked.
 """
 import argparse
-import asyncio
 import json
 import os
-import subprocess
 import sys
 
-import uvloop
-from figures import Ratio, median, paired_ratio, table
-from opusagent.latency import Figures, traffic
-from opusagent.localserver import fetch_json
-from opusagent.people import person
-from opusagent.terminal import summary as figures_of
-from subjects import BENCH, Absent, Cores, Running, machine, ours, processor_ns
+from embedded_calls import bare_timer
+from embedded_calls import main as embedded
+from figures import table
+from stubbed import ASKS, SAYS, Load, Outcome, Scene, percentile
+from subjects import Absent, Cores, allow_connections, machine
 
-RAMP_SECONDS = 20       # over which the callers begin, so that they do not speak in chorus; not measured
-FLOOR_SECONDS = 2
-
-
-def bare_timer(n: int, cores: Cores) -> dict:
-    run = subprocess.run([sys.executable, str(BENCH / "peers" / "bare_timer.py"), str(n), str(FLOOR_SECONDS)],
-                         capture_output=True, text=True, check=True, preexec_fn=lambda: cores.settle(cores.server))
-    return json.loads(run.stdout)
+OVERHEAD_CALLS = 10
+TURN_SECONDS = 4.0              # of the short turns that overhead is measured with, about
+FULL = 0.70                     # of the core, and
+LATE_MS = 5.0                   # of overhead at p99: beyond either a core is full
+SPOILED = 0.02                  # of the time kept off the core, and
+CALLERS_LATE_MS = 1.0           # at p99
 
 
-async def hold(n: int, seconds: float, server: Running, says: list) -> dict:
-    """`n` calls at once for so long; what they measured and what they cost."""
-    url = f"ws://127.0.0.1:{server.port}/ws/twilio/demo"
-    ramp = min(RAMP_SECONDS, seconds)
-    figures = Figures()
-    calls = asyncio.create_task(traffic(
-        url, "twilio", says, argparse.Namespace(duration=ramp + seconds, rate=n / ramp, calls=n), figures))
-    await asyncio.sleep(ramp)
-    figures.gaps.clear()
-    worker, *engines = server.pids()
-    before = processor_ns([worker]), processor_ns(engines)
-    await asyncio.sleep(seconds - 0.1)
-    after = processor_ns([worker]), processor_ns(engines)
-    health = await fetch_json(url, "/health")
-    await calls
-    gaps, late = figures_of(figures.gaps), figures_of(figures.late)
-    call_seconds = n * (seconds - 0.1)
-    return {
-        "turns": gaps["count"], "calls": figures.calls, "unanswered": figures.unanswered,
-        "failures": figures.failures[:3], "failed_calls": len(figures.failures),
-        **{f"v2v_p{p}": gaps.get(f"p{p}", float("nan")) for p in (50, 95, 99)},
-        "frame_p99": health["latency"]["p99_ms"], "lag_p99": health["loop_lag"]["p99_ms"],
-        "worker_ms": (after[0] - before[0]) / 1e6 / call_seconds,
-        "engines_ms": (after[1] - before[1]) / 1e6 / call_seconds,
-        "caller_late_p99": late["p99"],
-    }
+def doubts(outcome: Outcome) -> str:
+    """Why the figures of a run are doubtful; "" where nothing speaks against them."""
+    summary = outcome.summary
+    reasons = []
+    if outcome.kept_off > SPOILED:
+        reasons.append(f"kept off its core {outcome.kept_off:.0%}")
+    if summary["late_p99"] > CALLERS_LATE_MS:
+        reasons.append(f"callers late by {summary['late_p99']:.1f} ms")
+    if summary["lost"] or summary["unanswered"]:
+        reasons.append(f"{summary['lost']} calls lost, {summary['unanswered']} turns unanswered")
+    if outcome.unmatched:
+        reasons.append(f"{outcome.unmatched} turns left out")
+    return "; ".join(reasons)
 
 
-def measure(args: argparse.Namespace, cores: Cores, says: list) -> dict[int, list[dict]]:
-    """{calls at once: figures, one per round}"""
-    results: dict[int, list[dict]] = {n: [] for n in args.calls}
-    for i in range(args.rounds):
-        for n in args.calls:
-            floor = bare_timer(n, cores)
-            server = Running(ours("", "--log-level", "warning"), cores)
-            try:
-                results[n].append(uvloop.run(hold(n, args.seconds, server, says)) | {"timer_p99": floor["p99"]})
-            finally:
-                server.stop()
-            print(f"round {i + 1} of {args.rounds}, {n} calls", file=sys.stderr)
-    return results
+def overheads(args: argparse.Namespace, scene: Scene) -> dict[str, Outcome]:
+    """What a turn takes beyond its endpoint, ours in two kinds of turns, and the peer's."""
+    load = Load(OVERHEAD_CALLS, 6, max(8.0, args.turns * TURN_SECONDS / OVERHEAD_CALLS), short=True)
+    found = {"OpusAgent, model": scene.run(scene.agent(ASKS, load.calls), load)}
+    keyed = Load(load.calls, load.warm, load.seconds, keys=True, short=True)
+    found["OpusAgent, prompts"] = scene.run(scene.agent(SAYS, load.calls), keyed)
+    if args.peer:
+        found["Pipecat, model"] = scene.run(scene.pipecat(), load)
+    return found
 
 
-def summary(results: dict[int, list[dict]]) -> dict[int, dict]:
-    """{calls at once: medians over the rounds, and ratios to the smallest number of calls}"""
-    least = results[min(results)]
-    out = {}
-    for n, runs in results.items():
-        row = {key: median([run[key] for run in runs]) for key in runs[0] if key != "failures"}
-        row["turns"] = sum(run["turns"] for run in runs)
-        row["failures"] = [sentence for run in runs for sentence in run["failures"]][:3]
-        for key, name in (("v2v_p50", "x_wait"), ("worker_ms", "x_cost")):
-            row[name] = paired_ratio([run[key] for run in runs], [run[key] for run in least])
-        out[n] = row
-    return out
+def ramp(args: argparse.Namespace, scene: Scene) -> dict[str, list[Outcome]]:
+    """More and more calls, until a core is full or the list is at its end."""
+    found: dict[str, list[Outcome]] = {"OpusAgent": [], **({"Pipecat": []} if args.peer else {})}
+    for name, steps in (("OpusAgent", args.ramp), ("Pipecat", args.peer_ramp)):
+        for calls in steps if name in found else []:
+            subject = scene.agent(ASKS, calls) if name == "OpusAgent" else scene.pipecat()
+            warm = 8 + calls * (0.02 if name == "OpusAgent" else 0.5)
+            found[name].append(scene.run(subject, Load(calls, warm, args.seconds)))
+            print(f"{name}, {calls} calls", file=sys.stderr)
+            if not holds(found[name][-1], FULL * 1.2, LATE_MS * 4):
+                break
+    return found
 
 
-def print_figures(rows: dict[int, dict]) -> None:
-    least = min(rows)
-    waits = [["calls", "turns", "voice-to-voice p50", "p95", "p99", f"p50 x {least} call", "no answer",
-              "callers late p99"]]
-    costs = [["calls", "frame p99 ms", "loop lag p99 ms", "bare timer p99 ms", "worker ms/call-s", f"x {least} call",
-              "engines ms/call-s"]]
-    for n, row in rows.items():
-        waits.append([str(n), str(row["turns"]), *(f"{row[f'v2v_p{p}']:.0f}" for p in (50, 95, 99)),
-                      "1" if n == least else str(row["x_wait"]), f"{row['unanswered']:.0f}",
-                      f"{row['caller_late_p99']:.2f}"])
-        costs.append([str(n), *(f"{row[key]:.3f}" for key in ("frame_p99", "lag_p99", "timer_p99")),
-                      f"{row['worker_ms']:.2f}", "1" if n == least else str(row["x_cost"]), f"{row['engines_ms']:.1f}"])
-    print(f"\nWhat callers waited, ms\n{table(waits)}\n\nWhat it cost the server\n{table(costs)}")
-    for n, row in rows.items():
-        for sentence in row["failures"]:
-            print(f"{n} calls: {sentence}")
+def holds(outcome: Outcome, share: float = FULL, late_ms: float = LATE_MS) -> bool:
+    """The core held these calls: not too busy, no turn lost, and p99 in time."""
+    return outcome.core <= share and percentile(outcome.overheads, 99) < late_ms \
+        and not outcome.summary["lost"] and not outcome.summary["unanswered"]
+
+
+def overhead_rows(found: dict[str, Outcome], timer: dict) -> list[list[str]]:
+    rows = [["", "turns", "p50 ms", "p95", "p99", "above the timer: p50", "p99", "CPU ms/call-s", ""]]
+    rows.append(["a bare timer", "", f"{timer['p50']:.2f}", "", f"{timer['p99']:.2f}", "", "", "", ""])
+    for name, outcome in found.items():
+        rows.append(row_of(name, outcome.overheads, timer, f"{outcome.call_ms:.1f}", doubts(outcome)))
+        if outcome.keys:
+            rows.append(row_of("   a key, to the first voiced sample", outcome.keys, timer))
+    return rows
+
+
+def row_of(name: str, values: list[float], timer: dict, cost: str = "", doubt: str = "") -> list[str]:
+    p50, p95, p99 = (percentile(values, p) for p in (50, 95, 99))
+    return [name, str(len(values)), *(f"{value:.2f}" for value in (p50, p95, p99, p50 - timer["p50"],
+                                                                   p99 - timer["p99"])), cost, doubt]
+
+
+def ramp_rows(found: dict[str, list[Outcome]]) -> list[list[str]]:
+    rows = [["calls", "core", "CPU ms/call-s", "turns", "overhead p50 ms", "p95", "p99", "holds", ""]]
+    for name, outcomes in found.items():
+        for outcome in outcomes:
+            values = outcome.overheads
+            rows.append([f"{name} {outcome.summary['calls']}", f"{outcome.core:.0%}", f"{outcome.call_ms:.2f}",
+                         str(len(values)), *(f"{percentile(values, p):.2f}" for p in (50, 95, 99)),
+                         "yes" if holds(outcome) else "no", doubts(outcome)])
+    return rows
+
+
+def most(outcomes: list[Outcome]) -> int:
+    return max((outcome.summary["calls"] for outcome in outcomes if holds(outcome)), default=0)
+
+
+def as_json(outcome: Outcome) -> dict:
+    return {"callers": outcome.summary, "overhead_ms": outcome.overheads, "keys_ms": outcome.keys,
+            "early": outcome.early, "unmatched": outcome.unmatched}
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    steps = lambda text: [int(n) for n in text.split(",")]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--calls", type=lambda text: [int(n) for n in text.split(",")], default=[1, 10, 50],
-                        help="at once (default 1,10,50)")
-    parser.add_argument("--rounds", type=int, default=3, help="at least 5 give a 90 %% interval (default 3)")
-    parser.add_argument("--seconds", type=float, default=30, help="of each number of calls (default 30)")
-    parser.add_argument("--quick", action="store_true", help="1 round of 10 s with 1 and 5 calls: shows that it runs")
+    parser.add_argument("--turns", type=int, default=300, help=f"to measure overhead with, at {OVERHEAD_CALLS} calls")
+    parser.add_argument("--ramp", type=steps, default=[50, 100, 200, 300, 400], help="calls at once, ours")
+    parser.add_argument("--peer-ramp", type=steps, default=[5, 10, 15, 20], help="... and the peer's")
+    parser.add_argument("--seconds", type=float, default=20, help="of each number of calls (default 20)")
+    parser.add_argument("--no-peer", dest="peer", action="store_false", help="without Pipecat")
+    parser.add_argument("--fifo", action="store_true", help="SCHED_FIFO on both cores (as root, where others work too)")
+    parser.add_argument("--quick", action="store_true", help="seconds only: shows that it runs")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
     if args.quick:
-        args.calls, args.rounds, args.seconds = [1, 5], 1, 10
+        args.turns, args.ramp, args.peer_ramp, args.seconds = 20, [5, 20], [2], 6
     return args
 
 
-def main() -> int:
-    args = parse()
-    cores = Cores.here()
-    who, says = person(8000)
-    if cores.client is not None:
-        os.sched_setaffinity(0, {cores.client})
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    if "--embedded" in argv:
+        return embedded([word for word in argv if word != "--embedded"])
+    args, cores = parse(argv), None
+    cores = Cores.here(args.fifo)
+    os.environ["OPENAI_API_KEY"] = "stub"
+    allow_connections(max(args.ramp))
     try:
-        rows = summary(measure(args, cores, says))
+        with Scene(cores, 7) as scene:
+            if args.peer and (absent := scene.pipecat().absent()):
+                print(absent, file=sys.stderr)
+                args.peer = False
+            timer = bare_timer(OVERHEAD_CALLS, cores)
+            found = overheads(args, scene)
+        with Scene(cores, 20) as scene:
+            ramps = ramp(args, scene)
+            who = scene.who
     except Absent as why:
         print(f"bench/calls.py: {why}", file=sys.stderr)
         return 1
     if args.json:
-        print(json.dumps({"machine": machine(), "callers": who, "calls": rows}, default=Ratio.as_json))
-    else:
-        print(f"The demo's conversation, {args.rounds} rounds of {args.seconds:g} s; the callers are {who}.\n"
-              f"Server on core {cores.server}, callers on core {cores.client}; "
-              + "; ".join(f"{key} {value}" for key, value in machine().items()))
-        print_figures(rows)
-        print("\nRatios are the median of the rounds' paired ratios, with their 90 % interval"
-              + ("." if args.rounds >= 5 else ", which needs 5 rounds; '?' marks the mere range."))
-    return int(any(not row["turns"] or row["failed_calls"] for row in rows.values()))
+        print(json.dumps({"machine": machine(), "callers": who, "timer_ms": timer,
+                          "overhead": {name: as_json(outcome) for name, outcome in found.items()},
+                          "ramp": {name: [as_json(each) for each in outcomes] for name, outcomes in ramps.items()}}))
+        return 0
+    print(f"The callers are {who}.  Servers on core {cores.server}, callers and the model on core {cores.client}"
+          f"{', SCHED_FIFO' if args.fifo else ''}; " + "; ".join(f"{key} {value}" for key, value in machine().items()))
+    print(f"\nA turn's own overhead, {OVERHEAD_CALLS} calls\n{table(overhead_rows(found, timer))}")
+    print(f"\nMore and more calls\n{table(ramp_rows(ramps))}")
+    for name, outcomes in ramps.items():
+        print(f"{name}: {most(outcomes)} calls on a core, of those tried, at p99 below {LATE_MS:g} ms and "
+              f"at most {FULL:.0%} of it")
+    return 0
 
 
 if __name__ == "__main__":

@@ -259,7 +259,7 @@ class Call:
             return self._follow(self.turns.agent_done())
         self.hearing = False
         self.final_by = now + FINAL_WITHIN
-        self.ledger.begin(now, self.slot, self.connection.rtt_ns)
+        self.ledger.begin(now, self.slot, self.connection.rtt_ns, self.turns.position)
         self.mouth.out.tell(SPEECH_STOPPED)
         self._note("finish", self.utterance, self.slot.written)
         self.studio.stt.finish(self, self.slot.written)

@@ -32,8 +32,9 @@ class Ledger:
         """The caller's audio up to `position` is here."""
         self._arrivals.append((position, now))
 
-    def begin(self, now: int, slot=None, rtt_ns: int = 0) -> TurnTrace:
-        """A turn ends now.  With its audio in `slot` the wait for it is measured, else nobody's voice began it."""
+    def begin(self, now: int, slot=None, rtt_ns: int = 0, decided: int = 0) -> TurnTrace:
+        """A turn ends now.  With its audio in `slot`, of which `decided` samples have been judged, the wait for it is
+        measured; else nobody's voice began it."""
         self.finish()
         self.trace = trace = TurnTrace(len(self.receipts) + 1)
         trace.measured = slot is not None
@@ -41,6 +42,7 @@ class Ledger:
             heard = self._last_voiced(slot, now)
             trace.mark("speech_end", heard - rtt_ns // 2)
             trace.mark("transport", heard)
+            trace.decided_ms = decided * 1000 / slot.rate_in
         trace.mark("endpointing", now)
         return trace
 

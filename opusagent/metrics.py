@@ -71,8 +71,8 @@ MOST_CELLS = 40
 class TurnTrace:
     """The receipt of one turn while it is being written: who, what, and when."""
 
-    __slots__ = ("turn", "state", "kind", "caller", "agent", "confidence", "stopped_by", "end_ms", "measured",
-                 "saved_ms", "_at")
+    __slots__ = ("turn", "state", "kind", "caller", "agent", "confidence", "stopped_by", "end_ms", "decided_ms",
+                 "measured", "saved_ms", "_at")
 
     def __init__(self, turn: int):
         self.turn = turn                        # 1 is the call's first
@@ -82,7 +82,8 @@ class TurnTrace:
         self.agent = ""                         # what was heard of the reply
         self.confidence: float | None = None    # the recogniser's
         self.stopped_by = ""                    # what ended the reply early, such as "barge-in"
-        self.end_ms: float | None = None        # of the call's audio, where the caller's last voiced sample lies
+        self.end_ms: float | None = None        # of the call's audio, where the caller's last voiced sample lies,
+        self.decided_ms: float | None = None    # and how much had been judged when that was known for the turn's end
         self.measured = True                    # False where nobody's voice began it: a greeting, a reprompt, keys
         self.saved_ms = 0.0                     # by what was begun before the turn's end (speculation)
         self._at: list[int | None] = [None] * len(INDEX)
@@ -123,7 +124,7 @@ class TurnTrace:
         answered = self._at[LAST] is not None
         return {"turn": self.turn, "state": self.state, "kind": self.kind, "caller": self.caller, "agent": self.agent,
                 "confidence": self.confidence, "stopped_by": self.stopped_by, "end_ms": self.end_ms,
-                "measured": self.measured, "saved_ms": round(self.saved_ms, 3),
+                "decided_ms": self.decided_ms, "measured": self.measured, "saved_ms": round(self.saved_ms, 3),
                 "voice_to_voice_ms": total(waits) if answered else None, "waits": waits}
 
 

@@ -12,6 +12,7 @@ BENCH = Path(__file__).parent.parent / "bench"
 sys.path.insert(0, str(BENCH))
 
 import figures      # noqa: E402
+import stubbed      # noqa: E402
 import subjects     # noqa: E402
 
 
@@ -90,3 +91,42 @@ def test_the_load_client_and_the_floor_understand_each_other(flags):
 def test_a_server_that_is_not_there_is_a_sentence():
     run = subprocess.run([subjects.build("wsload"), "127.0.0.1", "1"], capture_output=True, text=True)
     assert (run.returncode, run.stderr) == (1, "connect: Connection refused\n")
+
+
+# ---- turns of the callers in C: from the frame that ended one to its answer ----
+
+def turn(**more):
+    return {"id": "CA1", "kind": "speech", "measured": True, "last": 100, "end": 1_990_000_000, "answer": 2_203_000_000,
+            "arrived": 2_203_000_000, "late": [0] * 30} | more
+
+
+SUMMARY = {"server_ns": 0, "secs": 1.0, "calls": 1}
+OURS = "x INFO call CA1 turn {'turn': 2, 'decided_ms': 2208.0}\nx INFO call CA1 turn {'turn': 3, 'decided_ms': None}\n"
+
+
+def test_overhead_counts_from_the_frame_that_ended_the_turn():
+    outcome = stubbed.judged(SUMMARY, [turn()], stubbed.ends_of(OURS))      # 2208 ms lie in frame 110, due at 2200 ms
+    assert outcome.overheads == [pytest.approx(3.0)] and not outcome.unmatched
+    late = [0] * 10 + [500] + [0] * 10
+    assert stubbed.judged(SUMMARY, [turn(late=late)], stubbed.ends_of(OURS)).overheads == [pytest.approx(2.5)]
+
+
+def test_a_peer_that_counts_silence_is_judged_alike():
+    said = "endpoint CA1 60 3\nendpoint CA1 109 10\n"
+    assert stubbed.judged(SUMMARY, [turn()], stubbed.ends_of(said)).overheads == [pytest.approx(3.0)]
+
+
+def test_turns_that_prove_nothing_are_left_out():
+    turns = [turn(measured=False), turn(answer=None, arrived=None), turn(answer=1_900_000_000), turn(id="CA2"),
+             turn(kind="key", answer=1_992_000_000)]
+    outcome = stubbed.judged(SUMMARY, turns, stubbed.ends_of(OURS))
+    assert (outcome.overheads, outcome.early, outcome.unmatched, outcome.keys) == ([], 1, 1, [pytest.approx(2.0)])
+
+
+@pytest.mark.skipif(not shutil.which("gcc"), reason="gcc builds the callers")
+def test_the_callers_want_something_to_say():
+    callers = subjects.build("callers")
+    run = subprocess.run([callers, "127.0.0.1", "1"], capture_output=True, text=True)
+    assert run.returncode == 1 and run.stderr.startswith("usage: callers")
+    run = subprocess.run([callers, "-f", "/dev/null", "127.0.0.1", "1"], capture_output=True, text=True)
+    assert (run.returncode, run.stderr) == (1, "/dev/null: no mu-law in it\n")
