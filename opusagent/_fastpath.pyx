@@ -104,6 +104,26 @@ cdef extern from *:
     static inline uint64_t oa_swap(uint64_t *p, uint64_t v) { return __atomic_exchange_n(p, v, __ATOMIC_SEQ_CST); }
     static inline void oa_fence(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 
+    #include <errno.h>
+    #include <sys/epoll.h>
+    #include <sys/syscall.h>
+    #include <unistd.h>
+
+    /* epoll_wait for `ns` (negative: for ever), never shorter; to the ns where the kernel can (5.11), else to the ms */
+    static int oa_epoll(int ep, struct epoll_event *events, int n, int64_t ns) {
+    #ifdef SYS_epoll_pwait2
+        static int exact = 1;
+        if (ns > 0 && exact) {
+            struct timespec wait = {ns / 1000000000, ns % 1000000000};
+            int got = syscall(SYS_epoll_pwait2, ep, events, n, &wait, NULL, 8);
+            if (got >= 0 || (errno != ENOSYS && errno != EPERM)) return got;
+            exact = 0;      /* an older kernel, or a sandbox that does not know the call */
+        }
+    #endif
+        int64_t ms = (ns + 999999) / 1000000;
+        return epoll_wait(ep, events, n, ns < 0 ? -1 : ms > 60000 ? 60000 : (int)ms);
+    }
+
     /* out[row] = bias + in[row] x w, and nothing below `floor`.  Rows come in groups of `per`: those of `in` are
        `stride` floats apart and its groups `group`, those of `out` follow one another and its groups are `out_group`
        apart.  w is in panels of 32 columns, which stay in the cache for all rows.  The same for three processors. */
@@ -168,6 +188,7 @@ cdef extern from *:
     void oa_store(uint64_t *p, uint64_t v) noexcept nogil
     uint64_t oa_swap(uint64_t *p, uint64_t v) noexcept nogil
     void oa_fence() noexcept nogil
+    int oa_epoll(int ep, epoll_event *events, int n, int64_t ns) noexcept nogil
     ctypedef void oa_dense_fn(const float *src, int rows, int per, int stride, int group, const float *w, int depth,
                               int panels, const float *bias, float floor, float *out, int out_group) noexcept nogil
     oa_dense_fn *oa_dense_here() noexcept nogil
@@ -590,8 +611,9 @@ cdef class FrameParser:
 
 
 # ---- sockets -------------------------------------------------------------------------------------------------------
-# An epoll set of our own, nested in the event loop's: the loop watches one descriptor for all upgraded sockets, and
-# one callback receives, parses and delivers for all that are ready.  What a loop spends per socket is not spent.
+# An epoll set of our own for all upgraded sockets: one run of calls receives, parses and delivers for all that are
+# ready.  What a loop spends per socket is not spent.  The set can be nested in any event loop's, which then watches one
+# descriptor, or be what the loop sleeps in (loop.py): then a wake-up costs the loop nothing either.
 
 cdef enum:
     MAX_EVENTS = 256                    # sockets served per wake-up
@@ -599,6 +621,8 @@ cdef enum:
     MAX_MESSAGES = 64                   # messages delivered from one socket per wake-up: a flood delays nobody
     SEND_ROOM = 65536 + 16
     SLOW_ROUND = 5000000                # ns
+
+cdef uint64_t OTHERS = <uint64_t>-1     # the token of what join() was given: no slot has this number
 
 cdef uint8_t send_room[SEND_ROOM]       # one frame is built here and sent; nothing else runs in between
 
@@ -782,11 +806,12 @@ cdef class Wire:
 
 
 cdef class EpollSet:
-    """Serves its wires when poll() is called.  fileno() becomes readable when there is something to do.
+    """Serves its wires: when poll() is called, which a loop does when fileno() is readable, or while a loop wait()s.
 
     `spent` gets the ns that each round took; on_slow(ns) hears of a round that took over SLOW_ROUND, on_again() is
-    called when some wire has more to deliver, so that poll() must be called again soon.  An event names a slot and a generation, never a pointer, so an event for a wire that was closed in the same
-    round finds nobody.
+    called when some wire has more to deliver, so that poll() must be called again soon (wait() sees to that itself).
+    An event names a slot and a generation, never a pointer, so an event for a wire that was closed in the same round
+    finds nobody.
     """
     cdef readonly int fd
     cdef readonly ReceiveBuffer buffer
@@ -795,8 +820,10 @@ cdef class EpollSet:
     cdef uint32_t generation
     cdef list turns                     # wires that have received bytes left to deliver
     cdef Histogram spent
-    cdef object on_again
+    cdef public object on_again
     cdef object on_slow
+    cdef bint others                    # the descriptor given to join() was ready in this round
+    cdef public bint stirred            # a callback gave the event loop something to do: wait() returns to it
     cdef public int64_t now             # ns: when the current round began; others may set it for theirs
     cdef list closed                    # wires closed since the last round, whose callbacks may still be running
     cdef epoll_event events[MAX_EVENTS]
@@ -866,24 +893,65 @@ cdef class EpollSet:
         self.closed = []
         return 0
 
+    def join(self, int fd):
+        """Have wait() return when this descriptor, the event loop's own epoll set, is readable."""
+        cdef epoll_event event
+        event.events = EPOLLIN
+        event.data.u64 = OTHERS
+        if epoll_ctl(self.fd, EPOLL_CTL_ADD, fd, &event) < 0:
+            raise OSError(errno, os.strerror(errno))
+
+    def again(self):
+        """Some wire has bytes to deliver that no event will tell of."""
+        if self.on_again is not None:
+            self.on_again()
+
     def poll(self) -> bool:
         """Serve what is ready, once each; True when some have more to deliver."""
-        cdef int64_t began = oa_now(), took
-        self.now = began
-        self.serve_round()
-        took = oa_now() - began
-        self.spent.record(took)
-        if took > SLOW_ROUND and self.on_slow is not None:
-            self.on_slow(took)
-        if self.turns and self.on_again is not None:
-            self.on_again()
+        cdef int64_t began = oa_now()
+        self.serve_round(epoll_wait(self.fd, self.events, MAX_EVENTS, 0), began)
+        if self.turns:
+            self.again()
         return len(self.turns) > 0
 
-    cdef int serve_round(self) except -1:
+    def wait(self, timeout: float | None) -> bool:
+        """Serve until the event loop has something to do, for at most `timeout` seconds (None: for ever).
+
+        True when what join() was given is ready.  It sleeps without the GIL, and a signal wakes it.
+        """
+        cdef int64_t now = oa_now(), left = -1, until = -1
+        cdef int n
+        if timeout is not None:
+            until = now + max(0, <int64_t>min(1e18, <double>timeout * 1e9))
+        self.stirred = self.others = False
+        while True:
+            if self.turns:
+                left = 0
+            elif until >= 0:
+                left = max(0, until - now)
+            else:
+                left = -1
+            if left == 0:
+                n = oa_epoll(self.fd, self.events, MAX_EVENTS, 0)
+            else:
+                with nogil:
+                    n = oa_epoll(self.fd, self.events, MAX_EVENTS, left)
+            now = oa_now()
+            if n < 0 and errno == EINTR:
+                return False
+            if n > 0 or self.turns:
+                now = self.serve_round(n, now)
+            if self.others or self.stirred or 0 <= until <= now:
+                return self.others
+
+    cdef int64_t serve_round(self, int n, int64_t began) except -1:
+        """Serve the turns that are due, and `n` events; the time when that was done."""
         cdef list turns = self.turns
-        cdef int i, n
+        cdef int i
         cdef uint64_t token
         cdef Wire wire
+        cdef int64_t now
+        self.now = began
         if self.closed:
             self.let_go()
         if turns:
@@ -892,13 +960,20 @@ cdef class EpollSet:
                 wire.queued = False
                 if wire.fd >= 0:
                     self.serve(wire, EPOLLIN)
-        n = epoll_wait(self.fd, self.events, MAX_EVENTS, 0)
         for i in range(n):
             token = self.events[i].data.u64
+            if token == OTHERS:
+                self.others = True
+                continue
             wire = <Wire>self.wires[token >> 32]
             if wire is not None and wire.generation == <uint32_t>token:
                 self.serve(wire, self.events[i].events)
-        return 0
+        now = oa_now()
+        if n > self.others or turns:
+            self.spent.record(now - began)
+            if now - began > SLOW_ROUND and self.on_slow is not None:
+                self.on_slow(now - began)
+        return now
 
     cdef int serve(self, Wire wire, uint32_t events) except -1:
         try:

@@ -195,7 +195,7 @@ class Connection(asyncio.BufferedProtocol):
             self._hand_over()
             self.session = begin(self)
             self.wire.on_message = self.session.on_message
-            self.server.poll_soon()
+            self.server.epoll.again()
         else:
             self.session = begin(self)
             self._deliver()

@@ -27,6 +27,7 @@ from .dialects import TABLE as DIALECTS
 from .dialects import OpenAIRealtime, Start
 from .echo import EchoCall, EchoSession
 from .gate import Gate, without_secrets
+from .loop import attach, detach, listen
 from .metrics import Metrics
 from .realtime import call_of, realtime_query
 from .studio import Studio
@@ -35,7 +36,8 @@ log = logging.getLogger("opusagent")
 
 TICK_NS = 5_000_000             # pacing of speech and the calls' deadlines, while there are calls
 IDLE_TICK_NS = 50_000_000       # between two ticks while there are none
-SWEEP_NS = 250_000_000          # between two looks at the connections' deadlines
+SWEEP_NS = 250_000_000          # between two looks at a connection's deadlines
+SWEPT = 64                      # connections looked at in one tick, at least
 TRIM = getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: 0)     # glibc's
 TIDY_NS = 1_000_000_000         # between two collections of garbage, and looks at the load
 FASTEST_CALL = 128 << 10        # bytes a second on a telephony route: four times what the widest of them needs
@@ -68,7 +70,7 @@ class Server:
         self.departures = Departures(config, metrics)   # how calls are handed over
         self.buffer = ReceiveBuffer(65536)          # every connection of the worker receives into it
         self.view = self.buffer.view
-        self.epoll = EpollSet(self.buffer, metrics.frames, self.poll_soon, self._slow)
+        self.epoll = EpollSet(self.buffer, metrics.frames, on_slow=self._slow)
         self.connections: set[Connection] = set()
         self.calls: dict[str, Call] = {}            # by call id
         self.records: deque[dict] = deque(maxlen=KEPT_CALLS)    # of ended calls, newest last
@@ -83,7 +85,8 @@ class Server:
         self._spent = (self.now, time.process_time_ns())    # at the last look at the load
         self._timer: asyncio.TimerHandle | None = None
         self._next_tick = self._next_sweep = self._next_tidying = self.now
-        self._listening: list[asyncio.Server] = []
+        self._unswept: list = []                    # connections that this sweep has still to look at
+        self._listening: list = []              # what listen() gave
         self.archive: Archive | None = None         # made by start(), where calls are kept
         net_config = config.net
         self.wide = Limits(net_config.max_message, 1 << 17, 60.0, net_config.ping_timeout_seconds)
@@ -94,21 +97,19 @@ class Server:
     # -- life ----------------------------------------------------------------------------------------------------------
 
     async def start(self, sockets: list, admin_sockets: list = (), ssl=None, audiosockets: list = ()) -> None:
-        loop = asyncio.get_running_loop()
         if self.config.archive.directory:
             self.archive = Archive(self.config.archive.directory, self.metrics)
-        loop.add_reader(self.epoll.fileno(), self.epoll.poll)
+        attach(self.epoll)
         self.studio.hearing.on_waiting = self._window_waits
         await self.departures.open()
+        backlog = self.config.net.backlog
         for sock in sockets:
             serves_pages = not admin_sockets
-            self._listening.append(await loop.create_server(lambda p=serves_pages: Connection(self, p), sock=sock,
-                                                            ssl=ssl, backlog=self.config.net.backlog))
+            self._listening.append(await listen(lambda p=serves_pages: Connection(self, p), sock, backlog, ssl))
         for sock in admin_sockets:
-            self._listening.append(await loop.create_server(lambda: Connection(self, True), sock=sock))
+            self._listening.append(await listen(lambda: Connection(self, True), sock, backlog))
         for sock in audiosockets:
-            self._listening.append(await loop.create_server(lambda: AudioSocketConnection(self), sock=sock,
-                                                            backlog=self.config.net.backlog))
+            self._listening.append(await listen(lambda: AudioSocketConnection(self), sock, backlog))
         self._arm(self.clock() + IDLE_TICK_NS)
         self._spent = self.clock(), time.process_time_ns()      # what it took to get ready is nobody's load
         self._next_tidying = self.clock() + TIDY_NS
@@ -137,8 +138,7 @@ class Server:
         self._timer.cancel()
         if self.archive is not None:
             self.archive.close()
-        asyncio.get_running_loop().remove_reader(self.epoll.fileno())
-        self.epoll.close()
+        detach(self.epoll)
         gc.enable()
 
     @property
@@ -162,9 +162,6 @@ class Server:
                 log.warning("%s = %s could not be set: %s", option.name, option.wanted, option.fault)
 
     # -- the loop's callbacks ------------------------------------------------------------------------------------------
-
-    def poll_soon(self) -> None:
-        asyncio.get_running_loop().call_soon(self.epoll.poll)
 
     def _window_waits(self, count: int) -> None:
         """A call's window is to be scored: at once with few calls, else in a batch, or by the tick within 5 ms."""
@@ -192,20 +189,31 @@ class Server:
         try:
             self._look_after(now)
         finally:                                    # whatever went wrong: without ticks there are no calls
-            self._arm(max(self._next_tick, now - TICK_NS) + TICK_NS if self.calls else now + IDLE_TICK_NS)
+            self._arm(max(self._next_tick, now - TICK_NS) + TICK_NS if self.calls else now + self._rest())
 
     def _look_after(self, now: int) -> None:
         for call in [call for call in self.calls.values() if call.due <= now]:
             call.tick(now)
         self.studio.hearing.run()
-        if now >= self._next_sweep:
-            self._next_sweep = now + SWEEP_NS
-            for connection in list(self.connections):
-                connection.sweep(now)
+        self._sweep(now)
         if now >= self._next_tidying:
             self._next_tidying = now + TIDY_NS
             self._tidy()
             self._weigh(now)
+
+    def _rest(self) -> int:
+        """ns between two ticks while nothing is paced: as rarely as the sweep of all connections allows."""
+        return max(TICK_NS, min(IDLE_TICK_NS, SWEEP_NS * SWEPT // (len(self.connections) or 1)))
+
+    def _sweep(self, now: int) -> None:
+        """Looks at some of the connections: at all of them every SWEEP_NS, at a few at a time, for calls are waiting."""
+        if not self._unswept and now >= self._next_sweep:
+            self._next_sweep = now + SWEEP_NS
+            self._unswept = list(self.connections)
+        for _ in range(min(len(self._unswept), max(SWEPT, len(self.connections) * TICK_NS // SWEEP_NS))):
+            connection = self._unswept.pop()
+            if connection in self.connections:
+                connection.sweep(now)
 
     def _arm(self, at: int) -> None:
         """The next tick is at `at`, ns."""
@@ -216,7 +224,7 @@ class Server:
 
     def _tidy(self) -> None:
         """Collect garbage between frames: the young generations, and all of it where no call could notice."""
-        if self.calls:
+        if self.calls or len(self.connections) > SWEPT:
             gc.collect(1)
         elif gc.collect():
             TRIM(0)                                 # what a flood has used goes back to the system

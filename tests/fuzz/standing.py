@@ -35,9 +35,6 @@ class Ground(Server):
         self.begin = begin
         self.limits = Limits(max_message, max_fragments, 5.0, 20.0)
 
-    def poll_soon(self) -> None:
-        """serve() polls until all is quiet."""
-
     def page(self, connection, head) -> bytes:
         return http11.response(200, "a page\n", head_only=head.method == "HEAD")
 
