@@ -1,35 +1,30 @@
 """Call: one phone call.  It wires the dialect, the ear, the recogniser, the flow and the reply; it decides nothing.
 
 What an inbound message sets off is one synchronous run of calls, from the socket's callback to the slot in shared
-memory: no task, no queue, no await.  The rules: what the caller said is judged by turns.py and flow/, what the agent
-says is mouth.py's, how it is made pipeline.py's, and whatever carries an older `utterance` than ours is dropped where
-it lands.
+memory: no task, no queue, no await.  The rules: what the caller says is ear.py's and judged by turns.py and flow/, what
+the agent says is mouth.py's, and how that is made pipeline.py's.
 """
 import logging
 import math
 import secrets
 
-import numpy as np
-
-from . import ProtocolError, acoustics, departure, journal
-from ._fastpath import Resampler
-from .audio import Vad
+from . import ProtocolError, departure, journal
 from .dialects import (FACTS, HYPOTHESIS, RECOGNITION, REPLIED, SPEECH_STARTED, SPEECH_STOPPED, Audio, Dtmf, Mark,
                        Pause, Start, Stop)
+from .ear import Ear
 from .flow import COMPLETE, Dialogue, Reply
 from .flow.dialogue import ANSWER, FAILURE
+from .flow.states import ANSWERS
 from .journal import entry, noted
 from .ledger import Ledger
 from .mouth import NEVER, Mouth
 from .pipeline import Turn
-from .turns import (BARGE_IN, DUCK, END_OF_TURN, NO_INPUT, PAUSE, PAUSED, RESTORE, RESUME, UTTERANCE_START, Settings,
-                    TurnTaking)
+from .turns import (BARGE_IN, DUCK, END_OF_TURN, NO_INPUT, PAUSE, PAUSED, RESTORE, RESUME, UTTERANCE_START, WEIGH,
+                    Settings, TurnTaking)
 
 log = logging.getLogger("opusagent")
 
 MS = 1_000_000                  # ns
-MEDIA_GAP = 100 * MS            # without media for so long, the sample clock goes on with silence
-FINAL_WITHIN = 1500 * MS        # a recogniser that has not answered by then has failed
 START_WITHIN = 10_000 * MS      # a call that has not started by then never will
 
 
@@ -51,19 +46,10 @@ class Call:
         self.slot = None                    # of the arena; None before Start and after the end
         self.dialogue: Dialogue | None = None
         self.turns: TurnTaking | None = None
-        self.vad: Vad | None = None
-        self.resampler: Resampler | None = None     # from the wire's rate to the slot's, where they differ
         # the caller's side
-        self.utterance = 0                  # grows with each; what the recogniser sends for an older one is late
-        self.search = -1                    # of the recogniser, for what the state expects
-        self.terms: tuple[str, ...] = ()    # the phrases of that
-        self.hearing = False                # an utterance is being recognised
-        self.heard_from = 0                 # where the utterance begins, pre-roll included
-        self.floor = 0                      # no utterance begins before this position: it belongs to the one before
-        self.final_by = 0                   # ns: until when the recogniser may take for its last word; 0: not asked
+        self.ear = Ear(self, server, connection)
         self.keys = ""                      # DTMF pressed since the agent's last word
         self.keys_by = 0                    # ns: until when another key may follow
-        self.media_at = 0                   # ns: when audio last came
         self.excused = 0                    # silence before this position is the platform's doing, not the caller's
         # the agent's side
         self.mouth = Mouth(self, server, connection, dialect)
@@ -110,16 +96,14 @@ class Call:
             self._stop_talking("hang-up")
         self.mouth.close()
         self.ledger.finish()
-        self.studio.stt.cancel(self)
-        self.studio.stt.forget(self)
-        self.vad.close()
+        self.ear.close()
         slot, self.slot = self.slot, None
         slot.free()
         self.studio.free.append(slot.index)
         self.server.call_ends(self)
         log.info("call %s ended: %s, %d turns, %.1f s, state %s", self.id, "done" if self.done else f"code {code}",
                  len(self.ledger.receipts), (self.server.now - self.began) / 1e9, self.dialogue.state)
-        self.vad = self.turns = None        # they lead back to us
+        self.turns = None
 
     # -- the dialect's events ------------------------------------------------------------------------------------------
 
@@ -134,7 +118,6 @@ class Call:
         self.slot = self.studio.arena.slot(self.studio.free.pop())
         self.dialogue = self._dialogue(event.facts)
         self._open_line()
-        self.media_at = self.server.now
         log.info("call %s begins: %s at %d Hz", self.id, self.dialect.name, self.dialect.rate)
         self._begin()
 
@@ -147,27 +130,20 @@ class Call:
         wire_rate = self.dialect.rate
         rate = 8000 if wire_rate == 8000 else 16000
         self.slot.take(rate, wire_rate)
-        self.resampler = Resampler(wire_rate, rate) if wire_rate != rate else None
         self.turns = TurnTaking(rate, self.dialogue.expect.waits, Settings.of(self.server.config.turns))
-        self.vad = Vad(rate, self.studio.hearing, self._scored)
+        self.ear.open(self.slot, wire_rate, self.server.now)
         self.mouth.open(self.slot, wire_rate, self.studio, self.flow, self.server.config.openai)
 
     def _begin(self) -> None:
         self._reply(self.dialogue.begin())
 
     def on_audio(self, event: Audio) -> None:
-        if self.slot is None:
-            return                          # audio before start belongs to nobody
-        pcm = event.pcm if self.resampler is None else self.resampler.push(event.pcm)
-        self._hear(pcm, self.server.now)
+        if self.slot is not None:           # audio before start belongs to nobody
+            self.ear.hear(event.pcm, self.server.now)
 
-    def _hear(self, pcm, now: int) -> None:
-        position = self.slot.write(pcm)
-        self.media_at = now
-        self.ledger.arrived(position, now)
-        self.vad.push(pcm)
-        if self.hearing:
-            self.studio.stt.audio(self)
+    def hear_silence(self, now: int) -> None:
+        """No media came for a while."""
+        self.ear.hear_silence(now)
 
     def on_dtmf(self, event: Dtmf) -> None:
         if self.slot is None:
@@ -185,8 +161,7 @@ class Call:
     def answered_by(self, who: str) -> None:
         """The platform knows who has answered a call of ours: a person, or a machine."""
         if self.slot is not None and not self.done and (reply := self.dialogue.answered(who)) is not None:
-            self.hearing, self.final_by = False, 0
-            self.studio.stt.cancel(self)
+            self.ear.listen_no_more()
             self._reply(reply)
 
     def on_mark(self, event: Mark) -> None:
@@ -202,16 +177,6 @@ class Call:
 
     # -- turn taking ---------------------------------------------------------------------------------------------------
 
-    def _scored(self, score: float, position: int, samples: int, quiet: int) -> None:
-        """The ear has scored the window that ends at `position`; what is only the agent's echo is no speech."""
-        mouth, per_ms = self.mouth, self.slot.rate_in // 1000
-        if score >= self.turns.off and mouth.echo is not None and position - mouth.sounded < acoustics.KEPT_MS * per_ms:
-            stretch = min(position, acoustics.STRETCH_MS * per_ms)
-            if mouth.echo.explains(self.slot.read(position - stretch, stretch)):
-                self.server.metrics.count("echoes")
-                score, quiet = 0.0, samples
-        self.on_window(score, position, samples, quiet)
-
     @entry(journal.WINDOW)
     def on_window(self, score: float, position: int, samples: int, quiet: int) -> None:
         """A window of the caller's: its score for speech, where it ends, and how much of its end is not voiced."""
@@ -220,52 +185,56 @@ class Call:
 
     def _follow(self, events) -> None:
         for event in events:
-            self._note(event.kind, event.position)
+            self.note(event.kind, event.position)
             ON_TURN[event.kind](self, event.position)
 
     def _utterance_starts(self, onset: int) -> None:
-        preroll = self.server.config.turns.preroll_ms * self.slot.rate_in // 1000
-        self._listen(max(onset - preroll, self.floor))
-
-    def _listen(self, position: int) -> None:
-        self.utterance += 1
-        self.heard_from = position
-        self.keys = ""
-        self.hearing = self.dialogue.expect.id >= 0         # nothing that is said counts in some states
-        if self.hearing:
-            self.search = self.studio.search(self.flow, self.dialogue.expect.id)
-            self._note("listen", self.utterance, position)
-            self.terms = self.dialogue.expect.terms
-            self.studio.stt.listen(self, position)
+        ear = self.ear
+        if ear.overhearing:
+            ear.overhearing = False
+        else:
+            self._listen(ear.before(onset))
+        if ear.hearing:
             self.mouth.out.tell(SPEECH_STARTED)
 
+    def _listen(self, position: int) -> None:
+        self.keys = ""
+        self.ear.listen(position)
+
     def _pause(self, position: int) -> None:
-        if self.hearing:
-            self.studio.stt.ask(self)
+        self.ear.ask()
 
     def _resume(self, position: int) -> None:
         self.mouth.forget()
 
-    def _duck(self, position: int) -> None:
+    def _duck(self, onset: int) -> None:
+        """The caller makes a sound over the agent: lower, and listen what it is."""
         self.mouth.duck()
+        self.ear.overhear(self.ear.before(onset))
+
+    def _weigh(self, onset: int) -> None:
+        if self.ear.overhearing:
+            self.ear.ask()
+        else:
+            self._follow(self.turns.weigh(True))            # there are no words that could tell
 
     def _restore(self, position: int) -> None:
+        """It was nothing."""
         self.mouth.restore()
+        if self.ear.overhearing:
+            self.ear.listen_no_more()
 
     def _end_of_turn(self, position: int) -> None:
         now = self.server.clock()
-        self.floor = position
-        if not self.hearing:
+        self.ear.floor = position
+        if not self.ear.hearing:
             return self._follow(self.turns.agent_done())
-        self.hearing = False
-        self.final_by = now + FINAL_WITHIN
         self.ledger.begin(now, self.slot, self.connection.rtt_ns, self.turns.position)
         self.mouth.out.tell(SPEECH_STOPPED)
-        self._note("finish", self.utterance, self.slot.written)
-        self.studio.stt.finish(self, self.slot.written)
+        self.ear.finish(now)
 
     def _barge_in(self, onset: int) -> None:
-        if self.final_by or self.before:
+        if self.ear.final_by or self.before:
             return self._go_on_listening()
         if self.mouth.turn is not None:
             self._stop_talking("barge-in")
@@ -276,8 +245,7 @@ class Call:
 
         What was decided is taken back, and the utterance is recognised again from where it began.
         """
-        self.final_by = 0
-        self.studio.stt.cancel(self)
+        self.ear.listen_no_more()
         self.mouth.forget()
         if self.mouth.turn is not None:
             self.mouth.drop()
@@ -285,7 +253,7 @@ class Call:
             self.turns.expect(self.dialogue.expect.waits)
         self.before = ()
         self.ledger.finish("going on")
-        self._listen(self.heard_from)
+        self._listen(self.ear.heard_from)
 
     def _no_input(self, position: int) -> None:
         if position - self.turns.no_input < self.excused:
@@ -295,42 +263,34 @@ class Call:
 
     # -- from the recogniser -------------------------------------------------------------------------------------------
 
-    @entry(journal.PARTIAL)
-    def on_partial(self, utterance: int, text: str) -> None:
-        if utterance == self.utterance and self.hearing and text:
+    def on_words(self, text: str) -> None:
+        """What the utterance is so far."""
+        if self.ear.overhearing:
+            self._follow(self.turns.weigh(self.dialogue.interrupts(text)))
+        if not self.ear.overhearing:
             self.mouth.out.tell(HYPOTHESIS, text)
             self._follow(self.turns.judge(self.dialogue.judge(text)))
-            if self.hearing and self.turns.state is PAUSED:
+            if self.ear.hearing and self.turns.state is PAUSED:
                 self.mouth.prepare(self.dialogue.answer(text), self.server.clock())
 
-    @entry(journal.FINAL)
-    def on_final(self, utterance: int, text: str, confidence: float = 1.0) -> None:
-        if utterance != self.utterance or not self.final_by:
-            return
-        self.final_by = 0
+    def on_heard(self, text: str, confidence: float) -> None:
+        """What the utterance was."""
         self.ledger.trace.mark("recognition", self.server.clock())
         self.ledger.trace.confidence = confidence
         self.mouth.out.tell(RECOGNITION, text, confidence)
         self._reply(self.dialogue.answer(text))
 
-    @entry(journal.FAILURE)
-    def on_failure(self, utterance: int, sentence: str) -> None:
-        if utterance == self.utterance and (self.hearing or self.final_by):
-            log.warning("call %s: %s", self.id, sentence)
-            self._recogniser_failed()
-
-    def _recogniser_failed(self) -> None:
+    def on_deaf(self) -> None:
+        """The recogniser has failed."""
         self.server.metrics.count("recogniser_failures")
-        self.hearing = False
-        self.final_by = 0
-        self.studio.stt.cancel(self)
-        self._reply(self.dialogue.failure())
+        overheard = self.ear.overhearing
+        self.ear.listen_no_more()
+        if not overheard:                       # else the agent speaks on, and nobody was to answer
+            self._reply(self.dialogue.failure())
 
     def _answer_keys(self) -> None:
         keys, self.keys, self.keys_by = self.keys, "", 0
-        if self.hearing:
-            self.hearing = False
-            self.studio.stt.cancel(self)
+        self.ear.listen_no_more()
         self.ledger.begin(self.server.clock())
         self._reply(self.dialogue.dtmf(keys))
 
@@ -344,7 +304,7 @@ class Call:
         trace = self.ledger.trace or self.ledger.begin(now)
         self.before = self.dialogue.checkpoint() if reply.kind == ANSWER else ()
         self.dialogue.commit(reply)
-        self._note("reply", reply.kind, reply.next, reply.caller, reply.say, reply.facts)
+        self.note("reply", reply.kind, reply.next, reply.caller, reply.say, reply.facts)
         trace.mark("decision", self.server.clock())
         trace.kind, trace.state, trace.caller = reply.kind, self.dialogue.state, reply.caller
         self.turns.expect(self.dialogue.expect.waits)
@@ -364,27 +324,18 @@ class Call:
         self.due = 0                            # what happens meanwhile may want to be looked at soon
         if self.mouth.turn is not None:
             self.mouth.play(now)
-        if now - self.media_at > MEDIA_GAP:
-            self._hear_silence(now)
-        if self.final_by and now > self.final_by:
-            log.warning("call %s: the recogniser gave no answer in time", self.id)
-            self._recogniser_failed()
+        self.ear.tick(now)
         if self.keys_by and now > self.keys_by:
             self._answer_keys()
-        deadlines = self.media_at + MEDIA_GAP, self.mouth.due, self.final_by or NEVER, self.keys_by or NEVER
-        self.due = 0 if self.done else min(deadlines)
-
-    def _hear_silence(self, now: int) -> None:
-        """No media came for a while (hold, mute, loss): the caller is silent, and the sample clock goes on."""
-        count = (now - self.media_at) * self.slot.rate_in // 1_000_000_000
-        self._hear(np.zeros(count, np.int16), now)
+        self.due = 0 if self.done else min(self.ear.due, self.mouth.due, self.keys_by or NEVER)
 
     def first_audio(self, now: int) -> None:
         """The first sample of the reply went out."""
         self.before = ()
         mouth = self.mouth
         mouth.turn.trace.mark("playout", now + mouth.playout.quiet_ns)
-        self._follow(self.turns.agent_starts(mouth.turn.reply.interruptible))
+        reply = mouth.turn.reply
+        self._follow(self.turns.agent_starts(reply.interruptible, reply.interrupt == ANSWERS))
 
     def turn_done(self, turn: Turn, heard: str, now: int) -> None:
         """All of the reply was heard."""
@@ -424,7 +375,8 @@ class Call:
         self.leave_by = self.server.clock() + departure.patience_ms(self, target) * MS
         self.server.departures.leave(self, target)
 
-    def _note(self, what: str, *details) -> None:
+    def note(self, what: str, *details) -> None:
+        """A decision, for the journal."""
         if self.journal is not None:
             self.journal.note(what, *details)
 
@@ -445,6 +397,7 @@ ON_TURN = {
     END_OF_TURN: Call._end_of_turn,
     BARGE_IN: Call._barge_in,
     DUCK: Call._duck,
+    WEIGH: Call._weigh,
     RESTORE: Call._restore,
     NO_INPUT: Call._no_input,
 }

@@ -57,7 +57,10 @@ class Turns:
     incomplete_ms: int = setting(1200, "silence that ends a turn whose words are an answer not finished",
                                  low=20, high=10000)
     no_input_ms: int = setting(6000, "silence after which the caller is asked again", low=200, high=120000)
-    barge_in_ms: int = setting(200, "speech over our own that stops it", low=20, high=5000)
+    barge_in_ms: int = setting(200, "speech over our own that stops it, if its words are an interruption",
+                               low=20, high=5000)
+    insist_ms: int = setting(400, "speech over our own that stops it while nothing is known of its words; at least "
+                             "barge_in_ms", low=20, high=5000)
     echo: bool = setting(True, "know the agent's own words when a line gives them back: they are no interruption")
     duck_db: float = setting(14.0, "how much lower the agent speaks while a sound of the caller's is judged; 0 is off",
                              "dB", low=0, high=60)

@@ -94,7 +94,7 @@ class RealtimeCall(Call):
         if event is None or self.done or self.slot is None:
             return
         if isinstance(event, Audio):
-            pcm = event.pcm if self.resampler is None else self.resampler.push(event.pcm)
+            pcm = event.pcm if self.ear.resampler is None else self.ear.resampler.push(event.pcm)
             self._take(pcm)
         elif event.__class__ is Ask and event.what == ASK_CANCEL:
             self._cancel()
@@ -136,14 +136,14 @@ class RealtimeCall(Call):
     def _must_wait(self, entry) -> bool:
         """The turn that the client has ended is still being recognised, and this belongs to the next one."""
         mine = isinstance(entry, np.ndarray) or entry.__class__ is Ask and entry.what == ASK_COMMIT
-        return bool(self.final_by) and self.dialect.detector is None and mine
+        return bool(self.ear.final_by) and self.dialect.detector is None and mine
 
     def _hear_client(self, pcm, now: int) -> None:
         if self.excused is math.inf and self.dialect.detector is not None:
             self.excused = self.slot.written
-        if self.dialect.detector is None and not self.hearing:
-            self._listen(max(self.slot.written, self.floor))
-        self._hear(pcm, now)
+        if self.dialect.detector is None and not self.ear.hearing:
+            self._listen(max(self.slot.written, self.ear.floor))
+        self.ear.take(pcm, now)
         if self.greet_by:
             self._greet()
 
@@ -152,8 +152,7 @@ class RealtimeCall(Call):
     def _updated(self) -> None:
         dialect = self.dialect
         if dialect.rate != self.slot.rate_out:
-            self.vad.close()                    # nothing has gone over the line: it is another one
-            self.slot.free()
+            self.slot.free()                    # nothing has gone over the line: it is another one
             self._open_line()
         detector = dialect.detector
         threshold = detector and detector.get("threshold", 0.5)
@@ -170,30 +169,29 @@ class RealtimeCall(Call):
 
     def _commit(self) -> None:
         """The caller's turn ends here, whatever the detector thinks."""
-        if self.hearing and self.dialect.detector is not None:
+        if self.ear.hearing and self.dialect.detector is not None:
             self.turns.expect(ENDED)
             return self._follow(self.turns.judge(FREE))
-        if self.final_by:
+        if self.ear.final_by:
             return                              # the detector was faster
-        if not self.hearing:
-            self._listen(self.floor)
+        if not self.ear.hearing:
+            self._listen(self.ear.floor)
         position = self.slot.written
         self.dialect.at(self._ms(position))
         self._end_of_turn(position)
-        if not self.final_by:                   # nothing that is said counts in this state of the flow
+        if not self.ear.final_by:                   # nothing that is said counts in this state of the flow
             self.mouth.out.tell(SPEECH_STOPPED)
             self.mouth.out.tell(RECOGNITION, "", 0.0)
 
     def _discard(self) -> None:
-        self.floor = self.slot.written
-        if self.hearing:
-            self.hearing = False
+        self.ear.floor = self.slot.written
+        if self.ear.hearing:
+            self.ear.listen_no_more()
             self.mouth.forget()
-            self.studio.stt.cancel(self)
 
     def _respond(self, request: dict, event_id: str) -> None:
         """The client wants a response to what there is."""
-        if self.final_by:
+        if self.ear.final_by:
             return self.deferred.append(Ask(ASK_RESPOND, {"request": request, "event_id": event_id}))
         if not self.dialect.response.active:
             self._hear_out()
@@ -258,12 +256,12 @@ class RealtimeCall(Call):
         ours = sum(min(count, max(0, position - start)) for start, count in self.silences)
         return (position - self.silent - ours) * 1000 / self.slot.rate_in
 
-    def _hear_silence(self, now: int) -> None:
+    def hear_silence(self, now: int) -> None:
         if self.dialect.detector is None:
-            self.media_at = now
+            self.ear.media_at = now
             return
         before = self.slot.written
-        super()._hear_silence(now)
+        super().hear_silence(now)
         if self.silences and sum(self.silences[-1]) == before:
             self.silences[-1][1] += self.slot.written - before
         else:
@@ -277,9 +275,9 @@ class RealtimeCall(Call):
         self.dialect.take_back()
         super()._go_on_listening()
 
-    def _recogniser_failed(self) -> None:
+    def on_deaf(self) -> None:
         self.dialect.not_recognised("The recogniser failed.")
-        super()._recogniser_failed()
+        super().on_deaf()
 
     # -- the reply -----------------------------------------------------------------------------------------------------
 

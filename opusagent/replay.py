@@ -9,6 +9,7 @@ import base64
 from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -166,7 +167,7 @@ class Connection:
 class Recogniser:
     """Its words are entries of the journal."""
 
-    def listen(self, call, position: int) -> None: ...
+    def listen(self, ear, position: int) -> None: ...
     def audio(self, call) -> None: ...
     def ask(self, call) -> None: ...
     def finish(self, call, position: int) -> None: ...
@@ -283,8 +284,8 @@ class Replay:
             readings.time += entry.args[0]
         readings.left.extend(entry.readings)
         await TAKE_IN[entry.kind](self, *entry.args)
-        if self.call.vad is not None:
-            self.call.vad = MUTE
+        if self.call.ear.vad is not None:
+            self.call.ear.vad = MUTE
 
     async def _begin(self) -> None:
         header = self.tape.header
@@ -331,19 +332,21 @@ class Replay:
         raise Parted("the model is not asked as it was then")
 
 
-def told(method: str):
-    """Tells the call, or its mouth, what it was told then."""
+def told(method: str, of=lambda call: call):
+    """Tells the call, or its ear or mouth, what it was told then."""
     async def tell(replay: Replay, *args) -> None:
-        owner = replay.call.mouth if method.startswith("on_speech") else replay.call
-        getattr(owner, method)(*args)
+        getattr(of(replay.call), method)(*args)
     return tell
 
+
+EAR, MOUTH = attrgetter("ear"), attrgetter("mouth")
 
 TAKE_IN = {
     journal.BEGIN: Replay._begin, journal.MESSAGE: Replay._message, journal.TICK: Replay._tick,
     journal.DRAINED: told("drained"), journal.LOST: told("ends"), journal.WINDOW: told("on_window"),
-    journal.PARTIAL: told("on_partial"), journal.FINAL: told("on_final"), journal.FAILURE: told("on_failure"),
-    journal.SPEECH: told("on_speech"), journal.SPEECH_FAILED: told("on_speech_failed"),
+    journal.PARTIAL: told("on_partial", EAR), journal.FINAL: told("on_final", EAR),
+    journal.FAILURE: told("on_failure", EAR), journal.SPEECH: told("on_speech", MOUTH),
+    journal.SPEECH_FAILED: told("on_speech_failed", MOUTH),
     journal.ANSWERED_BY: told("answered_by"), journal.NOT_HANDED_OVER: told("not_handed_over"),
     journal.ASKED: Replay._asked, journal.PIECE: Replay._piece, journal.ANSWERED: Replay._answered,
     journal.BROKE: Replay._broke,

@@ -6,11 +6,11 @@ come to is told by judge().  The rules:
 2. Only samples are counted: the same scores and calls at the same positions give the same events.
 3. A silence is counted from the last voiced sample, not from where the detector noticed.
 
-    caller  ..#########....#####..........................##..........######....
-    agent   ..................................#######################...........
-    event     1        2   3    2     4       A       5   6       5   7         (A: agent_starts)
+    caller  ..#########....#####..........................##..........#########.
+    agent   ..................................##########################........
+    event     1        2   3    2     4       A       5   6       5   7  8      (A: agent_starts)
 
-1 UTTERANCE_START  2 PAUSE  3 RESUME  4 END_OF_TURN  5 DUCK  6 RESTORE  7 BARGE_IN
+1 UTTERANCE_START  2 PAUSE  3 RESUME  4 END_OF_TURN  5 DUCK  6 RESTORE  7 WEIGH  8 BARGE_IN
 """
 from dataclasses import dataclass
 
@@ -20,12 +20,15 @@ HEARING = "HEARING"             # the caller, speaking
 PAUSED = "PAUSED"               # the caller, silent for a moment: is that all?
 REPLYING = "REPLYING"           # the agent, of whom nothing can be heard yet
 SPEAKING = "SPEAKING"           # the agent, and the caller may interrupt
-OVERLAPPING = "OVERLAPPING"     # the agent, while the caller speaks as well: an interruption?
+OVERLAPPING = "OVERLAPPING"     # the agent, while the caller makes a sound as well: an interruption?
+WEIGHING = "WEIGHING"           # the agent, while the caller speaks as well: what do the words say?
 RECITING = "RECITING"           # the agent, and it will not be interrupted
 
 # ---- conditions: of the scores and the judgement, or a call by the owner ---------------------------------------------
 SPEECH = "SPEECH"
 SUSTAINED_SPEECH = "SUSTAINED_SPEECH"
+INSISTENT_SPEECH = "INSISTENT_SPEECH"
+MEANT = "MEANT"
 SHORT_SILENCE = "SHORT_SILENCE"
 LONG_SILENCE = "LONG_SILENCE"
 ENOUGH = "ENOUGH"
@@ -42,6 +45,7 @@ RESUME = "RESUME"                       # of the first voiced window: the specul
 END_OF_TURN = "END_OF_TURN"             # of the last speech: the reply is the agent's to give
 BARGE_IN = "BARGE_IN"                   # of the first voiced window: stop the agent; this is a new utterance
 DUCK = "DUCK"                           # of the first voiced window: the agent may be lowered while this is decided
+WEIGH = "WEIGH"                         # of the first voiced window: ask the recogniser whether it is an interruption
 RESTORE = "RESTORE"                     # of the last speech: it was nothing, raise the agent again
 NO_INPUT = "NO_INPUT"                   # of the moment at which the caller should have spoken: the agent must
 
@@ -77,7 +81,13 @@ TRANSITIONS = {
         AGENT_DONE: (LISTENING, None),
     },
     OVERLAPPING: {
-        SUSTAINED_SPEECH: (HEARING, BARGE_IN),
+        SUSTAINED_SPEECH: (WEIGHING, WEIGH),
+        SHORT_SILENCE: (SPEAKING, RESTORE),
+        AGENT_DONE: (HEARING, UTTERANCE_START),
+    },
+    WEIGHING: {
+        MEANT: (HEARING, BARGE_IN),
+        INSISTENT_SPEECH: (HEARING, BARGE_IN),
         SHORT_SILENCE: (SPEAKING, RESTORE),
         AGENT_DONE: (HEARING, UTTERANCE_START),
     },
@@ -91,6 +101,9 @@ TRANSITIONS = {
 CONDITIONS = {      # what a condition is, and how it is seen; the agent's three are told by the owner
     SPEECH: ("start_ms of speech", lambda t: t.spoken >= t.start),
     SUSTAINED_SPEECH: ("barge_in_ms of speech", lambda t: t.spoken >= t.barge_in),
+    INSISTENT_SPEECH: ("insist_ms of speech, unless only an answer may interrupt or the words are none",
+                       lambda t: not t.dismissed and t.spoken >= t.insist),
+    MEANT: ("the words are an interruption", lambda t: t.meant),
     SHORT_SILENCE: ("pause_ms of silence", lambda t: t.onset is None),
     LONG_SILENCE: ("the silence that what was said calls for, and the agent does not recite",
                    lambda t: not t.reciting and t.silence >= t.wait),
@@ -125,7 +138,8 @@ class Settings:
     lag_ms: int = 128               # speech may have ended at most this long before its last window that is scored so
     start_ms: int = 64              # speech that counts as speech
     pause_ms: int = 96              # silence that counts as a pause, and the least that ends a turn
-    barge_in_ms: int = 200          # speech that takes the floor from the agent
+    barge_in_ms: int = 200          # speech that can take the floor from the agent, if the words say so
+    insist_ms: int = 400            # speech that takes it while nothing is known of the words
     run_on_ms: int = 500            # speech that may run on past the end of its turn before it counts again
     max_utterance_ms: int = 30_000
 
@@ -133,7 +147,7 @@ class Settings:
     def of(cls, turns) -> "Settings":
         """Those of the configuration's [turns]."""
         return cls(on=turns.threshold, start_ms=turns.start_ms, pause_ms=turns.pause_ms,
-                   barge_in_ms=turns.barge_in_ms)
+                   barge_in_ms=turns.barge_in_ms, insist_ms=turns.insist_ms)
 
 
 class TurnTaking:
@@ -143,8 +157,8 @@ class TurnTaking:
     """
 
     __slots__ = ("state", "position", "speaking", "onset", "spoken", "last", "ended", "began", "wait", "no_input",
-                 "reciting", "on", "off", "sure", "lag", "start", "pause", "barge_in", "run_on", "longest", "_waits",
-                 "_rate")
+                 "reciting", "meant", "dismissed", "on", "off", "sure", "lag", "start", "pause", "barge_in", "insist",
+                 "run_on", "longest", "_answers_only", "_waits", "_rate")
 
     def __init__(self, rate: int, waits, settings: Settings = Settings()):
         self._rate = rate
@@ -155,6 +169,7 @@ class TurnTaking:
         self.start = max(self._samples(settings.start_ms), 1)
         self.pause = self._samples(settings.pause_ms)
         self.barge_in = self._samples(settings.barge_in_ms)
+        self.insist = self._samples(max(settings.insist_ms, settings.barge_in_ms))
         self.run_on = self._samples(settings.run_on_ms)
         self.longest = self._samples(settings.max_utterance_ms)
         self.state = LISTENING
@@ -166,6 +181,9 @@ class TurnTaking:
         self.ended = 0              # where that of the last stretch of start_ms did: silences count from here
         self.began = 0              # where the utterance began
         self.reciting = False       # the agent is speaking and will not be interrupted
+        self.meant = False          # what is said over the agent is an interruption,
+        self.dismissed = False      # ... or not, however long it is
+        self._answers_only = False  # only words can be one
         self.expect(waits)
 
     def _samples(self, ms: int) -> int:
@@ -205,12 +223,19 @@ class TurnTaking:
         self.wait = self._samples(self._waits.after(judgement))
         return self._settle()
 
-    def agent_starts(self, interruptible: bool = True) -> tuple[Event, ...]:
-        """The agent can be heard from now on.
+    def weigh(self, interrupts: bool | None) -> tuple[Event, ...]:
+        """Whether what is said over the agent is an interruption, by its words so far; None: they do not say."""
+        self.meant = interrupts is True
+        self.dismissed = interrupts is False or interrupts is None and self._answers_only
+        return self._settle()
+
+    def agent_starts(self, interruptible: bool = True, answers_only: bool = False) -> tuple[Event, ...]:
+        """The agent can be heard from now on; `answers_only`: nothing but words that answer it may interrupt it.
 
         A caller who speaks while it recites (not interruptible) is heard as ever, but that turn ends, and is
         answered, only when the recital is done: nothing the caller says is lost, and the agent says one thing at once.
         """
+        self._answers_only = answers_only
         return self._call(AGENT_STARTS if interruptible else AGENT_RECITES)
 
     def agent_done(self) -> tuple[Event, ...]:
@@ -247,6 +272,8 @@ class TurnTaking:
             self.began = self.onset
         if event in (UTTERANCE_START, BARGE_IN, RESUME):
             self._forget()
+        if event == DUCK:
+            self.meant, self.dismissed = False, self._answers_only
         if self.state in (HEARING, PAUSED) and state not in (HEARING, PAUSED):
             self._cut()
         if state == RECITING:
@@ -257,7 +284,7 @@ class TurnTaking:
         return (Event(event, position),) if event else ()
 
     def _place(self, event: str | None) -> int:
-        if event in (UTTERANCE_START, BARGE_IN, DUCK, RESUME):
+        if event in (UTTERANCE_START, BARGE_IN, DUCK, WEIGH, RESUME):
             return self.onset
         return self.ended + self.no_input if event == NO_INPUT else self.ended
 

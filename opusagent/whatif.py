@@ -269,13 +269,13 @@ class WhatIf(Replay):
             self._unasked(entry.args[1])
         elif self.call is None or self.call.slot is not None or entry.kind == journal.MESSAGE:
             await super().take_in(entry)
-        if self.call.vad is not None:
-            self.call.vad = MUTE
+        if self.call.ear.vad is not None:
+            self.call.ear.vad = MUTE
 
     def _unasked(self, text: str) -> None:
         """Words that came by themselves come where they did, if somebody listens to that utterance."""
-        if self.call.hearing and self._heard is not None and self._heard.text_at(self.call.slot.written) == text:
-            self.call.on_partial(self.call.utterance, text)
+        if self.call.ear.hearing and self._heard is not None and self._heard.text_at(self.call.slot.written) == text:
+            self.call.ear.on_partial(self.call.ear.utterance, text)
 
     @property
     def receipts(self) -> list[dict]:

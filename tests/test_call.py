@@ -137,11 +137,11 @@ def test_what_is_late_has_no_effect():
     call = Conversation(FLOW)
     call.listens()
     call.speech(400, "ten of clubs")
-    old = call.call.utterance
+    old = call.call.ear.utterance
     call.silence(400)
     call.listens()
-    call.call.on_final(old, "seven of clubs", 1.0)
-    call.call.on_partial(old - 1, "seven of clubs")
+    call.call.ear.on_final(old, "seven of clubs", 1.0)
+    call.call.ear.on_partial(old - 1, "seven of clubs")
     call.call.mouth.on_speech(call.call.mouth.epoch - 1, 0, 0, 100, True)
     assert call.state == "sure" and call.call.dialogue.facts["card"] == "ten of clubs"
 
@@ -300,3 +300,51 @@ def test_what_is_due_says_when_a_tick_has_something_to_do():
         return times, call.receipts, call.connection.closed
 
     assert held(eager=False) == held(eager=True)
+
+
+def interrupted(call, words, ms):
+    """The caller says that over the agent's reply: was the agent stopped?"""
+    call.listens()
+    call.speech(600, "ten of clubs")
+    call.silence(500)
+    call.speech(ms, words)
+    stopped = call.count("clear") == 1
+    call.silence(1200)
+    call.listens()
+    return stopped
+
+
+def test_a_backchannel_lowers_the_agent_and_does_not_stop_it():
+    call = Conversation(FLOW)
+    assert not interrupted(call, "mm hm", 500)
+    assert call.agent_says[-1].endswith("before we go on?") and call.state == "sure"
+
+
+def test_words_stop_the_agent_before_mere_speech_does():
+    assert interrupted(Conversation(FLOW), "no", 260)
+    assert not interrupted(Conversation(FLOW), "", 260)
+    assert interrupted(Conversation(FLOW), "", 500)
+
+
+def test_a_recogniser_that_fails_while_the_agent_speaks_costs_nothing():
+    call = Conversation(FLOW)
+    call.listens()
+    call.speech(600, "ten of clubs")
+    call.silence(500)
+    call.speech(120, "")
+    call.call.ear.on_failure(call.call.ear.utterance, "it died")
+    call.silence(200)
+    call.listens()
+    assert call.agent_says[-1].endswith("before we go on?")
+
+
+def test_what_is_said_as_the_agent_ends_is_an_answer():
+    call = Conversation(FLOW)
+    call.listens()
+    call.speech(600, "ten of clubs")
+    while call.call.mouth.turn is None or call.call.mouth.playout.queue:
+        call.silence(20)
+    call.speech(400, "yes")
+    call.silence(1000)
+    call.listens()
+    assert call.state == "bye" and len([entry for entry in call.studio.stt.log if entry[0] == "listen"]) == 2

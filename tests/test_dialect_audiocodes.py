@@ -174,7 +174,7 @@ def test_a_barge_in_stops_the_play_stream_at_once():
     call.speech(600, "ten of clubs")
     call.silence(600)
     call.speech(400, "no")
-    assert kinds(call.sent)[-2:] == ["playStream.stop", "userStream.speech.started"]
+    assert kinds(call.sent)[-3:] == ["playStream.stop", "userStream.speech.started", "userStream.speech.hypothesis"]
     assert call.receipts[-1]["stopped_by"] == "barge-in"
     call.silence(400)
     assert call.state == "card"

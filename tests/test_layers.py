@@ -14,7 +14,7 @@ LAYERS = [
      "ed25519", "nonces", "auth", "signing"},
     {"engines", "carriers"},
     {"pipeline"},
-    {"archive", "journal", "prompts", "studio", "ledger", "outbound", "mouth", "departure", "call", "assistant",
+    {"archive", "journal", "prompts", "studio", "ledger", "outbound", "ear", "mouth", "departure", "call", "assistant",
      "realtime", "echo", "replay", "whatif"},
     {"connection", "audiosocket", "pages", "gate", "webhooks", "server", "recording", "timeline", "terminal",
      "telephone", "caller", "localserver", "people", "demo", "latency", "rehearse", "client"},

@@ -116,7 +116,7 @@ def test_a_journal_cut_anywhere_replays_up_to_there(tmp_path):
 def test_where_decisions_part_is_told(tmp_path):
     tape = conversation().tape(tmp_path)
     with pytest.raises(replay.Parted, match=r"call.jsonl:\d+: (then it decided|it reads)"):
-        replayed(tape, **{"turns.barge_in_ms": 60})
+        replayed(tape, **{"turns.start_ms": 200})
 
 
 @pytest.mark.parametrize("content, sentence", [

@@ -1,7 +1,8 @@
 """Turn taking, as conversations: what the caller does, what the agent does, and the events in the window they fall in.
 
 One character is a window of 32 ms.  The caller: # speech, ! surely, + doubtful, . silence.  The owner, before a window:
-S the agent starts, R it recites, D it is done, c f i the words so far are complete, free, incomplete.
+S the agent starts, A it does and only answers may interrupt, R it recites, D it is done, c f i the words so far are
+complete, free, incomplete, b n they are an interruption, are none.
 """
 from pathlib import Path
 
@@ -14,21 +15,23 @@ from opusagent.audio import Vad, VadBatch, first_voiced, last_voiced
 from opusagent.flow import COMPLETE, FREE, INCOMPLETE, NO_MATCH, Waits
 from opusagent.recording import read_wav
 from opusagent.turns import (BARGE_IN, CONDITIONS, DUCK, END_OF_TURN, HEARING, LISTENING, NO_INPUT, PAUSE, RECITING,
-                             REPLYING, RESTORE, RESUME, SPEAKING, TRANSITIONS, UTTERANCE_START, Settings, TurnTaking,
-                             drawn)
+                             REPLYING, RESTORE, RESUME, SPEAKING, TRANSITIONS, UTTERANCE_START, WEIGH, WEIGHING,
+                             Settings, TurnTaking, drawn)
 
 RATE, WINDOW = 8000, 256
 SCORES = {"!": 0.99, "#": 0.8, "+": 0.4, ".": 0.0}
 LETTERS = {UTTERANCE_START: "U", PAUSE: "P", RESUME: "R", END_OF_TURN: "E", BARGE_IN: "B", DUCK: "D", RESTORE: "O",
-           NO_INPUT: "N"}
+           NO_INPUT: "N", WEIGH: "W"}
 OWNER = {
     "S": lambda turns: turns.agent_starts(), "R": lambda turns: turns.agent_starts(interruptible=False),
+    "A": lambda turns: turns.agent_starts(answers_only=True),
+    "b": lambda turns: turns.weigh(True), "n": lambda turns: turns.weigh(False), "u": lambda turns: turns.weigh(None),
     "D": lambda turns: turns.agent_done(), " ": lambda turns: (),
     "c": lambda turns: turns.judge(COMPLETE), "f": lambda turns: turns.judge(FREE),
     "i": lambda turns: turns.judge(INCOMPLETE),
 }
 WAITS = Waits(complete=160, free=320, incomplete=640, no_input=1280)       # 5, 10, 20 and 40 windows
-SETTINGS = Settings(start_ms=64, pause_ms=96, barge_in_ms=192)             # 2, 3 and 6 windows
+SETTINGS = Settings(start_ms=64, pause_ms=96, barge_in_ms=192, insist_ms=320)      # 2, 3, 6 and 10 windows
 
 
 def converse(caller, owner="", waits=WAITS, settings=SETTINGS):
@@ -118,7 +121,7 @@ def test_speech_that_runs_on_past_the_end_of_its_turn_interrupts_only_when_it_is
     assert run_on == "   U E" and turns.state == SPEAKING
     run_on, turns = converse("..####################",
                              "     c S              ", waits=eager, settings=settings)
-    assert run_on == "   U E          D   B" and turns.state == HEARING
+    assert run_on == "   U E          D   W" and turns.state == WEIGHING
 
 
 def test_an_utterance_does_not_last_for_ever():
@@ -143,9 +146,27 @@ def test_the_clock_of_a_silent_caller_starts_when_the_agent_is_done():
 # ---- barge-in ----
 
 @pytest.mark.parametrize("caller, owner, expected", [
-    ("....########......",
-     "S                 ",
-     "     D   B    P   "),
+    ("....##############....",        # nothing is known of the words: it is long
+     "S                     ",
+     "     D   W   B      P "),
+    ("....########..........",        # what has not been understood by the end was nothing
+     "S                     ",
+     "     D   W    O       "),
+    ("....########..........",        # the words are an interruption
+     "S         b           ",
+     "     D   WB   P      E"),
+    ("....##############....",        # the words are none, however long they are
+     "S         n           ",
+     "     D   W          O "),
+    ("....##############....",        # ... and then they are one after all
+     "S         n   b       ",
+     "     D   W    B     P "),
+    ("....##############....",        # only an answer interrupts
+     "A         u           ",
+     "     D   W          O "),
+    ("....##############....",
+     "A           b         ",
+     "     D   W  B       P "),
     ("....###...........",            # too short: the agent goes on
      "S                 ",
      "     D   O        "),
@@ -154,7 +175,7 @@ def test_the_clock_of_a_silent_caller_starts_when_the_agent_is_done():
      "     D   O     D  "),
     ("....##.##.##......",            # hardly interrupted: speech all the same
      "S                 ",
-     "     D     B  P   "),
+     "     D     W  O   "),
     ("....###...........",            # the agent comes to its end in the midst: now it is an answer
      "S     D           ",
      "     DU  P      E "),
@@ -162,7 +183,7 @@ def test_the_clock_of_a_silent_caller_starts_when_the_agent_is_done():
      "S     D           ",
      "                  "),
 ])
-def test_short_speech_ducks_the_agent_and_long_speech_stops_it(caller, owner, expected):
+def test_a_sound_ducks_the_agent_and_what_is_said_stops_it(caller, owner, expected):
     assert events(caller, owner) == expected.rstrip()
 
 
@@ -219,8 +240,9 @@ def test_a_detector_that_says_speech_is_believed_in_the_end():
 def test_positions_of_an_interruption():
     turns = TurnTaking(RATE, WAITS, SETTINGS)
     turns.agent_starts()
-    found = [event for sound in "....########" for event in turns.push(SCORES[sound], WINDOW)]
-    assert [(event.kind, event.position) for event in found] == [(DUCK, 4 * WINDOW), (BARGE_IN, 4 * WINDOW)]
+    found = [event for sound in "....##########" for event in turns.push(SCORES[sound], WINDOW)]
+    assert [(event.kind, event.position) for event in found] == [
+        (DUCK, 4 * WINDOW), (WEIGH, 4 * WINDOW), (BARGE_IN, 4 * WINDOW)]
 
 
 def test_a_silent_caller_should_have_spoken_by():

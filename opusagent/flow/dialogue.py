@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from .expect import Expect, clip
 from .phrases import bare, words
-from .states import HISTORY, Flow, Ladder, State, Transition
+from .states import ALWAYS, HISTORY, Flow, Ladder, State, Transition
 
 SIDE = 100                  # characters of each side of an exchange that are kept
 CALLER = 1_000              # characters of the caller's latest words that a model gets
@@ -20,6 +20,8 @@ SILENCE, NO_MATCH, FAILURE = "silence", "no_match", "failure"       # the names 
 
 MACHINE = "machine"         # the kind of a reply to one, and what the fact
 ANSWERED_BY = "answered_by"     # says then
+
+BACKCHANNELS = frozenset(words(text) for text in ("mm hm", "uh huh", "okay", "right", "I see"))
 
 RULES = (
     "You are on the telephone: answer in one to three short spoken sentences of plain words, without lists or markup. "
@@ -53,6 +55,7 @@ class Reply:
     end: bool = False                           # the call ends when it has been spoken
     interruptible: bool = True
     transfer: str = ""                          # whom the call is handed over to when it has been spoken; "": nobody
+    interrupt: str = ALWAYS
 
 
 class Dialogue:
@@ -83,6 +86,15 @@ class Dialogue:
     def judge(self, text: str) -> str:
         """What an utterance comes to so far: COMPLETE, FREE, INCOMPLETE or NO_MATCH; `expect.waits.after()` that."""
         return self.expect.judge(text)
+
+    def interrupts(self, text: str) -> bool | None:
+        """Whether these words, said while the agent speaks, are an interruption; None: that is not known yet."""
+        said = words(text)
+        if said in BACKCHANNELS:
+            return False
+        if not bare(said) or any(said == longer[:len(said)] for longer in BACKCHANNELS):
+            return None
+        return True
 
     # Decisions: each returns a Reply and changes nothing.
 

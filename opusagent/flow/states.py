@@ -17,6 +17,7 @@ from .phrases import Digits, Group, pattern, words
 from .phrasing import SLOT, Text
 from .tomlfile import Document, Node, did_you_mean
 
+ALWAYS, ANSWERS = "always", "answers"           # who may interrupt: anybody, an expected answer
 HISTORY = 10                # exchanges a dialogue keeps
 NAME = re.compile(r"[a-z_][a-z0-9_]*\Z", re.IGNORECASE)
 

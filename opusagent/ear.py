@@ -1,0 +1,174 @@
+"""Ear: the caller's side of a call.  Audio in, scored for speech, kept in the slot, and recognised where it lies.
+
+It decides neither when a turn is over nor what is answered.  The rules: what comes in goes one way, from the message
+to the slot, in one run of calls; and what the recogniser says of an older `utterance` is dropped where it lands.
+"""
+import logging
+
+import numpy as np
+
+from . import acoustics, journal
+from ._fastpath import Resampler
+from .audio import Vad
+from .journal import entry
+
+log = logging.getLogger("opusagent")
+
+MS = 1_000_000                  # ns
+MEDIA_GAP = 100 * MS            # without media for so long, the sample clock goes on with silence
+FINAL_WITHIN = 1500 * MS        # a recogniser that has not answered by then has failed
+
+
+class Ear:
+    """`hearing` while an utterance is being recognised, `final_by` while its last word is awaited.
+
+    Of its call it uses on_window(), on_words(text), on_heard(text, confidence) and on_deaf().  To the recogniser it is
+    the call: `slot`, `utterance`, `search`, `terms`, on_partial(), on_final() and on_failure().
+    """
+
+    __slots__ = ("call", "journal", "connection", "studio", "stt", "slot", "vad", "resampler", "utterance", "search",
+                 "terms", "hearing", "overhearing", "heard_from", "floor", "final_by", "media_at")
+
+    def __init__(self, call, server, connection):
+        self.call = call
+        self.journal = call.journal
+        self.connection = connection
+        self.studio = server.studio
+        self.stt = server.studio.stt
+        # made by open()
+        self.slot = None
+        self.vad: Vad | None = None
+        self.resampler: Resampler | None = None     # from the wire's rate to the slot's, where they differ
+        # the utterance
+        self.utterance = 0                  # grows with each; what the recogniser sends for an older one is late
+        self.search = -1                    # of the recogniser, for what the state expects
+        self.terms: tuple[str, ...] = ()    # the phrases of that
+        self.hearing = False                # it is being recognised
+        self.overhearing = False            # ... and may be none: it began while the agent speaks
+        self.heard_from = 0                 # where it begins, pre-roll included
+        self.floor = 0                      # none begins before this position: that belongs to the one before
+        self.final_by = 0                   # ns: until when the recogniser may take for its last word; 0: not asked
+        self.media_at = 0                   # ns: when audio last came
+
+    def open(self, slot, wire_rate: int, now: int) -> None:
+        """The line has this rate from now on."""
+        if self.vad is not None:
+            self.vad.close()
+        self.slot = slot
+        self.resampler = Resampler(wire_rate, slot.rate_in) if wire_rate != slot.rate_in else None
+        self.vad = Vad(slot.rate_in, self.studio.hearing, self._scored)
+        self.media_at = now
+
+    def close(self) -> None:
+        """The call is over."""
+        self.hearing = self.overhearing = False
+        self.final_by = 0
+        self.stt.cancel(self)
+        self.stt.forget(self)
+        self.vad.close()
+        self.slot = self.vad = None         # the detector leads back to us
+
+    # -- audio ---------------------------------------------------------------------------------------------------------
+
+    def hear(self, pcm, now: int) -> None:
+        """Samples at the wire's rate."""
+        self.take(pcm if self.resampler is None else self.resampler.push(pcm), now)
+
+    def take(self, pcm, now: int) -> None:
+        """Samples at the slot's rate."""
+        position = self.slot.write(pcm)
+        self.media_at = now
+        self.call.ledger.arrived(position, now)
+        self.vad.push(pcm)
+        if self.hearing:
+            self.stt.audio(self)
+
+    def hear_silence(self, now: int) -> None:
+        """No media came for a while (hold, mute, loss): the caller is silent, and the sample clock goes on."""
+        count = (now - self.media_at) * self.slot.rate_in // 1_000_000_000
+        self.take(np.zeros(count, np.int16), now)
+
+    def _scored(self, score: float, position: int, samples: int, quiet: int) -> None:
+        """The window that ends at `position` is scored; what is only the agent's echo is no speech."""
+        call, mouth, per_ms = self.call, self.call.mouth, self.slot.rate_in // 1000
+        if score >= call.turns.off and mouth.echo is not None and position - mouth.sounded < acoustics.KEPT_MS * per_ms:
+            stretch = min(position, acoustics.STRETCH_MS * per_ms)
+            if mouth.echo.explains(self.slot.read(position - stretch, stretch)):
+                call.server.metrics.count("echoes")
+                score, quiet = 0.0, samples
+        call.on_window(score, position, samples, quiet)
+
+    # -- utterances ----------------------------------------------------------------------------------------------------
+
+    def before(self, onset: int) -> int:
+        """Where an utterance begins whose first voiced window is at `onset`."""
+        return max(onset - self.call.server.config.turns.preroll_ms * self.slot.rate_in // 1000, self.floor)
+
+    def listen(self, position: int) -> None:
+        """An utterance begins there, in the state that the flow is in."""
+        call = self.call
+        expect = call.dialogue.expect
+        self.utterance += 1
+        self.heard_from = position
+        self.overhearing = False
+        self.hearing = expect.id >= 0       # nothing that is said counts in some states
+        if self.hearing:
+            self.search, self.terms = self.studio.search(call.flow, expect.id), expect.terms
+            call.note("listen", self.utterance, position)
+            self.stt.listen(self, position)
+
+    def overhear(self, position: int) -> None:
+        """Something begins there while the agent speaks: an utterance, or nothing."""
+        self.listen(position)
+        self.overhearing = self.hearing
+
+    def ask(self) -> None:
+        """The best text so far is wanted now."""
+        if self.hearing:
+            self.stt.ask(self)
+
+    def finish(self, now: int) -> None:
+        """The utterance is over: its last word is awaited."""
+        self.hearing = self.overhearing = False
+        self.final_by = now + FINAL_WITHIN
+        self.call.note("finish", self.utterance, self.slot.written)
+        self.stt.finish(self, self.slot.written)
+
+    def listen_no_more(self) -> None:
+        """What was being recognised is of no use any more."""
+        if self.hearing or self.final_by:
+            self.hearing = self.overhearing = False
+            self.final_by = 0
+            self.stt.cancel(self)
+
+    # -- from the recogniser -------------------------------------------------------------------------------------------
+
+    @entry(journal.PARTIAL)
+    def on_partial(self, utterance: int, text: str) -> None:
+        if utterance == self.utterance and self.hearing and text:
+            self.call.on_words(text)
+
+    @entry(journal.FINAL)
+    def on_final(self, utterance: int, text: str, confidence: float = 1.0) -> None:
+        if utterance == self.utterance and self.final_by:
+            self.final_by = 0
+            self.call.on_heard(text, confidence)
+
+    @entry(journal.FAILURE)
+    def on_failure(self, utterance: int, sentence: str) -> None:
+        if utterance == self.utterance and (self.hearing or self.final_by):
+            log.warning("call %s: %s", self.call.id, sentence)
+            self.call.on_deaf()
+
+    @property
+    def due(self) -> int:
+        """ns: before then tick() has nothing to do."""
+        return min(self.media_at + MEDIA_GAP, self.final_by or self.media_at + MEDIA_GAP)
+
+    def tick(self, now: int) -> None:
+        """The sample clock when no media comes, and the recogniser's deadline."""
+        if now - self.media_at > MEDIA_GAP:
+            self.call.hear_silence(now)
+        if self.final_by and now > self.final_by:
+            log.warning("call %s: the recogniser gave no answer in time", self.call.id)
+            self.call.on_deaf()
