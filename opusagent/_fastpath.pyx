@@ -1495,6 +1495,28 @@ def energy(pcm):
     return square
 
 
+def loud_span(pcm, int size, double least, double of_peak):
+    """(first, after the last) of the windows of `size` samples whose mean square is above `least` and above `of_peak`
+    times that of the loudest; (0, 0) where there are none."""
+    cdef Py_buffer view
+    cdef Py_ssize_t windows, i, first = 0, last
+    cdef const int16_t *sample
+    cdef double bound = 0.0
+    if size < 1:
+        raise ValueError("a window has at least one sample")
+    windows = last = borrow(pcm, &view, 2) // size
+    sample = <const int16_t *> view.buf
+    for i in range(windows):
+        bound = max(bound, mean_square(sample + i * size, size))
+    bound = max(bound * of_peak, least)
+    while last and mean_square(sample + (last - 1) * size, size) <= bound:
+        last -= 1
+    while first < last and mean_square(sample + first * size, size) <= bound:
+        first += 1
+    PyBuffer_Release(&view)
+    return first, last
+
+
 def dbfs(pcm):
     """Level in dB; 0 is a full-scale square wave, so a full-scale sine is -3.01.  Not below SILENCE_DBFS."""
     cdef Py_buffer view

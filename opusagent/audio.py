@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from . import ConfigError, silero
-from ._fastpath import BATCH, Silero, Vad
+from ._fastpath import BATCH, Silero, Vad, loud_span
 
 FULL_SCALE = float(1 << 30)     # the mean square of 0 dBFS, a full-scale square wave
 
@@ -38,14 +38,14 @@ def voiced(pcm, rate: int) -> np.ndarray:
 
 def first_voiced(pcm, rate: int) -> int | None:
     """The sample at which the first voiced window starts; None where nothing is voiced."""
-    found = np.flatnonzero(voiced(pcm, rate))
-    return int(found[0]) * (rate * VOICED_MS // 1000) if len(found) else None
+    first, end = loud_span(pcm, rate * VOICED_MS // 1000, VOICED, VOICED_OF_PEAK)
+    return first * (rate * VOICED_MS // 1000) if end else None
 
 
 def last_voiced(pcm, rate: int) -> int | None:
     """The sample at which the last voiced window ends; None where nothing is voiced."""
-    found = np.flatnonzero(voiced(pcm, rate))
-    return (int(found[-1]) + 1) * (rate * VOICED_MS // 1000) if len(found) else None
+    _, end = loud_span(pcm, rate * VOICED_MS // 1000, VOICED, VOICED_OF_PEAK)
+    return end * (rate * VOICED_MS // 1000) if end else None
 
 
 # ---- hearing ---------------------------------------------------------------------------------------------------------

@@ -68,7 +68,11 @@ def voiced_twin(pcm, rate):
        st.sampled_from([8000, 16000, 24000]))
 def test_voiced_is_what_the_definition_says(stretches, rate):
     pcm = np.concatenate([tone(dbfs - 3.02, ms, rate) for dbfs, ms in stretches] or [silence(0)])
-    assert voiced(pcm, rate).tolist() == voiced_twin(pcm, rate)
+    twin = voiced_twin(pcm, rate)
+    assert voiced(pcm, rate).tolist() == twin
+    size = rate // 100
+    assert first_voiced(pcm, rate) == (twin.index(True) * size if any(twin) else None)
+    assert last_voiced(pcm, rate) == ((len(twin) - twin[::-1].index(True)) * size if any(twin) else None)
 
 
 def test_the_first_and_the_last_voiced_sample():
