@@ -8,17 +8,16 @@ import logging
 import math
 import secrets
 
-from . import ProtocolError, departure, journal
+from . import departure, journal
 from .dialects import (FACTS, HYPOTHESIS, RECOGNITION, REPLIED, SPEECH_STARTED, SPEECH_STOPPED, Audio, Dtmf, Mark,
                        Pause, Start, Stop)
 from .ear import Ear
-from .flow import COMPLETE, Dialogue, Reply
-from .flow.dialogue import ANSWER, FAILURE
-from .flow.states import ANSWERS
+from .flow import ANSWERS, COMMIT, COMPLETE, FAILURE, Dialogue, Reply
 from .journal import entry, noted
 from .ledger import Ledger
 from .mouth import NEVER, Mouth
 from .pipeline import Turn
+from .transaction import Transaction
 from .turns import (BARGE_IN, DUCK, END_OF_TURN, NO_INPUT, PAUSE, PAUSED, RESTORE, RESUME, UTTERANCE_START, WEIGH,
                     Settings, TurnTaking)
 
@@ -53,7 +52,7 @@ class Call:
         self.excused = 0                    # silence before this position is the platform's doing, not the caller's
         # the agent's side
         self.mouth = Mouth(self, server, connection, dialect)
-        self.before: tuple = ()             # the dialogue before the reply, while nothing of it was heard
+        self.transaction: Transaction | None = None
         # what is told of it
         self.ledger = Ledger(server.metrics, kept)
         self.began = server.now             # ns
@@ -123,7 +122,7 @@ class Call:
 
     def _dialogue(self, facts: dict) -> Dialogue:
         history = self.server.config.history
-        return Dialogue(self.flow, facts, history.exchanges, history.characters)
+        return Dialogue(self.flow, facts, history.exchanges, history.characters, self.server.today)
 
     def _open_line(self) -> None:
         """Ear and mouth, at the rate of the dialect."""
@@ -132,7 +131,8 @@ class Call:
         self.slot.take(rate, wire_rate)
         self.turns = TurnTaking(rate, self.dialogue.expect.waits, Settings.of(self.server.config.turns))
         self.ear.open(self.slot, wire_rate, self.server.now)
-        self.mouth.open(self.slot, wire_rate, self.studio, self.flow, self.server.config.openai)
+        self.transaction = Transaction(self.dialogue, self.turns)
+        self.mouth.open(self.slot, wire_rate, self.studio, self.flow, self.server.config.openai, self.dialogue)
 
     def _begin(self) -> None:
         self._reply(self.dialogue.begin())
@@ -149,6 +149,8 @@ class Call:
         if self.slot is None:
             return
         if self.mouth.turn is not None:
+            if self.mouth.turn.acting == COMMIT:
+                return                      # what is being done is done; a key cannot stop it any more
             self._stop_talking("keys")
         self.keys += event.digit
         expect = self.dialogue.expect
@@ -234,7 +236,7 @@ class Call:
         self.ear.finish(now)
 
     def _barge_in(self, onset: int) -> None:
-        if self.ear.final_by or self.before:
+        if self.ear.final_by or self.transaction.revocable:
             return self._go_on_listening()
         if self.mouth.turn is not None:
             self._stop_talking("barge-in")
@@ -249,9 +251,8 @@ class Call:
         self.mouth.forget()
         if self.mouth.turn is not None:
             self.mouth.drop()
-            self.dialogue.restore(self.before)
-            self.turns.expect(self.dialogue.expect.waits)
-        self.before = ()
+            self.transaction.take_back()
+        self.transaction.certain()
         self.ledger.finish("going on")
         self._listen(self.ear.heard_from)
 
@@ -302,13 +303,22 @@ class Call:
         if self.mouth.turn is not None:
             self._stop_talking("superseded")
         trace = self.ledger.trace or self.ledger.begin(now)
-        self.before = self.dialogue.checkpoint() if reply.kind == ANSWER else ()
-        self.dialogue.commit(reply)
+        self.transaction.begin(reply)
         self.note("reply", reply.kind, reply.next, reply.caller, reply.say, reply.facts)
         trace.mark("decision", self.server.clock())
         trace.kind, trace.state, trace.caller = reply.kind, self.dialogue.state, reply.caller
-        self.turns.expect(self.dialogue.expect.waits)
         self.mouth.say(reply, trace, now)
+
+    def goes_on(self, reply: Reply) -> None:
+        """The reply has another part, which counts from now on."""
+        self.transaction.goes_on(reply)
+        self.note("goes on", reply.next, reply.say, reply.facts)
+        if self.mouth.audible:
+            self.has_floor(reply.interruptible, reply.interrupt == ANSWERS)
+
+    def has_floor(self, interruptible: bool, answers_only: bool = False) -> None:
+        """The agent speaks, or does what cannot be undone: then nobody interrupts."""
+        self._follow(self.turns.agent_starts(interruptible, answers_only))
 
     @entry(journal.TICK)
     def tick(self, now: int) -> None:
@@ -331,11 +341,10 @@ class Call:
 
     def first_audio(self, now: int) -> None:
         """The first sample of the reply went out."""
-        self.before = ()
-        mouth = self.mouth
-        mouth.turn.trace.mark("playout", now + mouth.playout.quiet_ns)
-        reply = mouth.turn.reply
-        self._follow(self.turns.agent_starts(reply.interruptible, reply.interrupt == ANSWERS))
+        self.transaction.certain()
+        turn = self.mouth.turn
+        turn.trace.mark("playout", now + self.mouth.playout.quiet_ns)
+        self.has_floor(turn.reply.interruptible, turn.reply.interrupt == ANSWERS)
 
     def turn_done(self, turn: Turn, heard: str, now: int) -> None:
         """All of the reply was heard."""
@@ -355,7 +364,9 @@ class Call:
     def _stop_talking(self, why: str) -> None:
         """The agent stops within this frame; history and receipt keep what was heard."""
         turn, heard = self.mouth.stop(self.server.clock())
-        self.before = ()
+        self.transaction.certain()
+        if turn.acting:
+            self.transaction.retract(turn.kept)
         self.dialogue.heard(turn.reply, heard)
         turn.trace.agent = heard
         self.ledger.finish(why)

@@ -18,18 +18,23 @@ def load_config(args: argparse.Namespace) -> Config:
 
 
 def serve(args: argparse.Namespace) -> int:
-    from . import daemon, studio
-    from .flow import Flow
+    from . import daemon, flowcheck, studio
     config = load_config(args)
     logging.basicConfig(level=config.log_level.upper(), stream=sys.stderr,
                         format="%(asctime)s %(levelname)s %(message)s")
     waits = studio.waits(config)
-    return daemon.serve(config, Flow.load(config.flow, waits) if config.flow else studio.demo_flow(waits))
+    return daemon.serve(config, flowcheck.load(config.flow, waits, config) if config.flow else studio.demo_flow(waits))
 
 
 def doctor(args: argparse.Namespace) -> int:
     from . import doctor as examination
     return examination.doctor_command(load_config(args))
+
+
+def flow(args: argparse.Namespace) -> int:
+    from . import flowcheck, studio
+    config = load_config(args)
+    return flowcheck.COMMANDS[args.what](args, config, studio.waits(config))
 
 
 def show_config(args: argparse.Namespace) -> int:
@@ -68,6 +73,13 @@ def serve_flags(parser: argparse.ArgumentParser) -> None:
 
 def demo_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="DIR", default=".", help="where the WAV and the picture are written")
+
+
+def flow_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", choices=("check", "draw"), help="say what is wrong with it, or draw its states")
+    parser.add_argument("file", metavar="FILE", help="the flow: FILE.toml, or FILE.py:NAME")
+    parser.add_argument("--out", metavar="OUT.svg", default=None, help="where the picture is written; default: printed")
+    settings.add_flags(parser, ("config", "stt", "tts"))
 
 
 def call_flags(parser: argparse.ArgumentParser) -> None:
@@ -113,6 +125,7 @@ COMMANDS = {
     "latency-test": ("simulated voice traffic against a server, and its latencies", latency_flags, latency_test),
     "replay": ("take a call from its journal once more, or with other settings", replay_flags, replay),
     "dial": ("place a call by a platform, to an agent of the server at public_url", dial_flags, dial),
+    "flow": ("check a flow, or draw it", flow_flags, flow),
     "doctor": ("look at this machine, and say what to change", serve_flags, doctor),
     "config": ("print all settings and where each came from", serve_flags, show_config),
 }

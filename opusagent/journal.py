@@ -28,6 +28,7 @@ BEGIN, MESSAGE, DRAINED, LOST, TICK = "begin", "message", "drained", "lost", "ti
 WINDOW, PARTIAL, FINAL, FAILURE = "window", "partial", "final", "failure"
 SPEECH, SPEECH_FAILED, ANSWERED_BY = "speech", "speech_failed", "answered_by"
 NOT_HANDED_OVER = "not_handed_over"
+TOOL, LATE_TOOL = "tool", "late_tool"
 ASKED, PIECE, ANSWERED, BROKE = "asked", "piece", "answered", "broke"
 PROMPT = "prompt"               # not an input: what is known of a prompt when the call first wants it
 DECISION = "="
@@ -69,9 +70,10 @@ class Journal:
     """One call's, while it is held.  `file(call id)` opens what it is kept in: append(bytes), which must not block, and
     close().  A call that never starts leaves none."""
 
-    __slots__ = ("_file", "_kept", "_lines", "_open", "_loose", "_time", "_known", "_asked")
+    __slots__ = ("today", "_file", "_kept", "_lines", "_open", "_loose", "_time", "_known", "_asked")
 
     def __init__(self, file: Callable, header: dict[str, Any]):
+        self.today = header["today"]
         self._file = file
         self._kept = None                       # the file; None until the call has an id
         self._lines: list[list] = [header]      # not yet written
@@ -156,6 +158,10 @@ class _Server:
     def clock(self) -> int:
         return self._told(self._server.clock())
 
+    @property
+    def today(self) -> str:
+        return self._journal.today
+
     def _told(self, now: int) -> int:
         self._journal._read(self._journal._since(now))
         return now
@@ -212,9 +218,9 @@ class _Model:
         journal._loose = True
 
 
-def header(dialect: str, query: dict[str, str], agent: str, flow, config, known) -> dict[str, Any]:
-    """The first line.  `known` are the settings there are; only what decisions depend on is told, and no secret."""
+def header(dialect: str, query: dict[str, str], agent: str, flow, config, known, today: str) -> dict[str, Any]:
+    """The first line.  `today` is the date of the call; `known` are the settings there are; only what decisions depend on is told, and no secret."""
     settings = {key: config.get(key) for key, setting in known.items()
                 if key.startswith(DECISIVE) and not setting.secret and config.get(key) != setting.default}
     return {"opusagent": __version__, "journal": VERSION, "dialect": dialect, "query": query, "agent": agent,
-            "flow": flow.file, "flow_text": flow.source, "settings": settings}
+            "flow": flow.file, "flow_text": flow.source, "today": today, "settings": settings}

@@ -41,6 +41,8 @@ MEANING = {
     "echoes": "Windows of a caller's audio that were the agent's own words, come back.",
     "recogniser_failures": "Utterances that the recogniser gave no answer to.",
     "voice_failures": "Segments that the voice could not speak.",
+    "tools": "Tools that were run for a reply: done, or failed.",
+    "refused_calls": "Functions that a language model called and the state did not allow.",
     "failed_replies": "Replies that the language model or the voice did not finish.",
     "endpoint_open": "1 while an endpoint is left alone because it failed too often, 0.5 while a request tries it.",
     "endpoint_opened": "Times that an endpoint was left alone because it failed too often.",

@@ -8,6 +8,7 @@ from functools import partial
 
 from . import journal
 from .acoustics import Echo
+from .flow import COMMIT, Outcome
 from .journal import entry
 from .metrics import TurnTrace
 from .outbound import Outbound
@@ -22,7 +23,7 @@ NEVER = 1 << 62                 # ns
 class Mouth:
     """`turn` is being spoken, `held` is made ready; there is never more than one of the two.
 
-    Of its call it uses `first_audio(now)` and `turn_done(turn, heard, now)`.  To the voice it is the call: `slot`,
+    Of its call it uses `first_audio(now)`, `turn_done(turn, heard, now)`, and what its tools need.  To the voice it is the call: `slot`,
     `epoch`, on_speech() and on_speech_failed().
     """
 
@@ -53,7 +54,7 @@ class Mouth:
         self.audible = False                # the first sample of the reply went out
         self.thrown = 0                     # replies that were begun and never given
 
-    def open(self, slot, wire_rate: int, studio, flow, deadlines) -> None:
+    def open(self, slot, wire_rate: int, studio, flow, deadlines, dialogue) -> None:
         """The call has begun: its slot, its rate on the wire, and what its replies are made with."""
         self.slot = slot
         self.playout = Playout(wire_rate, self.dialect.lead_ms, getattr(self.dialect, "message_ms", FRAME_MS))
@@ -61,9 +62,10 @@ class Mouth:
             self.echo = Echo(slot.rate_in, wire_rate)
         watch = self.journal.watch if self.journal is not None else lambda prompt, llm: (prompt, llm)
         prompt, llm = watch(studio.prompt, studio.llm)
+        tools = studio.toolbox(flow, self.call.id, self.on_tool, self._late)
         self.stage = Stage(slot, self.playout, prompt, partial(self.voice.speak, self),
                            partial(self.voice.played, self), llm, flow.voice, deadlines,
-                           flow.filler.fill({}), self.clock)
+                           flow.filler.fill({}), self.clock, dialogue, tools.start, self)
 
     def close(self) -> None:
         """The call is over."""
@@ -74,7 +76,7 @@ class Mouth:
 
     def prepare(self, reply, now: int) -> None:
         """The caller pauses, and this would be the reply: what takes time is begun, and held."""
-        if self.held is not None and self.held.reply == reply:
+        if self.held is not None and self.held.first == reply:
             return
         self.forget()
         if self.turn is None and self.thrown < self.most_thrown and self._takes_time(reply):
@@ -82,8 +84,9 @@ class Mouth:
 
     def _takes_time(self, reply) -> bool:
         stage = self.stage
-        return bool(reply.messages) or any(stage.prompt(stage.voice, text, stage.slot.rate_out) is None
-                                           for text in reply.say)
+        voice = reply.voice or stage.voice
+        return bool(reply.messages) or reply.call is not None or any(
+            stage.prompt(voice, text, stage.slot.rate_out) is None for text in reply.say)
 
     def forget(self) -> None:
         """The caller goes on: what was held is thrown away."""
@@ -95,7 +98,7 @@ class Mouth:
     def say(self, reply, trace: TurnTrace, now: int) -> None:
         """The reply counts: it is spoken from now on.  What was held for it is used, if it is the same one."""
         held = self.held
-        if held is not None and held.reply == reply and not held.error:
+        if held is not None and held.first == reply and not held.error:
             self.metrics.count("speculations", outcome="kept")
             self.held, self.turn = None, held
             held.commit(reply, trace, now)
@@ -157,6 +160,43 @@ class Mouth:
         turn = self.turn or self.held
         if epoch == self.epoch and turn is not None:
             turn.on_speech_failed(k, sentence)
+
+    # -- from the tools ------------------------------------------------------------------------------------------------
+
+    @entry(journal.TOOL)
+    def on_tool(self, epoch: int, part: int, result: str, facts: dict[str, str], told: str, reason: str) -> None:
+        """A tool has done what it could."""
+        turn = self.turn or self.held
+        if epoch == self.epoch and turn is not None:
+            self.metrics.count("tools", outcome="failed" if reason else "done")
+            turn.acted(part, Outcome(result, facts, told, reason))
+            self.call.due = 0
+
+    @property
+    def certain(self) -> bool:
+        """The reply cannot be taken back any more: a tool may have its effect."""
+        return not self.call.transaction.revocable
+
+    def acts(self, turn: Turn) -> None:
+        """It has it now."""
+        self.call.transaction.certain()
+        if turn.acting == COMMIT:
+            self.call.has_floor(False)
+
+    def goes_on(self, turn: Turn) -> None:
+        """What is spoken has another part, which counts from now on."""
+        turn.trace.state = turn.reply.next
+        if turn.reply.refused:
+            self.metrics.count("refused_calls")
+        self.call.goes_on(turn.reply)
+
+    def _late(self, facts: dict[str, str]) -> None:
+        """A tool that could not be stopped has done its work, though its turn is gone, and maybe the caller."""
+        self.on_late_tool(facts) if self.slot is not None else self.call.transaction.keep(facts)
+
+    @entry(journal.LATE_TOOL)
+    def on_late_tool(self, facts: dict[str, str]) -> None:
+        self.call.transaction.keep(facts)
 
     # -- what goes out -------------------------------------------------------------------------------------------------
 

@@ -4,6 +4,9 @@ A reply is a sequence of texts, known at once (a script) or coming (a model).  E
 taken from the prompts, or synthesised into one of the slot's segment buffers, several side by side.  The rule:
 segments are handed to the playout in the order of their texts, whatever order they get ready in; and once the
 turn's epoch has passed, nothing of it has any effect.
+
+A reply may go on: with what a tool has found, or what a model wanted done.  Then it has several parts, decided by the
+dialogue one after the other, and they count together with the turn.
 """
 import asyncio
 import logging
@@ -11,7 +14,7 @@ from collections import deque
 
 from . import EngineError
 from ._fastpath import SEGMENTS, Slot
-from .flow import Cutter, Reply
+from .flow import COMMIT, PURE, Cutter, FunctionCall, Outcome, Reply
 from .playout import Playout, Segment
 
 log = logging.getLogger("opusagent")
@@ -25,10 +28,11 @@ CLAUSE_PAUSE_MS = 90            # ... when it does not
 class Stage:
     """What a turn plays on: the parts of a call that it uses, and nothing above them."""
 
-    __slots__ = ("slot", "playout", "prompt", "speak", "played", "llm", "voice", "deadlines", "filler", "clock")
+    __slots__ = ("slot", "playout", "prompt", "speak", "played", "llm", "voice", "deadlines", "filler", "clock",
+                 "dialogue", "perform", "owner")
 
     def __init__(self, slot: Slot, playout: Playout, prompt, speak, played, llm, voice: str, deadlines,
-                 filler: tuple[str, ...], clock):
+                 filler: tuple[str, ...], clock, dialogue=None, perform=None, owner=None):
         self.slot = slot
         self.playout = playout
         self.prompt = prompt            # (voice, text, rate) -> studio.Prompt or None
@@ -39,6 +43,10 @@ class Stage:
         self.deadlines = deadlines      # config.OpenAI: first_token_seconds, filler_seconds, token_gap_seconds
         self.filler = filler            # what is said when the model's first words are late
         self.clock = clock              # () -> ns
+        self.dialogue = dialogue        # asked() and outcome(): how a reply goes on
+        self.perform = perform          # (epoch, part, ToolCall): run it; what is returned can be cancelled
+        self.owner = owner              # certain, acts(turn), goes_on(turn): a tool may have its effect, has it now,
+                                        # there is another part that counts
 
 
 class Turn:
@@ -47,17 +55,18 @@ class Turn:
     One that is held is begun before the caller's turn is certain to be over; commit() makes it count.
     """
 
-    __slots__ = ("stage", "reply", "epoch", "trace", "state", "texts", "waiting", "buffers", "speaking", "complete",
-                 "error", "audible", "began", "last_piece", "_task", "_filled")
+    __slots__ = ("stage", "first", "reply", "epoch", "trace", "state", "texts", "waiting", "buffers", "speaking",
+                 "complete", "error", "audible", "began", "last_piece", "acting", "kept", "_parts", "_task", "_filled", "_due")
 
     def __init__(self, stage: Stage, reply: Reply, epoch: int, trace, held: bool = False):
         self.stage = stage
-        self.reply = reply
+        self.first = reply                          # what the turn began with
+        self.reply = reply                          # its latest part
         self.epoch = epoch
         self.trace = trace
         self.state = HELD if held else SPEAKING
         self.texts: list[str] = []                  # generated: all that was decided to be said, in order; no filler
-        self.waiting: deque[str] = deque()          # of these and the filler, what is not yet a segment
+        self.waiting: deque[tuple[str, str]] = deque()      # (text, voice) of these and the filler, no segments yet
         self.buffers = list(range(SEGMENTS))        # segment buffers of the slot that are free
         self.speaking: dict[int, Segment] = {}      # buffer -> the segment synthesised into it or played from it
         self.complete = False                       # no more texts will come
@@ -65,8 +74,12 @@ class Turn:
         self.audible = False                        # something of the reply can be heard; a filler is nothing of it
         self.began = 0                              # ns
         self.last_piece = 0                         # ns, when the model last sent something; 0: nothing yet
-        self._task: asyncio.Task | None = None
+        self.acting = ""                            # the effect of the tool that is called: "" if there is none
+        self.kept: dict[str, str] = {}              # facts of what cannot be undone
+        self._parts: list[Reply] = []               # after the first, while it is held
+        self._task: asyncio.Task | None = None      # of the model, or the tool's
         self._filled = False                        # the filler was said
+        self._due = False                           # the tool waits until the turn is certain
 
     @property
     def failed(self) -> bool:
@@ -76,21 +89,43 @@ class Turn:
     def begin(self, now: int) -> None:
         """What there is to say goes on its way: to the listener, or as far as it gets while it is held."""
         self.began = now
+        self._proceed()
+
+    def commit(self, reply: Reply, trace, now: int) -> None:
+        """What was held counts from now on; `reply` is equal to our first and has the caller's final words."""
+        ready = self.trace.marked("synthesis")
+        trace.saved_ms = (min(now, ready or now) - self.began) / 1e6
+        trace.adopt(self.trace)
+        self.first, self.trace, self.state = reply, trace, SPEAKING
+        latest = self.reply if self._parts else reply
+        for self.reply in self._parts:
+            self.stage.owner.goes_on(self)
+        self.reply, self._parts = latest, []
+        self.began = now
+        self.last_piece = self.last_piece and now       # the caller waits from now on
+
+    def _proceed(self) -> None:
+        """Say what the latest part says, and begin what it asks for."""
         for text in self.reply.say:
             self._say(text)
-        if self.reply.messages:
+        if self.reply.call:
+            self.acting = self.reply.call.tool.effect
+            self._due = self.acting != PURE
+            if not self._due:
+                self._act()
+        elif self.reply.messages:
             self._task = asyncio.ensure_future(self._think())
         else:
             self.complete = True
 
-    def commit(self, reply: Reply, trace, now: int) -> None:
-        """What was held counts from now on; `reply` is equal to ours and has the caller's final words."""
-        ready = self.trace.marked("synthesis")
-        trace.saved_ms = (min(now, ready or now) - self.began) / 1e6
-        trace.adopt(self.trace)
-        self.reply, self.trace, self.state = reply, trace, SPEAKING
-        self.began = now
-        self.last_piece = self.last_piece and now       # the caller waits from now on
+    def _go_on(self, part: Reply) -> None:
+        """The turn has another part: it counts at once, or with the turn."""
+        self.reply, self.acting, self._task, self.began, self.last_piece = part, "", None, self.stage.clock(), 0
+        if self.state is SPEAKING:
+            self.stage.owner.goes_on(self)
+        else:
+            self._parts.append(part)
+        self._proceed()
 
     def tick(self, now: int) -> None:
         """Free the buffers that are played, give the next texts to the voice, keep the model's deadlines."""
@@ -102,7 +137,13 @@ class Turn:
                 del self.speaking[k]
                 self.buffers.append(k)
         self._advance()
-        if self._task is not None:
+        if self._due and self.state is SPEAKING and (self.stage.owner.certain or not self.texts):
+            self._due = False
+            self.stage.owner.acts(self)
+            self._act()
+        if self.acting:
+            self._fill(now)
+        elif self._task is not None:
             self._keep_deadlines(now)
         if self.complete and not self.waiting and not self.stage.playout.queue and self.state is SPEAKING:
             self.state = DONE
@@ -127,6 +168,7 @@ class Turn:
         """Stop at once: nothing more is said.  What was heard is the playout's to tell."""
         if self._task is not None:
             self._task.cancel()
+        self._due = False
         self.waiting.clear()
         if self.state is not DONE:
             self.state = CANCELLED
@@ -136,16 +178,16 @@ class Turn:
         self._speak(text)
 
     def _speak(self, text: str) -> None:
-        self.waiting.append(text)
+        self.waiting.append((text, self.reply.voice or self.stage.voice))
         self._advance()
 
     def _advance(self) -> None:
         """Texts become segments, in order: from the prompts at once, from the voice as long as a buffer is free."""
         stage = self.stage
         while self.waiting:
-            text = self.waiting[0]
+            text, voice = self.waiting[0]
             pause = SENTENCE_PAUSE_MS if text.rstrip().endswith((".", "?", "!")) else CLAUSE_PAUSE_MS
-            prompt = stage.prompt(stage.voice, text, stage.slot.rate_out)
+            prompt = stage.prompt(voice, text, stage.slot.rate_out)
             if prompt is not None:
                 segment = Segment(text, prompt.pcm, lead=prompt.lead, pause_ms=pause)
                 self._heard(segment)
@@ -153,7 +195,7 @@ class Turn:
                 k = self.buffers.pop(0)
                 segment = Segment(text, stage.slot.segment(k), pause_ms=pause, growing=True)
                 self.speaking[k] = segment
-                stage.speak(self.epoch, k, text, stage.voice)
+                stage.speak(self.epoch, k, text, voice)
             else:
                 return
             self.waiting.popleft()
@@ -168,19 +210,35 @@ class Turn:
 
     async def _think(self) -> None:
         """Say what the model answers.  Of an answer that breaks off, what is no whole segment is never said."""
-        cutter = Cutter()
+        cutter, said, call = Cutter(), [], None
         try:
-            async for piece in self.stage.llm.reply(self.reply.messages):
+            async for piece in self.stage.llm.reply(self.reply.messages, self.reply.tools):
                 self.last_piece = self.stage.clock()
                 self.trace.mark("llm_first_token", self.last_piece)
-                self._say_segments(cutter.feed(piece))
+                if isinstance(piece, FunctionCall):
+                    call = piece
+                else:
+                    said.append(piece)
+                    self._say_segments(cutter.feed(piece))
             self._say_segments(cutter.finish())
         except EngineError as error:
             self.error = str(error)
         except Exception:
             log.exception("the model's engine broke")
             self.error = "The model's engine broke."
-        self._end_of_answer()
+        if call is None or self.error:
+            self._end_of_answer()
+        else:
+            self._go_on(self.stage.dialogue.asked(self.reply, call, "".join(said)))
+
+    def _act(self) -> None:
+        self._task = self.stage.perform(self.epoch, self.reply.part, self.reply.call)
+
+    def acted(self, part: int, outcome: Outcome) -> None:
+        """The tool that this part of the reply calls has done what it could: the turn goes on from there."""
+        if self.acting and part == self.reply.part and self.state in (HELD, SPEAKING):
+            self.kept |= outcome.facts if self.acting == COMMIT else {}
+            self._go_on(self.stage.dialogue.outcome(self.reply, outcome))
 
     def _say_segments(self, texts: list[str]) -> None:
         for text in texts:
@@ -199,7 +257,13 @@ class Turn:
                 self._give_up(f"The model paused for more than {deadlines.token_gap_seconds} s.")
         elif waited > deadlines.first_token_seconds:
             self._give_up(f"The model sent nothing within {deadlines.first_token_seconds} s.")
-        elif waited > deadlines.filler_seconds and not self._filled and not self.stage.playout.queue:
+        else:
+            self._fill(now)
+
+    def _fill(self, now: int) -> None:
+        """Say something once while the caller waits for the model or a tool."""
+        waited = (now - self.began) / 1e9
+        if waited > self.stage.deadlines.filler_seconds and not self._filled and not self.stage.playout.queue:
             self._filled = True
             for text in self.stage.filler:
                 self._speak(text)

@@ -307,13 +307,18 @@ class RealtimeCall(Call):
             self.made = Made()
             self.made.parts.append(" ".join(reply.say))
             reply = replace(reply, say=())
-        elif self.mouth.held is None or self.mouth.held.reply != reply:
+        elif self.mouth.held is None or self.mouth.held.first != reply:
             self.made = Made()
         response.say(" ".join(reply.say))
         behind, self.behind = self.behind, 0
         super()._reply(reply)
         self.mouth.playout.behind(behind)
         self.mouth.out.answers()
+
+    def goes_on(self, reply: Reply) -> None:
+        if reply.say:
+            self.made.parts.append(" ".join(reply.say))
+        super().goes_on(reply)
 
     def _hear_out(self) -> None:
         """Another response follows one that was sent and is still being heard; one that is on its way is cut."""
@@ -323,7 +328,7 @@ class RealtimeCall(Call):
             return
         if self.dialect.response.active:
             return self._stop_talking("superseded")
-        self.before = ()
+        self.transaction.certain()
         self.behind = mouth.playout.unheard_ns(now)
         mouth.drop()
         self.dialogue.heard(turn.reply, " ".join(turn.texts))
@@ -378,7 +383,7 @@ class RealtimeCall(Call):
         self.mouth.out.answers()
 
     def turn_done(self, turn: Turn, heard: str, now: int) -> None:
-        self.before = ()
+        self.transaction.certain()
         self._sent(turn)
         if not self.dialect.response.audible and self.dialect.response.message is not None:
             turn.texts[:] = [heard := self.dialect.response.message.text]

@@ -25,7 +25,7 @@ from .config import Config
 from .departure import Departures
 from .dialects import TABLE as DIALECTS
 from .dialects import TEXT
-from .flow import Flow
+from .flow import Flow, FunctionCall
 from .metrics import Metrics
 from .realtime import call_of
 from .studio import waits
@@ -211,12 +211,14 @@ class World:
         self.readings = Readings()
         self.config = config
         self.metrics = Metrics()
+        self.today = tape.header.get("today", "")
         self.flow = flow_of(tape, config)
         self.prompts = tape.prompts
         self.silence = np.zeros(max([samples for samples, *_ in filter(None, tape.prompts.values())], default=1), np.int16)
         self.studio = SimpleNamespace(
             flows={tape.header["agent"]: self.flow}, arena=Arena(1), free=[0], hearing=VadBatch("energy"),
-            stt=Recogniser(), tts=Voice(), llm=Model(), prompt=self.prompt, search=lambda flow, number: number)
+            stt=Recogniser(), tts=Voice(), llm=Model(), prompt=self.prompt, search=lambda flow, number: number,
+            toolbox=lambda *of: SimpleNamespace(start=lambda *call: SimpleNamespace(cancel=lambda: None)))
         self.connection = Connection(self.readings)
         self.departures = Departures(config, self.metrics)
         self.departures.soon = lambda told: None        # what the call was told of it is in the journal
@@ -307,7 +309,7 @@ class Replay:
         model = self.world.studio.llm
         question = model.questions[number]
         await self._until(lambda: model.hungry is question)
-        question.put_nowait(piece)
+        question.put_nowait(answered(piece))
         await asyncio.sleep(0)
         await self._until(lambda: model.hungry is question)
 
@@ -346,11 +348,17 @@ TAKE_IN = {
     journal.DRAINED: told("drained"), journal.LOST: told("ends"), journal.WINDOW: told("on_window"),
     journal.PARTIAL: told("on_partial", EAR), journal.FINAL: told("on_final", EAR),
     journal.FAILURE: told("on_failure", EAR), journal.SPEECH: told("on_speech", MOUTH),
-    journal.SPEECH_FAILED: told("on_speech_failed", MOUTH),
+    journal.SPEECH_FAILED: told("on_speech_failed", MOUTH), journal.TOOL: told("on_tool", MOUTH),
+    journal.LATE_TOOL: told("on_late_tool", MOUTH),
     journal.ANSWERED_BY: told("answered_by"), journal.NOT_HANDED_OVER: told("not_handed_over"),
     journal.ASKED: Replay._asked, journal.PIECE: Replay._piece, journal.ANSWERED: Replay._answered,
     journal.BROKE: Replay._broke,
 }
+
+
+def answered(piece) -> str | FunctionCall:
+    """A piece of a model's answer, as it comes back from a file."""
+    return FunctionCall(**piece) if type(piece) is dict else piece
 
 
 def plain(value):

@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from datetime import date
 
 from . import ProtocolError, http11, journal, net, pages, webhooks
 from . import config as settings
@@ -145,6 +146,11 @@ class Server:
     def now(self) -> int:
         """ns: when the callback that we are in began."""
         return self.epoll.now
+
+    @property
+    def today(self) -> str:
+        """The date, as in 2026-03-03: what a caller's "tomorrow" is counted from."""
+        return date.today().isoformat()
 
     def tock(self) -> int:
         """The time now, which is also `now` for everything this callback reaches."""
@@ -304,7 +310,7 @@ class Server:
         if self.archive is None or not self.config.archive.journals:
             return None
         return journal.Journal(lambda call_id: self.archive.file(call_id + ".jsonl"), journal.header(
-            dialect.name, query, agent, self.studio.flows[agent], self.config, settings.SETTINGS))
+            dialect.name, query, agent, self.studio.flows[agent], self.config, settings.SETTINGS, self.today))
 
     def _check_call(self, connection: Connection, head: http11.Head, agent: str, platform: str) -> None:
         if agent == "echo":

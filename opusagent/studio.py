@@ -16,6 +16,7 @@ from .audio import VadBatch
 from .config import Config
 from .flow import Flow, Waits
 from .prompts import SPOKEN_RATE, Prompts, open_store
+from .tools import Toolbox, functions
 
 log = logging.getLogger("opusagent")
 
@@ -31,6 +32,7 @@ class Studio:
         self.flows = {"": flow, "demo": flow if flow.file == demo.file else demo}
         if config.llm != "scripted" or config.scripted.llm:     # there is a model to talk to
             self.flows["assistant"] = own_flow("assistant.toml", waits(config))
+        self._functions = {id(each): functions(each) for each in self.flows.values()}
         self.arena = Arena(config.max_calls + 1)                # the last slot is the voice's, to render prompts in
         self.free = list(range(config.max_calls - 1, -1, -1))   # slots, the next one last
         self.hearing = VadBatch()
@@ -58,10 +60,13 @@ class Studio:
 
     async def _prepare(self, flow: Flow) -> None:
         """Every text of the flow that is known ahead."""
-        began, texts = time.monotonic(), flow.prompts()
-        spoken = await self.prompts.prepare(texts, flow.voice)
-        log.info("%d prompts of %s are ready after %.2f s: %d had been spoken before", len(texts),
-                 flow.name or flow.file, time.monotonic() - began, len(texts) - spoken)
+        began, count, spoken = time.monotonic(), 0, 0
+        for voice in flow.voices():
+            texts = flow.prompts(voice)
+            spoken += await self.prompts.prepare(texts, voice)
+            count += len(texts)
+        log.info("%d prompts of %s are ready after %.2f s: %d had been spoken before", count,
+                 flow.name or flow.file, time.monotonic() - began, count - spoken)
 
     async def close(self) -> None:
         for engine in (self.stt, self.tts, self.llm):
@@ -75,6 +80,10 @@ class Studio:
         if model in self.flows or model == "echo":
             return model
         return "assistant" if not self.config.flow and "assistant" in self.flows else ""
+
+    def toolbox(self, flow: Flow, call_id: str, tell, late) -> Toolbox:
+        """The tools of a call."""
+        return Toolbox(self._functions[id(flow)], call_id, tell, late)
 
     def search(self, flow: Flow, number: int) -> int:
         """The recogniser's number of a search of `flow`."""

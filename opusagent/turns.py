@@ -236,6 +236,8 @@ class TurnTaking:
         answered, only when the recital is done: nothing the caller says is lost, and the agent says one thing at once.
         """
         self._answers_only = answers_only
+        if interruptible:
+            self.reciting = False
         return self._call(AGENT_STARTS if interruptible else AGENT_RECITES)
 
     def agent_done(self) -> tuple[Event, ...]:

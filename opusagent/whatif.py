@@ -11,10 +11,12 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from itertools import count
 from statistics import median
+from types import SimpleNamespace
 
-from . import EngineError, journal
+from . import journal
 from ._fastpath import SEGMENT_SAMPLES
-from .replay import MUTE, Entry, Readings, Replay, Tape, World, plain
+from .flow.tools import FAILURE
+from .replay import MUTE, Entry, Readings, Replay, Tape, World, answered, plain
 from .turns import LISTENING
 
 MS = 1_000_000                  # ns
@@ -49,7 +51,8 @@ class Known:
 
     utterances: list[Utterance] = field(default_factory=list)
     speech: dict[str, tuple[int, int]] = field(default_factory=dict)    # text -> (ns to its first sample, samples)
-    answers: list[tuple[str, list]] = field(default_factory=list)       # (question, [(ns since it, piece or None)])
+    answers: list[tuple[str, list]] = field(default_factory=list)       # (question, [(ns since it, piece)])
+    tools: dict[tuple, tuple[int, tuple]] = field(default_factory=dict)     # what was run -> (ns it took, what came of it)
     ends: list[int] = field(default_factory=list)                       # positions at which turns were over
     receipts: list[dict] = field(default_factory=list)
     rate: int = 8000
@@ -64,7 +67,9 @@ class Study(Replay):
         self._by_number: dict[int, Utterance] = {}
         self._asked_at: list[int] = []
         self._spoken: dict[tuple[int, int], tuple[str, int]] = {}   # (epoch, buffer) -> (text, ns)
+        self._run: dict[tuple[int, int], tuple[tuple, int]] = {}    # (epoch, part) -> (what is run, ns)
         world.studio.tts.speak = self._speak
+        world.studio.toolbox = lambda *of: SimpleNamespace(start=self._start)
         reply = world.studio.llm.reply
 
         def asked(messages, *more):
@@ -76,6 +81,10 @@ class Study(Replay):
 
     def _speak(self, mouth, epoch: int, k: int, text: str, voice: str) -> None:
         self._spoken[epoch, k] = text, self.world.readings.time
+
+    def _start(self, epoch: int, part: int, call) -> SimpleNamespace:
+        self._run[epoch, part] = call.key, self.world.readings.time
+        return SimpleNamespace(cancel=lambda: None)
 
     async def take_in(self, entry: Entry) -> None:
         made = len(self.decisions)
@@ -110,12 +119,17 @@ class Study(Replay):
             first = self.known.speech.get(text, (at - asked, 0))[0]
             self.known.speech[text] = first, written - start
 
+    def _tool(self, at: int, epoch: int, part: int, *outcome) -> None:
+        if (epoch, part) in self._run:
+            key, began = self._run[epoch, part]
+            self.known.tools[key] = at - began, outcome
+
     def _piece(self, at: int, number: int, piece=None, *_) -> None:
-        self.known.answers[number][1].append((at - self._asked_at[number], piece if type(piece) is str else None))
+        self.known.answers[number][1].append((at - self._asked_at[number], answered(piece)))
 
 
 WATCH = {journal.PARTIAL: Study._partial, journal.FINAL: Study._final, journal.SPEECH: Study._speech,
-         journal.PIECE: Study._piece}
+         journal.PIECE: Study._piece, journal.TOOL: Study._tool}
 
 
 class Clock(Readings):
@@ -141,6 +155,7 @@ class WhatIf(Replay):
         self._numbers = count()
         self._heard: Utterance | None = None            # what the present utterance is
         world.studio.stt, world.studio.tts, world.studio.llm = self, self, self
+        world.studio.toolbox = lambda *of: SimpleNamespace(start=self._start)
 
     # -- the recogniser
 
@@ -197,9 +212,16 @@ class WhatIf(Replay):
             reached = asyncio.get_running_loop().create_future()
             self._later(began + after - self.world.readings.time, lambda f: f.done() or f.set_result(None), reached)
             await reached
-            if piece is None:
-                raise EngineError("What the model called is not called again.")
             yield piece
+
+    # -- the tools
+
+    def _start(self, epoch: int, part: int, call) -> SimpleNamespace:
+        if call.key not in self.known.tools:
+            self._make_up("a tool's result")
+        took, outcome = self.known.tools.get(call.key, (100 * MS, (FAILURE, {}, "", "It was not run then.")))
+        self._later(took, self.call.mouth.on_tool, epoch, part, *outcome)
+        return SimpleNamespace(cancel=lambda: None)
 
     # -- time
 

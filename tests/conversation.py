@@ -20,6 +20,7 @@ from opusagent.dialects import TABLE, TEXT
 from opusagent.flow import Flow
 from opusagent.metrics import Metrics
 from opusagent.prompts import Prompt
+from opusagent.tools import Toolbox, functions
 
 MS = 1_000_000
 WORD_MS = 50
@@ -40,6 +41,9 @@ class Studio:
 
     def prompt(self, voice, text, rate):
         return Prompt(spoken(text, rate), rate) if self.ahead else None
+
+    def toolbox(self, flow, call_id, tell, late):
+        return Toolbox(functions(flow), call_id, tell, late)
 
     def search(self, flow, number):
         return number
@@ -107,16 +111,19 @@ class Model:
 
     def __init__(self):
         self.pieces = []
+        self.answers = []               # the pieces of the next answers, before those
         self.asked = []                 # the chats
+        self.tools = []                 # ... and the functions that it was offered
         self.dropped = 0                # answers that nobody waited for
         self.free = asyncio.Event()
         self.free.set()
 
-    async def reply(self, messages):
+    async def reply(self, messages, tools=()):
         self.asked.append(messages)
+        self.tools.append(tools)
         try:
             await self.free.wait()
-            for piece in self.pieces:
+            for piece in self.answers.pop(0) if self.answers else self.pieces:
                 yield piece
         except (asyncio.CancelledError, GeneratorExit):
             self.dropped += 1
@@ -124,6 +131,8 @@ class Model:
 
 
 class Server:
+    today = "2026-11-22"
+
     def __init__(self, studio):
         self.studio = studio
         self.config = studio.config

@@ -17,7 +17,7 @@ from opusagent import ConfigError
 from opusagent.flow import COMPLETE, FREE, INCOMPLETE, NO_MATCH, Cutter, Dialogue, Flow, Waits, cut
 from opusagent.flow.phrases import bare, words
 from opusagent.flow.phrasing import LIMIT
-from opusagent.flow.states import _Reader
+from opusagent.flow.reader import Reader
 from opusagent.flow.tomlfile import Document, places
 
 DEMO = resources.files("opusagent") / "demo.toml"
@@ -675,7 +675,7 @@ def test_files_that_cannot_be_read(tmp_path):
 def test_the_manual_names_every_key_and_its_example_loads():
     manual = (Path(__file__).parent.parent / "docs" / "flows.md").read_text()
     Flow.parse(re.search(r"```toml\n(.*?)```", manual, re.DOTALL)[1], "flows.md")
-    reader = _Reader(Document("", "none.toml"), Waits())
+    reader = Reader(Document("", "none.toml"), Waits())
     for key in (*reader.flow_keys, *reader.state_keys, *reader.row_keys, *reader.ladder_keys, *Waits.__slots__):
         assert re.search(rf"`(\[\[?)?{key}\b", manual), key
 

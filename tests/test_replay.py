@@ -22,7 +22,8 @@ class Kept(Conversation):
     def journal(self):
         flow = self.studio.flows[""]
         file = SimpleNamespace(append=self.lines.append, close=lambda: None)
-        return journal.Journal(lambda call_id: file, journal.header("twilio", {}, "", flow, self.studio.config, SETTINGS))
+        return journal.Journal(lambda call_id: file, journal.header("twilio", {}, "", flow, self.studio.config, SETTINGS,
+                                                                 self.server.today))
 
     def tape(self, tmp_path):
         path = tmp_path / "call.jsonl"
@@ -135,7 +136,8 @@ def test_what_is_no_journal_is_refused_with_a_sentence(tmp_path, content, senten
 
 def test_a_journal_tells_no_secret(tmp_path):
     head = orjson.loads(conversation().lines[0].split(b"\n")[0])
-    assert set(head) == {"opusagent", "journal", "dialect", "query", "agent", "flow", "flow_text", "settings"}
+    assert set(head) == {"opusagent", "journal", "dialect", "query", "agent", "flow", "flow_text", "today",
+                         "settings"}
     assert not [key for key in head["settings"] if "key" in key or "token" in key]
 
 

@@ -68,7 +68,7 @@ class Model:
         self.clock, self.script = clock, script
         self.cancelled = False
 
-    async def reply(self, messages):
+    async def reply(self, messages, tools=()):
         assert messages == ASKED
         try:
             for ms, piece in self.script:

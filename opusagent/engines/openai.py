@@ -13,10 +13,11 @@ import orjson
 
 from .. import EngineError
 from ..config import Config, OpenAI
+from ..flow import FunctionCall
 from .continuing import Continuing, going_on
 from .endpoint import Endpoint, Events
 from .preference import Preference
-from .race import Attempt, Hedging, Race
+from .race import Attempt, CallBegins, Hedging, Race
 
 SPARE = 2                       # connections kept open ahead
 SOONER = 0.9                    # of the turn's own patience: a gap is noticed here before the turn gives up for it
@@ -39,8 +40,9 @@ class Llm:
     async def close(self) -> None:
         await self.endpoints.close()
 
-    async def reply(self, messages: tuple[dict, ...]) -> AsyncIterator[str]:
-        """The pieces of the answer as they come; an empty one means that another endpoint goes on with it.
+    async def reply(self, messages: tuple[dict, ...], tools: tuple[dict, ...] = ()) -> AsyncIterator[str | FunctionCall]:
+        """The pieces of the answer as they come; an empty one means that another endpoint goes on with it, or that a
+        function call begins.  The call itself, if there is one, comes last.
 
         Raises EngineError; closing the iterator cancels the request.
         """
@@ -51,24 +53,26 @@ class Llm:
         while True:
             sofar = "".join(said)
             new = Continuing(sofar) if said else None
-            attempt, text = await self._race(endpoint, going_on(messages, sofar) if said else messages, asked)
+            attempt, text = await self._race(endpoint, going_on(messages, sofar) if said else messages, tools, asked)
             watch = Watch(self._gap(attempt.endpoint))
             try:
                 if new is not None:
                     text, new = new.feed(text)
-                said.append(text)
+                said += [text] if text else []
                 yield text
                 watch.begin()
                 async for piece in attempt.pieces:
                     watch.end()
                     if new is not None:
                         piece, new = new.feed(piece)
-                    said.append(piece)
+                    said += [piece] if piece else []
                     yield piece
                     watch.begin()
                 watch.end()
                 if new is not None:
                     yield new.finish()
+                if (call := attempt.stream.completion.call) is not None:
+                    yield call
                 return
             except asyncio.CancelledError:
                 if not watch.caught():
@@ -85,8 +89,9 @@ class Llm:
                 await attempt.pieces.aclose()
             yield ""
 
-    async def _race(self, endpoint: Endpoint, messages: tuple[dict, ...], asked: list[Endpoint]) -> tuple[Attempt, str]:
-        race = Race(self.endpoints, self.hedging, lambda each: Stream(each, self.settings, messages),
+    async def _race(self, endpoint: Endpoint, messages: tuple[dict, ...], tools: tuple[dict, ...],
+                    asked: list[Endpoint]) -> tuple[Attempt, str]:
+        race = Race(self.endpoints, self.hedging, lambda each: Stream(each, self.settings, messages, tools),
                     self.settings.first_token_seconds, asked)
         return await race.run(endpoint)
 
@@ -112,19 +117,21 @@ class Stream:
 
     __slots__ = ("completion", "pieces")
 
-    def __init__(self, endpoint: Endpoint, settings: OpenAI, messages: tuple[dict, ...]):
+    def __init__(self, endpoint: Endpoint, settings: OpenAI, messages: tuple[dict, ...], tools: tuple[dict, ...] = ()):
         self.completion = Completion()
-        self.pieces = self._read(endpoint, settings, messages)
+        self.pieces = self._read(endpoint, settings, messages, tools)
 
-    async def _read(self, endpoint: Endpoint, settings: OpenAI, messages: tuple[dict, ...]) -> AsyncIterator[str]:
+    async def _read(self, endpoint: Endpoint, settings: OpenAI, messages: tuple[dict, ...],
+                    tools: tuple[dict, ...]) -> AsyncIterator[str]:
         model = endpoint.target.model
         body = {"model": model, "messages": messages, "stream": True, "max_tokens": settings.max_tokens,
-                "temperature": settings.temperature}
+                "temperature": settings.temperature, **({"tools": tools} if tools else {})}
         async with endpoint.post("/chat/completions", body, STREAM, what=model) as answer:
             events, completion = Events(), self.completion
             async for data in answer.pieces:
                 for event in events.feed(data):
-                    if piece := completion.read(event):
+                    piece = completion.read(event)
+                    if piece or type(piece) is CallBegins:
                         yield piece
                 if completion.over:             # the stream's own end may be a while
                     answer.finished = True
@@ -173,12 +180,26 @@ class Watch:
 class Completion:
     """What the chunks of a streamed completion come to."""
 
-    __slots__ = ("over", "_finish", "_empty")
+    __slots__ = ("over", "_finish", "_empty", "_function", "_arguments", "_id")
 
     def __init__(self):
         self.over = False               # no more text will come
         self._finish = ""               # why it ended
         self._empty = True
+        self._function = ""             # the first function that is called; others are not
+        self._arguments: list[str] = []     # its arguments, JSON in pieces
+        self._id = ""
+
+    @property
+    def call(self) -> FunctionCall | None:
+        """The function that is called; its arguments are None where they are no JSON."""
+        if not self._function:
+            return None
+        try:
+            arguments = orjson.loads("".join(self._arguments) or "{}")
+        except ValueError:
+            arguments = None
+        return FunctionCall(self._function, arguments, self._id)
 
     def read(self, event: bytes) -> str:
         """The text in the next event.  Raises EngineError where it is no chunk, or tells of an error."""
@@ -192,13 +213,27 @@ class Completion:
             if not (choices := chunk.get("choices")):
                 return ""               # usage, or what a filter thought of the question
             choice = choices[0]
-            piece = (choice.get("delta") or {}).get("content") or ""
+            delta = choice.get("delta") or {}
+            piece = delta.get("content") or ""
+            if calls := delta.get("tool_calls"):
+                piece = CallBegins() if self._called(calls) and not piece else piece
             if finish := choice.get("finish_reason"):
                 self._finish, self.over = finish, True
             self._empty = not piece.strip() and self._empty
             return piece
         except (ValueError, TypeError, AttributeError, LookupError):
             raise EngineError("The model's endpoint sent an event that is no chunk of a completion.") from None
+
+    def _called(self, calls: list[dict]) -> bool:
+        """The next pieces of function calls; whether one begins."""
+        began = False
+        for call in calls:
+            if call.get("index", 0) == 0:
+                function = call.get("function") or {}
+                if (name := function.get("name")) and not self._function:
+                    began, self._function, self._id = True, str(name)[:100], str(call.get("id") or "")[:100]
+                self._arguments.append(function.get("arguments") or "")
+        return began
 
     def check(self, max_tokens: int) -> None:
         """It has ended.  Raises EngineError unless that was a whole answer."""
@@ -208,5 +243,5 @@ class Completion:
             raise EngineError(f"The model's answer did not end within {max_tokens} tokens.")
         if self._finish == "content_filter":
             raise EngineError("The model's answer was withheld by a filter of its endpoint.")
-        if self._empty:
+        if self._empty and not self._function:
             raise EngineError("The model's answer is empty.")

@@ -93,14 +93,20 @@ class Attempt:
         await self.pieces.aclose()
 
 
+class CallBegins(str):
+    """A piece without text: a function call begins, which is as good as a first word."""
+
+    __slots__ = ()
+
+
 async def first_text(pieces: AsyncIterator[str], after: float) -> str:
-    """All text up to the first that is more than space."""
+    """All text up to the first that is more than space, or to where a function call begins."""
     if after:
         await asyncio.sleep(after)
     text = ""
     async for piece in pieces:
         text += piece
-        if text.strip():
+        if text.strip() or type(piece) is CallBegins:
             break
     return text
 

@@ -15,6 +15,7 @@ import numpy as np
 from .. import ConfigError
 from .._fastpath import SEGMENT_SAMPLES
 from ..config import Config
+from ..flow import FunctionCall
 
 NO_MODEL = "I am sorry, there is no language model behind this line yet."
 TONE_HZ = 440
@@ -80,7 +81,7 @@ class Llm:
 
     def __init__(self, config: Config):
         self.settings = config.scripted
-        self.rules = read_rules(self.settings.llm) if self.settings.llm else [(re.compile(""), NO_MODEL)]
+        self.rules = read_rules(self.settings.llm) if self.settings.llm else [(re.compile(""), NO_MODEL, None)]
 
     async def open(self) -> None:
         pass
@@ -88,14 +89,16 @@ class Llm:
     async def close(self) -> None:
         pass
 
-    async def reply(self, messages: tuple[dict, ...]) -> AsyncIterator[str]:
+    async def reply(self, messages: tuple[dict, ...], tools: tuple[dict, ...] = ()) -> AsyncIterator[str | FunctionCall]:
         said = messages[-1]["content"]
-        text = next((answer for pattern, answer in self.rules if pattern.search(said)), NO_MODEL)
+        text, call = next((answer for pattern, *answer in self.rules if pattern.search(said)), (NO_MODEL, None))
         await asyncio.sleep(self.settings.llm_first_ms / 1000)
         for i, piece in enumerate(re.findall(r"\S+\s*", text)):
             if i:
                 await asyncio.sleep(self.settings.llm_piece_ms / 1000)
             yield piece
+        if call is not None:
+            yield call
 
     def measure(self, metrics) -> None:
         pass
@@ -161,11 +164,13 @@ def read_lines(path: str) -> list[str]:
     return lines
 
 
-def read_rules(path: str) -> list[tuple[re.Pattern, str]]:
-    """A script of a model: [[reply]] tables of `when`, a pattern (optional), and `say`.  ConfigError if it is not that."""
+def read_rules(path: str) -> list[tuple[re.Pattern, str, FunctionCall | None]]:
+    """A script of a model: [[reply]] tables of `when`, a pattern (optional), and `say`, or `call` (a function's name)
+    with `arguments`, or both.  ConfigError if it is not that."""
     try:
         rules = tomllib.loads(read_text(path)).get("reply", [])
-        return [(re.compile(rule.get("when", ""), re.IGNORECASE), rule["say"]) for rule in rules]
+        return [(re.compile(rule.get("when", ""), re.IGNORECASE), rule.get("say", "") if "call" in rule else rule["say"],
+                 FunctionCall(rule["call"], rule.get("arguments", {})) if "call" in rule else None) for rule in rules]
     except (tomllib.TOMLDecodeError, re.error, KeyError, AttributeError, TypeError) as error:
         raise ConfigError(f"{path}: this is not a list of [[reply]] with `when` and `say`: {error}.") from None
 

@@ -1,16 +1,19 @@
 """The finite-state agent: what may be said in each state of a conversation, and what is answered.
 
-Pure: no clock, no network, no randomness; the only file it reads is the flow's own, in Flow.load().  Read it in this
-order: phrasing (texts and segments), phrases (patterns of words), expect (what a state listens for), states (a flow
-and its file; tomlfile gives the lines, check the verdict), dialogue (one call's way through it).
+Pure: no clock, no network, no randomness; the only files it reads are the flow's own, in Flow.load().  Read it in this
+order: phrasing (texts and segments), phrases and quantities (patterns of words), expect (what a state listens for),
+states (a flow; rows and reader read it, tomlfile gives the lines, check the verdict), tools (what it may do), dialogue
+(one call's way through it).
 """
 
-from .dialogue import Dialogue, Exchange, Reply
+from .dialogue import FAILURE, Dialogue, Exchange, Reply
 from .expect import COMPLETE, FREE, INCOMPLETE, NO_MATCH, Expect, Search, Waits
 from .phrasing import Cutter, cut
-from .states import Flow, Ladder, State, Transition
+from .states import ANSWERS, Flow, Ladder, State, Transition
+from .tools import COMMIT, PURE, FunctionCall, Outcome, Tool, ToolCall
 
 __all__ = [
-    "COMPLETE", "FREE", "INCOMPLETE", "NO_MATCH", "Cutter", "Dialogue", "Exchange", "Expect", "Flow", "Ladder", "Reply",
-    "Search", "State", "Transition", "Waits", "cut",
+    "ANSWERS", "COMMIT", "COMPLETE", "FAILURE", "FREE", "INCOMPLETE", "NO_MATCH", "PURE", "Cutter", "Dialogue",
+    "Exchange", "Expect", "Flow", "FunctionCall", "Ladder", "Outcome", "Reply", "Search", "State", "Tool", "ToolCall", "Transition", "Waits",
+    "cut",
 ]

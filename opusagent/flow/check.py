@@ -9,58 +9,74 @@ from collections.abc import Iterator
 from itertools import chain, islice
 
 from .phrases import MORE, bare
+from .phrasing import TODAY
+from .sounds import alike
 from .tomlfile import did_you_mean, nearest
+from .tools import FAILURE, TIMEOUT
 
 SPELLED = 300               # ways of saying a row that are compared with the other rows of its state
 
 Fault = tuple[int, str]
-Graph = dict[str, list[tuple[str, str | None]]]     # state -> (target, fact set on the way) of each way out
+Graph = dict[str, list[tuple[str, frozenset[str]]]]     # state -> (target, facts set on the way) of each way out
 
 
 def faults(flow, unread: set[str]) -> list[Fault]:
     """All of them.  `unread`: the states that the file has, but with something in them that could not be read."""
     states = [state for state in flow.states.values() if state.name not in unread]
-    found = [*targets(flow), *silent(states), *confusions(states)]
+    found = [*targets(flow), *silent(states), *confusions(states), *alike(states), *unused(flow, states)]
     if flow.start in flow.states:
         graph = {state.name: [*meant(flow, state)] for state in flow.states.values()}
         lost = {name for name in unread & flow.states.keys() if not flow.states[name].on}
-        found += dead_ends(states, graph, lost)
+        found += [*dead_ends(states, graph, lost), *circles(flow)]
         graph = with_machine(flow, graph)
         found += slots(flow, states, graph)
         found += [*unreachable(flow, graph)] if not lost else []
     return found
 
 
-def meant(flow, state) -> Iterator[tuple[str, str | None]]:
+def meant(flow, state) -> Iterator[tuple[str, frozenset[str]]]:
     """The ways out of a state, misspelt targets put right."""
-    for target, fact in state.ways():
+    for target, facts in state.ways():
         name = target if target in flow.states else nearest(target, flow.states)
         if name:
-            yield name, fact
+            yield name, facts
 
 
 def with_machine(flow, graph: Graph) -> Graph:
     """The graph with the way of a call that a machine has answered; what is known then is what is known at first."""
     if flow.machine not in flow.states:
         return graph
-    return {**graph, flow.start: [*graph[flow.start], (flow.machine, None)]}
+    return {**graph, flow.start: [(flow.machine, frozenset()), *graph[flow.start]]}
 
 
 def reached(start: str, graph: Graph) -> list[str]:
     """The states that a call can come to, the nearest to the start first."""
-    order = [start]
+    order, known = [start], {start}
     for name in order:                      # grows while it is read
         for target, _ in graph[name]:
-            if target not in order:
+            if target not in known:
+                known.add(target)
                 order.append(target)
     return order
 
 
+def sources(state) -> Iterator[tuple[int, str]]:
+    """(line, target) of everything that names a state."""
+    for source in (*state.enter, *state.on, *state.ladders):
+        if source.go:
+            yield source.line, source.go
+    for use in state.uses():
+        yield from ((use.line, target) for target in use.results.values())
+    yield from ((target.line, target.state) for target in state.targets)
+    if state.go:
+        yield state.line, state.go
+
+
 def targets(flow) -> Iterator[Fault]:
     for state in flow.states.values():
-        for source in (*state.on, *state.ladders):
-            if source.go and source.go not in flow.states:
-                yield source.line, f"\"{source.go}\" is no state to go to{did_you_mean(source.go, flow.states)}."
+        for line, go in sources(state):
+            if go not in flow.states:
+                yield line, f"\"{go}\" is no state to go to{did_you_mean(go, flow.states)}."
 
 
 def unreachable(flow, graph: Graph) -> Iterator[Fault]:
@@ -77,28 +93,84 @@ def dead_ends(states, graph: Graph, lost: set[str]) -> Iterator[Fault]:
     while more := {name for name in graph if name not in ending and any(target in ending for target, _ in graph[name])}:
         ending |= more
     for state in states:
-        if not state.end and not state.on:
+        if not state.end and not state.on and not state.passing:
             yield state.line, f"state \"{state.name}\" is a dead end: give it `on`, or `end = true`."
         elif not endless and state.name not in ending and len(graph[state.name]) == len([*state.ways()]):
             yield state.line, f"state \"{state.name}\" is a dead end: no way leads from it to the end of the call."
 
 
+def circles(flow) -> Iterator[Fault]:
+    """States that lead on to one another at once, for ever."""
+    for state in flow.states.values():
+        seen, here = [], state
+        while here is not None and here.go and not here.call and not here.enter and here.name not in seen:
+            seen.append(here.name)
+            here = flow.states.get(here.go)
+        if here is state and seen:
+            yield state.line, f"state \"{state.name}\" goes on at once to \"{state.go}\", and comes back without an end."
+
+
 def silent(states) -> Iterator[Fault]:
     for state in states:
-        if not state.say and not state.prompt:
+        if not state.say and not state.prompt and not state.passing:
             yield state.line, f"state \"{state.name}\" has nothing to say: give it `say` or `prompt`."
         if not state.prompt and (state.facts or state.history):
             yield state.line, f"state \"{state.name}\" has no `prompt`, so its `facts` and `history` would not be used."
+        if not state.prompt and (state.tools or state.targets or state.profile):
+            yield state.line, (f"state \"{state.name}\" has no `prompt`, so there is no model for its `tools`, `may_go` "
+                               "and `profile`.")
+        if state.prompt and state.passing:
+            yield state.line, f"state \"{state.name}\" goes on at once, so its `prompt` would never be answered."
+        if state.end and (state.passing or state.enter):
+            yield state.line, f"state \"{state.name}\" ends the call, so nothing can follow it."
+
+
+def unused(flow, states) -> Iterator[Fault]:
+    """Tools: results without a way, ways without a result, arguments that are no facts, tools nobody calls."""
+    everything = settable(flow)
+    for state in states:
+        calls = [*((use, row.go, False) for row in state.on for use in [row.use] if use)]
+        calls += [(state.call, state.go, True)] if state.call else []
+        calls += [(use, None, None) for use in state.tools]
+        for use, go, entering in calls:
+            names = (*use.tool.results, FAILURE, TIMEOUT)
+            for name in use.results:
+                if name not in names:
+                    yield use.line, f"the tool \"{use.tool.name}\" has no result \"{name}\"{did_you_mean(name, names)}."
+            if entering:
+                missing = [name for name in use.tool.results if not (go or use.target(name))]
+                missing += [FAILURE] if not (use.target(FAILURE) or state.failure.go) else []
+                for name in missing:
+                    yield use.line, (f"state \"{state.name}\" does not say where to go when \"{use.tool.name}\" gives "
+                                     f"\"{name}\": give it `go`, or `results`.")
+            for typed in use.tool.arguments:
+                if (entering is not None or typed.fixed) and typed.fact not in everything:
+                    yield use.line, (f"the tool \"{use.tool.name}\" needs the fact \"{typed.fact}\", which nothing "
+                                     f"sets{did_you_mean(typed.fact, everything)}.")
+    called = {(use.tool.name, use.tool.line) for state in flow.states.values() for use in state.uses()}
+    for tool in flow.tools.values():
+        if (tool.name, tool.line) not in called and len(states) == len(flow.states):
+            yield tool.line, f"the tool \"{tool.name}\" is never called."
+
+
+def settable(flow) -> set[str]:
+    """All facts that something sets."""
+    return {TODAY, *flow.facts, *(fact for state in flow.states.values() for _, facts in state.ways() for fact in facts),
+            *(row.fact for state in flow.states.values() for row in state.on if row.fact),
+            *(typed.fact for state in flow.states.values() for use in state.uses()
+              for facts in use.tool.results.values() for typed in facts)}
 
 
 def slots(flow, states, graph: Graph) -> Iterator[Fault]:
     """A slot may only name what is known for certain whenever the text is said, a state's `facts` what may be known."""
-    everything = {*flow.facts, *(row.fact for state in flow.states.values() for row in state.on if row.fact)}
+    everything = settable(flow)
     known = certain(flow, graph, everything)
     for state in states:
-        for name in state.facts:
+        asked = ((name, "asks for the fact") for name in state.facts)
+        looked = ((name, "looks at the fact") for branch in state.enter for name in branch.when)
+        for name, does in (*asked, *looked):
             if name not in everything:
-                yield state.line, (f"state \"{state.name}\" asks for the fact \"{name}\", which nothing sets"
+                yield state.line, (f"state \"{state.name}\" {does} \"{name}\", which nothing sets"
                                    f"{did_you_mean(name, everything)}.")
         for text, fact in state.texts():
             for slot in text.slots:
@@ -108,22 +180,31 @@ def slots(flow, states, graph: Graph) -> Iterator[Fault]:
                 elif slot not in known[state.name] and slot != fact:
                     yield text.line, (f"the slot {{{slot}}} can still be empty in state \"{state.name}\": give it a "
                                       f"value under [facts], or let every way there set it.")
+    for name in flow.profile:
+        if name not in everything:
+            yield 1, f"`profile` names the fact \"{name}\", which nothing sets{did_you_mean(name, everything)}."
 
 
 def certain(flow, graph: Graph, everything: set[str]) -> dict[str, set[str]]:
-    """State -> the facts that are set on every way there."""
+    """State -> the facts that are set on every way there, or that it has looked at on entering."""
     known = {name: set(everything) for name in graph}
-    known[flow.start] = set(flow.facts)
+    known[flow.start] = {TODAY, *flow.facts}
     changed = True
     while changed:
         changed = False
         for name, ways in graph.items():
-            for target, fact in ways:
-                there = known[name] | {fact}
+            state = flow.states[name]
+            for place, (target, facts) in enumerate(ways):
+                there = known[name] | facts | (passed(state) if place >= len(state.enter) else set())
                 if not known[target] <= there:
                     known[target] &= there
                     changed = True
-    return known
+    return {name: facts | passed(flow.states[name]) for name, facts in known.items()}
+
+
+def passed(state) -> set[str]:
+    """Facts that are known wherever the state itself is spoken: without one, it would have gone on elsewhere."""
+    return {name for branch in state.enter if len(branch.when) == 1 for name, value in branch.when.items() if not value}
 
 
 def confusions(states) -> Iterator[Fault]:

@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, islice, zip_longest
 
+from .numerals import Day
 from .phrases import MORE, Digits, Group, bare, pattern, words
+from .quantities import Quantity
 
 COMPLETE = "COMPLETE"           # exactly an expected answer, and more words would not make it another one
 FREE = "FREE"                   # it may be over: free speech, or an answer that more words could make another one
@@ -64,11 +66,11 @@ class Waits:
 class Answer:
     """What one row accepts; several kinds may stand side by side."""
 
-    spoken: tuple[Group | Digits, ...] = ()     # ways of saying it
+    spoken: tuple[Group | Digits | Quantity, ...] = ()      # ways of saying it
     free: bool = False                          # any words that no other row accepts
     keys: str = ""                              # DTMF; rows with digits accept those as keys too
 
-    def read(self, said: tuple[str, ...]) -> Iterator[tuple[int, str | None]]:
+    def read(self, said: tuple[str, ...]) -> Iterator[tuple[int, str | Day | None]]:
         """(len(said), value) where the words are this answer, (MORE, value) where they are the beginning of one."""
         for option in self.spoken:
             for end, value in option.walk(said, 0):
@@ -81,13 +83,9 @@ class Answer:
             yield len(keys), self.pressed
         elif self.keys.startswith(keys):
             yield MORE, self.pressed
-        number = keys.removesuffix("#")
         for option in self.spoken:
-            if isinstance(option, Digits) and (number.isdecimal() or not keys):
-                if option.low <= len(number) <= option.high:
-                    yield len(keys), number
-                if len(number) < option.high and number == keys:
-                    yield MORE, None
+            if not isinstance(option, Group):
+                yield from option.press(keys)
 
     @property
     def pressed(self) -> str:
@@ -98,7 +96,7 @@ class Answer:
     def values(self) -> Iterator[str] | None:
         """Everything that a fact can be which keeps this answer; None where that has no end."""
         sources = [option.values() for option in self.spoken] + ([(self.pressed,)] if self.keys else [])
-        return None if self.free else chain.from_iterable(sources)
+        return None if self.free or None in sources else chain.from_iterable(sources)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,14 +122,19 @@ class Expect:
         self.terms = key_terms(answers)         # phrases that are likely to be said
         self.lead_ins = sorted(map(bare, (*LEAD_INS, *lead_ins)), key=len, reverse=True)
 
-    def match(self, text: str) -> tuple[int, str] | None:
-        """(row, value) of what was said; None if nothing expects it.  Exact answers go before free ones."""
+    def match(self, text: str, today: str = "") -> tuple[int, str] | None:
+        """(row, value) of what was said; None if nothing expects it.  Exact answers go before free ones.
+
+        `today` (2026-03-03) is the date of the call, which "tomorrow" needs.
+        """
         said = bare(words(text[:SAID]))
         for reading in self.readings(said):
             for row, answer in enumerate(self.answers):
                 for end, value in answer.read(reading):
                     if end != MORE and reading:
-                        return row, value
+                        value = value.on(today) if isinstance(value, Day) else value
+                        if value is not None:
+                            return row, value
         if said:
             for row, answer in enumerate(self.answers):
                 if answer.free:

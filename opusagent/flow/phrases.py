@@ -10,15 +10,14 @@ import itertools
 import re
 from collections.abc import Iterator
 
-from .phrasing import DIGITS
+from .numerals import CURRENCIES, DIGITS, TEENS, TENS, cardinal, ordinal
 
 SPELLED = 1_000         # ways of saying a pattern that are looked at when it is checked
 MORE = -1               # instead of a place: the words said ended where a further one could follow
 WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*|\d+")
+FIGURE = re.compile(r"\d")
 PATTERN = re.compile(r"\s*(<\w+>|[][()|]|[^][()|<>\s]+|.)")
 
-TEENS = ("ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen").split()
-TENS = ("", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 FILLERS = frozenset("um uh uhm er erm hmm mm ah please well the a an".split())
 SOUNDS_LIKE = {"oh": "0", "o": "0", "won": "1", "to": "2", "too": "2", "for": "4", "ate": "8"}
 REPEATS = {"double": 2, "triple": 3}
@@ -27,9 +26,31 @@ REPEATS = {"double": 2, "triple": 3}
 def words(text: str) -> tuple[str, ...]:
     """Text as words in lower case, numbers as they are said: up to 99 as a number, else and "07" digit by digit."""
     found: list[str] = []
-    for word in WORD.findall(text.lower().replace("’", "'")):
+    text = text.lower().replace("’", "'")
+    if FIGURE.search(text):
+        for written, said in WRITTEN:
+            text = written.sub(said, text)
+    for word in WORD.findall(text):
         found += numeral(word) if word.isdecimal() else (word,)
     return tuple(found)
+
+
+def money(found: re.Match) -> str:
+    """€23.50 -> 23 euros 50"""
+    whole, cents = found["whole"].replace(",", ""), found["cents"]
+    units = CURRENCIES[SIGNS[found["sign"]]][0]
+    return f" {cardinal(int(whole[:9]))} {units[whole != '1']} {cents if cents and cents != '00' else ''} "
+
+
+# What recognisers write where people say more, or less: money, thousands, "3rd", "3 p.m."
+SIGNS = {"€": "EUR", "$": "USD", "£": "GBP"}
+WRITTEN = (
+    (re.compile(r"(?P<sign>[€$£])\s?(?P<whole>\d{1,3}(?:,\d{3})+|\d+)(?:\.(?P<cents>\d\d))?(?![\d.]*\d)"), money),
+    (re.compile(r"(?P<whole>\d{1,3}(?:,\d{3})+|\d+)(?:[.,](?P<cents>\d\d))?\s?(?P<sign>[€$£])"), money),
+    (re.compile(r"\b\d{1,3}(?:,\d{3})+\b"), lambda found: found[0].replace(",", "")),
+    (re.compile(r"\b([1-9]|[12]\d|3[01])(?:st|nd|rd|th)\b"), lambda found: ordinal(int(found[1]))),
+    (re.compile(r"(\d|o'clock)\s?([ap])\.?\s?m\b\.?"), r"\1 \2 m"),
+)
 
 
 def numeral(number: str) -> list[str]:
@@ -226,6 +247,15 @@ class Digits:
         if end == len(said) and len(found) + (announced or 1) <= self.high:
             yield MORE, None
 
+    def press(self, keys: str) -> Iterator[tuple[int, str | None]]:
+        """The same of keys; # ends them early."""
+        number = keys.removesuffix("#")
+        if number.isdecimal() or not keys:
+            if self.low <= len(number) <= self.high:
+                yield len(keys), number
+            if len(number) < self.high and number == keys:
+                yield MORE, None
+
     def spell(self) -> Iterator[tuple[str, ...]]:
         for count in range(self.low, self.high + 1):
             yield from itertools.product(DIGITS, repeat=count)
@@ -282,7 +312,8 @@ def _sequence(tokens: list[str], lists: dict) -> Sequence:
         elif token[0] == "<" and len(token) > 1:
             if token[1:-1] not in lists:
                 raise ValueError(f"names the list {token}, which is not above it under [lists]")
-            parts.append(Named(token[1:-1], lists[token[1:-1]]))
+            named = lists[token[1:-1]]
+            parts.append(Named(token[1:-1], named) if isinstance(named, tuple) else named)
         else:
             said = words(token)
             if not said:

@@ -8,23 +8,28 @@ a segment rendered ahead is the segment that is asked for later.
 import itertools
 import re
 
+from .numerals import DIGITS, readable
+
 LIMIT = 120             # characters of a segment, at most
 FIRST = 60              # of the first segment of a text that is still being written
 EARLY = 10              # characters a first clause needs to be worth a segment of its own
 COMBINATIONS = 32       # more ways than these to fill a sentence are not rendered ahead
 
-DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 ABBREVIATIONS = {"mr", "mrs", "ms", "dr", "st", "vs", "etc", "e.g", "i.e", "a.m", "p.m", "inc", "ltd", "approx"}
 
-SLOT = re.compile(r"\{(\w+)\}")
+TODAY = "today"         # the fact that has the date of the call
+SLOT = re.compile(r"\{([\w/]+)\}")
 SENTENCE = re.compile(r"""[.!?…]+["')\]’”]*(?=\s)|\n""")
 CLAUSE = re.compile(r"""[,;:—–]["')\]’”]*(?=\s)|\s[-—–](?=\s)""")
 JOINT = re.compile(r"\s(?=(?:and|or|but|so|because|which|that|who|if|when|while|with|for|to|from|in|on|at)\s)")
 MARKUP = str.maketrans("", "", "*`#")          # what a model writes for the eye
 
 
-def spoken(value: str) -> str:
-    """How a fact's value is said: digits one by one, anything else as it is, but never as the end of a sentence."""
+def spoken(value: str, kind: str = "", today: str = "") -> str:
+    """How a fact's value is said: dates, times and amounts in words, digits one by one (unless `kind` is "number"),
+    anything else as it is, but never as the end of a sentence."""
+    if (words := readable(value, kind, today)) is not None:
+        return words
     if value.isdecimal():
         return " ".join(DIGITS[int(digit)] for digit in value)
     return re.sub(r"[.!?…]+(?=\s|$)|[{}\n]", "", value).strip()
@@ -33,17 +38,18 @@ def spoken(value: str) -> str:
 class Text:
     """A scripted text, with slots such as {member} that are filled when it is said."""
 
-    __slots__ = ("source", "line", "sentences", "slots")
+    __slots__ = ("source", "line", "sentences", "slots", "kinds")
 
-    def __init__(self, source: str, line: int = 0):
+    def __init__(self, source: str, line: int = 0, kinds: dict[str, str] | None = None):
         self.source = source
         self.line = line                        # of the file
+        self.kinds = kinds or {}                # fact -> its kind, for those that are numbers
         self.sentences = tuple(cut(source, limit=len(source) + 1))
         self.slots = tuple(dict.fromkeys(SLOT.findall(source)))
 
     def fill(self, facts: dict[str, str]) -> tuple[str, ...]:
         """The segments, in the order of speaking.  Slots of unknown facts are left out."""
-        return tuple(itertools.chain.from_iterable(cut(filled(line, facts)) for line in self.sentences))
+        return tuple(itertools.chain.from_iterable(cut(filled(line, facts, self.kinds)) for line in self.sentences))
 
     def ahead(self, values: dict[str, tuple[str, ...] | None]) -> list[str]:
         """The segments that can be rendered before the call; `values`: what each fact can be, None for anything."""
@@ -56,13 +62,15 @@ class Text:
             ways = list(itertools.islice(itertools.product(*choices), COMBINATIONS + 1))
             if len(ways) <= COMBINATIONS:
                 for way in ways:
-                    found += cut(filled(line, dict(zip(names, way))))
+                    found += cut(filled(line, dict(zip(names, way)), self.kinds))
         return found
 
 
-def filled(line: str, facts: dict[str, str]) -> str:
+def filled(line: str, facts: dict[str, str], kinds: dict[str, str]) -> str:
     """The line with its slots filled; the space before a slot that stays empty goes with it."""
-    return re.sub(r"\s+(?=[,.!?])", "", SLOT.sub(lambda slot: spoken(facts.get(slot[1], "")), line))
+    today = facts.get(TODAY, "")
+    said = SLOT.sub(lambda slot: spoken(facts.get(slot[1], ""), kinds.get(slot[1], ""), today), line)
+    return re.sub(r"\s+(?=[,.!?])", "", said)
 
 
 def cut(text: str, limit: int = LIMIT) -> list[str]:

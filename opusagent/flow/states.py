@@ -1,25 +1,28 @@
-"""A flow: the states of a conversation, as they are read from a TOML file.  docs/flows.md describes the file.
+"""A flow: the states of a conversation.  docs/flows.md describes the file that it is read from.
 
 Nothing here changes once it is loaded, so all calls share it; what changes in a call is a Dialogue.  The rule: what
-can be wrong with a flow is found while it is loaded (here what a value may be, in check.py what the states are to
-one another), and all of it is said at once, one sentence with its line each.
+can be wrong with a flow is found while it is loaded (in reader.py what a value may be, in check.py what the states
+are to one another), and all of it is said at once, one sentence with its line each.
 """
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from json import loads
 from pathlib import Path
 
 from .. import ConfigError
 from .check import faults, reached, unknown_words, with_machine
-from .expect import NO, SPOKEN_LEAD_INS, YES, Answer, Expect, Search, Waits, grammar, spoken_words
-from .phrases import Digits, Group, pattern, words
-from .phrasing import SLOT, Text
-from .tomlfile import Document, Node, did_you_mean
+from .expect import Answer, Expect, Search, Waits
+from .phrasing import Text
+from .tomlfile import Document
+from .tools import FAILURE, TIMEOUT, Target, Tool, Use
 
 ALWAYS, ANSWERS = "always", "answers"           # who may interrupt: anybody, an expected answer
 HISTORY = 10                # exchanges a dialogue keeps
-NAME = re.compile(r"[a-z_][a-z0-9_]*\Z", re.IGNORECASE)
+ALWAYS, ANSWERS, NEVER = "always", "answers", "never"       # who may interrupt: anybody, an expected answer, nobody
+INTERRUPTS = (ALWAYS, ANSWERS, NEVER)
+BACKCHANNELS = ("mm-hm", "mhm", "uh-huh", "aha", "yes", "yeah", "yep", "okay", "ok", "right", "sure", "I see", "good",
+                "great", "all right", "of course", "got it")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,20 @@ class Transition:
     go: str | None = None           # the state it leads to; None: the same one, which stays as it is
     say: Text | None = None         # said first
     fact: str | None = None         # the fact that keeps the answer's value
+    use: Use | None = None          # a tool that is called; its results lead elsewhere, or to `go`
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """A row of `enter`: if the facts are so when the state is entered, the call goes on elsewhere at once."""
+
+    when: dict[str, str]            # fact -> its value; "" is not known, "*" anything known
+    go: str
+    line: int
+
+    def holds(self, facts: dict[str, str]) -> bool:
+        return all(bool(facts.get(name)) if value == "*" else facts.get(name, "") == value
+                   for name, value in self.when.items())
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,34 +59,84 @@ class Ladder:
     line: int = 0
 
 
+SILENCE = Ladder((Text("Are you still there?"), Text("I can not hear you. Please say something.")))
+NO_MATCH = Ladder((Text("I am sorry, I did not understand that. Please say it again."),))
+FAILED = Ladder((Text("I am sorry, something went wrong. Please say that again."),))
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class State:
     """One state; `say` is spoken on entering it, or else a language model answers by `prompt`."""
 
     name: str
     line: int
-    say: Text | None
-    prompt: str                     # "" if no model is asked
-    facts: tuple[str, ...]          # the facts the model is told, and no others
-    history: int                    # the latest exchanges it is told
-    on: tuple[Transition, ...]      # the state's own rows, then those of the whole flow
-    own: int                        # how many of them are its own
-    silence: Ladder
-    no_match: Ladder
-    failure: Ladder
-    interruptible: bool             # the caller may speak over what is said here
-    end: bool                       # the call ends when it has been said
     expect: Expect
+    say: Text | None = None
+    prompt: str = ""                # "" if no model is asked
+    facts: tuple[str, ...] = ()     # the facts the model is told, and no others
+    profile: bool = False           # it is told those of the flow's profile, too
+    history: int = 0                # the latest exchanges it is told
+    tools: tuple[Use, ...] = ()     # what it may call
+    targets: tuple[Target, ...] = ()        # where it may go
+    functions: tuple[dict, ...] = ()        # both, as it is told of them
+    on: tuple[Transition, ...] = ()         # the state's own rows, then those of the whole flow
+    own: int = 0                    # how many of them are its own
+    enter: tuple[Branch, ...] = ()  # looked at before anything is said
+    call: Use | None = None         # a tool that is called on entering, while `say` is spoken
+    go: str | None = None           # then it goes on there at once, and listens to nothing here
+    silence: Ladder = SILENCE
+    no_match: Ladder = NO_MATCH
+    failure: Ladder = FAILED
+    interrupt: str = ALWAYS         # of INTERRUPTS
+    backchannels: frozenset[tuple[str, ...]] = frozenset()      # words that do not interrupt
+    end: bool = False               # the call ends when it has been said
+    transfer: str = ""              # ... or is put through to this destination
+    voice: str = ""                 # the engine's name of the voice; "" is its own choice
+    rate: float = 1.0               # of speaking; 1 is the voice's own
+    language: str = ""              # as in "en-GB"; "" is the voice's own
+
+    @property
+    def interruptible(self) -> bool:
+        return self.interrupt != NEVER
 
     @property
     def ladders(self) -> tuple[Ladder, ...]:
         return self.silence, self.no_match, self.failure
 
-    def ways(self) -> Iterator[tuple[str, str | None]]:
-        """(target, fact that is set on the way) of everything that leads out of here or back to here."""
-        if not self.end:
-            yield from ((row.go, row.fact) for row in self.on if row.go)
-            yield from ((ladder.go, None) for ladder in self.ladders if ladder.go)
+    @property
+    def passing(self) -> bool:
+        """The call goes on from here without an answer."""
+        return self.go is not None or self.call is not None
+
+    def uses(self) -> Iterator[Use]:
+        yield from self.tools
+        yield from filter(None, (self.call, *(row.use for row in self.on)))
+
+    def ways(self) -> Iterator[tuple[str, frozenset[str]]]:
+        """(target, facts that are set on the way) of everything that leads out of here or back to here."""
+        nothing = frozenset()
+        yield from ((branch.go, nothing) for branch in self.enter)
+        if self.end:
+            return
+        if self.call:
+            yield from after(self.call, nothing, self.go)
+        elif self.go:
+            yield self.go, nothing
+        for row in self.on:
+            kept = frozenset([row.fact] if row.fact else ())
+            if row.use:
+                yield from after(row.use, kept, row.go)
+            elif row.go:
+                yield row.go, kept
+        for target in self.targets:
+            yield target.state, frozenset(typed.fact for typed in target.given)
+        for use in self.tools:
+            yield from after(use, nothing, None)
+        yield from ((ladder.go, nothing) for ladder in self.heard_ladders() if ladder.go)
+
+    def heard_ladders(self) -> tuple[Ladder, ...]:
+        """Those that can be climbed here: a call that is only passing through can but fail."""
+        return (self.failure,) if self.passing and not self.on else self.ladders
 
     def texts(self) -> Iterator[tuple[Text, str | None]]:
         """(text, fact that is known besides) of all that can be said here or on leaving."""
@@ -77,12 +144,15 @@ class State:
             yield self.say, None
         if not self.end:
             yield from ((row.say, row.fact) for row in self.on if row.say)
-            yield from ((text, None) for ladder in self.ladders for text in ladder.say)
+            yield from ((text, None) for ladder in self.heard_ladders() for text in ladder.say)
 
 
-SILENCE = Ladder((Text("Are you still there?"), Text("I can not hear you. Please say something.")))
-NO_MATCH = Ladder((Text("I am sorry, I did not understand that. Please say it again."),))
-FAILURE = Ladder((Text("I am sorry, something went wrong. Please say that again."),))
+def after(use: Use, kept: frozenset[str], go: str | None) -> Iterator[tuple[str, frozenset[str]]]:
+    """The ways that a tool's results lead; `go` is where the others do."""
+    for result in (*use.tool.results, FAILURE, TIMEOUT):
+        target = use.target(result) or (go if result in use.tool.results else None)
+        if target:
+            yield target, kept | {typed.fact for typed in use.tool.results.get(result, ())}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,13 +164,19 @@ class Flow:
     start: str = ""                             # the state a call begins in
     machine: str = ""                           # the state for a call that a machine has answered; "": as any other
     voice: str = ""                             # the engine's name of the voice; "" is its own choice
+    rate: float = 1.0
+    language: str = ""
     persona: str = ""                           # what a language model is told in every state
     filler: Text = Text("One moment please.")   # said when an answer is late
     farewell: Text = Text("I can not hear you, so I will end the call. Goodbye.")   # after silence that leads nowhere
     facts: dict[str, str] = field(default_factory=dict)     # known from the start; a platform may bring other values
+    profile: tuple[str, ...] = ()               # the facts that say who the caller is
+    transfers: dict[str, str] = field(default_factory=dict)     # name -> where a call can be put through to
+    tools: dict[str, Tool] = field(default_factory=dict)
     states: dict[str, State] = field(default_factory=dict)
     source: str = ""                            # the text it was read from
     searches: tuple[Search, ...] = ()           # all that a recogniser may be asked for; Expect.id is the index
+    functions: dict[str, object] = field(default_factory=dict)  # tool -> its coroutine function, of flows in Python
 
     @classmethod
     def load(cls, path, waits: Waits = Waits()) -> "Flow":
@@ -108,34 +184,41 @@ class Flow:
 
         Raises ConfigError: a sentence for each thing that is wrong, on a line of its own.
         """
-        try:
-            text = Path(path).read_text("utf-8")
-        except OSError as error:
-            raise ConfigError(f"{path}: the flow cannot be read: {error.strerror}.") from None
-        except UnicodeDecodeError:
-            raise ConfigError(f"{path}: this is not text in UTF-8.") from None
-        return cls.parse(text, str(path), waits)
+        return cls.parse(text_of_file(path), str(path), waits)
 
     @classmethod
     def parse(cls, text: str, name: str, waits: Waits = Waits()) -> "Flow":
-        """The flow in `text`; `name` stands for the file in sentences.  Raises ConfigError as load() does."""
-        document = Document(text, name)
-        flow = _Reader(document, waits).flow()
-        unread = {path[1] for path in document.refused if path[0:1] == ("states",) and len(path) > 1}
-        document.faults += faults(flow, unread)
+        """The flow in `text`, TOML or the source of one that was written in Python; `name` stands for the file in sentences.
+        Raises ConfigError as load() does."""
+        return cls.of(Document.of(loads(text), {}, name) if text.startswith("{") else Document(text, name), waits)
+
+    @classmethod
+    def of(cls, document: Document, waits: Waits = Waits(), functions: dict | None = None) -> "Flow":
+        """The flow in a document; `functions` are its tools that are at hand.  Raises ConfigError as load() does."""
+        from .reader import Reader                  # it makes us
+        reader = Reader(document, waits)
+        flow = reader.flow()
+        document.faults += faults(flow, reader.unread())
         if document.faults:
             raise ConfigError("\n".join(document.sentences()))
-        return flow
+        return replace(flow, functions=functions or {})
 
     def check_words(self, known) -> None:
         """Raises ConfigError for every word of a grammar that is not in `known`, a recogniser's dictionary."""
-        found = sorted(unknown_words(self, known))
-        if found:
-            raise ConfigError("\n".join(f"{self.file}:{line}: {sentence}" for line, sentence in found))
+        refuse(self.file, unknown_words(self, known))
+
+    def check_voices(self, known) -> None:
+        """Raises ConfigError for every voice that is not in `known`, the names of a speech engine's."""
+        found = {(state.line, state.voice) for state in self.states.values() if state.voice not in ("", *known)}
+        refuse(self.file, ((line, f"the speech engine has no voice \"{voice}\"; it has {', '.join(known)}.")
+                           for line, voice in found))
 
     def values(self) -> dict[str, tuple[str, ...] | None]:
         """What each fact can be, as far as that is known before a call: None is anything."""
         found: dict[str, tuple[str, ...] | None] = dict.fromkeys(self.facts)
+        for state in self.states.values():
+            found |= dict.fromkeys(fact for _, facts in state.ways() for fact in facts if fact not in self.facts
+                                   and fact not in {row.fact for row in state.on})
         for state in self.states.values():
             for row in state.on:
                 if row.fact and row.fact not in self.facts:
@@ -143,15 +226,43 @@ class Flow:
                     found[row.fact] = None if None in (values, before) else tuple(dict.fromkeys(before + values))
         return found
 
-    def prompts(self) -> tuple[str, ...]:
-        """Every segment that can be rendered ahead, those that are needed first before the others."""
+    def prompts(self, voice: str | None = None) -> tuple[str, ...]:
+        """Every segment that can be rendered ahead, those that are needed first before the others; with a `voice`,
+        those that it speaks."""
+        return tuple(dict.fromkeys(text for name, text in self.renders() if voice is None or name == voice))
+
+    def voices(self) -> tuple[str, ...]:
+        """Those that speak in it."""
+        return tuple(dict.fromkeys((self.voice, *(state.voice for state in self.states.values()))))
+
+    def renders(self) -> Iterator[tuple[str, str]]:
+        """(voice, segment) of all that can be rendered ahead, those that are needed first before the others."""
         values = self.values()
-        texts = [self.states[self.start].say, self.filler, *self.states[self.start].failure.say]
+        first = self.states[self.start]
+        texts = [(first.voice, text) for text in (first.say, self.filler, *first.failure.say)]
         graph = with_machine(self, {name: [*state.ways()] for name, state in self.states.items()})
-        for state in map(self.states.get, reached(self.start, graph)):
-            texts += [text for text, _ in state.texts()]
-            texts += [self.farewell] if not state.end and not state.silence.go else []
-        return tuple(dict.fromkeys(segment for text in texts if text for segment in text.ahead(values)))
+        order = [self.states[name] for name in reached(self.start, graph)]
+        for state in order:
+            texts += [(state.voice, text) for text, _ in state.texts()]
+            texts += [(state.voice, self.farewell)] if not state.end and not state.silence.go else []
+        texts += [(voice, self.filler) for voice in self.voices()]
+        yield from dict.fromkeys((voice, segment) for voice, text in texts if text for segment in text.ahead(values))
+
+
+def refuse(file: str, found) -> None:
+    """ConfigError for what was found, unless that is nothing."""
+    if lines := [f"{getattr(line, 'file', file)}:{line}: {sentence}" for line, sentence in sorted(found)]:
+        raise ConfigError("\n".join(lines))
+
+
+def text_of_file(path) -> str:
+    """Raises ConfigError where there is none."""
+    try:
+        return Path(path).read_text("utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: the flow cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: this is not text in UTF-8.") from None
 
 
 def few(values: Iterator[str] | None, limit: int = 1_000) -> tuple[str, ...] | None:
@@ -160,198 +271,3 @@ def few(values: Iterator[str] | None, limit: int = 1_000) -> tuple[str, ...] | N
         return None
     found = tuple(value for value, _ in zip(values, range(limit + 1)))
     return found if len(found) <= limit else None
-
-
-class _Reader:
-    """Reads one document.  Each method is the reader of one kind of value: a Node in, the value or None out."""
-
-    def __init__(self, document: Document, default_waits: Waits):
-        self.document = document
-        self.default_waits = default_waits
-        self.lists: dict[str, tuple[Group, ...]] = {}
-        self.ladder_keys = {"say": self.steps, "go": Node.text}
-        self.row_keys = {
-            "phrases": self.phrases, "digits": self.digits, "yes": Node.flag, "no": Node.flag, "free": Node.flag,
-            "dtmf": self.keys, "fact": self.name, "say": self.script, "go": Node.text,
-        }
-        self.state_keys = {
-            "say": self.script, "prompt": Node.text, "facts": Node.texts,
-            "history": lambda node: node.whole(0, HISTORY), "on": self.rows, "silence": self.ladder,
-            "no_match": self.ladder, "failure": self.ladder, "waits": self.waits, "interruptible": Node.flag,
-            "end": Node.flag,
-        }
-        self.flow_keys = {
-            "name": Node.text, "start": Node.text, "machine": Node.text, "voice": Node.text,
-            "persona": Node.text, "filler": self.fixed,
-            "farewell": self.fixed, "facts": self.initial, "lead_ins": self.lead_ins, "lists": self.read_lists,
-            "waits": self.waits, "silence": self.ladder, "no_match": self.ladder, "failure": self.ladder,
-            "global": self.rows, "states": Node.members,
-        }
-
-    def flow(self) -> Flow:
-        """Where there are faults in the document afterwards, what is returned is good for checks only."""
-        root = self.document.root
-        members = root.members()
-        if "lists" in members:                      # rows need them, wherever in the file they are
-            self.read_lists(members["lists"])
-        top = root.read({**self.flow_keys, "lists": lambda node: None})
-        nodes = top.pop("states", {})
-        if "states" not in members:
-            root.fault("a flow needs states: a table [states.NAME] for each.")
-        if "start" not in members:
-            root.fault("a flow needs `start`: the name of the state that a call begins in.")
-        elif nodes and top.get("start", next(iter(nodes))) not in nodes:
-            members["start"].fault(f"`start` names \"{top['start']}\", which is no state"
-                                   f"{did_you_mean(top['start'], nodes)}.")
-        if nodes and top.get("machine", next(iter(nodes))) not in nodes:
-            members["machine"].fault(f"`machine` names \"{top['machine']}\", which is no state"
-                                     f"{did_you_mean(top['machine'], nodes)}.")
-        shared = {key: top.pop(key, None) for key in ("waits", "silence", "no_match", "failure", "global", "lead_ins")}
-        if shared["lead_ins"] is None:
-            shared["lead_ins"] = SPOKEN_LEAD_INS
-        if shared["waits"]:
-            self.growing(members["waits"], replace(self.default_waits, **shared["waits"]))
-        searches: dict[str, Search] = {}
-        states = {name: self.state(name, node, shared, searches) for name, node in nodes.items()}
-        return Flow(self.document.name, **top, source=self.document.text, states=states, searches=tuple(searches.values()))
-
-    def state(self, name: str, node: Node, shared: dict, searches: dict[str, Search]) -> State:
-        found = node.read(self.state_keys)
-        end, own = found.get("end", False), found.get("on", ())
-        if end and "on" in found:
-            node.fault(f"state \"{name}\" ends the call, so its `on` would never be used.")
-            own = ()
-        on = () if end else (*own, *(shared["global"] or ()))
-        waits = replace(self.default_waits, **{**(shared["waits"] or {}), **found.get("waits", {})})
-        if "waits" in found:
-            self.growing(node.members()["waits"], waits)
-        return State(
-            name, node.line, found.get("say"), found.get("prompt", ""), found.get("facts", ()), found.get("history", 0),
-            on, len(own),
-            silence=found.get("silence") or shared["silence"] or SILENCE,
-            no_match=found.get("no_match") or shared["no_match"] or NO_MATCH,
-            failure=found.get("failure") or shared["failure"] or FAILURE,
-            interruptible=found.get("interruptible", not end),
-            end=end,
-            expect=expectation(tuple(row.answer for row in on), waits, shared["lead_ins"], searches),
-        )
-
-    def rows(self, node: Node) -> tuple[Transition, ...]:
-        return tuple(row for row in map(self.row, node.items()) if row)
-
-    def row(self, node: Node) -> Transition | None:
-        if node.of(dict) is None:
-            return None
-        found = node.read(self.row_keys)
-        spoken = found.pop("phrases", ()) + found.pop("digits", ())
-        for key, group in (("yes", YES), ("no", NO)):
-            if found.pop(key, False):
-                spoken += (group,)
-        answer = Answer(spoken, found.pop("free", False), found.pop("dtmf", ""))
-        if all(node.value.get(key, False) is False for key in ("phrases", "digits", "yes", "no", "free", "dtmf")):
-            node.fault("this row expects nothing: give it `phrases`, `digits`, `yes`, `no`, `free` or `dtmf`.")
-        return Transition(answer, node.line, **found)
-
-    def phrases(self, node: Node) -> tuple[Group, ...] | None:
-        """["one", ["two", "too"]] or {value = ["one way", "another"]}: a group for each member."""
-        if node.of(list, dict) is None:
-            return None
-        named = type(node.value) is dict
-        groups = [self.group(member, key if named else None) for key, member in
-                  (node.members().items() if named else enumerate(node.items()))]
-        if named and not groups:
-            node.fault(f"`{node.label}` is empty.")
-        return tuple(group for group in groups if group) or None
-
-    def group(self, node: Node, value: str | None) -> Group | None:
-        forms = []
-        for item in [node] if type(node.value) is str else node.items():
-            text = item.text()
-            try:
-                forms += [pattern(text, self.lists)] if text else []
-            except ValueError as error:
-                item.fault(f"the phrase \"{text}\" {error}.")
-        return Group(tuple(forms), value) if forms else None
-
-    def read_lists(self, node: Node) -> None:
-        for name, member in node.members().items():
-            if self.name(Node(self.document, member.path, name)) and (groups := self.phrases(member)):
-                self.lists[name] = groups
-
-    def digits(self, node: Node) -> tuple[Digits] | None:
-        if type(node.value) is dict:
-            found = node.read({"min": lambda member: member.whole(1, 32), "max": lambda member: member.whole(1, 32)})
-            low, high = found.get("min", 1), found.get("max", 32)
-            if low > high:
-                node.fault(f"`{node.label}` has a min of {low} above its max of {high}.")
-            return (Digits(low, max(low, high)),)
-        count = node.whole(1, 32)
-        return (Digits(count, count),) if count else None
-
-    def keys(self, node: Node) -> str | None:
-        keys = node.text()
-        if keys and keys.strip("0123456789*#"):
-            node.fault(f"`{node.label}` may have the keys 0 to 9, * and #, not \"{keys}\".")
-        return keys
-
-    def name(self, node: Node) -> str | None:
-        name = node.text()
-        if name and not NAME.match(name):
-            node.fault(f"\"{name}\" is no name for `{node.label}`: letters, digits and _ only, a letter first.")
-            return None
-        return name
-
-    def script(self, node: Node) -> Text | None:
-        text = node.text()
-        if text is None:
-            return None
-        if re.search(r"[{}]", SLOT.sub("", text)):
-            node.fault(f"`{node.label}` has a brace that is no slot; a slot is the name of a fact, as in {{member}}.")
-        return Text(" ".join(text.split()), node.line)
-
-    def fixed(self, node: Node) -> Text | None:
-        text = self.script(node)
-        if text and text.slots:
-            slot = text.slots[0]
-            node.fault(f"`{node.label}` is rendered before the call, so it can have no slot such as {{{slot}}}.")
-        return text
-
-    def steps(self, node: Node) -> tuple[Text, ...] | None:
-        items = [node] if type(node.value) is str else node.items()
-        return tuple(text for text in map(self.script, items) if text) or None
-
-    def ladder(self, node: Node) -> Ladder | None:
-        if type(node.value) in (str, list):         # texts alone, no `go`
-            return Ladder(self.steps(node) or (), None, node.line)
-        found = node.read(self.ladder_keys)
-        if "say" not in node.members() and "go" not in node.members():
-            node.fault(f"`{node.label}` does nothing: give it `say`, `go` or both.")
-        return Ladder(found.get("say", ()), found.get("go"), node.line)
-
-    def waits(self, node: Node) -> dict[str, int]:
-        return node.read(dict.fromkeys(Waits.__slots__, lambda member: member.whole(0, 60_000)))
-
-    def growing(self, node: Node, waits: Waits) -> None:
-        if not waits.complete <= waits.free <= waits.incomplete:
-            node.fault(f"`{node.label}` must grow from complete ({waits.complete} ms) over free ({waits.free} ms) to "
-                       f"incomplete ({waits.incomplete} ms).")
-
-    def initial(self, node: Node) -> dict[str, str]:
-        for name, member in node.members().items():
-            self.name(Node(self.document, member.path, name))
-            member.of(str)
-        return dict(node.value) if type(node.value) is dict else {}
-
-    def lead_ins(self, node: Node) -> tuple[tuple[str, ...], ...]:
-        return tuple(map(words, node.texts() or ())) if node.value != [] else ()
-
-
-def expectation(answers: tuple[Answer, ...], waits: Waits, lead_ins: tuple, searches: dict[str, Search]) -> Expect:
-    """What these rows expect; `searches` (JSGF -> Search, "" for the language model) gains what it lacks."""
-    free = any(answer.free for answer in answers)
-    jsgf = "" if free else grammar(answers, lead_ins)
-    if not free and not jsgf:
-        return Expect(-1, "none", waits, answers, lead_ins)
-    kind = "free" if free else "grammar"
-    search = searches.setdefault(jsgf, Search(len(searches), kind, jsgf, spoken_words(jsgf)))
-    return Expect(search.id, kind, waits, answers, lead_ins)

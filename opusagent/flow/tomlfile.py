@@ -6,6 +6,7 @@ an author sees every mistake at once; only a document that is no TOML at all is 
 """
 
 import difflib
+import json
 import re
 import tomllib
 
@@ -20,15 +21,28 @@ TOKEN = re.compile(
 NAMES = {str: "text", bool: "true or false", int: "a whole number", float: "a number", list: "a list", dict: "a table"}
 
 
+class Line(int):
+    """A line of a file that is part of another: sentences about it name that file."""
+
+    file: str
+
+    @classmethod
+    def of(cls, number: int, file: str) -> "Line":
+        line = cls(number)
+        line.file = file
+        return line
+
+
 class Document:
     """One file: its values, where each stands, and what was found wrong with it."""
 
-    __slots__ = ("name", "text", "root", "lines", "faults", "refused")
+    __slots__ = ("name", "text", "root", "lines", "faults", "refused", "inner")
 
-    def __init__(self, text: str, name: str):
-        """Raises ConfigError where `text` is not TOML."""
+    def __init__(self, text: str, name: str, inner: bool = False):
+        """Raises ConfigError where `text` is not TOML.  `inner`: it is part of another document."""
         self.name = name                            # of the file, as sentences give it
         self.text = text
+        self.inner = inner
         self.faults: list[tuple[int, str]] = []     # (line, sentence)
         self.refused: set[tuple] = set()            # the paths that faults are about
         try:
@@ -41,9 +55,20 @@ class Document:
         self.lines = places(text)                   # path -> line; a path is a tuple of keys and list indices
         self.root = Node(self, (), tree)
 
+    @classmethod
+    def of(cls, tree: dict, lines: dict[tuple, int], name: str) -> "Document":
+        """What was written elsewhere than in TOML: its values, and the lines that they have there."""
+        document = cls("", name)
+        document.text = json.dumps(tree)
+        document.lines = lines
+        document.root = Node(document, (), tree)
+        return document
+
     def sentences(self) -> list[str]:
-        """Every fault once, in the order of the lines."""
-        return [f"{self.name}:{line}: {sentence}" for line, sentence in sorted(set(self.faults))]
+        """Every fault once, in the order of the lines, those of this file first."""
+        found = {(getattr(line, "file", self.name), line, sentence) for line, sentence in self.faults}
+        ordered = sorted(found, key=lambda fault: (fault[0] != self.name, *fault))
+        return [f"{file}:{line}: {sentence}" for file, line, sentence in ordered]
 
 
 class Node:
@@ -59,10 +84,11 @@ class Node:
     @property
     def line(self) -> int:
         """Of the value itself, or of the nearest thing around it that has one."""
-        for length in range(len(self.path), 0, -1):
-            if self.path[:length] in self.document.lines:
-                return self.document.lines[self.path[:length]]
-        return 1
+        lines, length = self.document.lines, len(self.path)
+        while length and self.path[:length] not in lines:
+            length -= 1
+        number = lines.get(self.path[:length], 1)
+        return Line.of(number, self.document.name) if self.document.inner else number
 
     @property
     def label(self) -> str:

@@ -1,0 +1,81 @@
+"""`opusagent flow check` and `opusagent flow draw`: a flow's mistakes as sentences, and the flow as a picture.
+
+What the flow package finds needs nothing but the flow; here the engines' knowledge comes in: which words the embedded
+recogniser knows and what they sound like, which voices the embedded engine has.  The rule: what `serve` would
+refuse, `check` refuses with the same sentence.
+"""
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+from . import ConfigError, tools
+from .config import Config
+from .engines.embedded import model_path
+from .engines.flite import VOICES
+from .flow import Flow
+from .flow.drawing import draw
+from .flow.sounds import alike, close
+from .flow.states import refuse
+
+
+def load(path: str, waits, config: Config) -> Flow:
+    """The flow in a file, checked against the engines it is to run with.  Raises ConfigError, a line for each fault."""
+    flow = tools.load(path, waits)
+    if config.tts == "embedded":
+        flow.check_voices(VOICES)
+    if config.stt == "embedded" and (spoken := pronunciations(flow)) is not None:
+        flow.check_words(spoken)
+        refuse(flow.file, alike(flow.states.values(), lambda word: spoken.get(word, ())))
+    return flow
+
+
+def pronunciations(flow) -> dict[str, tuple[tuple[str, ...], ...]] | None:
+    """Word of the flow's grammars -> the ways it sounds, as the embedded recogniser knows; None if it is not there."""
+    wanted = set().union(*(search.words for search in flow.searches), ("yes",))
+    try:
+        path = model_path() / "cmudict-en-us.dict"
+    except ConfigError:
+        return None
+    found = defaultdict(tuple)
+    with open(path, encoding="utf-8") as everything:
+        for line in everything:
+            word, _, sounds = line.partition(" ")
+            word = word.partition("(")[0]           # a second way to say it is spelled "word(2)"
+            if word in wanted:
+                found[word] += (tuple(sounds.split()),)
+    return dict(found)
+
+
+def remarks(flow, config: Config) -> list[str]:
+    """What is no fault, and worth a look."""
+    spoken = pronunciations(flow) if config.stt == "embedded" else None
+    if spoken is None:
+        return []
+    return [f"{getattr(line, 'file', flow.file)}:{line}: {sentence}"
+            for line, sentence in sorted(set(close(flow, lambda word: spoken.get(word, ()))))]
+
+
+def check_command(args, config: Config, waits) -> int:
+    flow = load(args.file, waits, config)
+    for remark in remarks(flow, config):
+        print(f"{remark} (a remark)")
+    ends = sum(state.end for state in flow.states.values())
+    print(f"{args.file}: no mistakes; {len(flow.states)} states ({ends} of them end the call), {len(flow.tools)} tools, "
+          f"{len(flow.prompts())} texts to render ahead.")
+    return 0
+
+
+def draw_command(args, config: Config, waits) -> int:
+    picture = draw(tools.load(args.file, waits))
+    if args.out:
+        try:
+            Path(args.out).write_text(picture, "utf-8")
+        except OSError as error:
+            raise ConfigError(f"{args.out}: the picture cannot be written: {error.strerror}.") from None
+        print(args.out)
+    else:
+        sys.stdout.write(picture)
+    return 0
+
+
+COMMANDS = {"check": check_command, "draw": draw_command}
