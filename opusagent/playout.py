@@ -10,6 +10,7 @@ import numpy as np
 
 FRAME_MS = 20
 MS = 1_000_000                  # ns
+FADE_MS = 4                     # down and up again, where the voice is late in mid-segment: no click
 MS_PER_CHARACTER = 65           # of speech: how long a segment is, until its end is known
 
 
@@ -59,7 +60,7 @@ class Playout:
     """One call's.  `begin` starts a reply, `push` adds segments, `pop` gives what is due."""
 
     __slots__ = ("rate", "size", "most", "lead", "queue", "sent", "underruns", "_frame", "_filled", "_origin", "_lag",
-                 "_silence", "_places", "_marks", "_gain", "_target", "_step")
+                 "_silence", "_places", "_marks", "_gain", "_target", "_step", "_last", "_faded", "_gap")
 
     def __init__(self, rate: int, lead_ms: int = 0, message_ms: int = FRAME_MS):
         self.rate = rate                            # Hz on the wire
@@ -78,6 +79,9 @@ class Playout:
         self._marks: list[int] = []                 # ends of segments since take_marks()
         self._gain = self._target = 1.0
         self._step = 0.0                            # change of the gain per sample
+        self._last = 0                              # the last sample that went out, before the gain
+        self._faded = False                         # the voice was late: what it says next is faded in
+        self._gap = False                           # nothing has gone out since it was late; that is counted
 
     def begin(self) -> None:
         """A new reply: nothing of the old one is left."""
@@ -87,6 +91,7 @@ class Playout:
         self._places.clear()
         self._marks.clear()
         self._gain = self._target = 1.0
+        self._last, self._faded, self._gap = 0, False, False
 
     def push(self, segment: Segment) -> None:
         self.queue.append(segment)
@@ -119,9 +124,14 @@ class Playout:
                 self._silence = max(0, self._silence - self._kept_waiting(now))
         self._fill()
         count = self._ready(now)
+        late = not count
+        if late:
+            count = self._fade_out(now)
         if not count:
             return None
         self._set_off(now)
+        self._gap = late
+        self._last = int(self._frame[count - 1])
         frames, rest = self._with_gain(self._frame[:count]), self._filled - count
         if rest > 0:
             frames = frames.copy()
@@ -154,6 +164,25 @@ class Playout:
         runs_dry = self._origin is None or now >= self._due() + self.lead - FRAME_MS * MS
         return filled // self.size * self.size if runs_dry else 0
 
+    def _fade_out(self, now: int) -> int:
+        """The listener has heard all there is of a segment that is not over: it ends at nothing, and goes on from
+        nothing.  How many samples, whole frames, go out for that: 0 where it is not so."""
+        filled, frame = self._filled, self._frame
+        last = int(frame[filled - 1]) if filled else self._last
+        speaking = bool(self.queue and self._places) and self._places[-1][0] is self.queue[0] and not self._silence
+        if not last or not speaking or self._origin is None or now < self._due() + self.lead:
+            return 0
+        count, fade = (filled // self.size + 1) * self.size, self.rate * FADE_MS // 1000
+        frame[filled:count] = 0
+        if count - filled >= fade:
+            frame[filled:filled + fade] = last * np.linspace(1, 0, fade)
+        else:
+            frame[filled - fade:filled] = frame[filled - fade:filled] * np.linspace(1, 0, fade)
+        self._filled = count
+        self._faded = self._gap = True
+        self.underruns += 1
+        return count
+
     def _kept_waiting(self, now: int) -> int:
         """Samples of silence that the listener has heard already because nothing came."""
         waited = now - self._origin - self.sent * 1_000_000_000 // self.rate
@@ -169,7 +198,7 @@ class Playout:
             self._origin = now
         elif now > self._origin + heard_by + FRAME_MS * MS:
             self._origin = now - heard_by
-            self.underruns += 1
+            self.underruns += not self._gap
 
     def _fill(self) -> None:
         while self._filled < self.most and self.queue:
@@ -183,6 +212,8 @@ class Playout:
             if not self._places or self._places[-1][0] is not segment:
                 self._places.append((segment, self.sent + self._filled))
             count = segment.take_into(self._frame[self._filled:])
+            if self._faded and count:
+                self._fade_in(self._frame[self._filled:self._filled + count])
             self._filled += count
             if segment.finished:
                 self.queue.popleft()
@@ -190,6 +221,11 @@ class Playout:
                 self._marks.append(self.sent + self._filled)
             elif not count:
                 return
+
+    def _fade_in(self, pcm: np.ndarray) -> None:
+        fade = min(len(pcm), self.rate * FADE_MS // 1000)
+        pcm[:fade] = pcm[:fade] * np.linspace(0, 1, fade)
+        self._faded = False
 
     def clear(self) -> None:
         """Barge-in: nothing more goes out.  What was sent and heard is still told until the next begin()."""
