@@ -130,3 +130,12 @@ def test_the_callers_want_something_to_say():
     assert run.returncode == 1 and run.stderr.startswith("usage: callers")
     run = subprocess.run([callers, "-f", "/dev/null", "127.0.0.1", "1"], capture_output=True, text=True)
     assert (run.returncode, run.stderr) == (1, "/dev/null: no mu-law in it\n")
+
+
+@pytest.mark.parametrize("script", ["ring.py"])
+def test_benchmarks_that_need_no_server_run(script):
+    run = subprocess.run([sys.executable, BENCH / script, "--quick", "--json"], capture_output=True, text=True, timeout=120,
+                         env=os.environ | {"PYTHONPATH": str(BENCH.parent)})
+    assert run.returncode == 0, run.stderr
+    ratios = json.loads(run.stdout)["ratios"]
+    assert ratios["eventfd"]["p99"]["median"] == 1 and ratios["our ring"]["p50"]["median"] > 0

@@ -144,6 +144,16 @@ def test_telephone_audio_brought_to_16_khz_is_known_for_what_it_is():
     assert np.abs(difference).mean() < 1.5
 
 
+def test_what_a_line_adds_to_every_sound_is_taken_off():
+    """The same voice through a line that is duller: a first-order low pass."""
+    clear = voice()
+    dull = np.convolve(clear, [0.5, 0.5])[:len(clear)].astype(np.int16)
+    plain = [Cepstra(8000, centred=False) for _ in range(2)]
+    one, other = (np.concatenate((each.push(pcm), each.flush())) for each, pcm in zip(plain, (dull, clear)))
+    apart = np.abs(cepstra(dull) - cepstra(clear))[80:, 1:].mean()
+    assert apart < 0.7 * np.abs(one - other)[80:, 1:].mean()
+
+
 def test_too_little_for_a_frame_is_nothing():
     stream = Cepstra(8000)
     assert len(stream.push(np.ones(100, np.int16))) == len(stream.flush()) == 0
@@ -168,6 +178,19 @@ def test_a_missing_recogniser_is_one_sentence(monkeypatch):
     with pytest.raises(ConfigError) as failed:
         embedded.Recogniser(SEARCHES)
     assert str(failed.value) == "The embedded recogniser needs pocketsphinx: pip install 'opusagent[local]'."
+
+
+@recognises
+def test_a_word_that_any_vowel_sounds_like_is_rare_in_a_choice_only():
+    jsgf = "<d> = zero | nine | oh;\n<a> = ( oh | one ) | oh please | [ oh ] two;"
+    assert embedded.weighed(jsgf) == "<d> = zero | nine | /1e-21/ oh;\n<a> = ( /1e-21/ oh | one ) | oh please | [ oh ] two;"
+
+
+@recognises
+def test_a_word_is_known_by_what_the_telephone_leaves_of_it():
+    lines = embedded.dictionary(["six"]).splitlines()
+    assert {tuple(line.split()[1:]) for line in lines} == {("S", "IH", "K", "S"), ("S", "IH", "K"), ("IH", "K", "S")}
+    assert len({line.split()[0] for line in lines}) == 3
 
 
 # ---- recognising -----------------------------------------------------------------------------------------------------

@@ -4,7 +4,8 @@ pocketsphinx has a front end of its own.  Given 8 kHz audio brought up to 16 kHz
 that its model was never taught, and its normalisation drifts over the digital silence of telephone lines: of 13
 recorded answers it got 4 right, where what follows gets all.  Here 8 kHz needs no upsampling, because a
 spectrum of 256 points has the same bins below 4 kHz as one of 512 at 16 kHz; loudness is brought to one level before
-anything else; and a floor of comfort noise, added as energy, makes digital silence look like a quiet room.
+anything else; what a caller's voice and line add to every frame is learned and taken off; and a floor of comfort noise,
+added as energy, makes digital silence look like a quiet room.
 The rule: the same samples give the same cepstra, however they are cut into pieces.
 """
 import numpy as np
@@ -28,6 +29,8 @@ NARROW = 3e-4               # of the energy below 3.4 kHz: with less above, it i
 HOLD = 80                   # frames at the start of an utterance, pre-roll with it, that wait for its loudness
 LOUD = 4                    # of these, the fourth loudest is its loudness
 CLIMB = 0.3                 # of the way to a louder frame that the loudness then goes
+VOICE = 6.0                 # below a caller's loudness (26 dB) down to which a frame tells of voice and line
+TRUST = 60                  # frames: after so many the mean is half the caller's own
 FADE = 1.0                  # how much softer (4 dB) than the last utterance of a call the next one may begin
 
 
@@ -73,9 +76,10 @@ _MEANS = {rate: np.array(mean, np.float32) for rate, mean in {
 class Cepstra:
     """One utterance of a caller: samples in, cepstra out.  `level` of a call's last utterance goes into its next."""
 
-    __slots__ = ("rate", "least", "level", "hop", "window", "rest", "held", "weights", "mean")
+    __slots__ = ("rate", "least", "level", "hop", "window", "rest", "held", "weights", "mean", "centred",
+                 "voiced", "sum")
 
-    def __init__(self, rate: int, level: float = 0.0):
+    def __init__(self, rate: int, level: float = 0.0, centred: bool = True):
         self.rate = rate                        # Hz: 8000 or 16000
         self.least = level - FADE if level else START   # what loudness is taken for at least
         self.level = SILENT                     # log energy of the loud frames so far
@@ -85,6 +89,9 @@ class Cepstra:
         self.held: list | None = []             # power spectra of the first frames, until there are HOLD; then None
         self.weights = _WEIGHTS[rate]           # from power spectra to bands
         self.mean = _MEANS[rate]
+        self.centred = centred                  # what the caller's voice and line add is taken off
+        self.voiced = 0                         # frames of the caller's voice so far
+        self.sum = np.zeros(CEPSTRA)            # of their cepstra, beside the mean
 
     def push(self, pcm: np.ndarray) -> np.ndarray:
         """int16 samples; the cepstra that are ready, float32 [frames, CEPSTRA]."""
@@ -119,20 +126,37 @@ class Cepstra:
             self.weights = np.where(np.arange(257)[:, None] < 129, self.weights, 0)
             self.mean = _MEANS[8000]
             bands = power @ self.weights
-        return self._cepstra(bands, np.full((len(bands), 1), self.level, np.float32))
+            loudness = _loudness(bands)
+        return self._cepstra(bands, np.full((len(bands), 1), self.level, np.float32), loudness, at_once=True)
 
     def _follow(self, power: np.ndarray) -> np.ndarray:
         """The frames that follow; a voice that gets louder is followed, a click is not."""
+        if not len(power):
+            return _NOTHING
         bands = power @ self.weights
         levels = np.empty((len(bands), 1), np.float32)
-        for i, loudness in enumerate(_loudness(bands).tolist()):
-            self.level += CLIMB * max(0.0, loudness - self.level)
+        loudness = _loudness(bands)
+        for i, loud in enumerate(loudness.tolist()):
+            self.level += CLIMB * max(0.0, loud - self.level)
             levels[i] = self.level
-        return self._cepstra(bands, levels)
+        return self._cepstra(bands, levels, loudness)
 
-    def _cepstra(self, bands: np.ndarray, levels: np.ndarray) -> np.ndarray:
+    def _cepstra(self, bands: np.ndarray, levels: np.ndarray, loudness: np.ndarray, at_once=False) -> np.ndarray:
         gains = np.exp(LEVEL - np.maximum(levels, self.least))
-        return np.log(bands * gains + _NOISE) @ _COSINES - self.mean
+        cepstra = np.log(bands * gains + _NOISE) @ _COSINES - self.mean
+        if not self.centred:
+            return cepstra
+        return cepstra - self._centre(cepstra, loudness > np.maximum(levels[:, 0] - VOICE, SILENT), at_once)
+
+    def _centre(self, cepstra: np.ndarray, voiced: np.ndarray, at_once: bool) -> np.ndarray:
+        """What this caller's voice and line add to every frame's cepstra, as far as is known at that frame, or of all
+        of them at once.  Loudness, the first number, has been seen to already."""
+        counts = self.voiced + np.cumsum(voiced)
+        sums = self.sum + np.cumsum(voiced[:, None] * cepstra, 0, np.float64)
+        self.voiced, self.sum = int(counts[-1]), sums[-1]
+        centres = (sums / (counts + TRUST)[:, None]).astype(np.float32)
+        centres[:, 0] = 0
+        return centres[-1:] if at_once else centres
 
 
 def _loudness(bands: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ learned of a caller is in Cepstra's `level`, never in a decoder, so any decoder 
 import importlib.util
 import math
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -20,8 +21,13 @@ MOST = 64                   # decoders of grammars at once; an utterance beyond 
 MOST_FREE = 2               # decoders with a language model at once: each takes 100 MB
 POLL = 4                    # frames between two looks at a hypothesis (one takes 6 us, 100 us with a language model)
 CERTAIN = 0.5               # confidence below which a result of a grammar counts as none of its sentences
+LOUD = 20.0                 # of a cepstrum's first number: frames so near to the loudest (17 dB) are somebody's voice
 STEP = 6                    # frames that an utterance may decode before the next one has its turn
 FRAME_BYTES = 4 * CEPSTRA
+
+RARE = {"oh": 1e-21}        # words that any vowel sounds like -> how much rarer than its neighbours in a choice
+# What the telephone leaves of a word, beside what the model's dictionary has.
+SOUNDS = {"six": ("S IH K", "IH K S")}
 
 MODEL = "model/en-us"
 INSTALL = "The embedded recogniser needs pocketsphinx: pip install 'opusagent[local]'."
@@ -58,7 +64,16 @@ def dictionary(words: Iterable[str]) -> str:
         names = ", ".join(map(repr, missing))
         raise ConfigError(f"The recogniser does not know how {names} is spoken: choose another word, or spell it "
                           "as words that sound like it.")
+    for word in wanted & SOUNDS.keys():
+        lines += [f"{word}({number}) {sounds}\n" for number, sounds in enumerate(SOUNDS[word], 9)]
     return "".join(lines)
+
+
+def weighed(jsgf: str) -> str:
+    """The grammar with the weights of RARE where such a word is one of a choice."""
+    for word, weight in RARE.items():
+        jsgf = re.sub(rf"([|=(]\s*)({word}\s*[|;)])", rf"\1/{weight}/ \2", jsgf)
+    return jsgf
 
 
 class Recogniser:
@@ -101,7 +116,7 @@ class Recogniser:
             else:
                 decoder = self.decoder(featparams=features, dict=words, loglevel="FATAL", **GRAMMAR)
                 for search in self.grammars:
-                    decoder.add_jsgf_string(str(search.id), search.jsgf)
+                    decoder.add_jsgf_string(str(search.id), weighed(search.jsgf))
         except (RuntimeError, ValueError) as error:
             raise EngineError(f"pocketsphinx takes neither its model nor the flow's grammars: {error}") from None
         self.made[kind] += 1
@@ -120,13 +135,14 @@ class Recogniser:
             return None
         decoder = idle.pop()
         decoder.activate_search(str(search_id) if search.kind == "grammar" else LANGUAGE_MODEL)
-        return Utterance(decoder, search.kind == "free", idle, Cepstra(rate, level))
+        free = search.kind == "free"        # a language model does without: it knows what is likely
+        return Utterance(decoder, free, idle, Cepstra(rate, level, centred=not free))
 
 
 class Utterance:
     """One stretch of a caller's speech on its way to text.  It ends with finish() or abandon()."""
 
-    __slots__ = ("decoder", "free", "idle", "cepstra", "pending", "unseen", "text")
+    __slots__ = ("decoder", "free", "idle", "cepstra", "pending", "loudness", "unseen", "text")
 
     def __init__(self, decoder, free: bool, idle: list, cepstra: Cepstra):
         self.decoder = decoder
@@ -134,6 +150,7 @@ class Utterance:
         self.idle = idle                    # where the decoder goes back to
         self.cepstra = cepstra
         self.pending = b""                  # cepstra that are not decoded
+        self.loudness: list[np.ndarray] = []    # of all frames: the first of their cepstra
         self.unseen = 0                     # frames decoded since the last look at the hypothesis
         self.text = ""                      # what it was
         decoder.start_utt()
@@ -145,7 +162,11 @@ class Utterance:
 
     def feed(self, pcm: np.ndarray) -> None:
         """More of it, int16; step() decodes it."""
-        self.pending += self.cepstra.push(pcm).tobytes()
+        self._take(self.cepstra.push(pcm))
+
+    def _take(self, cepstra: np.ndarray) -> None:
+        self.pending += cepstra.tobytes()
+        self.loudness.append(cepstra[:, 0])
 
     def step(self) -> bool:
         """Decode at most STEP frames, so that utterances share a process fairly; True while more are pending."""
@@ -157,7 +178,7 @@ class Utterance:
 
     def hurry(self) -> None:
         """Somebody asks before the loudness is certain: what was held back for it is decoded now."""
-        self.pending += self.cepstra.flush().tobytes()
+        self._take(self.cepstra.flush())
 
     def partial(self) -> str:
         """The best text so far; not necessarily a whole sentence of the grammar.  Worth a look when `due`."""
@@ -178,7 +199,7 @@ class Utterance:
             pass
         self.decoder.end_utt()
         found = self.decoder.hyp()
-        confidence = fit(self.decoder.seg()) if found else 0.0
+        confidence = fit(self.decoder.seg(), np.concatenate(self.loudness)) if found else 0.0
         self.idle.append(self.decoder)
         return (found.hypstr if confidence >= CERTAIN or self.free and found else "", confidence)
 
@@ -188,23 +209,29 @@ class Utterance:
         self.idle.append(self.decoder)
 
 
-def fit(segments: Iterable) -> float:
+def fit(segments: Iterable, loudness: np.ndarray) -> float:
     """How well the words of a result fit what was heard, from 0 to 1, in place of a model of everything else.
 
-    pocketsphinx scores every frame against the best of all sounds at that frame.  Words that were not said fit badly,
-    and so does the silence around them when it has swallowed words that no grammar expected.  Weights by logistic
+    `loudness` is the first of the cepstra of every frame.  pocketsphinx scores every frame against the best of all
+    sounds at that frame: words that were not said fit badly.  And where words were said that no grammar expected,
+    the silence between those that were has swallowed them: it fits badly as well, and is loud.  Weights by logistic
     regression over recordings of people: answers that were expected, against sentences from books and other answers.
     """
-    words, fillers = [], []                 # (log score, frames) of each
+    words, fillers, swallowed = [], [], 0       # (log score, frames) of each; loud frames that are no word's
+    loud = loudness > loudness.max(initial=-np.inf) - LOUD
     for segment in segments:
-        frames = segment.end_frame - segment.start_frame + 1
-        if segment.start_frame >= 0 and frames > 0 and segment.word != "(NULL)":
-            score = 1000 * math.log(max(segment.ascore, 1e-300))
-            (fillers if segment.word[0] in "<[(" else words).append((score, frames))
+        first, after = segment.start_frame, segment.end_frame + 1
+        if first >= 0 and after > first and segment.word != "(NULL)":
+            score = (1000 * math.log(max(segment.ascore, 1e-300)), after - first)
+            if segment.word[0] in "<[(":
+                fillers.append(score)
+                swallowed += int(loud[first:after].sum())
+            else:
+                words.append(score)
     if not words:
         return 0.0
     worst = min(score / frames for score, frames in words)
-    evidence = 14.5 + 2.5 * _mean(words) + 0.84 * worst + 4.5 * _mean(fillers)
+    evidence = 16.7 + 1.55 * _mean(words) + 1.9 * worst + 2.3 * _mean(fillers) - 4 * swallowed / max(1, loud.sum())
     return 1 / (1 + math.exp(-max(-50.0, min(50.0, evidence))))
 
 
