@@ -38,6 +38,8 @@ class Net:
     ping_timeout_seconds: float = setting(20.0, "silence of the peer's that ends a connection", low=0.1, high=3600)
     media_timeout_seconds: float = setting(15.0, "silence of the peer's that ends a telephone call",
                                            low=0.1, high=3600)
+    resume_seconds: float = setting(20.0, "time that a call waits for another connection, where its platform may come "
+                                    "back on one (audiocodes); 0 is not at all", low=0, high=600)
     max_message: int = setting(16777216, "largest message of /ws/echo, /ws/pcm and /v1/realtime", "bytes",
                                low=125, high=1 << 30)
     max_message_telephony: int = setting(65536, "largest message of a telephony dialect", "bytes",

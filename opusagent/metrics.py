@@ -34,6 +34,7 @@ MEANING = {
     "protocol_errors": "Connections that broke the protocol, by HTTP status or close code.",
     "refused_credentials": "Calls and webhooks that did not show what their platform's [auth] asks for.",
     "strange_news": "Webhooks about calls that are not here.",
+    "resumptions": "Calls whose connection ended: awaited, then resumed or given up.",
     "transfers": "Calls that a flow wanted to hand over, by what became of it.",
     "dropped_chunks": "Audio chunks dropped because a peer read too slowly.",
     "speculations": "Replies that were begun before the caller's turn was over: kept, or thrown away.",

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from . import ConfigError, EngineError, journal
+from . import ConfigError, EngineError, journal, resumption
 from ._fastpath import Arena
 from .audio import VadBatch
 from .call import Call
@@ -341,6 +341,13 @@ def told(method: str, of=lambda call: call):
     return tell
 
 
+def done_to(function):
+    """Does to the call what was done then."""
+    async def do(replay: Replay, *args) -> None:
+        function(replay.call, *args)
+    return do
+
+
 EAR, MOUTH = attrgetter("ear"), attrgetter("mouth")
 
 TAKE_IN = {
@@ -351,6 +358,7 @@ TAKE_IN = {
     journal.SPEECH_FAILED: told("on_speech_failed", MOUTH), journal.TOOL: told("on_tool", MOUTH),
     journal.LATE_TOOL: told("on_late_tool", MOUTH),
     journal.ANSWERED_BY: told("answered_by"), journal.NOT_HANDED_OVER: told("not_handed_over"),
+    journal.CUT: done_to(resumption.cut), journal.BACK: done_to(resumption.back),
     journal.ASKED: Replay._asked, journal.PIECE: Replay._piece, journal.ANSWERED: Replay._answered,
     journal.BROKE: Replay._broke,
 }

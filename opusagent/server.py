@@ -31,6 +31,7 @@ from .gate import Gate, without_secrets
 from .loop import attach, detach, listen
 from .metrics import Metrics
 from .realtime import call_of, realtime_query
+from .resumption import Resumable
 from .studio import Studio
 
 log = logging.getLogger("opusagent")
@@ -74,6 +75,7 @@ class Server:
         self.epoll = EpollSet(self.buffer, metrics.frames, on_slow=self._slow)
         self.connections: set[Connection] = set()
         self.calls: dict[str, Call] = {}            # by call id
+        self.waiting: set[Resumable] = set()        # of them those whose connection has ended
         self.records: deque[dict] = deque(maxlen=KEPT_CALLS)    # of ended calls, newest last
         self.draining = False
         self.broken = ""                            # a sentence: why no call can be served
@@ -135,6 +137,8 @@ class Server:
             await asyncio.sleep(0.01)
         for connection in list(self.connections):
             connection.ended(None)
+        for session in list(self.waiting):
+            session.gone(1001, "the server is shutting down")
         await self.departures.close()
         self._timer.cancel()
         if self.archive is not None:
@@ -206,6 +210,8 @@ class Server:
             self._next_tidying = now + TIDY_NS
             self._tidy()
             self._weigh(now)
+            for session in list(self.waiting):
+                session.sweep(now)
 
     def _rest(self) -> int:
         """ns between two ticks while nothing is paced: as rarely as the sweep of all connections allows."""
@@ -296,6 +302,9 @@ class Server:
         if agent == "echo":
             return limits, lambda connection: EchoCall(self, connection, spoken, agent)
         make = call_of(name)
+        if hasattr(dialect, "resumes"):
+            return limits, lambda connection: Resumable(self, connection, lambda line: make(
+                self, line, spoken, agent, self._journal(spoken, query, agent)))
         return limits, lambda connection: make(self, connection, spoken, agent, self._journal(spoken, query, agent))
 
     def bare_session(self, connection: AudioSocketConnection, dialect) -> Call:

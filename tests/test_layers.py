@@ -15,7 +15,7 @@ LAYERS = [
     {"engines", "carriers"},
     {"pipeline"},
     {"archive", "journal", "prompts", "studio", "ledger", "outbound", "tools", "ear", "mouth", "transaction", "departure",
-     "call", "assistant", "realtime", "echo", "replay", "whatif"},
+     "call", "resumption", "assistant", "realtime", "echo", "replay", "whatif"},
     {"connection", "audiosocket", "flowcheck", "pages", "gate", "webhooks", "server", "recording", "timeline", "terminal",
      "telephone", "caller", "localserver", "people", "demo", "latency", "rehearse", "client"},
     {"daemon"},

@@ -25,6 +25,8 @@ and may have
     patient         True where audio that the peer has not taken yet waits instead of being dropped
     message_ms      the most audio in one message of a reply, where the platform counts messages (otherwise 20)
     parting_ms      how long after stop() the platform may end the call itself, before we close (otherwise not at all)
+    resumes(payload) -> str                     the call that a connection's first message wants to go on with, or "";
+                                                and `resumable`: ours may; paused(): see resumption.py
     transfer(target) -> bytes                   "hand the caller over", to +49... or sip:...
     tell(news, *details)                        what happens in the conversation, one of the NEWS; what the platform wants
                                                 to hear of it goes into the outbox

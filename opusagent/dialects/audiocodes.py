@@ -7,7 +7,7 @@ when it has been heard, stopped by a barge-in; so there is never a second one.  
 speaks and what is recognised, for its own barge-in and its timers.  A user stream that is stopped is a pause.
 Uncertain: whether playStream.stop lets what is buffered be played (ours comes when it has been, so both readings hold);
 how a WAV stream is cut into chunks (a header may begin any of them, whole); which participant of several is the caller
-(the one of that name, else the first).  session.resume on a new socket is refused: a conversation lives on its socket.
+(the one of that name, else the first).  After session.resume on a new socket the caller's stream is started anew.
 The rule: only a message that is no JSON object, or audio that is none, ends a call; the rest is ignored and counted.
 """
 import binascii
@@ -168,6 +168,21 @@ class AudioCodes:
         if name == self._conversation:
             return self._answer("session.accepted", mediaFormat=self._format)
         self._answer("session.error", conversationId=name, reason="conversation not found")
+
+    @staticmethod
+    def resumes(payload) -> str:
+        """The conversation that the first message of a connection wants to go on with; "" if it is another message."""
+        message = parse(payload, AudioCodes.name)
+        return text_of(message.get("conversationId")) if message.get("type") == "session.resume" else ""
+
+    @property
+    def resumable(self) -> bool:
+        """True while the conversation may go on over another connection."""
+        return self._live
+
+    def paused(self) -> bytes | None:
+        """What the platform would have said, had it known that the caller's stream stops here."""
+        return message_of("userStream.stop", participant=self._heard)[1] if self._hearing else None
 
     def _validate(self, message: dict) -> None:
         self._answer("connection.validated", success=True)
