@@ -1,0 +1,77 @@
+"""The smallest dialect: binary messages are mu-law at 8 kHz, both ways; the text "bye" ends a call.
+
+As `opusagent/dialects/tiny.py`, with the row `(Tiny, TinyCaller)` in dialects/__init__.py, it is served at /ws/tiny and
+called by `opusagent call ws://HOST:PORT/ws/tiny --wav one.wav`.  The rule: only text that is not "bye" is ignored.
+"""
+from urllib.parse import SplitResult
+
+from opusagent._fastpath import ulaw_decode, ulaw_encode
+from opusagent.dialects import BINARY, TEXT, Audible, Audio, Start, Stop
+
+
+class Mulaw:
+    """Bytes of mu-law to samples, and back."""
+
+    __slots__ = ("_audible",)
+
+    def __init__(self):
+        self._audible = Audible(1600)           # 200 ms; it grows
+
+    def decode(self, payload) -> Audio | None:
+        if len(payload) > len(self._audible.pcm):
+            self._audible.reserve(len(payload))
+        return self._audible.first(ulaw_decode(payload, self._audible.pcm)) if len(payload) else None
+
+    @staticmethod
+    def encode(pcm) -> bytes:
+        codes = bytearray(len(pcm))
+        ulaw_encode(pcm, codes)
+        return bytes(codes)
+
+
+class Tiny:
+    """Mu-law, and nothing around it."""                # the first line stands in /docs
+
+    __slots__ = ("ignored", "outbox", "_facts", "_mulaw")
+    name, rate, opcode = "tiny", 8000, BINARY
+    lead_ms = 60                # nothing is taken back from this platform: stay close to the listener
+    max_message = 8000          # bytes: a second
+
+    def __init__(self, query: dict[str, str]):
+        self.ignored, self.outbox = 0, []
+        self._facts, self._mulaw = dict(query), Mulaw()
+
+    def open(self) -> Start:
+        return Start(self._facts.pop("call_id", ""), self._facts)       # the open socket is the call
+
+    def receive(self, opcode: int, payload) -> Audio | Stop | None:
+        if opcode == BINARY:
+            return self._mulaw.decode(payload)
+        if bytes(payload) == b"bye":
+            return Stop()
+        self.ignored += 1
+        return None
+
+    def audio(self, pcm) -> bytes:
+        return self._mulaw.encode(pcm)
+
+    def mark(self, name: str) -> None: ...              # nothing tells what has been heard
+
+    def clear(self) -> None: ...                        # or takes back what was sent
+
+    def stop(self) -> bytes:
+        return b"bye"
+
+
+class TinyCaller:
+    """The platform's side, for tests and `opusagent call`."""
+
+    name, rate = "tiny", 8000
+
+    def __init__(self, url: SplitResult):
+        self.call_id, self._mulaw = "call", Mulaw()
+        self.open, self.mark, self.stop = list, lambda name: None, lambda: (TEXT, b"bye")
+        self.audio = lambda pcm: (BINARY, self._mulaw.encode(pcm))
+
+    def receive(self, opcode: int, payload) -> Audio | Stop | None:
+        return self._mulaw.decode(payload) if opcode == BINARY else Stop()
