@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import sys
+from dataclasses import replace
 
 from embedded_calls import bare_timer
 from embedded_calls import main as embedded
@@ -20,7 +21,7 @@ from stubbed import ASKS, SAYS, Load, Outcome, Scene, percentile
 from subjects import Absent, Cores, allow_connections, machine
 
 OVERHEAD_CALLS = 10
-TURN_SECONDS = 4.0              # of the short turns that overhead is measured with, about
+TURN_SECONDS = 3.3              # of the short turns that overhead is measured with, about
 FULL = 0.70                     # of the core, and
 LATE_MS = 5.0                   # of overhead at p99: beyond either a core is full
 SPOILED = 0.02                  # of the time kept off the core, and
@@ -43,11 +44,13 @@ def doubts(outcome: Outcome) -> str:
 
 
 def overheads(args: argparse.Namespace, scene: Scene) -> dict[str, Outcome]:
-    """What a turn takes beyond its endpoint, ours in two kinds of turns, and the peer's."""
-    load = Load(OVERHEAD_CALLS, 6, max(8.0, args.turns * TURN_SECONDS / OVERHEAD_CALLS), short=True)
+    """What a turn takes beyond its endpoint: ours, with prompts and keys instead of a model, and the peer's; these two
+    have a third of the turns, whose p99 needs no more."""
+    seconds = args.turns * TURN_SECONDS / OVERHEAD_CALLS
+    load = Load(OVERHEAD_CALLS, 6, max(8.0, seconds), short=True)
     found = {"OpusAgent, model": scene.run(scene.agent(ASKS, load.calls), load)}
-    keyed = Load(load.calls, load.warm, load.seconds, keys=True, short=True)
-    found["OpusAgent, prompts"] = scene.run(scene.agent(SAYS, load.calls), keyed)
+    load = replace(load, seconds=max(8.0, seconds / 3))
+    found["OpusAgent, prompts"] = scene.run(scene.agent(SAYS, load.calls), replace(load, keys=True))
     if args.peer:
         found["Pipecat, model"] = scene.run(scene.pipecat(), load)
     return found
@@ -116,6 +119,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--ramp", type=steps, default=[50, 100, 200, 300, 400], help="calls at once, ours")
     parser.add_argument("--peer-ramp", type=steps, default=[5, 10, 15, 20], help="... and the peer's")
     parser.add_argument("--seconds", type=float, default=20, help="of each number of calls (default 20)")
+    parser.add_argument("--only", choices=("overhead", "ramp"), help="one of the two measurements")
     parser.add_argument("--no-peer", dest="peer", action="store_false", help="without Pipecat")
     parser.add_argument("--fifo", action="store_true", help="SCHED_FIFO on both cores (as root, where others work too)")
     parser.add_argument("--quick", action="store_true", help="seconds only: shows that it runs")
@@ -139,11 +143,10 @@ def main(argv: list[str] | None = None) -> int:
             if args.peer and (absent := scene.pipecat().absent()):
                 print(absent, file=sys.stderr)
                 args.peer = False
-            timer = bare_timer(OVERHEAD_CALLS, cores)
-            found = overheads(args, scene)
+            who, timer = scene.who, bare_timer(OVERHEAD_CALLS, cores)
+            found = overheads(args, scene) if args.only != "ramp" else {}
         with Scene(cores, 20) as scene:
-            ramps = ramp(args, scene)
-            who = scene.who
+            ramps = ramp(args, scene) if args.only != "overhead" else {}
     except Absent as why:
         print(f"bench/calls.py: {why}", file=sys.stderr)
         return 1
@@ -154,8 +157,10 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     print(f"The callers are {who}.  Servers on core {cores.server}, callers and the model on core {cores.client}"
           f"{', SCHED_FIFO' if args.fifo else ''}; " + "; ".join(f"{key} {value}" for key, value in machine().items()))
-    print(f"\nA turn's own overhead, {OVERHEAD_CALLS} calls\n{table(overhead_rows(found, timer))}")
-    print(f"\nMore and more calls\n{table(ramp_rows(ramps))}")
+    if found:
+        print(f"\nA turn's own overhead, {OVERHEAD_CALLS} calls\n{table(overhead_rows(found, timer))}")
+    if ramps:
+        print(f"\nMore and more calls\n{table(ramp_rows(ramps))}")
     for name, outcomes in ramps.items():
         print(f"{name}: {most(outcomes)} calls on a core, of those tried, at p99 below {LATE_MS:g} ms and "
               f"at most {FULL:.0%} of it")
