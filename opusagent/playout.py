@@ -118,6 +118,7 @@ class Playout:
                 frame = self._next_whole()
                 if frame is not None:
                     self._set_off(now)
+                    self._gap, self._last = False, int(frame[-1])
                     self.sent += self.size
                     return frame
             else:
@@ -143,7 +144,9 @@ class Playout:
     def _next_whole(self) -> np.ndarray | None:
         """A frame from the midst of a segment, where it lies, which is nearly every one; None where it takes more."""
         size, segment = self.size, self.queue[0]
-        if size != self.most or self._gain != 1.0 or self._target != 1.0 or segment.written - segment.read <= size:
+        if size != self.most or self._gain != 1.0 or self._target != 1.0 or self._faded:
+            return None
+        if segment.written - segment.read <= size:
             return None
         at = segment.read % len(segment.pcm)
         if not self._places or self._places[-1][0] is not segment or at + size > len(segment.pcm):
@@ -169,7 +172,7 @@ class Playout:
         nothing.  How many samples, whole frames, go out for that: 0 where it is not so."""
         filled, frame = self._filled, self._frame
         last = int(frame[filled - 1]) if filled else self._last
-        speaking = bool(self.queue and self._places) and self._places[-1][0] is self.queue[0] and not self._silence
+        speaking = bool(self.queue) and self.queue[0].read > self.queue[0].start
         if not last or not speaking or self._origin is None or now < self._due() + self.lead:
             return 0
         count, fade = (filled // self.size + 1) * self.size, self.rate * FADE_MS // 1000
