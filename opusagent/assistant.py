@@ -47,6 +47,16 @@ class Assistant:
     def judge(self, text: str) -> str:
         return self.expect.judge(text)
 
+    def interrupts(self, text: str) -> bool | None:
+        """Any words do, but those that say "go on"; None: not known yet."""
+        said, known = words(text), self.flow.states[self.state].backchannels
+        if said in known:
+            return False
+        return None if not bare(said) or any(said == longer[:len(said)] for longer in known) else True
+
+    def answered(self, who: str) -> None:
+        return None
+
     def begin(self) -> None:
         return None
 
@@ -74,10 +84,15 @@ class Assistant:
         """The items keep that."""
 
     def checkpoint(self) -> tuple:
-        return (self.turn,)
+        return self.turn, {}
 
     def restore(self, checkpoint: tuple) -> None:
-        self.turn, = checkpoint
+        self.turn = checkpoint[0]
+
+    def retract(self, checkpoint: tuple) -> None:
+        """Nothing is done here: the functions are the client's."""
+
+    keep = retract
 
     def _reply(self, kind: str, latest: str, request: dict | None = None) -> Reply:
         dialect, request = self.dialect, request or {}
@@ -87,7 +102,8 @@ class Assistant:
         instructions = asked if asked is not None else dialect.session["instructions"]
         spoken = (request.get("output_modalities") or dialect.session["output_modalities"]) == ["audio"]
         messages = chat(dialect.items.order if items is None else items,
-                        instructions or " ".join(filter(None, (self.flow.persona, state.prompt))), spoken, latest)
+                        instructions or " ".join(filter(None, (self.flow.persona, state.prompt))), spoken,
+                        latest if kind != ANSWER or dialect.listening else "")
         if not any(message["role"] != "system" for message in messages):
             messages += ({"role": "user", "content": "(The conversation begins.)"},)
         return Reply(kind, self.turn, self.state, (), messages, bare(words(latest)), caller=latest)

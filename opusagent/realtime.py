@@ -32,13 +32,14 @@ log = logging.getLogger("opusagent")
 MS = 1_000_000                  # ns
 BETA = "openai-beta.realtime-v1"        # a subprotocol
 GREETING_AFTER = 1000 * MS      # a flow begins by itself, without a word from the client, after so long
-AT_ONCE_MS = 1000               # audio in one message that is heard at once; more waits in the inbox
-FEED_MS = 40                    # of it that is heard at each tick: eight times as fast as it was spoken
+PACE = 8                        # times as fast as it was spoken, audio is heard
+AT_ONCE = 125 * MS              # ... after as much of it as is heard in so long
+PIECE_MS = 200                  # of audio that waits
 KEPT_SILENCES = 16              # whose places are known
 INBOX_SECONDS = 120             # of audio that may wait
 INBOX_ENTRIES = 4096
 ENDED = Waits(0, 0, 0, NEVER)   # what has been said is all of it
-REASONS = {"barge-in": "turn_detected", "superseded": "turn_detected"}      # of a response that was cut; else the client
+REASONS = {"barge-in": "turn_detected", "superseded": "turn_detected"}      # why a response was cut; else the client
 
 
 def realtime_query(head, query: dict[str, str]) -> dict[str, str]:
@@ -54,6 +55,7 @@ class RealtimeCall(Call):
         self.assistant = agent == "assistant"   # the client leads; otherwise the flow does
         self.inbox: deque = deque()             # Audio as arrays, and Asks
         self.backlog = 0                        # samples in it
+        self.heard_by = 0                       # ns: until when what was heard keeps the recogniser busy
         self.deferred: deque[Ask] = deque(maxlen=16)    # responses asked for while a turn is being recognised
         self.made = Made()                      # of the reply being spoken, or held
         self.silent = 0                         # samples of our own silence in the slot, but for
@@ -73,6 +75,8 @@ class RealtimeCall(Call):
     def _open_line(self) -> None:
         super()._open_line()
         self.mouth.stage.llm = ClientModel(self, self.mouth.stage.llm)
+        self.mouth.lowered = 1.0                # what was sent ahead cannot be raised again,
+        self.mouth.echo = None                  # and is heard no one knows when
         if self.assistant:
             self.mouth.stage.filler = ()        # what fills the wait is the client's to say
 
@@ -102,29 +106,27 @@ class RealtimeCall(Call):
             self.inbox.append(event)
         else:
             self.dialect.refuse(Fault("rate_limit_exceeded", "Too much waits for the end of a turn."))
-        self._work(self.server.now, AT_ONCE_MS)
+        self._work(self.server.now)
         self.mouth.out.answers()
+        if self.inbox:
+            self.due = 0
 
     def _take(self, pcm) -> None:
         """Audio, into the inbox: in pieces, if it is long."""
         if self.backlog + len(pcm) > INBOX_SECONDS * self.slot.rate_in or len(self.inbox) >= INBOX_ENTRIES:
             return self.dialect.refuse(Fault("input_audio_buffer_full", f"More than {INBOX_SECONDS} s of audio wait "
                                              "to be heard: send it no faster than that.", "audio"))
-        pcm, most = np.array(pcm), FEED_MS * self.slot.rate_in // 1000
-        if len(pcm) > AT_ONCE_MS * self.slot.rate_in // 1000:
-            self.inbox.extend(pcm[at:at + most] for at in range(0, len(pcm), most))
-        elif len(pcm):
-            self.inbox.append(pcm)
+        pcm, most = np.array(pcm), PIECE_MS * self.slot.rate_in // 1000
+        self.inbox.extend(pcm[at:at + most] for at in range(0, len(pcm), most))
         self.backlog += len(pcm)
 
-    def _work(self, now: int, ms: int) -> None:
-        """Through the inbox, up to so much audio."""
-        left = ms * self.slot.rate_in // 1000
-        while self.inbox and left > 0 and not self._must_wait(self.inbox[0]):
+    def _work(self, now: int) -> None:
+        """Through the inbox, as far as the recogniser can follow."""
+        while self.inbox and self.heard_by <= now and not self._must_wait(self.inbox[0]):
             entry = self.inbox.popleft()
             if isinstance(entry, np.ndarray):
                 self.backlog -= len(entry)
-                left -= len(entry)
+                self.heard_by = max(self.heard_by, now - AT_ONCE) + len(entry) * 1000 * MS // (PACE * self.slot.rate_in)
                 self._hear_client(entry, now)
             elif entry.__class__ is Dtmf:
                 self.on_dtmf(entry)
@@ -161,7 +163,8 @@ class RealtimeCall(Call):
             self.excused = math.inf
         if self.assistant:
             self.turns.expect(self.dialogue.expect.waits)
-            if self.server.config.tts == "openai" and isinstance(voice := dialect.session["audio"]["output"]["voice"], str):
+            voice = dialect.session["audio"]["output"]["voice"]
+            if self.server.config.tts == "openai" and isinstance(voice, str):
                 self.mouth.stage.voice = voice
         elif isinstance(self.dialogue, Dialogue):
             known = {name: clip(text, self.dialogue.side) for name, text in dialect.facts.items()}
@@ -176,10 +179,10 @@ class RealtimeCall(Call):
             return                              # the detector was faster
         if not self.ear.hearing:
             self._listen(self.ear.floor)
-        position = self.slot.written
+        position, counts = self.slot.written, self.ear.hearing
         self.dialect.at(self._ms(position))
         self._end_of_turn(position)
-        if not self.ear.final_by:                   # nothing that is said counts in this state of the flow
+        if not counts:                          # nothing that is said does, in this state of the flow
             self.mouth.out.tell(SPEECH_STOPPED)
             self.mouth.out.tell(RECOGNITION, "", 0.0)
 
@@ -246,6 +249,13 @@ class RealtimeCall(Call):
         """Where the client ends its turns itself, nobody listens for their end."""
         super().on_window(score if self.dialect.detector is not None else 0.0, position, samples, quiet)
 
+    def _listen(self, position: int) -> None:
+        """On an assistant, whoever begins to speak ends the response that has not been heard yet."""
+        turn = self.mouth.turn
+        if self.assistant and turn is not None and turn.reply.interruptible and self.dialect.detector is not None:
+            self._stop_talking("barge-in")
+        super()._listen(position)
+
     def _follow(self, events) -> None:
         for event in events:
             self.dialect.at(self._ms(event.position))
@@ -274,6 +284,8 @@ class RealtimeCall(Call):
         self.dialect.heard("")
         self.dialect.take_back()
         super()._go_on_listening()
+        if self.ear.hearing:
+            self.mouth.out.tell(SPEECH_STARTED)
 
     def on_deaf(self) -> None:
         self.dialect.not_recognised("The recogniser failed.")
@@ -284,7 +296,9 @@ class RealtimeCall(Call):
     def _reply(self, reply: Reply | None) -> None:
         """The call has something to say by itself, if it may."""
         if self.deferred:
-            return self._respond(**self.deferred.popleft().details)
+            while self.deferred:
+                self._respond(**self.deferred.popleft().details)
+            return
         unsaid = self.assistant and reply is not None and reply.kind == ANSWER and not reply.caller
         if reply is None or unsaid or not self.dialect.creates:
             self.mouth.forget()
@@ -343,19 +357,25 @@ class RealtimeCall(Call):
         super()._look_after(now)
         if self.slot is None or self.done:
             return
-        self._work(now, FEED_MS)
+        self._work(now)
         if self.greet_by and now > self.greet_by:
             self._greet()
         mouth = self.mouth
         if mouth.turn is not None and mouth.turn.state is not SPEAKING and mouth.playout.spent and not mouth.out.late:
             self._sent(mouth.turn)
         mouth.out.answers()
+        if self.inbox or self.dialect.response.active:
+            self.due = 0
+        elif self.greet_by:
+            self.due = min(self.due, self.greet_by)
 
-    def _tell(self, turn: Turn) -> None:
-        """The client learns what has been made since."""
+    def _tell(self, turn: Turn, spoken: bool = False) -> None:
+        """The client learns what has been made since; of functions when all before them was `spoken`."""
         made, response = self.made, self.dialect.response
         while made.told < len(made.parts):
             part = made.parts[made.told]
+            if not (spoken or isinstance(part, str)):
+                break
             made.told += 1
             if isinstance(part, str):
                 spaced = response.message is not None and turn.reply.say and made.told == 1
@@ -368,7 +388,7 @@ class RealtimeCall(Call):
 
     def _sent(self, turn: Turn) -> None:
         """All of the reply went out: for the client the response is over, though it is still being heard."""
-        self._tell(turn)
+        self._tell(turn, spoken=True)
         if turn.error:
             self._finish("failed", {"error": {"type": "server_error", "code": None, "message": turn.error}})
         elif self.made.limited:

@@ -30,9 +30,9 @@ SPEECH = (8000 * np.sin(np.arange(160) * 2 * np.pi * 300 / 8000)).astype(np.int1
 class Studio:
     """What studio.Studio is to a call, with engines that a test holds in its hand."""
 
-    def __init__(self, flow):
+    def __init__(self, flow, agent=""):
         self.config = Config()
-        self.flows = {"": flow}
+        self.flows = {agent: flow}
         self.arena = Arena(2)
         self.free = [0]
         self.hearing = VadBatch("energy")
@@ -175,12 +175,12 @@ class Connection:
 class Conversation:
     """A call in the Twilio dialect.  Time passes in 20 ms of the caller's audio; the server ticks every 5 ms."""
 
-    def __init__(self, flow, dialect="twilio", facts=None, begin=True, ahead=True):
-        self.studio = Studio(Flow.parse(flow, "flow.toml") if isinstance(flow, str) else flow)
+    def __init__(self, flow, dialect="twilio", query=None, begin=True, ahead=True, agent="", make=Call):
+        self.studio = Studio(Flow.parse(flow, "flow.toml") if isinstance(flow, str) else flow, agent)
         self.studio.ahead = ahead
         self.server = Server(self.studio)
         self.connection = Connection()
-        self.call = Call(self.server, self.connection, TABLE[dialect]({}), "", self.journal())
+        self.call = make(self.server, self.connection, TABLE[dialect](query or {}), agent, self.journal())
         self.eager = False              # tick it whether anything is due or not
         self.place = 0                  # in what was sent: what agent_says has told
         if begin:

@@ -37,8 +37,8 @@ class OpenAIRealtime:
     """The OpenAI Realtime protocol, at /v1/realtime?model=NAME: any of its clients talks to the agent as it stands."""
 
     __slots__ = ("rate", "ignored", "outbox", "session", "items", "response", "limits", "waiting", "appended",
-                 "_beta", "_stem", "_prefix", "_names", "_numbers", "_query", "_client_event", "_in", "_out", "_in_rate",
-                 "_in_resampler", "_out_resampler", "_used", "_at_ms", "_committed", "_speech", "_spoken")
+                 "_beta", "_stem", "_prefix", "_names", "_numbers", "_query", "_client_event", "_in", "_out",
+                 "_in_rate", "_in_resampler", "_out_resampler", "_used", "_at_ms", "_committed", "_speech", "_spoken")
     name = "openai-realtime"
     opcode = TEXT
     lead_ms = 600_000           # as soon as it is made: the client has the clock
@@ -110,7 +110,8 @@ class OpenAIRealtime:
     def open(self) -> Start:
         self.emit("session.created", session=self.session)
         if self._beta:
-            self.emit("conversation.created", conversation={"id": self._name("conv"), "object": "realtime.conversation"})
+            self.emit("conversation.created",
+                      conversation={"id": self._name("conv"), "object": "realtime.conversation"})
         return Start(self._query.get("call_id", ""),
                      {name: value for name, value in self._query.items() if name not in OURS})
 
@@ -129,6 +130,11 @@ class OpenAIRealtime:
     @property
     def interruptible(self) -> bool:
         return self.detector is None or self.detector["interrupt_response"]
+
+    @property
+    def listening(self) -> bool:
+        """The caller speaks: what was understood of it is in no item yet."""
+        return self._speech is not None
 
     @property
     def facts(self) -> dict[str, str]:
@@ -183,7 +189,8 @@ class OpenAIRealtime:
     def not_recognised(self, sentence: str) -> None:
         if self._spoken is not None and self._transcribes:
             self.emit("conversation.item.input_audio_transcription.failed", item_id=self._spoken.id, content_index=0,
-                      error={"type": "server_error", "code": "transcription_failed", "message": sentence, "param": None})
+                      error={"type": "server_error", "code": "transcription_failed", "message": sentence,
+                             "param": None})
 
     @property
     def _transcribes(self) -> bool:

@@ -32,7 +32,8 @@ def beta_session(session: dict) -> dict:
             if name in session}
     return same | {
         "modalities": modalities(session["output_modalities"]), "voice": speaks["voice"], "speed": speaks["speed"],
-        "input_audio_format": FORMATS[hears["format"]["type"]], "output_audio_format": FORMATS[speaks["format"]["type"]],
+        "input_audio_format": FORMATS[hears["format"]["type"]],
+        "output_audio_format": FORMATS[speaks["format"]["type"]],
         "input_audio_transcription": hears["transcription"], "input_audio_noise_reduction": hears["noise_reduction"],
         "turn_detection": hears["turn_detection"], "temperature": 0.8,
         "max_response_output_tokens": session["max_output_tokens"],

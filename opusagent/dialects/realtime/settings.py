@@ -156,7 +156,8 @@ def check(value, shape, path: str) -> Fault | None:
         return check(value, shape.text if isinstance(value, str) else shape.fields, path)
     if isinstance(shape, Each):
         if not isinstance(value, list) or len(value) > shape.most or not small(value):
-            return Fault("invalid_value", f"{path} must be a list of at most {shape.most}, {LARGEST} bytes in all.", path)
+            return Fault("invalid_value", f"{path} must be a list of at most {shape.most}, {LARGEST} bytes in all.",
+                         path)
         return next((fault for i, one in enumerate(value) if (fault := check(one, shape.shape, f"{path}[{i}]"))), None)
     if isinstance(shape, Kind):
         return None if shape.accepts(value) else Fault("invalid_value", f"{path} must be {shape.what}.", path)

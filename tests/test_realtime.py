@@ -1,0 +1,551 @@
+"""Calls in the OpenAI Realtime protocol: the real Call, dialect and turn taking on a virtual clock, without a socket.
+
+The client sends events and reads events; what it is sent is read by the strict simulated client besides, so that an
+event out of place fails the test.  test_interop_realtime.py does the same with other people's clients.
+"""
+import asyncio
+import base64
+import json
+from importlib import resources
+from types import SimpleNamespace
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conversation import SPEECH, Conversation
+from opusagent import ProtocolError
+from opusagent.auth import TABLE as WAYS
+from opusagent.auth import Shown
+from opusagent.credentials import Key
+from opusagent.dialects import CALLERS, TEXT
+from opusagent.dialects.realtime.chat import chat, functions
+from opusagent.dialects.realtime.items import MOST, MOST_TEXT, Item, Items
+from opusagent.realtime import INBOX_SECONDS, RealtimeCall
+from test_dialects import ALIEN, RECORDED
+
+FLOW = """
+start = "card"
+[facts]
+instructions = ""
+member = ""
+[states.card]
+say = "Which card is printed on your slip?"
+on = [{ phrases = ["ten of clubs", "two of clubs"], fact = "card", go = "more" }]
+[states.more]
+say = "Thank you. And which other one?"
+on = [{ phrases = ["ten of clubs", "two of clubs"], go = "bye" }]
+[states.bye]
+say = "Goodbye."
+end = true
+"""
+ASSISTANT = (resources.files("opusagent") / "assistant.toml").read_text()
+PCMU = {"type": "audio/pcmu"}
+LOUD, QUIET = (SPEECH, np.zeros(160, np.int16))
+
+
+class Client(Conversation):
+    """A client of a flow, or (`agent="assistant"`) of a model whose pieces the test gives; pcmu both ways."""
+
+    def __init__(self, flow=FLOW, agent="", update=None, query=None):
+        self.player = CALLERS["openai-realtime"](urlsplit("ws://h/v1/realtime?format=pcmu"))
+        self.read = 0
+        self.events = []
+        super().__init__(flow, "openai-realtime", query, begin=False, agent=agent, make=RealtimeCall)
+        self.does("session.update", session={
+            "type": "realtime", "audio": {"input": {"format": PCMU, **(update or {})}, "output": {"format": PCMU}}})
+
+    @classmethod
+    def of_model(cls, *pieces, update=None):
+        found = cls(ASSISTANT, "assistant", update)
+        found.studio.llm.pieces = pieces
+        return found
+
+    def does(self, kind, **fields):
+        self.receive(json.dumps({"type": kind, **fields}).encode())
+        self.take()
+
+    def writes(self, text, **item):
+        self.does("conversation.item.create", item={
+            "type": "message", "role": "user", "content": [{"type": "input_text", "text": text}], **item})
+
+    def frame(self, pcm):
+        self.call.on_message(*self.player.audio(pcm))
+        self.studio.hearing.run()
+        self.take()
+
+    def passes(self, ms):
+        super().passes(ms)
+        self.take()
+
+    def take(self):
+        """What was sent since, read by the strict client too."""
+        while self.read < len(self.connection.sent):
+            opcode, message = self.connection.sent[self.read]
+            self.read += 1
+            self.events.append(SimpleNamespace(**json.loads(message)))
+            if self.events[-1].type != "error":
+                self.player.receive(opcode, memoryview(message))
+
+    async def thinks(self, ms=100):
+        """The model gets time, and so does the call."""
+        for _ in range(ms // 5):
+            for _ in range(5):
+                await asyncio.sleep(0)
+            self.passes(5)
+
+    def of(self, kind):
+        return [event for event in self.events if event.type == kind]
+
+    def last(self, kind):
+        return self.of(kind)[-1]
+
+    @property
+    def errors(self):
+        return [event.error["code"] for event in self.of("error")]
+
+    @property
+    def said(self):
+        """The transcripts, or texts, of the responses."""
+        return ["".join(part.get("transcript") or part.get("text") for item in event.response["output"]
+                        for part in item.get("content", ())) for event in self.of("response.done")]
+
+    @property
+    def statuses(self):
+        return [event.response["status"] for event in self.of("response.done")]
+
+    def heard_ms(self):
+        deltas = self.of("response.output_audio.delta")
+        return sum(len(base64.b64decode(delta.delta)) for delta in deltas) / 8
+
+
+# ---- a flow ----------------------------------------------------------------------------------------------------------
+
+def test_a_flow_greets_at_the_first_audio_and_the_conversation_goes_to_its_end():
+    call = Client()
+    assert not call.of("response.created")
+    call.silence(20)
+    call.silence(1500)
+    call.says("ten of clubs")
+    call.says("two of clubs")
+    assert call.said == ["Which card is printed on your slip?", "Thank you. And which other one?", "Goodbye."]
+    assert call.connection.closed == (1000, "the conversation is over")
+
+
+def test_a_flow_greets_by_itself_where_nothing_is_said():
+    call = Client()
+    call.passes(990)
+    assert not call.said
+    call.passes(50)
+    assert call.said == ["Which card is printed on your slip?"]
+
+
+def test_a_flow_is_answered_in_writing_and_says_its_last_words_again():
+    call = Client()
+    call.does("response.create", response={"output_modalities": ["text"], "metadata": {"n": "1"}})
+    call.passes(20)
+    call.does("response.create")                    # nothing new
+    call.passes(20)
+    call.writes("the ten of clubs please")
+    call.does("response.create", response={"output_modalities": ["text"]})
+    call.passes(20)
+    assert call.said == ["Which card is printed on your slip?"] * 2 + ["Thank you. And which other one?"]
+    assert call.of("response.done")[0].response["metadata"] == {"n": "1"}
+    assert call.state == "more" and call.call.dialogue.facts["card"] == "ten of clubs"
+
+
+def test_what_the_client_tells_is_a_fact_of_a_flow_that_wants_it():
+    call = Client(query={"member": "1", "model": "x"})
+    assert call.call.dialogue.facts == {"instructions": "", "member": "1"}
+    prompt = {"id": "p", "variables": {"member": "2"}}
+    call.does("session.update", session={"instructions": "Be kind.", "prompt": prompt})
+    assert call.call.dialogue.facts == {"instructions": "Be kind.", "member": "2"}
+
+
+def test_a_client_that_only_writes_is_not_asked_whether_it_is_there():
+    call = Client()
+    call.does("response.create")
+    call.passes(60_000)
+    assert len(call.said) == 1
+
+
+def test_a_caller_who_goes_on_takes_the_turn_back():
+    call = Client()
+    call.silence(3000)
+    call.studio.stt.silent = True                   # the recogniser takes its time
+    call.speech(400, "ten")
+    call.silence(420)
+    assert call.of("input_audio_buffer.committed")
+    call.studio.stt.silent = False
+    call.says("ten of clubs")
+    first, second = (event.item_id for event in call.of("input_audio_buffer.committed"))
+    assert [event.item_id for event in call.of("conversation.item.deleted")] == [first] != [second]
+    assert call.state == "more"
+
+
+# ---- an assistant ----------------------------------------------------------------------------------------------------
+
+def asked(call):
+    """The last chat of the model, without the system's message."""
+    chat = call.studio.llm.asked[-1]
+    return [(message["role"], message["content"]) for message in chat if message["role"] != "system"]
+
+
+def test_a_spoken_turn_is_answered_by_the_model_as_the_client_instructs():
+    async def told():
+        call = Client.of_model("Hello ", "there.", update={"transcription": {"model": "any"}})
+        call.does("session.update", session={"instructions": "Speak like a pirate."})
+        call.speech(600, "good morning")
+        call.silence(700)
+        await call.thinks()
+        return call
+    call = asyncio.run(told())
+    assert call.said == ["Hello there."]
+    assert call.studio.llm.asked[-1][0]["content"].startswith("Speak like a pirate.")
+    assert asked(call) == [("user", "good morning")]
+    started, stopped = call.last("input_audio_buffer.speech_started"), call.last("input_audio_buffer.speech_stopped")
+    assert started.audio_start_ms == 0 and stopped.audio_end_ms == pytest.approx(600, abs=40)
+    assert call.last("conversation.item.input_audio_transcription.completed").transcript == "good morning"
+    assert call.heard_ms() >= 100
+
+
+def test_an_interruption_ends_the_response_and_the_model_knows_what_was_heard():
+    async def told():
+        call = Client.of_model("One two three four five six. ", "Seven eight nine ten.")
+        call.writes("count")
+        call.does("response.create")
+        await call.thinks()
+        call.silence(100)
+        call.speech(300, "stop")
+        call.silence(900)
+        await call.thinks()
+        return call
+    call = asyncio.run(told())
+    kinds = [event.type for event in call.events]
+    assert kinds.index("response.done") < kinds.index("input_audio_buffer.speech_started"), "it was all sent by then"
+    answer = dict(asked(call)[1:2])["assistant"]
+    assert answer and "One two three four five six. Seven eight nine ten.".startswith(answer)
+    assert "ten" not in answer
+
+
+def test_an_interruption_of_a_response_on_its_way_cancels_it():
+    async def told():
+        call = Client.of_model("One two three. ", "Four five six.")
+        call.studio.llm.free.clear()
+        call.writes("count")
+        call.does("response.create")
+        await call.thinks()
+        call.speech(400, "stop")
+        return call
+    call = asyncio.run(told())
+    done = call.last("response.done").response
+    assert (done["status"], done["status_details"]["reason"]) == ("cancelled", "turn_detected")
+    kinds = [event.type for event in call.events]
+    assert kinds.index("input_audio_buffer.speech_started") < kinds.index("response.done")
+
+
+def test_the_client_says_how_much_was_heard():
+    async def told():
+        call = Client.of_model("One two three four.")
+        call.writes("count")
+        call.does("response.create")
+        await call.thinks(10)
+        item = call.last("response.done").response["output"][0]["id"]
+        call.does("conversation.item.truncate", item_id=item, content_index=0, audio_end_ms=100)
+        assert call.call.mouth.turn is None, "nobody is listening to the rest"
+        call.writes("and then?")
+        call.does("response.create")
+        await call.thinks()
+        return call
+    call = asyncio.run(told())
+    assert asked(call) == [("user", "count"), ("assistant", "One two"), ("user", "and then?")]
+
+
+@pytest.mark.parametrize("detector", [None, {"type": "server_vad", "create_response": False}])
+def test_nothing_is_answered_unasked_where_the_client_wants_to_ask(detector):
+    async def told():
+        call = Client.of_model("Well.", update={"turn_detection": detector})
+        call.speech(600, "hello")
+        if detector is None:
+            call.does("input_audio_buffer.commit")
+        call.silence(2000)
+        await call.thinks()
+        assert not call.of("response.created")
+        call.does("response.create")
+        await call.thinks()
+        return call
+    call = asyncio.run(told())
+    assert call.said == ["Well."] and asked(call) == [("user", "hello")]
+    assert len(call.of("input_audio_buffer.committed")) == 1
+    assert bool(call.of("input_audio_buffer.speech_started")) == (detector is not None)
+
+
+def test_a_response_asked_for_while_the_turn_is_recognised_waits_for_that():
+    async def told():
+        call = Client.of_model("Well.", update={"turn_detection": None})
+        call.studio.stt.silent = True
+        call.speech(600, "")
+        call.does("input_audio_buffer.commit")
+        call.does("response.create", event_id="e1")
+        await call.thinks(50)
+        assert not call.of("response.created")
+        call.call.ear.on_final(call.call.ear.utterance, "hello", 1.0)
+        await call.thinks()
+        return call
+    call = asyncio.run(told())
+    assert call.said == ["Well."] and asked(call) == [("user", "hello")]
+
+
+def test_what_waits_is_cancelled_too():
+    async def told():
+        call = Client.of_model("Well.", update={"turn_detection": None})
+        call.studio.stt.silent = True
+        call.speech(600, "")
+        call.does("input_audio_buffer.commit")
+        call.does("response.create")
+        call.does("response.cancel")
+        return call
+    call = asyncio.run(told())
+    assert call.statuses == ["cancelled"] and not call.errors
+
+
+def test_audio_may_come_faster_than_it_is_spoken_and_not_without_end():
+    call = Client.of_model(update={"turn_detection": None})
+    second = base64.b64encode(bytes([0xFF]) * 8000).decode()
+    for _ in range(INBOX_SECONDS + 5):
+        call.does("input_audio_buffer.append", audio=second)
+    assert set(call.errors) == {"input_audio_buffer_full"}
+    assert call.call.backlog <= INBOX_SECONDS * 8000
+    call.passes(INBOX_SECONDS * 1000)
+    assert call.call.backlog == 0 and not call.call.inbox
+
+
+def test_a_discarded_utterance_is_nobodys():
+    async def told():
+        call = Client.of_model("Well.")
+        call.speech(400, "hello")
+        call.does("input_audio_buffer.clear")
+        call.silence(2000)
+        await call.thinks()
+        return call
+    call = asyncio.run(told())
+    assert not call.of("input_audio_buffer.committed") and not call.said
+
+
+def test_a_reply_that_is_not_to_be_interrupted_is_heard_out():
+    async def told():
+        call = Client.of_model("One two three four five six seven eight nine ten eleven twelve.",
+                               update={"turn_detection": {"type": "server_vad", "interrupt_response": False}})
+        call.writes("count")
+        call.does("response.create")
+        await call.thinks(20)
+        call.speech(300, "me too")
+        assert call.call.mouth.turn is not None
+        call.silence(1500)
+        await call.thinks()
+        return call
+    call = asyncio.run(told())
+    assert call.statuses == ["completed", "completed"] and asked(call)[-1] == ("user", "me too")
+
+
+def test_a_model_that_fails_is_told_to_the_client_and_nothing_else():
+    class Broken:
+        async def reply(self, messages, *tools):
+            raise RuntimeError("no")
+            yield
+
+    async def told():
+        call = Client.of_model()
+        call.call.mouth.stage.llm.llm = Broken()
+        call.writes("hello")
+        call.does("response.create")
+        await call.thinks()
+        return call
+    call = asyncio.run(told())
+    done = call.last("response.done").response
+    assert done["status"] == "failed" and done["status_details"]["error"]["message"]
+    assert not call.connection.closed and not done["output"]
+
+
+def test_the_client_bounds_what_a_model_says():
+    async def told():
+        call = Client.of_model("One ", "two ", "three ", "four.")
+        call.writes("count")
+        call.does("response.create", response={"max_output_tokens": 2})
+        await call.thinks()
+        return call
+    call = asyncio.run(told())
+    done = call.last("response.done").response
+    assert (done["status"], done["status_details"]["reason"]) == ("incomplete", "max_output_tokens")
+    assert call.said == ["One two "]
+
+
+def test_functions_are_the_clients_to_call():
+    call_of_model = SimpleNamespace(name="weather", arguments={"place": "Paris"}, id="call_1")
+
+    class Llm:
+        def __init__(self):
+            self.asked = []
+
+        async def reply(self, messages, tools=()):
+            self.asked.append((messages, tools))
+            if len(self.asked) == 1:
+                yield "Let me see."
+                yield call_of_model
+            else:
+                yield "It is sunny."
+
+    async def told():
+        call = Client.of_model()
+        llm = call.call.mouth.stage.llm.llm = Llm()
+        tool = {"type": "function", "name": "weather", "description": "Of a place.", "parameters": {"type": "object"}}
+        call.does("session.update", session={"tools": [tool]})
+        call.writes("the weather in Paris?")
+        call.does("response.create")
+        await call.thinks(20)
+        call.does("conversation.item.create", item={"type": "function_call_output", "call_id": "call_1",
+                                                    "output": "sunny"})
+        call.does("response.create", response={"tool_choice": "none"})
+        await call.thinks(20)
+        return call, llm
+    call, llm = asyncio.run(told())
+    done = call.last("response.function_call_arguments.done")
+    assert (done.name, done.arguments, done.call_id) == ("weather", '{"place":"Paris"}', "call_1")
+    assert [item["type"] for item in call.of("response.done")[0].response["output"]] == ["message", "function_call"]
+    assert llm.asked[0][1][0]["function"]["name"] == "weather" and llm.asked[1][1] == ()
+    roles = [(message["role"], message.get("tool_calls") and message["tool_calls"][0]["id"], message["content"])
+             for message in llm.asked[1][0][1:]]
+    assert roles == [("user", None, "the weather in Paris?"), ("assistant", None, "Let me see."),
+                     ("assistant", "call_1", None), ("tool", None, "sunny")]
+    assert call.said[1] == "It is sunny."
+
+
+def test_a_response_beside_the_conversation_leaves_it_as_it_is():
+    async def told():
+        call = Client.of_model("Oui.")
+        call.writes("first", id="a")
+        call.does("response.create", response={
+            "conversation": "none", "instructions": "Translate.", "output_modalities": ["text"],
+            "input": [{"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Yes."}]}]})
+        await call.thinks()
+        return call
+    call = asyncio.run(told())
+    assert call.said == ["Oui."] and asked(call) == [("user", "Yes.")]
+    assert call.studio.llm.asked[-1][0] == {"role": "system", "content": "Translate."}
+    assert [item.id for item in call.call.dialect.items.order] == ["a"]
+
+
+# ---- what is kept, and what a model gets -----------------------------------------------------------------------------
+
+def test_a_conversation_forgets_its_beginning():
+    items = Items()
+    for i in range(2 * MOST):
+        items.add(Item(str(i), "message", "user", "input_text", "x" * 10_000))
+    assert sum(item.size for item in items.order) <= MOST_TEXT and items.last_id == str(2 * MOST - 1)
+
+
+def test_a_chat_holds_no_call_without_its_output():
+    items = [Item("a", "message", "user", "input_text", "hi"), Item("b", "function_call", call_id="1", name="f"),
+             Item("c", "function_call_output", call_id="2", output="late"),
+             Item("d", "message", "assistant", "output_audio", "Hello there", heard="Hello"),
+             Item("e", "message", "user", "input_audio", None)]
+    assert chat(items, "Be kind.", False) == (
+        {"role": "system", "content": "Be kind."}, {"role": "user", "content": "hi"},
+        {"role": "user", "content": "late"}, {"role": "assistant", "content": "Hello"})
+    tools = [{"type": "function", "name": "f"}, {"type": "function", "name": "g", "parameters": {}}]
+    choices = "auto", "none", {"type": "function", "name": "g"}
+    assert [len(functions(tools, choice)) for choice in choices] == [2, 0, 1]
+
+
+# ---- who may call ----------------------------------------------------------------------------------------------------
+
+def shown(**headers):
+    fields = {name.replace("_", "-"): text for name, text in headers.items()}
+    return Shown("GET", (), "/", "h", fields.get, {}, "", 0.0, None)
+
+
+@pytest.mark.parametrize("headers, admitted", [
+    ({"authorization": "Bearer first-secret"}, True), ({"authorization": "Bearer second-secret"}, True),
+    ({"sec_websocket_protocol": "realtime, openai-insecure-api-key.second-secret"}, True),
+    ({"sec_websocket_protocol": "openai-insecure-api-key.wrong, openai-insecure-api-key.first-secret"}, True),
+    ({"sec_websocket_protocol": "realtime, openai-insecure-api-key.first-secreT"}, False),
+    ({"sec_websocket_protocol": "realtime, first-secret"}, False),
+    ({"sec_websocket_protocol": "realtime, openai-insecure-api-key."}, False), ({}, False),
+    ({"authorization": "Bearer first"}, False)])
+def test_a_key_comes_as_a_bearer_or_from_a_browser_as_a_subprotocol(headers, admitted):
+    key = Key("realtime", secrets=("first-secret", "second-secret"))
+    assert any([way(shown(**headers), key) for way in WAYS["realtime"]]) == admitted
+
+
+# ---- whatever a client may send --------------------------------------------------------------------------------------
+
+KINDS = st.sampled_from([
+    {"type": "response.create"}, {"type": "response.cancel"}, {"type": "input_audio_buffer.commit"},
+    {"type": "input_audio_buffer.clear"}, {"type": "conversation.item.delete", "item_id": "item_1"},
+    {"type": "session.update", "session": {"audio": {"input": {"turn_detection": None}}}},
+    {"type": "session.update", "session": {"audio": {"input": {"turn_detection": {"type": "server_vad"}}}}},
+    {"type": "session.update", "session": {"audio": {"input": {"turn_detection": {"type": "semantic_vad"}}}}},
+    {"type": "session.update", "session": {"output_modalities": ["text"]}},
+    {"type": "session.update", "session": {"audio": {"output": {"format": {"type": "audio/pcm"}}}}},
+    {"type": "conversation.item.create", "item": {"type": "message", "role": "user", "content": [
+        {"type": "input_text", "text": "ten of clubs"}]}},
+    {"type": "conversation.item.truncate", "item_id": "item_2", "content_index": 0, "audio_end_ms": 10},
+    {"type": "input_audio_buffer.dtmf", "event": "5"}])
+STEPS = st.one_of(
+    KINDS.map(lambda message: ("send", json.dumps(message).encode())),
+    KINDS.map(lambda message: ("send", json.dumps(message).encode())),
+    st.sampled_from(RECORDED["openai-realtime"]).map(lambda message: ("send", bytes(message[1]))),
+    ALIEN.map(lambda message: ("send", json.dumps(message).encode())),
+    st.binary(max_size=20).map(lambda octets: ("send", octets)),
+    st.sampled_from([40, 200, 700]).map(lambda ms: ("speak", ms)),
+    st.sampled_from([100, 800, 3000]).map(lambda ms: ("wait", ms)))
+
+
+@pytest.mark.parametrize("agent", ["", "assistant"])
+@settings(deadline=None, max_examples=30)
+@given(steps=st.lists(STEPS, max_size=10), quick=st.booleans())
+def test_whatever_is_sent_there_are_events_in_their_order_and_every_response_ends(agent, steps, quick):
+    async def told():
+        call = Client(ASSISTANT if agent else FLOW, agent)
+        call.studio.llm.pieces = ["One two. ", "Three four five."]
+        call.studio.stt.silent = not quick
+        for what, value in steps:
+            if call.connection.closed:
+                break
+            if what == "send":
+                call.receive(value)
+                call.take()
+            elif what == "speak":
+                call.speech(value, "ten of clubs")
+            else:
+                call.silence(value)
+            await call.thinks(10)
+        call.studio.stt.silent = False
+        for i in range(40):                     # a flow may ask whether somebody is there
+            if i < 8 or call.call.mouth.turn is not None:
+                call.passes(500)
+                await call.thinks(10)
+        return call
+    call = asyncio.run(told())
+    assert not call.connection.faults
+    assert len(call.of("response.created")) == len(call.of("response.done")), "a response never ended"
+    assert call.connection.closed or call.call.mouth.turn is None
+    assert not call.call.inbox and call.call.backlog == 0 and not call.call.deferred
+    assert len(call.call.dialect.items.order) <= MOST
+    call.call.lost(1000, "")
+    assert call.studio.free == [0]
+
+
+def test_a_client_that_knows_nothing_of_the_protocol_is_told_and_stays():
+    call = Client()
+    call.call.on_message(2, memoryview(b"\x00\x01"))
+    call.take()
+    assert call.errors == ["invalid_json"] and not call.connection.closed
+
+
+def test_the_strict_client_ends_its_call_at_an_error():
+    caller = CALLERS["openai-realtime"](urlsplit("ws://h/v1/realtime"))
+    with pytest.raises(ProtocolError, match="no such thing"):
+        caller.receive(TEXT, b'{"type":"error","event_id":"e1","error":{"message":"no such thing"}}')
