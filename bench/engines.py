@@ -34,25 +34,25 @@ rank = ["ace", "two", "three", "four", "five", "six", "seven", "eight", "nine", 
 suit = ["clubs", "diamonds", "hearts", "spades"]
 number = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 [states.one]
-say = "."
+say = "Go on."
 on = [{ digits = 1, go = "four" }]
 [states.four]
-say = "."
+say = "Go on."
 on = [{ digits = 4, go = "five" }]
 [states.five]
-say = "."
+say = "Go on."
 on = [{ digits = 5, go = "fifteen" }]
 [states.fifteen]
-say = "."
+say = "Go on."
 on = [{ digits = 14, go = "card" }]
 [states.card]
-say = "."
+say = "Go on."
 on = [{ phrases = ["[<rank>] <rank> of <suit>", "go (forward | backward) <number> (meter | meters)"], go = "free" }]
 [states.free]
-say = "."
+say = "Go on."
 on = [{ free = true, go = "end" }]
 [states.end]
-say = "."
+say = "Go on."
 end = true
 """
 DIGIT = "zero one two three four five six seven eight nine".split()
@@ -326,8 +326,10 @@ def in_child(work, *arguments) -> dict:
     """What `work` returns, from a process of its own."""
     reader, writer = os.pipe()
     if not (pid := os.fork()):
-        os.write(writer, json.dumps(work(*arguments)).encode())
-        os._exit(0)
+        try:
+            os.write(writer, json.dumps(work(*arguments)).encode())
+        finally:
+            os._exit(0)
     os.close(writer)
     with os.fdopen(reader, "rb") as answer:
         found = json.loads(answer.read())

@@ -101,14 +101,33 @@ async def tts(arena):
     await tts.close()
 
 
+# What an engine process of a test can be told to do to itself, by signals that nothing else uses.
+SICK = """
+import os, signal, time
+signal.signal(signal.SIGUSR1, lambda *_: os._exit(0))
+signal.signal(signal.SIGUSR2, lambda *_: time.sleep(3600))
+def spin(*_):
+    while True:
+        pass
+signal.signal(signal.SIGALRM, spin)
+"""
+
+
+@pytest.fixture(autouse=True)
+def sick(tmp_path, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text(SICK)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH")))))
+
+
 def fault(host, number):
     """What is done to the process that serves; 0 is nothing."""
     if number:
         os.kill(host.live[0].process.pid, number)
 
 
-FAULTS = pytest.mark.parametrize("number", [0, signal.SIGKILL, signal.SIGSTOP, signal.SIGSEGV],
-                                 ids=["nothing", "killed", "stopped", "crashed"])
+FAULTS = pytest.mark.parametrize(
+    "number", [0, signal.SIGKILL, signal.SIGSTOP, signal.SIGSEGV, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM],
+    ids=["nothing", "killed", "stopped", "crashed", "exits", "hangs", "spins"])
 
 # ---- recognising -----------------------------------------------------------------------------------------------------
 

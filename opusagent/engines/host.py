@@ -24,10 +24,13 @@ log = logging.getLogger("opusagent")
 
 READY_WITHIN = 60.0             # seconds for a process to load what it needs
 BEAT_SECONDS = 0.1              # how often a process must say that it lives
+QUIET_AFTER = 0.15              # seconds without that are looked into
 SILENT_AFTER = 0.4              # seconds without that mean that it hangs, if it does not compute either
-DEAD_AFTER = 2.0                # ... that it hangs, whatever it does
+SPIN_AFTER = 0.5                # seconds of its own computing without that: nothing it has to do takes so long
+DEAD_AFTER = 2.0                # seconds without that mean that it hangs, whatever it does
 RESTART_SECONDS = (0.0, 0.2, 1.0, 5.0)      # before the next start after so many deaths in a row
 CALM_SECONDS = 30.0             # a process that lived for so long has died for the first time
+TICKS = os.sysconf("SC_CLK_TCK")        # of /proc, in a second
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
 
 
@@ -44,6 +47,7 @@ class EngineProcess:
         self.began = time.monotonic()
         self.ready = False
         self.over = False
+        self.quiet: tuple[int, float] | None = None     # a beat that none has followed, and its CPU time since then
         self.process = self._spawn(arena, setup)
         self.pidfd = os.pidfd_open(self.process.pid)
         loop = asyncio.get_running_loop()
@@ -92,18 +96,27 @@ class EngineProcess:
     def look(self, now: int) -> None:
         """Called a few times a second: a process that says nothing is as good as dead."""
         self.flush()
-        silent = (now - self.to.beat) / 1e9
-        if self.ready and silent > SILENT_AFTER and (silent > DEAD_AFTER or not self._computes()):
+        beat = self.to.beat
+        silent = (now - beat) / 1e9
+        if not self.ready or silent < QUIET_AFTER:
+            return
+        running, spent = self._computes()
+        if self.quiet is None or self.quiet[0] != beat:
+            self.quiet = beat, spent
+        spins = spent - self.quiet[1] > SPIN_AFTER
+        if silent > SILENT_AFTER and (spins or not running or silent > DEAD_AFTER):
             log.warning("the %s process %d said nothing for %.1f s; it is killed", self.stage, self.process.pid, silent)
             self.kill()
 
-    def _computes(self) -> bool:
-        """It runs, or waits for its turn on a busy machine; it is not stopped, and not asleep past its beat."""
+    def _computes(self) -> tuple[bool, float]:
+        """Whether it runs, or waits for its turn on a busy machine, and is not stopped or asleep past its beat; and the
+        seconds of CPU time it has had."""
         try:
             with open(f"/proc/{self.process.pid}/stat", encoding="ascii", errors="replace") as stat:
-                return stat.read().rpartition(")")[2].split()[0] == "R"
+                state, *fields = stat.read().rpartition(")")[2].split()
         except OSError:
-            return False
+            return False, 0.0
+        return state == "R", (int(fields[10]) + int(fields[11])) / TICKS
 
     def kill(self) -> None:
         if not self.over:
@@ -251,6 +264,10 @@ class Host:
         self._look = asyncio.get_running_loop().call_later(BEAT_SECONDS, self._watch)
 
     def measure(self, metrics) -> None:
+        now = time.monotonic_ns()
+        beats = [process.to.beat for process in self.live if process is not None and process.ready]
+        metrics.gauge("engine_silent_seconds", max([(now - beat) / 1e9 for beat in beats], default=0.0),
+                      stage=self.stage)
         metrics.gauge("engine_restarts", self.restarts, stage=self.stage)
         metrics.gauge("engine_alive", sum(process is not None and process.ready for process in self.live),
                       stage=self.stage)
