@@ -642,6 +642,38 @@ FAULTS = [
      7, 'state "two" ends the call, so its `on` would never be used.'),
     ("[lists]", "[waits]\nfree = 1500\n[lists]",
      2, "`waits` must grow from complete (140 ms) over free (1500 ms) to incomplete (1200 ms)."),
+    ('"Red or green?"', '"... !"',
+     5, "`states.one.say` has nothing in it that can be spoken."),
+    ('go = "two" }]', 'go = "two" }, { phrases = ["read"], go = "two", fact = "colour" }]',
+     6, '"red" and "read" sound the same, and mean different things in state "one".'),
+    ('say = "It is {colour}."\nend = true', 'say = "It is {colour}."\ngo = "two"',
+     7, 'state "two" goes on at once to "two", and comes back without an end.'),
+    ('end = true', 'transfer = "desk"',
+     9, '"desk" is no destination of this flow; one is declared as desk = "..." under [transfers].'),
+    ('fact = "colour", go', 'call = "look", fact = "colour", go',
+     6, '"look" is no tool of this flow; one is declared as [tools.NAME].'),
+    ("[states.one]", '[tools.look]\nurl = "http://localhost/"\n[states.one]',
+     4, 'the tool "look" is never called.'),
+    ("[states.one]", '[tools.look]\n[states.one]',
+     4, 'the tool "look" needs either `run` or `url`.'),
+    ("[states.one]", '[tools.look]\nurl = "ftp://localhost/"\n[states.one]',
+     5, "`tools.look.url` must begin with http:// or https://."),
+    ("end = true", 'end = true\ngo = "one"',
+     7, 'state "two" ends the call, so nothing can follow it.'),
+    ('say = "Red', 'interrupt = "sometimes"\nsay = "Red',
+     5, '`states.one.interrupt` must be always, answers or never, not "sometimes".'),
+    ('say = "Red', 'rate = 3\nsay = "Red',
+     5, "`states.one.rate` must be from 0.5 to 2, not 3."),
+    ('say = "Red', 'tools = []\nprofile = true\nsay = "Red',
+     5, "`states.one.tools` is empty."),
+    ('phrases = ["<colour>"]', 'amount = "CHF"',
+     6, "`states.one.on[1].amount` needs a currency: EUR, USD, GBP."),
+    ('phrases = ["<colour>"]', 'time = { from = "18:00", to = "08:00" }',
+     6, "`states.one.on[1].time` has a min of 18:00 above its max of 08:00."),
+    ('phrases = ["<colour>"]', 'date = "soon"',
+     6, '`states.one.on[1].date` must be true, "future", "past" or "any", not "soon".'),
+    ('go = "two" }]', 'go = "two" }, { yes = true, fact = "today" }]',
+     6, 'the fact "today" is the date of the call: choose another name.'),
     ("[lists]", 'filler = "Wait, {colour}."\n[lists]',
      2, "`filler` is rendered before the call, so it can have no slot such as {colour}."),
 ]
@@ -678,6 +710,51 @@ def test_the_manual_names_every_key_and_its_example_loads():
     reader = Reader(Document("", "none.toml"), Waits())
     for key in (*reader.flow_keys, *reader.state_keys, *reader.row_keys, *reader.ladder_keys, *Waits.__slots__):
         assert re.search(rf"`(\[\[?)?{key}\b", manual), key
+
+
+CALLING = """start = "one"
+[tools.book]
+url = "http://localhost/book"
+arguments = { day = "date" }
+results = { booked = { number = "digits" }, taken = {} }
+[states.one]
+say = "Which day?"
+on = [{ date = true, fact = "day", go = "two" }]
+[states.two]
+call = "book"
+go = "three"
+results = { taken = "one", failure = "one" }
+[states.three]
+say = "Number {number}."
+enter = [{ when = { number = "" }, go = "one" }]
+transfer = "desk"
+[transfers]
+desk = "+491234"
+"""
+
+# (what is replaced in CALLING, by what, line, sentence)
+CALL_FAULTS = [
+    ('taken = "one"', 'token = "one"', 9, 'the tool "book" has no result "token" (did you mean `taken`?).'),
+    (', failure = "one"', "", 9, 'state "two" does not say where to go when "book" gives "failure": give it `go`, or '
+                                 '`results`.'),
+    ('go = "three"\n', "", 9, 'state "two" does not say where to go when "book" gives "booked": give it `go`, or `results`.'),
+    ('day = "date" }\nres', 'today = "date", dy = "date" }\nres', 9, 'the tool "book" needs the fact "dy", which nothing '
+                                                                    'sets (did you mean `day`?).'),
+    ('"digits"', '"digit"', 5, '`tools.book.results.booked.number` must be one of text, digits, number, amount, date, time, '
+                               'yes_no, or a list of values, not "digit".'),
+    ('{ number = "" }', '{ nummer = "" }', 13, 'state "three" looks at the fact "nummer", which nothing sets (did you mean '
+                                               '`number`?).'),
+    ('call = "book"', 'call = "book"\nprompt = "Hm"', 9, 'state "two" goes on at once, so its `prompt` would never be '
+                                                        'answered.'),
+]
+
+
+@pytest.mark.parametrize("old, new, line, sentence", CALL_FAULTS, ids=[fault[3][:40] for fault in CALL_FAULTS])
+def test_what_is_wrong_with_tools(old, new, line, sentence):
+    Flow.parse(CALLING, "my.toml")
+    with pytest.raises(ConfigError) as error:
+        Flow.parse(CALLING.replace(old, new), "my.toml")
+    assert f"my.toml:{line}: {sentence}" in str(error.value).splitlines()
 
 
 LINES = '''a = 1

@@ -53,7 +53,8 @@ class Flow:
         self.states: dict[str, dict] = {}
         self.tools: dict[str, dict] = {}
         self.functions: dict[str, object] = {}
-        self.lines: dict[tuple, int] = {(key,): here() for key in values}
+        line = here()
+        self.lines: dict[tuple, int] = {(key,): line for key in values}
         self.twice: list[tuple[int, str]] = []
 
     def state(self, name: str, **values) -> None:

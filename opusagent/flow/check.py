@@ -121,7 +121,7 @@ def silent(states) -> Iterator[Fault]:
                                "and `profile`.")
         if state.prompt and state.passing:
             yield state.line, f"state \"{state.name}\" goes on at once, so its `prompt` would never be answered."
-        if state.end and (state.passing or state.enter):
+        if state.end and state.passing:
             yield state.line, f"state \"{state.name}\" ends the call, so nothing can follow it."
 
 
@@ -149,7 +149,7 @@ def unused(flow, states) -> Iterator[Fault]:
                                      f"sets{did_you_mean(typed.fact, everything)}.")
     called = {(use.tool.name, use.tool.line) for state in flow.states.values() for use in state.uses()}
     for tool in flow.tools.values():
-        if (tool.name, tool.line) not in called and len(states) == len(flow.states):
+        if (tool.name, tool.line) not in called and (tool.run or tool.url) and len(states) == len(flow.states):
             yield tool.line, f"the tool \"{tool.name}\" is never called."
 
 
