@@ -26,3 +26,5 @@ class ConfigError(Exception):
 
 class EngineError(Exception):
     """A recogniser, a model or a voice failed: one sentence; the turn falls back and the call goes on."""
+
+    whole = False           # what came before it is all that will ever come, and no failure: a limit, say

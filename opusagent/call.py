@@ -355,7 +355,7 @@ class Call:
         if turn.error:
             log.warning("call %s: %s", self.id, turn.error)
             self.server.metrics.count("failed_replies")
-        if turn.failed and turn.reply.kind != FAILURE:
+        if (turn.failed or turn.broken) and turn.reply.kind != FAILURE and not turn.reply.end:
             return self._reply(self.dialogue.failure())
         if turn.reply.end or turn.reply.transfer or turn.failed:    # an apology that cannot be said ends it, too
             return self._leave("" if turn.failed else turn.reply.transfer)

@@ -16,7 +16,7 @@ log = logging.getLogger("opusagent")
 
 MS = 1_000_000                  # ns
 MEDIA_GAP = 100 * MS            # without media for so long, the sample clock goes on with silence
-FINAL_WITHIN = 1500 * MS        # a recogniser that has not answered by then has failed
+FINAL_WITHIN = 1400 * MS        # a recogniser that has not answered by then has failed
 
 
 class Ear:

@@ -21,6 +21,8 @@ log = logging.getLogger("opusagent")
 
 HELD, SPEAKING, DONE, CANCELLED = "held", "speaking", "done", "cancelled"
 
+MOST_FILLERS = 3                # in a row
+DEAD_AIR_SECONDS = 1.3          # that a listener is left with while something is on its way
 SENTENCE_PAUSE_MS = 220         # between two segments when the first ends a sentence
 CLAUSE_PAUSE_MS = 90            # ... when it does not
 
@@ -56,7 +58,8 @@ class Turn:
     """
 
     __slots__ = ("stage", "first", "reply", "epoch", "trace", "state", "texts", "waiting", "buffers", "speaking",
-                 "complete", "error", "audible", "began", "last_piece", "acting", "kept", "_parts", "_task", "_filled", "_due")
+                 "complete", "error", "broken", "audible", "began", "last_piece", "acting", "kept", "_parts", "_task",
+                 "_due", "_fillers", "_quiet")
 
     def __init__(self, stage: Stage, reply: Reply, epoch: int, trace, held: bool = False):
         self.stage = stage
@@ -71,6 +74,7 @@ class Turn:
         self.speaking: dict[int, Segment] = {}      # buffer -> the segment synthesised into it or played from it
         self.complete = False                       # no more texts will come
         self.error = ""                             # why the model's answer ended early, or a segment is not spoken
+        self.broken = False                         # that error left out something that was to be said
         self.audible = False                        # something of the reply can be heard; a filler is nothing of it
         self.began = 0                              # ns
         self.last_piece = 0                         # ns, when the model last sent something; 0: nothing yet
@@ -78,8 +82,9 @@ class Turn:
         self.kept: dict[str, str] = {}              # facts of what cannot be undone
         self._parts: list[Reply] = []               # after the first, while it is held
         self._task: asyncio.Task | None = None      # of the model, or the tool's
-        self._filled = False                        # the filler was said
         self._due = False                           # the tool waits until the turn is certain
+        self._fillers = 0                           # times that the filler was said since anything else was
+        self._quiet = 0                             # ns, since when the listener hears nothing of the reply
 
     @property
     def failed(self) -> bool:
@@ -141,10 +146,10 @@ class Turn:
             self._due = False
             self.stage.owner.acts(self)
             self._act()
-        if self.acting:
-            self._fill(now)
-        elif self._task is not None:
+        if self._task is not None and not self.acting:
             self._keep_deadlines(now)
+        if self.state is SPEAKING:
+            self._bridge(now)
         if self.complete and not self.waiting and not self.stage.playout.queue and self.state is SPEAKING:
             self.state = DONE
 
@@ -162,7 +167,7 @@ class Turn:
         if segment is not None:
             at = self.stage.slot.segment_read(k)
             segment.supply(at, segment.written if segment.supplied else at, True)
-            self.error = self.error or sentence
+            self.error, self.broken = self.error or sentence, True
 
     def cancel(self) -> None:
         """Stop at once: nothing more is said.  What was heard is the playout's to tell."""
@@ -204,7 +209,8 @@ class Turn:
     def _heard(self, segment: Segment) -> None:
         """There is something of it to be heard."""
         self.trace.mark("synthesis", self.stage.clock())
-        self.audible = self.audible or segment.text not in self.stage.filler
+        if segment.text not in self.stage.filler:
+            self.audible, self._fillers = True, 0
 
     # -- the model -----------------------------------------------------------------------------------------------------
 
@@ -222,10 +228,10 @@ class Turn:
                     self._say_segments(cutter.feed(piece))
             self._say_segments(cutter.finish())
         except EngineError as error:
-            self.error = str(error)
+            self.error, self.broken = str(error), not error.whole
         except Exception:
             log.exception("the model's engine broke")
-            self.error = "The model's engine broke."
+            self.error, self.broken = "The model's engine broke.", True
         if call is None or self.error:
             self._end_of_answer()
         else:
@@ -257,18 +263,32 @@ class Turn:
                 self._give_up(f"The model paused for more than {deadlines.token_gap_seconds} s.")
         elif waited > deadlines.first_token_seconds:
             self._give_up(f"The model sent nothing within {deadlines.first_token_seconds} s.")
-        else:
-            self._fill(now)
 
-    def _fill(self, now: int) -> None:
-        """Say something once while the caller waits for the model or a tool."""
-        waited = (now - self.began) / 1e9
-        if waited > self.stage.deadlines.filler_seconds and not self._filled and not self.stage.playout.queue:
-            self._filled = True
-            for text in self.stage.filler:
+    def _bridge(self, now: int) -> None:
+        """The listener has heard nothing for too long, whoever it is that is late: a filler."""
+        playout, stage = self.stage.playout, self.stage
+        if playout.audible(now):
+            self._quiet = now
+        quiet = (now - max(self._quiet, self.began)) / 1e9
+        nothing_yet = not self.last_piece and (self._task or self.acting)
+        if quiet <= (stage.deadlines.filler_seconds if nothing_yet else DEAD_AIR_SECONDS):
+            return
+        if self.complete and not self.waiting and not playout.queue:
+            return                              # that was all
+        if self._fillers == MOST_FILLERS:
+            if self._task is not None and not self.acting:
+                self._give_up("The model is too slow to be listened to.")
+            return
+        self._fillers += 1
+        self._quiet = now
+        for text in reversed(stage.filler):
+            prompt = stage.prompt(self.reply.voice or stage.voice, text, stage.slot.rate_out)
+            if prompt is not None:
+                playout.interject(Segment(text, prompt.pcm, lead=prompt.lead, pause_ms=SENTENCE_PAUSE_MS))
+            elif not playout.queue:
                 self._speak(text)
 
     def _give_up(self, reason: str) -> None:
-        self.error = reason
+        self.error, self.broken = reason, True
         self._task.cancel()
         self._end_of_answer()

@@ -96,6 +96,21 @@ class Playout:
     def push(self, segment: Segment) -> None:
         self.queue.append(segment)
 
+    def interject(self, segment: Segment) -> bool:
+        """Before what has not begun; False, and nothing is done, where the next segment has."""
+        if self.queue:
+            front = self.queue[0]
+            if front.read != front.start:
+                return False
+            if self._places and self._places[-1][0] is front:
+                self._places.pop()              # it was only waited for
+        self.queue.appendleft(segment)
+        return True
+
+    def audible(self, now: int) -> bool:
+        """Whether something that was sent has not been heard yet."""
+        return self.heard(now) < self.sent
+
     @property
     def quiet_ns(self) -> int:
         """How long after the reply's first sample its first voiced window begins."""

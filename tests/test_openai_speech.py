@@ -208,7 +208,7 @@ def test_a_full_buffer_holds_the_voice_back(run, monkeypatch):
     async def scenario():
         async with engine(Tts, speaks(*(data[i:i + 48000] for i in range(0, len(data), 48000)))) as (endpoint, tts):
             call = Caller()
-            tts.speak(call, call.epoch, 2, TEXT, "")
+            tts.speak(call, call.epoch, 2, TEXT * 10, "")
             full = 0
             while not (call.told and call.told[-1][-1] is True):
                 written = call.slot.segment_written(2)
@@ -288,7 +288,7 @@ SOUND_FAULTS = {
     "noise that nobody hears": (speaks(np.random.default_rng(1).integers(-60, 60, 48000, "<i2").tobytes()),
                                 "sent silence."),
     "too short for its text": (speaks(sound(300).tobytes()), "sent 0.3 s of audio for 22 characters."),
-    "ten minutes of it": (speaks(*[sound(10_000).tobytes()] * 60), "did not end a segment within 30 s of speech."),
+    "ten minutes of it": (speaks(*[sound(10_000).tobytes()] * 60), "did not end a segment within 7 s of speech."),
     "a rate that nobody uses": (speaks(sound(800).tobytes(), content_type="audio/pcm; rate=22050"),
                                 "sends audio at 22050 Hz, which is not supported."),
     "a WAV file at another rate": (speaks(wav(sound(800).tobytes(), 22050), content_type="audio/wav"),

@@ -17,7 +17,7 @@ from opusagent._fastpath import SEGMENT_SAMPLES, SEGMENTS, Arena
 from opusagent.config import OpenAI
 from opusagent.flow import Reply
 from opusagent.metrics import TurnTrace
-from opusagent.pipeline import CANCELLED, DONE, SPEAKING, Stage, Turn
+from opusagent.pipeline import CANCELLED, DONE, MOST_FILLERS, SPEAKING, Stage, Turn
 from opusagent.playout import Playout
 from opusagent.prompts import Prompt
 
@@ -266,7 +266,7 @@ def test_a_shorter_pause_ends_nothing():
 def test_a_model_that_drips_is_listened_to():
     pieces = "One word a second, not more. That is slow but steady."
     told = tell([(100 + 900 * i, word + " ") for i, word in enumerate(pieces.split())])
-    assert " ".join(told.turn.texts) == pieces and told.spoken == told.turn.texts
+    assert " ".join(told.turn.texts) == pieces and [text for text in told.spoken if text != FILLER] == told.turn.texts
 
 
 @pytest.mark.parametrize("broken", [EngineError("The model's endpoint failed."), RuntimeError("a fault of ours")])
@@ -365,8 +365,10 @@ def test_each_text_once_and_in_order_and_it_ends(gaps, delays, broken, breaks):
     texts = [text for text in told.voice.asked if text != FILLER]
     assert told.turn.state is DONE and texts == told.turn.texts
     if len(set(texts)) == len(texts):
-        assert told.spoken == [text for text in told.voice.asked if text not in told.voice.broken]
-    assert told.voice.asked.count(FILLER) <= 1 and told.voice.most <= SEGMENTS
+        asked = [text for text in told.voice.asked if text not in told.voice.broken]
+        assert told.spoken == [text for text, _ in itertools.groupby(asked)]        # two fillers sound like one here
+    rows = [len(list(row)) for text, row in itertools.groupby(told.voice.asked) if text == FILLER]
+    assert max(rows, default=0) <= MOST_FILLERS and told.voice.most <= SEGMENTS
     assert told.turn.failed == (bool(told.turn.error) and not set(told.spoken) - {FILLER})
     said, generated = ("".join(filter(str.isalnum, "".join(each))) for each in (texts, (piece for _, piece in gaps)))
     assert generated.startswith(said) and (said == generated or told.turn.error)

@@ -76,6 +76,8 @@ class Llm:
                 return
             except asyncio.CancelledError:
                 if not watch.caught():
+                    if watch.waited() > self.settings.token_gap_seconds * SOONER:
+                        attempt.endpoint.late()             # that is why the turn has given up
                     raise
                 attempt.endpoint.late()
                 sentence = f"{attempt.endpoint.subject} paused for more than {watch.seconds:g} s."
@@ -168,6 +170,10 @@ class Watch:
         else:
             self._timer = asyncio.get_running_loop().call_at((self.since or now) + self.seconds, self._look)
 
+    def waited(self) -> float:
+        """Seconds, so far."""
+        return self._clock() - self.since if self.since else 0.0
+
     def caught(self) -> bool:
         """Whether the task's cancellation is this watch's doing, and nobody else's besides."""
         return self._caught and self._task.uncancel() == 0
@@ -240,7 +246,9 @@ class Completion:
         if not self.over:
             raise EngineError("The model's endpoint ended its answer in the middle.")
         if self._finish == "length":
-            raise EngineError(f"The model's answer did not end within {max_tokens} tokens.")
+            error = EngineError(f"The model's answer did not end within {max_tokens} tokens.")
+            error.whole = True
+            raise error
         if self._finish == "content_filter":
             raise EngineError("The model's answer was withheld by a filter of its endpoint.")
         if self._empty and not self._function:

@@ -3,8 +3,8 @@ audio.transcriptions, an utterance at a time.
 
 Over a session (openai_live.py) an utterance is heard while it is said.  Otherwise it is sent when the caller pauses,
 and its text is the final one if nothing was said after that; if something was, all of it is sent again at its end.  It
-is sent as well where a session dies and there is no other, or is late.  The rule: at most one request of an utterance is on its way,
-what comes of an older one is never heard, and the first text of an utterance that has ended is its last.
+is sent as well where a session dies and there is no other, or is late.  The rule: at most one request of an utterance
+is on its way, what comes of an older one is never heard, and the first text after its end is the last.
 """
 import asyncio
 import logging
@@ -198,11 +198,18 @@ class Stt:
             body["prompt"] = utterance.prompt
         files = {"file": ("utterance.wav", wav(pcm, utterance.rate), "audio/wav")}
         within, gap = (PIECE_SECONDS, PIECE_SECONDS) if last else (target.first_seconds, target.gap_seconds)
-        async with endpoint.post("/audio/transcriptions", body, ANSWER, files=files, what=target.model,
-                                 within=within) as answer:
-            if answer.field("content-type").startswith("application/json"):
-                return await read_whole(answer, gap)
-            return await read_stream(answer, gap, lambda text: self._hint(utterance, text))
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        try:
+            async with endpoint.post("/audio/transcriptions", body, ANSWER, files=files, what=target.model,
+                                     within=within) as answer:
+                if answer.field("content-type").startswith("application/json"):
+                    return await read_whole(answer, gap)
+                return await read_stream(answer, gap, lambda text: self._hint(utterance, text))
+        except asyncio.CancelledError:
+            if utterance.finished and clock() - began > target.first_seconds:
+                endpoint.late()                 # that is why nobody waits any more
+            raise
 
     def _hint(self, utterance: "Utterance", text: str) -> None:
         """The beginning of a text."""

@@ -27,7 +27,8 @@ AUDIO = r"audio/(x-)?(pcm|wav|wave)\b|application/octet-stream"
 HEAD_BYTES = 4096               # of a WAV file, at most
 FIRST_SECONDS = 2.0             # for the first audio of a segment
 GAP_SECONDS = 1.0               # from piece to piece
-LONGEST_SECONDS = 30.0          # of one segment
+LONGEST_SECONDS = 30.0          # of one segment, and of a short one ...
+SLOW_SECONDS, SLOWEST = 3.0, 5  # ... so many, and one more for each so many characters
 MS_PER_CHARACTER = 65           # of speech, until it is known better
 EDGE_MS = 10                    # of what breaks off, faded out
 LEARNING = 0.1                  # of what a segment shows of that
@@ -143,7 +144,8 @@ class Tts:
         what = f"voice {voice} of {target.model}"
         first, gap = (FIRST_SECONDS, GAP_SECONDS) if last else (target.first_seconds, target.gap_seconds)
         async with endpoint.post("/audio/speech", body, AUDIO, what=what, within=first) as answer:
-            sound = Sound(answer.field("content-type"), rate)
+            longest = min(LONGEST_SECONDS, SLOW_SECONDS + len(text) / SLOWEST)
+            sound = Sound(answer.field("content-type"), rate, longest)
             wait = first
             while data := await answer.next(wait):
                 if len(pcm := sound.feed(data)):
@@ -221,12 +223,13 @@ class Speaking:
 class Sound:
     """Bytes of audio, cut anywhere, on their way to samples for the listener: no silence before or after them."""
 
-    __slots__ = ("rate", "samples", "_speech", "_out", "_head", "_odd")
+    __slots__ = ("rate", "longest", "samples", "_speech", "_out", "_head", "_odd")
 
-    def __init__(self, content_type: str, rate: int):
+    def __init__(self, content_type: str, rate: int, longest: float = LONGEST_SECONDS):
         stated = re.search(r"\brate=(\d{1,6})", content_type)
         self.rate = int(stated[1]) if stated else RATE      # Hz of what comes
-        self.samples = 0                                    # of that
+        self.longest = longest                              # seconds of speech that it can be
+        self.samples = 0                                    # of what comes
         self._out: list[np.ndarray] = []                    # what is ready
         self._speech = Speech(rate, 1.0, self._keep)
         self._head: bytes | None = b""                      # of a WAV file, perhaps; None: it was looked at
@@ -244,8 +247,8 @@ class Sound:
                 raise EngineError(f"The voice's endpoint sends audio at {self.rate} Hz, which is not supported.")
             self.samples += whole // 2
             self._speech.push(np.frombuffer(data[:whole], "<i2"), self.rate)
-        if self.samples > LONGEST_SECONDS * self.rate:
-            raise EngineError(f"The voice's endpoint did not end a segment within {LONGEST_SECONDS:.0f} s of speech.")
+        if self.samples > self.longest * self.rate:
+            raise EngineError(f"The voice's endpoint did not end a segment within {self.longest:.0f} s of speech.")
         return self._ready()
 
     def finish(self, text: str) -> np.ndarray:
