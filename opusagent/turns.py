@@ -14,6 +14,10 @@ come to is told by judge().  The rules:
 """
 from dataclasses import dataclass
 
+from .pace import Pace
+
+PACE = (0.75, 1.5)              # bounds of what a caller's own pauses make of the waits
+
 # ---- states: who has the floor ---------------------------------------------------------------------------------------
 LISTENING = "LISTENING"         # the caller, who has said nothing yet
 HEARING = "HEARING"             # the caller, speaking
@@ -142,12 +146,15 @@ class Settings:
     insist_ms: int = 400            # speech that takes it while nothing is known of the words
     run_on_ms: int = 500            # speech that may run on past the end of its turn before it counts again
     max_utterance_ms: int = 30_000
+    pace_low: float = 1.0           # bounds of the factor by which the caller's own pauses change the waits
+    pace_high: float = 1.0
 
     @classmethod
     def of(cls, turns) -> "Settings":
         """Those of the configuration's [turns]."""
         return cls(on=turns.threshold, start_ms=turns.start_ms, pause_ms=turns.pause_ms,
-                   barge_in_ms=turns.barge_in_ms, insist_ms=turns.insist_ms)
+                   barge_in_ms=turns.barge_in_ms, insist_ms=turns.insist_ms,
+                   **({"pace_low": PACE[0], "pace_high": PACE[1]} if turns.adapt else {}))
 
 
 class TurnTaking:
@@ -158,7 +165,7 @@ class TurnTaking:
 
     __slots__ = ("state", "position", "speaking", "onset", "spoken", "last", "ended", "began", "wait", "no_input",
                  "reciting", "meant", "dismissed", "on", "off", "sure", "lag", "start", "pause", "barge_in", "insist",
-                 "run_on", "longest", "_answers_only", "_waits", "_rate")
+                 "run_on", "longest", "pace", "_silent", "_answers_only", "_waits", "_rate")
 
     def __init__(self, rate: int, waits, settings: Settings = Settings()):
         self._rate = rate
@@ -184,6 +191,8 @@ class TurnTaking:
         self.meant = False          # what is said over the agent is an interruption,
         self.dismissed = False      # ... or not, however long it is
         self._answers_only = False  # only words can be one
+        self._silent = 0            # where the latest pause began
+        self.pace = Pace(settings.pace_low, settings.pace_high)
         self.expect(waits)
 
     def _samples(self, ms: int) -> int:
@@ -220,7 +229,7 @@ class TurnTaking:
 
         A wait of 0 ms ends the turn at once, though the caller may still be speaking.
         """
-        self.wait = self._samples(self._waits.after(judgement))
+        self.wait = self._samples(self._waits.after(judgement, self.pace.factor))
         return self._settle()
 
     def weigh(self, interrupts: bool | None) -> tuple[Event, ...]:
@@ -270,6 +279,10 @@ class TurnTaking:
 
     def _move(self, state: str, event: str | None) -> tuple[Event, ...]:
         position = self._place(event)
+        if event == RESUME or event == BARGE_IN and self.state == REPLYING:     # a turn that was ended too early, too
+            self.pace.paused((self.onset - self._silent) * 1000 / self._rate)
+        if event in (PAUSE, END_OF_TURN):
+            self._silent = self.ended
         if event in (UTTERANCE_START, BARGE_IN):
             self.began = self.onset
         if event in (UTTERANCE_START, BARGE_IN, RESUME):
@@ -292,7 +305,7 @@ class TurnTaking:
 
     def _forget(self) -> None:
         """What is said from here on has not been judged."""
-        self.wait = self._samples(self._waits.after(None))
+        self.wait = self._samples(self._waits.after(None, self.pace.factor))
 
     def _cut(self) -> None:
         """The turn is over, maybe in the midst of speech: what runs on belongs to it, if it is not too much."""

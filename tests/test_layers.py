@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent / "opusagent"
 LAYERS = [
     {"__init__"},
     {"_fastpath", "config", "credentials", "endpoints", "settings", "metrics", "net", "loop", "targets"},
-    {"http11", "websocket", "silero", "audio", "acoustics", "playout", "turns", "flow", "dialects", "signatures",
+    {"http11", "websocket", "silero", "audio", "acoustics", "playout", "pace", "turns", "flow", "dialects", "signatures",
      "ed25519", "nonces", "auth", "signing"},
     {"engines", "carriers"},
     {"pipeline"},

@@ -57,9 +57,12 @@ class Waits:
     no_input: int = 6_000       # silence after the agent has spoken, before it speaks again
     keys: int = 2_500           # between two keys
 
-    def after(self, judgement: str) -> int:
-        """The silence that ends a turn whose words came to this."""
-        return {COMPLETE: self.complete, INCOMPLETE: self.incomplete}.get(judgement, self.free)
+    def after(self, judgement: str, pace: float = 1.0) -> int:
+        """The silence that ends a turn whose words came to this; `pace`: how long this caller's pauses are, 1 is usual.
+        A complete answer is complete at any pace."""
+        if judgement == COMPLETE:
+            return self.complete
+        return max(self.complete, round(pace * (self.incomplete if judgement == INCOMPLETE else self.free)))
 
 
 @dataclass(frozen=True, slots=True)
