@@ -100,6 +100,7 @@ code{{background:#f0f3f6;padding:.1rem .3rem;border-radius:3px}}h2{{margin-top:2
 <h1>OpusAgent {version}</h1>
 <p>A voice-agent server. A call is a WebSocket; who connects speaks one of these dialects.</p>
 <h2>Calls</h2><table>{dialects}
+<tr><td><code>/v1/realtime?model=&lt;agent&gt;</code></td><td><code>openai-realtime</code>, where its clients look for it.</td></tr>
 <tr><td><code>/ws/echo</code></td><td>Gives every message back unchanged; loopback only, unless diagnostics is set.</td></tr></table>
 <p>Agents here: {agents}. Without one in the path, the flow that the server was started with answers.</p>
 <p>WebSocket version 13. Compression (permessage-deflate) is declined: telephone audio does not shrink, and the

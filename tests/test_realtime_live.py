@@ -1,0 +1,72 @@
+"""/v1/realtime of a running server: who gets in, and the demo's conversation with the embedded engines to its end."""
+import asyncio
+
+import orjson
+import pytest
+
+from opusagent import ConfigError, ProtocolError
+from opusagent.localserver import fetch_json
+from opusagent.people import person
+from opusagent.telephone import Caller, Line, dialect_of
+from served import SCRIPTED, serving
+
+KEY = "openai-insecure-api-key."
+
+
+async def converse(url, says):
+    caller = Caller(url, dialect_of(url), says)
+    turns = [turn async for turn in caller.converse()]
+    for _ in range(100):
+        record = await fetch_json(caller.url, f"/calls/{caller.call_id}")
+        if record is not None and not record["live"]:
+            return caller, turns, record
+        await asyncio.sleep(0.05)
+    raise AssertionError(f"the call never ended: {caller.closed}")
+
+
+async def first_event(url, protocols):
+    """What the server says first, or the status of its refusal."""
+    heard = asyncio.get_running_loop().create_future()
+    try:
+        line = await Line.dial(url, lambda opcode, payload, now: heard.done() or heard.set_result(bytes(payload)),
+                               lambda *ending: None, protocols)
+    except ProtocolError as error:
+        return error.code
+    said = await asyncio.wait_for(heard, 10)
+    line.abort()
+    return orjson.loads(said)
+
+
+def test_a_browser_shows_its_key_as_a_subprotocol_and_asks_for_the_older_names():
+    secrets = {"OPUSAGENT_AUTH_REALTIME_SECRETS": "first-secret,second-secret"}
+    with serving(*SCRIPTED, environment=secrets) as server:
+        async def told():
+            url = server.ws("/v1/realtime?model=demo")
+            return [await first_event(url, protocols) for protocols in (
+                ("realtime", KEY + "second-secret"), ("realtime", KEY + "third-secret"), ("realtime",),
+                ("realtime", KEY + "first-secret", "openai-beta.realtime-v1"))]
+        welcome, wrong, none, beta = asyncio.run(told())
+    assert (wrong, none) == (401, 401)
+    assert welcome["type"] == beta["type"] == "session.created"
+    assert "audio" in welcome["session"] and beta["session"]["input_audio_format"] == "pcm16"
+    assert welcome["session"]["id"] != beta["session"]["id"]
+
+
+def test_no_agent_is_called_that_is_not_there():
+    with serving(*SCRIPTED) as server:
+        assert asyncio.run(first_event(server.ws("/ws/openai-realtime/assistant"), ("realtime",))) == 404
+        assert asyncio.run(first_event(server.ws("/v1/realtime/more"), ("realtime",))) == 404
+
+
+def test_the_demo_reaches_its_end():
+    pytest.importorskip("pocketsphinx", reason="the recogniser needs the extra `local`")
+    try:
+        says = person(24000)[1]
+    except ConfigError as error:
+        pytest.skip(str(error))
+    with serving("--workers", "1", "--admission-refuse-above", "1") as server:
+        caller, turns, record = asyncio.run(converse(server.ws("/v1/realtime?model=demo"), list(says)))
+    assert (record["done"], record["state"]) == (True, "arrived"), caller.closed
+    assert record["dialect"] == "openai-realtime" and len(turns) >= 4
+    assert "barge-in" in [turn["stopped_by"] for turn in record["turns"]]
+    assert record["facts"]["slip_card"] == "ten of clubs"
