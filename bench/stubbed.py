@@ -121,10 +121,11 @@ class Scene:
     # -- the subjects
 
     def agent(self, flow: str, calls: int) -> Subject:
+        """Ours.  Its calls are longer and more alike than people's, so what they may throw away is not bounded."""
         return ours("/ws/twilio", "--flow", self.write("flow.toml", flow), "--stt", "scripted", "--scripted-stt",
                     self.write("heard.txt", "where is my order\n"), "--tts", "scripted", "--llm", "openai",
                     "--openai-base-url", f"http://127.0.0.1:{self.model.port}/v1", "--max-calls", str(calls + 10),
-                    "--admission-refuse-above", "1", "--admission-resume-below", "1")
+                    "--admission-refuse-above", "1", "--admission-resume-below", "1", "--turns-speculations", "100000")
 
     def pipecat(self) -> Subject:
         return Subject("Pipecat", (sys.executable, str(BENCH / "peers" / "pipecat_agent.py"), "PORT",

@@ -17,7 +17,6 @@ from . import ProtocolError, http11, journal, net, pages, webhooks
 from . import config as settings
 from ._fastpath import EpollSet, ReceiveBuffer
 from .archive import Archive
-from .audio import BATCH
 from .audiosocket import AudioSocketConnection
 from .auth import offered_keys
 from .call import Call
@@ -44,7 +43,6 @@ TRIM = getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: 0)     # glibc's
 TIDY_NS = 1_000_000_000         # between two collections of garbage, and looks at the load
 FASTEST_CALL = 128 << 10        # bytes a second on a telephony route: four times what the widest of them needs
 CONTROL_RATE = 8                # control frames a second on a telephony route
-FEW_CALLS = 32                  # up to so many, a window is scored at once; with more, in batches
 WARN_EVERY_NS = 1_000_000_000   # between two warnings of slow wake-ups
 KEPT_CALLS = 256                # records of ended calls kept for GET /calls/<id>
 
@@ -174,8 +172,9 @@ class Server:
     # -- the loop's callbacks ------------------------------------------------------------------------------------------
 
     def _window_waits(self, count: int) -> None:
-        """A call's window is to be scored: at once with few calls, else in a batch, or by the tick within 5 ms."""
-        if count == BATCH or count == 1 and len(self.calls) <= FEW_CALLS:
+        """A call's window is to be scored, with those of all the calls that are heard in the same round: the busier
+        the worker, the more there are."""
+        if count == 1:
             asyncio.get_running_loop().call_soon(self._hear)
 
     def _hear(self) -> None:
