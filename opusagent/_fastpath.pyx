@@ -124,6 +124,17 @@ cdef extern from *:
         return epoll_wait(ep, events, n, ns < 0 ? -1 : ms > 60000 ? 60000 : (int)ms);
     }
 
+    /* oa_epoll that asks for `spin` ns without sleeping before it sleeps */
+    static int oa_spin(int ep, struct epoll_event *events, int n, int64_t ns, int64_t spin) {
+        int64_t began = spin > 0 ? oa_now() : 0, spent = 0;
+        while (spent < spin && (ns < 0 || spent < ns)) {
+            int got = epoll_wait(ep, events, n, 0);
+            if (got) return got;
+            spent = oa_now() - began;
+        }
+        return oa_epoll(ep, events, n, ns < 0 ? ns : ns > spent ? ns - spent : 0);
+    }
+
     /* out[row] = bias + in[row] x w, and nothing below `floor`.  Rows come in groups of `per`: those of `in` are
        `stride` floats apart and its groups `group`, those of `out` follow one another and its groups are `out_group`
        apart.  w is in panels of 32 columns, which stay in the cache for all rows.  The same for three processors. */
@@ -189,6 +200,7 @@ cdef extern from *:
     uint64_t oa_swap(uint64_t *p, uint64_t v) noexcept nogil
     void oa_fence() noexcept nogil
     int oa_epoll(int ep, epoll_event *events, int n, int64_t ns) noexcept nogil
+    int oa_spin(int ep, epoll_event *events, int n, int64_t ns, int64_t spin) noexcept nogil
     ctypedef void oa_dense_fn(const float *src, int rows, int per, int stride, int group, const float *w, int depth,
                               int panels, const float *bias, float floor, float *out, int out_group) noexcept nogil
     oa_dense_fn *oa_dense_here() noexcept nogil
@@ -823,6 +835,8 @@ cdef class EpollSet:
     cdef public object on_again
     cdef object on_slow
     cdef bint others                    # the descriptor given to join() was ready in this round
+    cdef public int64_t spin            # ns that wait() asks again and again before it sleeps
+    cdef readonly int64_t spun          # ns spent on that: no load
     cdef public bint stirred            # a callback gave the event loop something to do: wait() returns to it
     cdef public int64_t now             # ns: when the current round began; others may set it for theirs
     cdef list closed                    # wires closed since the last round, whose callbacks may still be running
@@ -919,7 +933,7 @@ cdef class EpollSet:
 
         True when what join() was given is ready.  It sleeps without the GIL, and a signal wakes it.
         """
-        cdef int64_t now = oa_now(), left = -1, until = -1
+        cdef int64_t now = oa_now(), before, left = -1, until = -1
         cdef int n
         if timeout is not None:
             until = now + max(0, <int64_t>min(1e18, <double>timeout * 1e9))
@@ -935,8 +949,10 @@ cdef class EpollSet:
                 n = oa_epoll(self.fd, self.events, MAX_EVENTS, 0)
             else:
                 with nogil:
-                    n = oa_epoll(self.fd, self.events, MAX_EVENTS, left)
-            now = oa_now()
+                    n = oa_spin(self.fd, self.events, MAX_EVENTS, left, self.spin)
+            before, now = now, oa_now()
+            if left != 0:
+                self.spun += min(now - before, self.spin)
             if n < 0 and errno == EINTR:
                 return False
             if n > 0 or self.turns:

@@ -32,6 +32,8 @@ class Net:
     keepalive_seconds: int = setting(5, "TCP keep-alive: idle time and interval of 3 probes; 0 is off",
                                      low=0, high=3600)
     dscp: int = setting(0, "DSCP of our packets (46 is EF); 0 is off", "code", low=0, high=63)
+    spin_us: int = setting(0, "poll for so long without sleeping before the worker sleeps: 20000 answers a call some 15 us "
+                           "sooner and takes a whole core", "us", low=0, high=1_000_000)
     backlog: int = setting(4096, "connections that may wait to be accepted", low=1, high=65535)
     head_seconds: float = setting(3.0, "time for a whole request head", low=0.1, high=60)
     ping_interval_seconds: float = setting(5.0, "time between our pings", low=0.1, high=3600)

@@ -63,7 +63,7 @@ class Connection(asyncio.BufferedProtocol):
 
     __slots__ = ("server", "pages", "transport", "wire", "peer", "head", "ws", "session", "limits",
                  "began", "heard", "pinged", "pings", "partial_since", "ended_at", "lingers", "swept", "bytes_due",
-                 "controls_due", "taken", "stalled_since", "rtt_ns", "tenant", "posted")
+                 "controls_due", "bodiless", "taken", "stalled_since", "rtt_ns", "tenant", "posted")
 
     def __init__(self, server, pages: bool = True):
         self.server = server
@@ -72,6 +72,7 @@ class Connection(asyncio.BufferedProtocol):
         self.wire: Wire | TransportWire | None = None       # set by the upgrade
         self.peer: tuple = ()
         self.head: http11.HeadParser | None = http11.HeadParser(server.takes_post)   # until the head is whole
+        self.bodiless = False               # it asked for a head only: a refusal has no body either
         self.ws: WebSocket | None = None
         self.session = None
         self.limits = None                  # of the route: see server.Limits
@@ -156,6 +157,7 @@ class Connection(asyncio.BufferedProtocol):
         if head is None:
             return
         rest, self.head = self.head.rest, None
+        self.bodiless = head.method == "HEAD"
         if head.upgrade:
             self._upgrade(head, rest)
         elif head.method == "POST":
@@ -269,7 +271,7 @@ class Connection(asyncio.BufferedProtocol):
         if self.ws is None:
             self.head = None
             if self.transport is not None:
-                self._answer(http11.refusal(error))
+                self._answer(http11.refusal(error, head_only=self.bodiless))
             return
         self.ws.fail(error)
         self._flush()

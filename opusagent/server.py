@@ -83,7 +83,7 @@ class Server:
         self._warned = 0                            # ns: when a slow wake-up was last warned of
         self.load = 0.0                             # share of a core that this worker used in the last second
         self.full = False                           # the load is too high for new calls
-        self._spent = (self.now, time.process_time_ns())    # at the last look at the load
+        self._spent = (self.now, self._worked())    # at the last look at the load
         self._timer: asyncio.TimerHandle | None = None
         self._next_tick = self._next_sweep = self._next_tidying = self.now
         self._unswept: list = []                    # connections that this sweep has still to look at
@@ -100,6 +100,7 @@ class Server:
     async def start(self, sockets: list, admin_sockets: list = (), ssl=None, audiosockets: list = ()) -> None:
         if self.config.archive.directory:
             self.archive = Archive(self.config.archive.directory, self.metrics)
+        self.epoll.spin = self.config.net.spin_us * 1000
         attach(self.epoll)
         self.studio.hearing.on_waiting = self._window_waits
         await self.departures.open()
@@ -112,7 +113,7 @@ class Server:
         for sock in audiosockets:
             self._listening.append(await listen(lambda: AudioSocketConnection(self), sock, backlog))
         self._arm(self.clock() + IDLE_TICK_NS)
-        self._spent = self.clock(), time.process_time_ns()      # what it took to get ready is nobody's load
+        self._spent = self.clock(), self._worked()      # what it took to get ready is nobody's load
         self._next_tidying = self.clock() + TIDY_NS
         gc.collect()
         gc.freeze()
@@ -240,9 +241,13 @@ class Server:
         elif gc.collect():
             TRIM(0)                                 # what a flood has used goes back to the system
 
+    def _worked(self) -> int:
+        """ns that this worker has computed so far."""
+        return time.process_time_ns() - self.epoll.spun
+
     def _weigh(self, now: int) -> None:
         """Admission: no new calls above refuse_above, again below resume_below."""
-        (then, before), spent = self._spent, time.process_time_ns()
+        (then, before), spent = self._spent, self._worked()
         self._spent = now, spent
         self.load = (spent - before) / max(1, now - then)
         limits = self.config.admission
