@@ -10,13 +10,12 @@ import time
 from dataclasses import replace
 from importlib import resources
 
-from . import ConfigError, engines
+from . import ConfigError, engines, tools
 from ._fastpath import RATES, Arena, Resampler
 from .audio import VadBatch
 from .config import Config
 from .flow import Flow, Waits
 from .prompts import SPOKEN_RATE, Prompts, open_store
-from .tools import Toolbox, functions
 
 log = logging.getLogger("opusagent")
 
@@ -32,7 +31,7 @@ class Studio:
         self.flows = {"": flow, "demo": flow if flow.file == demo.file else demo}
         if config.llm != "scripted" or config.scripted.llm:     # there is a model to talk to
             self.flows["assistant"] = own_flow("assistant.toml", waits(config))
-        self._functions = {id(each): functions(each) for each in self.flows.values()}
+        self._functions = {id(each): tools.functions(each) for each in self.flows.values()}
         self.arena = Arena(config.max_calls + 1)                # the last slot is the voice's, to render prompts in
         self.free = list(range(config.max_calls - 1, -1, -1))   # slots, the next one last
         self.hearing = VadBatch()
@@ -71,6 +70,8 @@ class Studio:
     async def close(self) -> None:
         for engine in (self.stt, self.tts, self.llm):
             await engine.close()
+        for found in self._functions.values():
+            await tools.close(found)
 
     def agent_of(self, model: str) -> str:
         """The agent that a client of the Realtime protocol means by a model's name.
@@ -81,9 +82,9 @@ class Studio:
             return model
         return "assistant" if not self.config.flow and "assistant" in self.flows else ""
 
-    def toolbox(self, flow: Flow, call_id: str, tell, late) -> Toolbox:
+    def toolbox(self, flow: Flow, call_id: str, tell, late) -> tools.Toolbox:
         """The tools of a call."""
-        return Toolbox(self._functions[id(flow)], call_id, tell, late)
+        return tools.Toolbox(self._functions[id(flow)], call_id, tell, late)
 
     def search(self, flow: Flow, number: int) -> int:
         """The recogniser's number of a search of `flow`."""

@@ -81,6 +81,12 @@ def http_client():
     return httpx.AsyncClient(timeout=None)
 
 
+async def close(found: Functions) -> None:
+    """They are not needed any more."""
+    for client in {run.args[0] for run in found.values() if isinstance(run, partial)}:
+        await client.aclose()
+
+
 def function(tool: Tool) -> Callable:
     """The coroutine function that a tool names.  Raises ConfigError without it."""
     module, _, name = tool.run.rpartition(":")

@@ -16,7 +16,7 @@ KEY = "sk-test-0123456789abcdefABCDEF"
 AUDIO_RATE = 24000              # Hz of audio/speech as PCM
 
 NUMBER, TEXT, FLAG, LIST = (int, float), (str,), (bool,), (list,)
-CHAT = {"model": TEXT, "messages": LIST, "stream": FLAG, "max_tokens": NUMBER, "max_completion_tokens": NUMBER,
+CHAT = {"tools": (list,), "model": TEXT, "messages": LIST, "stream": FLAG, "max_tokens": NUMBER, "max_completion_tokens": NUMBER,
         "temperature": NUMBER}
 SPEECH = {"model": TEXT, "input": TEXT, "voice": TEXT, "response_format": TEXT}
 TRANSCRIPTION = {"file", "model", "prompt", "stream", "response_format", "language"}
@@ -238,8 +238,19 @@ def check_chat(exchange: Exchange) -> None:
     if not body["messages"] or not body.get("stream"):
         raise Refused(400, "there is nothing to stream an answer to")
     for message in body["messages"]:
-        if message.keys() != {"role", "content"} or message["role"] not in ROLES or type(message["content"]) is not str:
+        if message.get("role") == "tool":
+            good = message.keys() == {"role", "tool_call_id", "content"} and type(message["content"]) is str
+        elif "tool_calls" in message:
+            good = message.keys() == {"role", "content", "tool_calls"} and message["role"] == "assistant" and all(
+                call["type"] == "function" and call["id"] and type(json.loads(call["function"]["arguments"])) is dict
+                for call in message["tool_calls"])
+        else:
+            good = message.keys() == {"role", "content"} and message["role"] in ROLES and type(message["content"]) is str
+        if not good:
             raise Refused(400, "Invalid value in 'messages'", param="messages")
+    for tool in body.get("tools", ()):
+        if tool["type"] != "function" or not re.fullmatch(r"[a-zA-Z0-9_-]{1,64}", tool["function"]["name"]):
+            raise Refused(400, "Invalid value in 'tools'", param="tools")
     if not (0 <= body.get("temperature", 1) <= 2 and body.get("max_tokens", 1) >= 1):
         raise Refused(400, "a number is out of range")
 

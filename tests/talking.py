@@ -8,8 +8,8 @@ from conversation import Conversation
 class Line:
     """`says` holds a turn; the agent's side is in `talk` (conversation.Conversation)."""
 
-    def __init__(self, flow, **settings):
-        self.talk = Conversation(flow, **settings)
+    def __init__(self, flow, conversation=Conversation, **settings):
+        self.talk = conversation(flow, **settings)
         self.call = self.talk.call
         self.model = self.talk.studio.llm
 

@@ -15,6 +15,7 @@ from opusagent.engines import endpoint as endpoint_module
 from opusagent.engines.endpoint import behind_proxy
 from opusagent.engines.openai import Llm
 from opusagent.engines.transport import httpx
+from opusagent.flow import FunctionCall
 
 MESSAGES = ({"role": "system", "content": "You sell tickets."}, {"role": "user", "content": "Hello?"})
 CERTIFICATE = Path(__file__).parent / "data" / "localhost.pem"
@@ -109,6 +110,43 @@ def test_an_option_that_a_model_does_not_take_is_not_sent_again(run):
     said, requests, body = run(scenario())
     assert said == (("One.", ""), ("Two.", "")) and requests == 4
     assert body["max_completion_tokens"] == 150 and not {"max_tokens", "temperature"} & body.keys()
+
+
+TOOLS = ({"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}},)
+
+
+def calls(*pieces: dict) -> dict:
+    chunk = completion()
+    chunk["choices"][0]["delta"] = {"tool_calls": list(pieces)}
+    return chunk
+
+
+def begun(name="look", id="call_1", index=0):
+    return {"index": index, "id": id, "type": "function", "function": {"name": name, "arguments": ""}}
+
+
+def more(arguments, index=0):
+    return {"index": index, "function": {"arguments": arguments}}
+
+
+@pytest.mark.parametrize("chunks, said, call", [
+    ((calls(begun()), calls(more('{"day": "2026')), calls(more('-03-03"}'))), "", FunctionCall("look", {"day": "2026-03-03"},
+                                                                                          "call_1")),
+    ((completion("Let me look."), calls(begun(), more("{}"))), "Let me look.", FunctionCall("look", {}, "call_1")),
+    ((calls(begun()), calls(begun("other", "call_2", 1), more('{"x": 1}', 1)), calls(more('{"a": 1}'))), "",
+     FunctionCall("look", {"a": 1}, "call_1")),                             # the first one only
+    ((calls(begun()),), "", FunctionCall("look", {}, "call_1")),
+    ((calls(begun()), calls(more('{"a": '))), "", FunctionCall("look", None, "call_1")),    # no JSON: the flow refuses it
+], ids=["in pieces", "after words", "two at once", "without arguments", "no JSON"])
+def test_a_function_call_comes_last(run, chunks, said, call):
+    async def scenario():
+        end = (*chunks, completion(finish="tool_calls"), "[DONE]")
+        async with model(begins(*end, then=Exchange.end)) as (endpoint, llm):
+            pieces = [piece async for piece in llm.reply(MESSAGES, TOOLS)]
+            assert endpoint.seen[0].body["tools"] == list(TOOLS)
+            return pieces
+    *text, last = run(scenario())
+    assert "".join(text) == said and last == call
 
 
 # -- what goes wrong ---------------------------------------------------------------------------------------------------

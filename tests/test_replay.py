@@ -7,6 +7,9 @@ import pytest
 from conversation import Conversation
 from opusagent import ConfigError, cli, journal, replay, whatif
 from opusagent.config import SETTINGS
+from opusagent.flow import Flow, FunctionCall, Outcome
+from opusagent.tools import Toolbox
+from talking import Line
 from test_call import FLOW
 from test_speculation import FLOW as MODEL_FLOW
 from test_speculation import turn
@@ -229,3 +232,44 @@ def test_the_command_says_where_decisions_part(tmp_path, capsys):
     path.write_bytes(text.replace(b'"listen",2', b'"listen",3'))
     assert cli.main(["replay", str(path)]) == 1
     assert "then it decided" in capsys.readouterr().out
+
+
+TOOLS = """
+start = "chat"
+[tools.look]
+url = "http://127.0.0.1:9/"
+arguments = { day = "date" }
+results = { open = { at = "time" } }
+[states.chat]
+say = "Yes?"
+prompt = "Answer."
+tools = [{ call = "look", results = { open = "bye" } }]
+on = [{ free = true }, { date = true, fact = "day", call = "look", go = "bye", results = { failure = "chat" } }]
+[states.bye]
+say = "At {at}, then."
+end = true
+"""
+
+
+def test_what_tools_and_functions_did_is_in_the_journal(tmp_path):
+    async def hold():
+        line = Line(Flow.parse(TOOLS, "tools.toml"), Kept)
+        answers = iter([Outcome("failure", {}, "", "It was shut."), Outcome("open", {"at": "15:30"}, "{}")])
+
+        class Answering(Toolbox):
+            async def perform(self, call):
+                await asyncio.sleep(0)
+                return next(answers)
+        line.call.mouth.stage.perform = Answering({}, "CA1", line.call.mouth.on_tool, print).start
+        await line.listens()
+        await line.says("tomorrow")                     # which fails
+        line.model.answers = [["Let me look. ", FunctionCall("look", {"day": "2026-11-24"}, "c1")]]
+        await line.says("and the day after that")
+        assert line.state == "bye" and line.facts["at"] == "15:30"
+        return line.talk
+
+    call = asyncio.run(hold())
+    tape = call.tape(tmp_path)
+    again = replayed(tape)
+    assert again.call.ledger.receipts == call.receipts and again.call.dialogue.facts == {"day": "2026-11-23", "at": "15:30"}
+    assert any(decision[0] == "goes on" for decision in again.decisions)

@@ -1,8 +1,10 @@
 """Tools in a call: when they run, what becomes of them when the turn is dropped, and what a model may not have."""
 import asyncio
+import contextlib
 from datetime import date, time
 from typing import Literal
 
+import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -292,6 +294,83 @@ async def test_a_refused_call_is_counted_and_the_model_answers_again():
     line.model.answers = [[FunctionCall("go_to_vault", {})], ["I can not do that."]]
     await line.says("open the vault")
     assert line.heard == "I can not do that." and line.count("refused_calls") == 1 and line.state == "chat"
+
+
+# Tools behind an endpoint
+
+
+HTTP = """
+start = "ask"
+[tools.look]
+effect = "EFFECT"
+url = "http://127.0.0.1:PORT/look"
+arguments = { day = "date", many = "number", member = "digits" }
+results = { open = { first = "time" } }
+timeout = 300
+[facts]
+day = "2026-11-23"
+many = "2"
+member = "0047"
+[states.ask]
+say = "Shall I look?"
+on = [{ yes = true, call = "look", go = "bye" }]
+[states.bye]
+say = "At {first}."
+end = true
+"""
+
+
+async def served(answer, effect="idempotent"):
+    """What came of the tool where its endpoint answers so, and what it was asked."""
+    asked, writers = [], []
+
+    async def serve(reader, writer):
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        size = int(head.lower().partition("content-length: ")[2].partition("\r\n")[0])
+        asked.append((head, orjson.loads(await reader.readexactly(size))))
+        writers.append(writer)
+        if answer is not None:
+            writer.write(answer)
+            await writer.drain()
+            writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    flow = Flow.parse(HTTP.replace("PORT", str(port)).replace("EFFECT", effect), "x.toml")
+    found = tools.functions(flow)
+    outcome = await tools.Toolbox(found, "C1", print, print).perform(Dialogue(flow).answer("yes").call)
+    await tools.close(found)
+    server.close()
+    for writer in writers:
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+    return outcome, asked
+
+
+def http(body, status="200 OK"):
+    return (f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}").encode()
+
+
+def test_an_endpoint_gets_json_and_gives_json():
+    (outcome, [(head, body)]) = asyncio.run(served(http('{"result": "open", "first": "09:30", "more": 7}')))
+    assert outcome.result == "open" and outcome.facts == {"first": "09:30"}
+    assert body == {"day": "2026-11-23", "many": 2, "member": "0047"}
+    assert head.startswith("POST /look HTTP/1.1") and "x-opusagent-call: C1" in head and "idempotency-key: " in head
+    (_, [(again, _)]) = asyncio.run(served(http("{}")))
+    key = [line for line in head.split("\r\n") if line.startswith("idempotency-key")]
+    assert key == [line for line in again.split("\r\n") if line.startswith("idempotency-key")]
+    (_, [(pure, _)]) = asyncio.run(served(http("{}"), "pure"))
+    assert "idempotency-key" not in pure
+
+
+@pytest.mark.parametrize("answer, result", [
+    (http("{}", "500 Oops"), "failure"), (http("nonsense"), "failure"), (http('{"result": "open"}'), "failure"),
+    (http("", "302 Found"), "failure"), (b"SSH-2.0\r\n", "failure"), (http('"' + "x" * 70_000 + '"'), "failure"),
+    (None, "timeout")], ids=["status", "no JSON", "not declared", "redirect", "not HTTP", "too long", "silence"])
+def test_an_endpoint_that_does_not_answer_properly_has_failed(answer, result):
+    outcome, _ = asyncio.run(served(answer))
+    assert outcome.result == result and outcome.reason
 
 
 # A turn is a transaction: whatever is dropped leaves nothing
