@@ -24,7 +24,7 @@ from opusagent.engines.race import ENOUGH, Hedging
 from opusagent.metrics import Metrics
 
 MESSAGES = ({"role": "system", "content": "You sell tickets."}, {"role": "user", "content": "Hello?"})
-WAIT = 10                       # seconds, before a test is taken to hang
+WAIT = 30                       # seconds, before a test is taken to hang
 SEARCHES = (SimpleNamespace(words=frozenset()),)
 
 
@@ -151,7 +151,7 @@ def at(endpoint, **more) -> Target:
 
 
 @asynccontextmanager
-async def models(*plans, first_seconds=0.3, **settings):
+async def models(*plans, first_seconds=0.8, **settings):
     """An endpoint for each plan (a list of what it does), and a model that asks them in this order."""
     endpoints = [LocalEndpoint() for _ in plans]
     for endpoint, plan in zip(endpoints, plans):
@@ -282,7 +282,7 @@ def test_an_answer_that_breaks_off_is_gone_on_with_and_nothing_is_said_twice(run
             await asyncio.sleep(0.05)
             if (more := BREAKS[fault](exchange)) is not None:
                 await more
-        async with models([breaking], [says(*GOES_ON[way])], token_gap_seconds=0.3) as (endpoints, llm):
+        async with models([breaking], [says(*GOES_ON[way])], token_gap_seconds=0.5) as (endpoints, llm):
             return await ask(llm), endpoints[1].seen[0].body["messages"], gauges(llm)
     (said, told), messages, measured = run(scenario())
     assert told == "" and said == "Your order left today. It will come on Monday."
@@ -441,7 +441,7 @@ VOICES = {"an error": fails(500), "silence": speaks(bytes(48000)), "no audio": s
 @pytest.mark.parametrize("fault", VOICES)
 def test_the_next_endpoint_speaks_when_the_first_one_does_not(run, caplog, fault):
     async def scenario():
-        async with stages(Tts, "tts", [VOICES[fault]], [speaks(sound(800).tobytes())], first_seconds=0.2) as (its, tts):
+        async with stages(Tts, "tts", [VOICES[fault]], [speaks(sound(800).tobytes())], first_seconds=0.5) as (its, tts):
             call = Caller()
             pcm, told = await listen(tts, call)
             return len(pcm), told, its[1].seen[0].body["input"]
@@ -464,7 +464,7 @@ def test_a_voice_that_breaks_off_is_gone_on_with_at_the_next_word(run, step, byt
             if (more := step(exchange)) is not None:
                 await more
         rest = speaks(sound(2000).tobytes())
-        async with stages(Tts, "tts", [breaking], [rest], gap_seconds=0.2) as (its, tts):
+        async with stages(Tts, "tts", [breaking], [rest], gap_seconds=0.4) as (its, tts):
             pcm, told = await listen(tts, Caller(), text=text)
             return pcm, told, its[1].seen[0].body["input"]
     pcm, told, asked = run(scenario())
@@ -483,7 +483,7 @@ def test_words_that_were_not_spoken():
 @pytest.mark.parametrize("fault", ["an error", "a page", "nothing"])
 def test_the_next_endpoint_recognises_when_the_first_one_does_not(run, caplog, fault):
     async def scenario():
-        async with stages(Stt, "stt", [VOICES[fault]], [hears("Ten of clubs.")], first_seconds=0.2) as (its, stt):
+        async with stages(Stt, "stt", [VOICES[fault]], [hears("Ten of clubs.")], first_seconds=0.5) as (its, stt):
             call = Caller()
             stt.listen(call, 0)
             say(call, 700)

@@ -54,7 +54,7 @@ class Llm:
             sofar = "".join(said)
             new = Continuing(sofar) if said else None
             attempt, text = await self._race(endpoint, going_on(messages, sofar) if said else messages, tools, asked)
-            watch = Watch(self._gap(attempt.endpoint))
+            watch = Watch(self._gap(attempt.endpoint, asked))
             try:
                 if new is not None:
                     text, new = new.feed(text)
@@ -97,11 +97,11 @@ class Llm:
                     self.settings.first_token_seconds, asked)
         return await race.run(endpoint)
 
-    def _gap(self, endpoint: Endpoint) -> float:
+    def _gap(self, endpoint: Endpoint, asked: list[Endpoint]) -> float:
         """Seconds between two pieces after which somebody else is asked: sooner than the turn gives up."""
-        alone = len(self.endpoints.endpoints) == 1
-        gap = min(endpoint.target.gap_seconds, self.settings.token_gap_seconds) * SOONER
-        return math.inf if alone else gap
+        if self.endpoints.next(asked) is None:
+            return math.inf
+        return min(endpoint.target.gap_seconds, self.settings.token_gap_seconds) * SOONER
 
     def _go_on(self, asked: list[Endpoint], why: str) -> Endpoint | None:
         endpoint = self.endpoints.fall_back(asked, why)
