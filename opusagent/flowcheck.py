@@ -60,8 +60,8 @@ def check_command(args, config: Config, waits) -> int:
     for remark in remarks(flow, config):
         print(f"{remark} (a remark)")
     ends = sum(state.end for state in flow.states.values())
-    print(f"{args.file}: no mistakes; {len(flow.states)} states ({ends} of them end the call), {len(flow.tools)} tools, "
-          f"{len(flow.prompts())} texts to render ahead.")
+    print(f"{args.file}: no mistakes; {len(flow.states)} states ({ends} of them end the call), "
+          f"{len(flow.tools)} tools, {len(flow.prompts())} texts to render ahead.")
     return 0
 
 

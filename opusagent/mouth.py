@@ -23,8 +23,8 @@ NEVER = 1 << 62                 # ns
 class Mouth:
     """`turn` is being spoken, `held` is made ready; there is never more than one of the two.
 
-    Of its call it uses `first_audio(now)`, `turn_done(turn, heard, now)`, and what its tools need.  To the voice it is the call: `slot`,
-    `epoch`, on_speech() and on_speech_failed().
+    Of its call it uses `first_audio(now)`, `turn_done(turn, heard, now)`, and what its tools need.  To the voice it is
+    the call: `slot`, `epoch`, on_speech() and on_speech_failed().
     """
 
     __slots__ = ("call", "journal", "connection", "dialect", "out", "metrics", "clock", "voice", "slot", "playout",

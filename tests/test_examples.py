@@ -60,8 +60,8 @@ async def test_the_appointment_line_by_what_it_expects():
     await line.says("on sunday")
     assert line.heard == ("Let me look. We are closed on Sunday the twenty ninth of November. For which day?")
     await line.says("next friday")
-    assert line.heard == ("Let me look. On Friday the twenty seventh of November, I have nine in the morning, and others "
-                          "until five thirty in the afternoon. At what time?")
+    assert line.heard == ("Let me look. On Friday the twenty seventh of November, I have nine in the morning, and "
+                          "others until five thirty in the afternoon. At what time?")
     await line.says("half past three")
     assert line.heard == "Friday the twenty seventh of November, three thirty in the afternoon. Shall I book that?"
     await line.says("yes")
@@ -99,7 +99,8 @@ async def test_the_menu_by_keys_and_by_words():
     await line.presses("1")
     assert line.state == "number"
     await line.presses("4711#")
-    assert line.heard == "Account four seven one one has twelve euros. For the menu, press star; to end the call, press hash."
+    assert line.heard == ("Account four seven one one has twelve euros. For the menu, press star; to end the call, press "
+                          "hash.")
     await line.presses("*")
     await line.says("send money")
     await line.says("twenty three euros fifty")

@@ -28,7 +28,8 @@ class Desk:
                                                     {"dtmf": "1", "go": "booking"}]),
             State("booking", say="One moment, I am booking it for you now.", call="book", go="booked",
                   results={"taken": "ask"}),
-            State("booked", say="Your number is {reference}.", on=[{"no": True, "go": "bye"}, {"yes": True, "go": "booking"}]),
+            State("booked", say="Your number is {reference}.",
+                  on=[{"no": True, "go": "bye"}, {"yes": True, "go": "booking"}]),
             State("bye", say="Goodbye.", end=True))
 
         @flow.tool(effect=effect, timeout=timeout, results={"booked": {"reference": "digits"}, "taken": {}})
@@ -246,7 +247,8 @@ def test_a_model_is_offered_what_the_state_has_and_is_not_told_what_is_fixed(cha
 
 
 @pytest.mark.parametrize("name, arguments", [
-    ("go_to_chat", {}), ("transfer", {}), ("book", {}), ("book", None), ("book", ["2026-11-23", "am"]), ("go_to_bye", {"x": 1}),
+    ("go_to_chat", {}), ("transfer", {}), ("book", {}), ("book", None), ("book", ["2026-11-23", "am"]),
+    ("go_to_bye", {"x": 1}),
     ("book", {"day": "2026-11-23", "part": "noon"}), ("book", {"day": "2026-02-30", "part": "am"}),
     ("book", {"day": "2026-11-23", "part": "am", "code": "9"}), ("go_to_sure", {"day": "2026-11-23", "count": "two"}),
     ("go_to_sure", {"day": "2026-11-23", "count": 1e9}), ("go_to_sure", {"day": {"$ne": 1}, "count": 1}), ("", {})])
@@ -376,7 +378,8 @@ def test_an_endpoint_that_does_not_answer_properly_has_failed(answer, result):
 # A turn is a transaction: whatever is dropped leaves nothing
 
 
-STEPS = st.lists(st.sampled_from(("two", "book", "sure", "bye", "wrong", "yes", "no", "silence", "drop", "hang on")), max_size=14)
+STEPS = st.lists(st.sampled_from((
+    "two", "book", "sure", "bye", "wrong", "yes", "no", "silence", "drop", "hang on")), max_size=14)
 
 
 @settings(max_examples=200, deadline=None)
@@ -518,7 +521,8 @@ def test_a_flow_within_a_flow_returns_with_facts(tmp_path):
     assert dialogue.state == "home/street" and dialogue.facts == {"home/city": "Berlin"}
     reply = dialogue.answer("Main Street")
     assert reply.say == ("Thank you.", "Main Street?") and reply.facts == {"home_street": "Main Street"}
-    assert dialogue.answer("goodbye").next == "bye" and dialogue.answer("I do not know").say == ("Never mind.", "Goodbye.")
+    assert dialogue.answer("goodbye").next == "bye"
+    assert dialogue.answer("I do not know").say == ("Never mind.", "Goodbye.")
 
 
 @pytest.mark.parametrize("inner, outer, sentences", [

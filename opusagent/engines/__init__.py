@@ -19,8 +19,8 @@ A stage of an engine is a class made from the configuration; it lives in the wor
             render(texts, voice, rate)  asynchronously yields (text, pcm) of texts that are spoken ahead, in any order
             back: call.on_speech(epoch, k, start, written, done), call.on_speech_failed(epoch, k, sentence)
     llm     open()
-            reply(messages, tools=())   asynchronously yields pieces of text, and last a flow.FunctionCall where the model
-                                        calls one of the tools (in OpenAI's form); EngineError
+            reply(messages, tools=())   asynchronously yields pieces of text, and last a flow.FunctionCall where the
+                                        model calls one of the tools (in OpenAI's form); EngineError
 The rule: what a stage says carries the number of the utterance or the epoch it was asked for, and whoever hears it
 drops what is late.
 """

@@ -40,7 +40,8 @@ class Llm:
     async def close(self) -> None:
         await self.endpoints.close()
 
-    async def reply(self, messages: tuple[dict, ...], tools: tuple[dict, ...] = ()) -> AsyncIterator[str | FunctionCall]:
+    async def reply(self, messages: tuple[dict, ...],
+                    tools: tuple[dict, ...] = ()) -> AsyncIterator[str | FunctionCall]:
         """The pieces of the answer as they come; an empty one means that another endpoint goes on with it, or that a
         function call begins.  The call itself, if there is one, comes last.
 

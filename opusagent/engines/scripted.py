@@ -89,7 +89,8 @@ class Llm:
     async def close(self) -> None:
         pass
 
-    async def reply(self, messages: tuple[dict, ...], tools: tuple[dict, ...] = ()) -> AsyncIterator[str | FunctionCall]:
+    async def reply(self, messages: tuple[dict, ...],
+                    tools: tuple[dict, ...] = ()) -> AsyncIterator[str | FunctionCall]:
         said = messages[-1]["content"]
         text, call = next((answer for pattern, *answer in self.rules if pattern.search(said)), (NO_MODEL, None))
         await asyncio.sleep(self.settings.llm_first_ms / 1000)
@@ -169,8 +170,9 @@ def read_rules(path: str) -> list[tuple[re.Pattern, str, FunctionCall | None]]:
     with `arguments`, or both.  ConfigError if it is not that."""
     try:
         rules = tomllib.loads(read_text(path)).get("reply", [])
-        return [(re.compile(rule.get("when", ""), re.IGNORECASE), rule.get("say", "") if "call" in rule else rule["say"],
-                 FunctionCall(rule["call"], rule.get("arguments", {})) if "call" in rule else None) for rule in rules]
+        return [(re.compile(rule.get("when", ""), re.IGNORECASE), rule["say"] if "call" not in rule else
+                 rule.get("say", ""), FunctionCall(rule["call"], rule.get("arguments", {})) if "call" in rule else None)
+                for rule in rules]
     except (tomllib.TOMLDecodeError, re.error, KeyError, AttributeError, TypeError) as error:
         raise ConfigError(f"{path}: this is not a list of [[reply]] with `when` and `say`: {error}.") from None
 

@@ -14,6 +14,6 @@ from .tools import COMMIT, PURE, FunctionCall, Outcome, Tool, ToolCall
 
 __all__ = [
     "ANSWERS", "COMMIT", "COMPLETE", "FAILURE", "FREE", "INCOMPLETE", "NO_MATCH", "PURE", "Cutter", "Dialogue",
-    "Exchange", "Expect", "Flow", "FunctionCall", "Ladder", "Outcome", "Reply", "Search", "State", "Tool", "ToolCall", "Transition", "Waits",
-    "cut",
+    "Exchange", "Expect", "Flow", "FunctionCall", "Ladder", "Outcome", "Reply", "Search", "State", "Tool", "ToolCall",
+    "Transition", "Waits", "cut",
 ]

@@ -107,7 +107,8 @@ def circles(flow) -> Iterator[Fault]:
             seen.append(here.name)
             here = flow.states.get(here.go)
         if here is state and seen:
-            yield state.line, f"state \"{state.name}\" goes on at once to \"{state.go}\", and comes back without an end."
+            yield state.line, (f"state \"{state.name}\" goes on at once to \"{state.go}\", and comes back without an "
+                               "end.")
 
 
 def silent(states) -> Iterator[Fault]:
@@ -117,8 +118,8 @@ def silent(states) -> Iterator[Fault]:
         if not state.prompt and (state.facts or state.history):
             yield state.line, f"state \"{state.name}\" has no `prompt`, so its `facts` and `history` would not be used."
         if not state.prompt and (state.tools or state.targets or state.profile):
-            yield state.line, (f"state \"{state.name}\" has no `prompt`, so there is no model for its `tools`, `may_go` "
-                               "and `profile`.")
+            yield state.line, (f"state \"{state.name}\" has no `prompt`, so there is no model for its `tools`, "
+                               "`may_go` and `profile`.")
         if state.prompt and state.passing:
             yield state.line, f"state \"{state.name}\" goes on at once, so its `prompt` would never be answered."
         if state.end and state.passing:
@@ -155,9 +156,10 @@ def unused(flow, states) -> Iterator[Fault]:
 
 def settable(flow) -> set[str]:
     """All facts that something sets."""
-    return {TODAY, *flow.facts, *(fact for state in flow.states.values() for _, facts in state.ways() for fact in facts),
-            *(row.fact for state in flow.states.values() for row in state.on if row.fact),
-            *(typed.fact for state in flow.states.values() for use in state.uses()
+    states = flow.states.values()
+    return {TODAY, *flow.facts, *(fact for state in states for _, facts in state.ways() for fact in facts),
+            *(row.fact for state in states for row in state.on if row.fact),
+            *(typed.fact for state in states for use in state.uses()
               for facts in use.tool.results.values() for typed in facts)}
 
 

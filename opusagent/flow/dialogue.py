@@ -155,7 +155,7 @@ class Dialogue:
     # Decisions on how a reply goes on: each returns its next part and changes nothing.
 
     def asked(self, reply: Reply, call: FunctionCall, said: str = "") -> Reply:
-        """To a function that the model of `reply` calls, having `said` this.  What the state does not allow, it refuses."""
+        """To a function that the model of `reply` calls, having `said` this.  What is not allowed is refused."""
         state = self.flow.states[reply.next]
         after = self._going_on(reply, rounds=reply.rounds + 1)
         if after.rounds > ROUNDS:

@@ -132,7 +132,7 @@ def label_of(answer: Answer) -> str:
 # -- layout ------------------------------------------------------------------------------------------------------------
 
 def layers_of(order: list[str], graph, ends: set[str]) -> dict[str, int]:
-    """State -> layer: its distance from the start; an end comes below all that lead to it, what nothing leads to last."""
+    """State -> layer, its distance from the start.  An end is below all that lead to it, what nothing leads to last."""
     layers: dict[str, int] = {}
     for name in order:
         layers.setdefault(name, 0)
@@ -275,8 +275,8 @@ def edges(nodes, ways: list[Way], top: float) -> tuple[list[str], list[str]]:
                      + f'marker-{"start" if way.back else "end"}="url(#{way.kind})"/>')
         label = short(", ".join(way.labels), LABEL)
         if label:
-            labels.append(f'<text x="{at[0]:.0f}" y="{at[1]:.0f}" text-anchor="{at[2]}" font-size="10.5" fill="{colour}" '
-                          f'stroke="#fbfcfd" stroke-width="4" paint-order="stroke">{escape(label)}</text>')
+            labels.append(f'<text x="{at[0]:.0f}" y="{at[1]:.0f}" text-anchor="{at[2]}" font-size="10.5" '
+                          f'fill="{colour}" stroke="#fbfcfd" stroke-width="4" paint-order="stroke">{escape(label)}</text>')
     return lines, labels
 
 
@@ -341,8 +341,8 @@ def box(flow, state, node: Node, top: float) -> str:
              '</text>',
              f'<text x="{x + WIDTH - 12:.0f}" y="{y + 20:.0f}" text-anchor="end" font-size="10" fill="{border}">'
              f'{escape(short(note, 18))}</text>']
-    parts += [f'<text x="{x + 12:.0f}" y="{y + 40 + 16 * place:.0f}" font-size="11.5" fill="#47505e">{escape(line)}</text>'
-              for place, line in enumerate(lines)]
+    parts += [f'<text x="{x + 12:.0f}" y="{y + 40 + 16 * place:.0f}" font-size="11.5" fill="#47505e">'
+              f'{escape(line)}</text>' for place, line in enumerate(lines)]
     return "".join(parts) + "</g>"
 
 

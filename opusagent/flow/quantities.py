@@ -205,13 +205,15 @@ LEAVES = {
     "year": Year(),
 }
 # when a day may be -> the forms that are waited for, the others ("Friday" is whole, though a date may follow)
+IN_MONTH = "[on] <month> [the] (<ordinal> | <cardinal>)"
+OF_MONTH = "[on] [the] <cardinal> [of] <month>"
 DATES = {
     "future": (("<coming>", "[on] [this | coming] <weekday>", "[on] <next> [on] <weekday>", "in [a] <week>",
-                "in <some> <unit>", "[on] [the] <ordinal> [[of] <month>]", "[on] <month> [the] (<ordinal> | <cardinal>)",
-                "[on] [the] <cardinal> [of] <month>"),
-               ("[on] <weekday> [the] <ordinal> [[of] <month>]", "[on] <weekday> <month> [the] (<ordinal> | <cardinal>)")),
-    "past": (("<gone>", "[on] [last] <weekday>", "[on] [the] <ordinal> [[of] <month> [<year>]]",
-              "[on] <month> [the] (<ordinal> | <cardinal>) [<year>]", "[on] [the] <cardinal> [of] <month> [<year>]"), ()),
+                "in <some> <unit>", "[on] [the] <ordinal> [[of] <month>]", IN_MONTH, OF_MONTH),
+               ("[on] <weekday> [the] <ordinal> [[of] <month>]",
+                "[on] <weekday> <month> [the] (<ordinal> | <cardinal>)")),
+    "past": (("<gone>", "[on] [last] <weekday>", "[on] [the] <ordinal> [[of] <month> [<year>]]", f"{IN_MONTH} [<year>]",
+              f"{OF_MONTH} [<year>]"), ()),
 }
 DATES["any"] = tuple(tuple(dict.fromkeys(past + future)) for past, future in zip(DATES["past"], DATES["future"]))
 

@@ -36,7 +36,6 @@ class Reader(Rows):
         self.sub: dict[str, State] = {}             # the states of the flows that this one runs
         self.sub_facts: dict[str, str] = {}         # and their facts
         self.transfers: dict[str, str] = {}
-        self.flags = {}
         self.state_keys = {
             "say": self.script, "prompt": Node.text, "facts": self.fact_names, "profile": Node.flag,
             "history": lambda node: node.whole(0, HISTORY), "tools": self.uses, "may_go": self.targets,
@@ -53,8 +52,10 @@ class Reader(Rows):
             "results": self.tool_results, "facts": self.typed, "timeout": lambda node: node.whole(10, 60_000),
         }
         self.flow_keys = {
-            "name": Node.text, "start": self.state_name, "machine": self.state_name, "voice": Node.text, "rate": self.speed, "language": Node.text,
-            "persona": Node.text, "filler": self.fixed, "farewell": self.fixed, "facts": self.initial, "profile": self.fact_names, "lead_ins": self.lead_ins, "lists": self.read_lists,
+            "name": Node.text, "start": self.state_name, "machine": self.state_name, "voice": Node.text,
+            "rate": self.speed, "language": Node.text, "persona": Node.text, "filler": self.fixed,
+            "farewell": self.fixed, "facts": self.initial, "profile": self.fact_names, "lead_ins": self.lead_ins,
+            "lists": self.read_lists,
             "tools": self.read_tools, "transfers": self.read_transfers, "waits": self.waits,
             "interrupt": self.interrupt, "backchannels": self.word_lists, "silence": self.ladder,
             "no_match": self.ladder, "failure": self.ladder, "global": self.rows, "states": Node.members,
@@ -70,8 +71,8 @@ class Reader(Rows):
         top, nodes, shared = self.top()
         states = self.states(nodes, shared, ())
         facts = {**self.sub_facts, **top.pop("facts", {})}
-        return Flow(self.document.name, **top, source=self.document.text, facts=facts, states=states, tools=self.tools, transfers=self.transfers,
-                    searches=tuple(self.searches.values()))
+        return Flow(self.document.name, **top, source=self.document.text, facts=facts, states=states, tools=self.tools,
+                    transfers=self.transfers, searches=tuple(self.searches.values()))
 
     def top(self) -> tuple[dict, dict[str, Node], dict]:
         """Of the flow: its own values, the nodes of its states, what its states share."""

@@ -12,7 +12,7 @@ from .phrases import Digits, Group, pattern, words
 from .phrasing import SLOT, TODAY, Text, cut
 from .quantities import Quantity, amount, date, number, time
 from .states import Ladder, Transition
-from .tomlfile import Document, Node
+from .tomlfile import Document, Node, did_you_mean
 from .tools import KINDS, Typed, Use
 
 NAME = re.compile(r"[a-z_][a-z0-9_]*\Z", re.IGNORECASE)
@@ -111,7 +111,6 @@ class Rows:
         return name
 
     def unknown(self, node: Node, name: str, known, what: str, where: str) -> None:
-        from .tomlfile import did_you_mean
         node.fault(f"\"{name}\" is no {what} of this flow{did_you_mean(name, known)}; one is declared as {where}.")
 
     def results(self, node: Node) -> dict[str, str]:
@@ -212,7 +211,8 @@ class Rows:
             return Typed(name, choices=node.texts() or (), fact=self.fact(name))
         if type(node.value) is dict:
             found = node.read({"fact": self.name, "kind": self.value_kind})
-            return Typed(name, found.get("kind", "text"), fact=self.fact(found.get("fact", name)), fixed="fact" in found)
+            fact = self.fact(found.get("fact", name))
+            return Typed(name, found.get("kind", "text"), fact=fact, fixed="fact" in found)
         kind = self.value_kind(node)
         return kind and Typed(name, kind, fact=self.fact(name))
 

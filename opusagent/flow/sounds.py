@@ -15,12 +15,13 @@ WAYS = 8                    # ways to pronounce one of them
 CLOSE = 4                   # sounds that two answers need to be worth a remark when they differ by one
 
 ALIKE = """
-    one won; two to too; four for fore; eight ate; no know; yes yeas; right write rite; buy by bye; here hear; there their;
-    week weak; meet meat; sale sail; male mail; pair pear pare; our hour; son sun; sea see; red read; blue blew; new knew;
-    wait weight; wear where ware; whole hole; plane plain; peace piece; flour flower; cell sell; cent sent scent; check
-    cheque czech; days daze; dear deer; fair fare; him hymn; knight night; lead led; made maid; none nun; pause paws;
-    principal principle; rain reign rein; role roll; root route; steal steel; tail tale; threw through; tide tied; vary
-    very; way weigh; which witch; would wood; council counsel; complement compliment; stationary stationery; board bored
+    one won; two to too; four for fore; eight ate; no know; yes yeas; right write rite; buy by bye; here hear;
+    there their; week weak; meet meat; sale sail; male mail; pair pear pare; our hour; son sun; sea see; red
+    read; blue blew; new knew; wait weight; wear where ware; whole hole; plane plain; peace piece; flour flower;
+    cell sell; cent sent scent; check cheque czech; days daze; dear deer; fair fare; him hymn; knight night;
+    lead led; made maid; none nun; pause paws; principal principle; rain reign rein; role roll; root route;
+    steal steel; tail tale; threw through; tide tied; vary very; way weigh; which witch; would wood; council
+    counsel; complement compliment; stationary stationery; board bored
 """
 GROUPS = {word: words.split()[0] for words in ALIKE.split(";") for word in words.split()}
 
@@ -41,8 +42,8 @@ def alike(states, pronounce: Pronounce = listed) -> Iterator[tuple[int, str]]:
             for sounds in ways(said, pronounce):
                 other = seen.setdefault(sounds, (meaning, said))
                 if other[0] != meaning and bare(other[1]) != bare(said):
-                    yield line, (f"\"{' '.join(other[1])}\" and \"{' '.join(said)}\" sound the same, and mean different "
-                                 f"things in state \"{state.name}\".")
+                    yield line, (f"\"{' '.join(other[1])}\" and \"{' '.join(said)}\" sound the same, and mean "
+                                 f"different things in state \"{state.name}\".")
 
 
 def close(flow, pronounce: Pronounce) -> Iterator[tuple[int, str]]:

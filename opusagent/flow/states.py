@@ -188,8 +188,8 @@ class Flow:
 
     @classmethod
     def parse(cls, text: str, name: str, waits: Waits = Waits()) -> "Flow":
-        """The flow in `text`, TOML or the source of one that was written in Python; `name` stands for the file in sentences.
-        Raises ConfigError as load() does."""
+        """The flow in `text`, TOML or the source of one that was written in Python; `name` stands for the file in
+        sentences.  Raises ConfigError as load() does."""
         return cls.of(Document.of(loads(text), {}, name) if text.startswith("{") else Document(text, name), waits)
 
     @classmethod
