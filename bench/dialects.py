@@ -1,0 +1,124 @@
+"""What 20 ms of a call cost in each dialect: a caller's message read, and the agent's written, beside Twilio's.
+
+    python bench/dialects.py [NAME ...] [--rounds 9] [--json]
+
+Messages are those of the simulated platforms, made ahead; what is timed is our side of the dialect alone, no socket and
+no call.  Rounds of all dialects are interleaved, and each is divided by the Twilio rounds before and after it, so that a
+slow moment of the machine falls on both.  A ratio is the median of those, its spread the least and the greatest.
+The rule: at the rate of the telephone, 8 kHz, no dialect costs more than LIMIT times Twilio's; the others are told, too.
+"""
+import argparse
+import gc
+import json
+import statistics
+import time
+from urllib.parse import parse_qsl, urlsplit
+
+import numpy as np
+
+from opusagent.dialects import CALLERS, TABLE, Audio
+
+LIMIT = 1.3
+FRAMES = 400                # messages in a round: 8 s of a call
+ROUTES = ("twilio", "pcm?rate=8000", "pcm?rate=16000", "telnyx", "telnyx?codec=PCMA", "telnyx?codec=L16", "plivo",
+          "plivo?codec=L16&rate=8000", "vonage?rate=8000", "vonage", "asterisk?format=ulaw", "asterisk?format=slin",
+          "asterisk?format=slin16", "jambonz", "freeswitch", "freeswitch?play=json", "audiocodes?format=raw/mulaw",
+          "audiocodes?format=raw/lpcm16_8", "audiocodes", "audiohook", "audiohook?channels=both")
+
+
+class Spoken:
+    """One dialect in the midst of a call: what the platform sends, and our side."""
+
+    def __init__(self, route: str):
+        self.route = route
+        name, _, query = route.partition("?")
+        caller = CALLERS[name](urlsplit(f"ws://127.0.0.1/ws/{route}"))
+        self.ours = TABLE[name](dict(parse_qsl(query)))
+        self.ours.open()
+        self._talk(caller, list(caller.open()))
+        self.rate = self.ours.rate
+        noise = np.random.default_rng(1).normal(0, 3000, (FRAMES, self.rate // 50)).astype(np.int16)
+        self.pcm = list(noise)
+        self.messages, heard = [], 0
+        for pcm in self.pcm:
+            message = caller.audio(pcm)
+            if message is not None:
+                self.messages.append(message)
+                event = self.read(message)
+                heard += len(event.pcm) if isinstance(event, Audio) else 0
+            self._talk(caller, [])
+        if abs(heard - noise.size) > self.rate // 10:
+            raise RuntimeError(f"{route}: {heard} samples were heard of {noise.size}")
+
+    def _talk(self, caller, waiting: list) -> None:
+        """The two sides talk until neither has anything left to say; `waiting` is what the platform says first."""
+        box = getattr(caller, "outbox", [])
+        while waiting or box or self.ours.outbox:
+            for message in (*waiting, *box):
+                self.read(message)
+            box.clear()
+            waiting = []
+            answers = list(self.ours.outbox)
+            self.ours.outbox.clear()
+            for opcode, message in answers:
+                caller.receive(opcode, memoryview(message))
+
+    def read(self, message):
+        return self.ours.receive(message[0], memoryview(message[1]))
+
+    def round(self) -> tuple[float, float]:
+        """(us to read, us to write) of 20 ms of audio."""
+        receive, audio, count = self.ours.receive, self.ours.audio, len(self.pcm)
+        messages = [(opcode, memoryview(message)) for opcode, message in self.messages]
+        began = time.perf_counter_ns()
+        for opcode, payload in messages:
+            receive(opcode, payload)
+        read = time.perf_counter_ns()
+        for pcm in self.pcm:
+            audio(pcm)
+        written = time.perf_counter_ns()
+        self.ours.outbox.clear()
+        return (read - began) / count / 1e3, (written - read) / count / 1e3
+
+
+def measure(routes: list[str], rounds: int) -> list[dict]:
+    spoken, twilio = [Spoken(route) for route in routes], Spoken("twilio")
+    seen: dict[str, list[tuple]] = {route: [] for route in routes}
+    gc.disable()
+    for _ in range(rounds):
+        for each in spoken:
+            before, mine, after = twilio.round(), each.round(), twilio.round()
+            floor = (sum(before) + sum(after)) / 2
+            seen[each.route].append((*mine, sum(mine) / floor))
+    gc.enable()
+    rows = []
+    for each in spoken:
+        reads, writes, ratios = zip(*seen[each.route])
+        rows.append({"route": each.route, "rate": each.rate, "read_us": statistics.median(reads),
+                     "write_us": statistics.median(writes), "ratio": statistics.median(ratios),
+                     "least": min(ratios), "greatest": max(ratios)})
+    return rows
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("names", metavar="NAME", nargs="*", help="a dialect, or one with its query; all unless given")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    routes = [route for route in ROUTES if not args.names or route in args.names
+              or route.partition("?")[0] in args.names]
+    rows = measure(routes or args.names, args.rounds)
+    if args.json:
+        print(json.dumps(rows))
+    else:
+        print(f"{'dialect':<32}{'Hz':>7}{'read us':>9}{'write us':>9}   times Twilio's")
+        for row in rows:
+            over = "  over the limit" if row["rate"] == 8000 and row["ratio"] > LIMIT else ""
+            print(f"{row['route']:<32}{row['rate']:>7}{row['read_us']:>9.2f}{row['write_us']:>9.2f}   "
+                  f"{row['ratio']:.2f} ({row['least']:.2f} to {row['greatest']:.2f}){over}")
+    return 1 if any(row["rate"] == 8000 and row["ratio"] > LIMIT for row in rows) else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
