@@ -2367,23 +2367,54 @@ cdef bint take_plain(Cursor *c) noexcept nogil:
     return c.at - start <= 18 and (start[0] != c"0" or c.at - start == 1)
 
 
-cdef Py_ssize_t take_payload(Cursor *c, int16_t *out, Py_ssize_t room) noexcept nogil:
-    """Base64 into the second half of `out`, and from there, always ahead of the writing, spread over all of it."""
+cdef Py_ssize_t take_payload(Cursor *c, int16_t *out, Py_ssize_t room, const int16_t *table) noexcept nogil:
+    """Base64 of codes into the second half of `out`, and from there, always ahead of the writing, spread over all of it.
+
+    `table` NULL: of samples, little-endian, straight into `out`.
+    """
     if not take(c, c'"'):
         return -1
     cdef const uint8_t *quote = <const uint8_t *> memchr(c.at, c'"', c.end - c.at)
+    cdef Py_ssize_t count
     if quote == NULL:
         return -1
-    cdef Py_ssize_t count = decode(c.at, quote - c.at, <uint8_t *> out + room, room)
-    if count < 0:
-        return -1
-    expand(ULAW, <const uint8_t *> out + room, out, count)
+    if table == NULL:
+        count = decode(c.at, quote - c.at, <uint8_t *> out, 2 * room)
+        if count < 0 or count & 1:
+            return -1
+        count >>= 1
+    else:
+        count = decode(c.at, quote - c.at, <uint8_t *> out + room, room)
+        if count < 0:
+            return -1
+        expand(table, <const uint8_t *> out + room, out, count)
     c.at = quote + 1
     return count
 
 
-cdef Py_ssize_t take_media(Cursor *c, int16_t *out, Py_ssize_t room) noexcept nogil:
-    """The object under "media": the count of samples, or -1 unless it has a payload, and no track but inbound."""
+cdef Py_ssize_t take_number(Cursor *c) noexcept nogil:
+    """A whole number of up to 15 digits, or such a one as text; -1 for anything else."""
+    cdef bint quoted = take(c, c'"')
+    cdef const uint8_t *start = c.at
+    cdef Py_ssize_t number = 0
+    while c.at < c.end and c"0" <= c.at[0] <= c"9" and c.at - start < 16:
+        number = 10 * number + (c.at[0] - c"0")
+        c.at += 1
+    if not 0 < c.at - start < 16 or not quoted and start[0] == c"0" and c.at - start > 1:
+        return -1
+    if quoted:
+        if c.at == c.end or c.at[0] != c'"':
+            return -1
+        c.at += 1
+    return number
+
+
+cdef Py_ssize_t take_media(Cursor *c, int16_t *out, Py_ssize_t room, const int16_t *table,
+                           Py_ssize_t *chunk) noexcept nogil:
+    """The object under "media": the count of samples, or -1 unless it has a payload, and no track but inbound.
+
+    Its number is left in `chunk`, unless that is NULL; -1 stays there if it has none.
+    """
     cdef Py_ssize_t count = -1
     cdef bint tracked = False
     cdef Span key
@@ -2396,8 +2427,14 @@ cdef Py_ssize_t take_media(Cursor *c, int16_t *out, Py_ssize_t room) noexcept no
         if is_text(key, "payload", 7):
             if count >= 0:
                 return -1
-            count = take_payload(c, out, room)
+            count = take_payload(c, out, room, table)
             if count < 0:
+                return -1
+        elif chunk != NULL and is_text(key, "chunk", 5):
+            if chunk[0] >= 0:
+                return -1
+            chunk[0] = take_number(c)
+            if chunk[0] < 0:
                 return -1
         elif is_text(key, "track", 5):
             if tracked or not is_text(take_string(c), "inbound", 7):
@@ -2409,7 +2446,8 @@ cdef Py_ssize_t take_media(Cursor *c, int16_t *out, Py_ssize_t room) noexcept no
             return count if take(c, c"}") else -1
 
 
-cdef Py_ssize_t take_message(Cursor *c, int16_t *out, Py_ssize_t room) noexcept nogil:
+cdef Py_ssize_t take_message(Cursor *c, int16_t *out, Py_ssize_t room, const int16_t *table,
+                             Py_ssize_t *chunk) noexcept nogil:
     """A whole message: the count of samples, or -1 unless it is an event "media" and nothing follows."""
     cdef Py_ssize_t count = -1
     cdef bint named = False
@@ -2427,7 +2465,7 @@ cdef Py_ssize_t take_message(Cursor *c, int16_t *out, Py_ssize_t room) noexcept 
         elif is_text(key, "media", 5):
             if count >= 0:
                 return -1
-            count = take_media(c, out, room)
+            count = take_media(c, out, room, table, chunk)
             if count < 0:
                 return -1
         elif not take_plain(c):
@@ -2455,10 +2493,120 @@ def twilio_media(message, dst):
         raise
     cursor.at = <const uint8_t *> a.buf
     cursor.end = cursor.at + length
-    count = take_message(&cursor, <int16_t *> b.buf, room)
+    count = take_message(&cursor, <int16_t *> b.buf, room, ULAW, NULL)
     PyBuffer_Release(&a)
     PyBuffer_Release(&b)
     return count
+
+
+cdef const int16_t *table_of(str encoding):
+    return ULAW if encoding == "PCMU" else ALAW if encoding == "PCMA" else NULL
+
+
+def media_samples(message, dst, str encoding not None):
+    """As twilio_media(), of "PCMU", "PCMA" or "L16" (little-endian): (count of samples, number of the chunk).
+
+    The count is -1 for every message that is not plain; the number is -1 where the message has none.
+    """
+    cdef Py_buffer a, b
+    cdef Cursor cursor
+    cdef Py_ssize_t length = borrow(message, &a, 1), room, count, chunk = -1
+    try:
+        room = borrow(dst, &b, 2, PyBUF_WRITABLE)
+    except BaseException:
+        PyBuffer_Release(&a)
+        raise
+    cursor.at = <const uint8_t *> a.buf
+    cursor.end = cursor.at + length
+    count = take_message(&cursor, <int16_t *> b.buf, room, table_of(encoding), &chunk)
+    PyBuffer_Release(&a)
+    PyBuffer_Release(&b)
+    return count, chunk
+
+
+cdef Py_ssize_t take_chunk(Cursor *c, int16_t *out, Py_ssize_t room, const int16_t *table, const uint8_t *who,
+                           Py_ssize_t who_length) noexcept nogil:
+    """A whole userStream.chunk of the participant `who`, NULL for one without a name: the count of samples, or -1."""
+    cdef Py_ssize_t count = -1
+    cdef bint typed = False, named = False
+    cdef Span key, name
+    if not take(c, c"{"):
+        return -1
+    while True:
+        key = take_string(c)
+        if key.start == NULL or not take(c, c":"):
+            return -1
+        if is_text(key, "type", 4):
+            if typed or not is_text(take_string(c), "userStream.chunk", 16):
+                return -1
+            typed = True
+        elif is_text(key, "participant", 11):
+            name = take_string(c)
+            if named or who == NULL or name.start == NULL or name.length != who_length \
+                    or memcmp(name.start, who, who_length) != 0:
+                return -1
+            named = True
+        elif is_text(key, "audioChunk", 10):
+            if count >= 0:
+                return -1
+            count = take_payload(c, out, room, table)
+            if count < 0:
+                return -1
+        elif not take_plain(c):
+            return -1
+        if not take(c, c","):
+            break
+    if not typed or named != (who != NULL) or not take(c, c"}"):
+        return -1
+    skip_space(c)
+    return count if c.at == c.end else -1
+
+
+def audiocodes_chunk(message, dst, str encoding not None, bytes participant):
+    """The samples of a plain userStream.chunk of `participant` (None: of nobody's name) into int16 `dst`: the count.
+
+    -1 for every other message, also one that is too long for `dst`, whose content is then undefined.
+    """
+    cdef Py_buffer a, b
+    cdef Cursor cursor
+    cdef Py_ssize_t length = borrow(message, &a, 1), room, count
+    try:
+        room = borrow(dst, &b, 2, PyBUF_WRITABLE)
+    except BaseException:
+        PyBuffer_Release(&a)
+        raise
+    cursor.at = <const uint8_t *> a.buf
+    cursor.end = cursor.at + length
+    count = take_chunk(&cursor, <int16_t *> b.buf, room, table_of(encoding),
+                       <const uint8_t *> PyBytes_AS_STRING(participant) if participant is not None else NULL,
+                       PyBytes_GET_SIZE(participant) if participant is not None else 0)
+    PyBuffer_Release(&a)
+    PyBuffer_Release(&b)
+    return count
+
+
+def media_message(bytes prefix not None, pcm, bytes suffix not None, str encoding not None):
+    """As twilio_message(), in "PCMA" or (little-endian) "L16"; "PCMU" is twilio_message()'s."""
+    cdef Py_buffer view
+    cdef uint8_t codes[240]             # a multiple of three, so that padding comes at the end only
+    cdef bint linear = encoding == "L16"
+    cdef Py_ssize_t count = borrow(pcm, &view, 2), done = 0, some
+    cdef Py_ssize_t before = PyBytes_GET_SIZE(prefix), after = PyBytes_GET_SIZE(suffix)
+    cdef Py_ssize_t size = 2 * count if linear else count
+    message = PyBytes_FromStringAndSize(NULL, before + (size + 2) // 3 * 4 + after)
+    cdef uint8_t *out = <uint8_t *> PyBytes_AS_STRING(message)
+    memcpy(out, PyBytes_AS_STRING(prefix), before)
+    out += before
+    if linear:
+        out = encode(<const uint8_t *> view.buf, size, out)
+    while not linear and done < count:
+        some = min(count - done, <Py_ssize_t> sizeof(codes))
+        alaw_compress(<const int16_t *> view.buf + done, codes, some)
+        out = encode(codes, some, out)
+        done += some
+    memcpy(out, PyBytes_AS_STRING(suffix), after)
+    PyBuffer_Release(&view)
+    return message
 
 
 def twilio_message(bytes prefix not None, pcm, bytes suffix not None):

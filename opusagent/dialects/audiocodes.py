@@ -5,9 +5,9 @@ that we know, without a WAV header where that is offered too.  The call begins w
 the facts, or with the first audio if that comes earlier.  A reply is one play stream: opened by its first audio, closed
 when it has been heard, stopped by a barge-in; so there is never a second one.  The platform hears when the caller
 speaks and what is recognised, for its own barge-in and its timers.  A user stream that is stopped is a pause.
-Uncertain: whether playStream.stop lets what is buffered be played (ours comes when it has been, so both readings hold);
-how a WAV stream is cut into chunks (a header may begin any of them, whole); which participant of several is the caller
-(the one of that name, else the first).  After session.resume on a new socket the caller's stream is started anew.
+Uncertain: whether playStream.stop lets what is buffered be played (ours comes when it has been); how a WAV stream is
+cut (a header may begin any chunk, whole); which of several participants is the caller (the one of that name, else the
+first).  After session.resume on a new socket the caller's stream is started anew.
 The rule: only a message that is no JSON object, or audio that is none, ends a call; the rest is ignored and counted.
 """
 import binascii
@@ -89,7 +89,7 @@ class AudioCodes:
     """AudioCodes VoiceAI Connect and Live Hub: the Bot API's streaming mode, audio in both directions."""
 
     __slots__ = ("rate", "ignored", "outbox", "_format", "_payload", "_header", "_conversation", "_facts", "_live",
-                 "_over", "_heard", "_hearing", "_paused", "_reason", "_streams", "_playing", "_before_chunk")
+                 "_over", "_heard", "_who", "_hearing", "_paused", "_reason", "_streams", "_playing", "_before_chunk")
     name = "audiocodes"
     opcode = TEXT
     lead_ms = 100
@@ -105,6 +105,7 @@ class AudioCodes:
         self._live = False              # between Start and Stop
         self._over = False              # ended or refused
         self._heard: str | None = None  # the participant whose stream is the caller's; None for one without a name
+        self._who: bytes | None = None  # the same in bytes
         self._hearing = False           # that stream is open
         self._paused = False            # it was, and is stopped
         self._reason = ""               # why the platform hangs up
@@ -127,11 +128,10 @@ class AudioCodes:
     # -- from the platform ---------------------------------------------------------------------------------------------
 
     def receive(self, opcode: int, payload) -> Start | Audio | Dtmf | Pause | Stop | None:
+        if self._live and self._hearing and not self._header \
+                and (audio := self._payload.streamed(payload, self._who)) is not None:
+            return audio                        # as nearly always
         message = parse(payload, self.name)
-        if self._live and message.get("type") == "userStream.chunk":
-            event = self._chunk(message)        # as nearly always
-            self.ignored += event is None
-            return event
         read = READ.get(text_of(message.get("type")))
         answers = len(self.outbox)
         event = read(self, message) if read is not None and not self._over else None
@@ -177,7 +177,6 @@ class AudioCodes:
 
     @property
     def resumable(self) -> bool:
-        """True while the conversation may go on over another connection."""
         return self._live
 
     def paused(self) -> bytes | None:
@@ -197,6 +196,7 @@ class AudioCodes:
             return None
         resumed, self._paused = self._paused, False
         self._heard, self._hearing = participant, True
+        self._who = participant.encode("utf-8", "replace") if participant else None
         return Pause(over=True) if resumed else None
 
     def _stream_stops(self, message: dict) -> Pause | None:

@@ -1,6 +1,6 @@
 """Audio as text inside JSON messages: base64 of mu-law, A-law or 16-bit samples.  No dialect; several carry it so.
 
-The usual form goes through the compiled module, for mu-law in one pass with the message around it.  What that will not
+The usual form goes through the compiled module, in one pass with the message around it.  What that will not
 touch (no padding, bits left over, more than was expected) is read here, to the same samples.
 The rule: a payload becomes samples or a ProtocolError(1007), and a message goes out in one encoding only.
 """
@@ -9,7 +9,7 @@ import binascii
 import numpy as np
 
 from .. import ProtocolError
-from .._fastpath import (alaw_decode, alaw_encode, base64_decode, base64_encode, twilio_media, twilio_message,
+from .._fastpath import (alaw_decode, audiocodes_chunk, base64_decode, media_message, media_samples, twilio_message,
                          ulaw_decode)
 from . import Audible, Audio
 
@@ -29,10 +29,11 @@ def part(message: dict, name: str, dialect: str) -> dict:
 class Payload:
     """One encoding of audio, both ways."""
 
-    __slots__ = ("encoding", "_big_endian", "_expand", "_audible", "_bytes", "_codes")
+    __slots__ = ("encoding", "chunk", "_big_endian", "_expand", "_audible", "_bytes", "_codes")
 
     def __init__(self, encoding: str, big_endian: bool = False):
         self.encoding = encoding                # PCMU, PCMA or L16
+        self.chunk = -1                         # number of the last message that was plain(); -1: it had none
         self._big_endian = big_endian           # of L16
         self._expand = EXPAND.get(encoding)     # bytes to samples; None of L16, which is samples
         self._reserve(ROOM)
@@ -44,9 +45,14 @@ class Payload:
 
     def plain(self, message) -> Audio | None:
         """The audio of a whole media message like Twilio's, if it is one that can be read in one pass."""
-        if self.encoding != PCMU:
+        if self._big_endian:
             return None
-        samples = twilio_media(message, self._audible.pcm)
+        samples, self.chunk = media_samples(message, self._audible.pcm, self.encoding)
+        return self._audible.first(samples) if samples > 0 else None
+
+    def streamed(self, message, participant: bytes | None) -> Audio | None:
+        """The same of a userStream.chunk like AudioCodes', of this participant."""
+        samples = audiocodes_chunk(message, self._audible.pcm, self.encoding, participant)
         return self._audible.first(samples) if samples > 0 else None
 
     def decode(self, text, dialect: str) -> Audio | None:
@@ -82,9 +88,6 @@ class Payload:
         """A media message: int16 samples as a payload between its two ends."""
         if self.encoding == PCMU:
             return twilio_message(before, pcm, after)
-        if self.encoding == PCMA:
-            codes = bytearray(len(pcm))
-            alaw_encode(pcm, codes)
-        else:
-            codes = np.asarray(pcm).byteswap() if self._big_endian else pcm
-        return before + base64_encode(codes) + after
+        if self._big_endian:
+            pcm = np.asarray(pcm).byteswap()
+        return media_message(before, pcm, after, self.encoding)

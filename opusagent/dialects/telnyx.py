@@ -11,7 +11,6 @@ whether chunk counts from 1; what a clear does to a mark whose echo is on its wa
 The rule: only what makes audio impossible ends a call; anything else is ignored and counted, also an `error`.
 """
 import itertools
-import re
 from urllib.parse import SplitResult, parse_qsl
 
 import orjson
@@ -23,7 +22,6 @@ from .payload import L16, PCMA, PCMU, ROOM, Payload, part
 ENCODINGS = {PCMU: (8000,), PCMA: (8000,), L16: (8000, 16000, 24000, 48000)}       # and the rates of each, Hz
 WINDOW = 3                  # messages that are held back for one that is missing
 FAR = 50                    # a chunk that is so far from the expected one begins another count
-CHUNK = re.compile(rb'"chunk"\s*:\s*"?(\d{1,15})"?\s*[,}]')
 BEFORE_PAYLOAD, AFTER_PAYLOAD = b'{"event":"media","media":{"payload":"', b'"}}'
 CLEAR = b'{"event":"clear"}'
 SHORTEST_MS, LONGEST_MS = 20, 30_000        # of a message that Telnyx plays
@@ -138,8 +136,10 @@ class Telnyx:
         if opcode != TEXT:
             raise ProtocolError(1003, "telnyx: messages are text")
         if self._live and (audio := self._heard.plain(payload)) is not None:
-            found = CHUNK.search(payload)
-            return self._in_order(int(found[1]) if found else None, audio)
+            chunk = self._heard.chunk
+            if chunk >= 0 and not self._order.passes(chunk):
+                return self._in_order(chunk, audio)
+            return audio
         message = parse(payload, self.name)
         name = message.get("event")
         if name == "media" and self._live:
@@ -153,13 +153,12 @@ class Telnyx:
         if media.get("track", "inbound") in ("inbound", "inbound_track"):
             audio = self._heard.decode(media.get("payload"), self.name)
             if audio is not None:
-                return self._in_order(number_of(media.get("chunk")), audio)
+                chunk = number_of(media.get("chunk"))
+                return audio if self._order.passes(chunk) else self._in_order(chunk, audio)
         self.ignored += 1
         return None
 
-    def _in_order(self, chunk: int | None, audio: Audio) -> Audio | None:
-        if self._order.passes(chunk):
-            return audio
+    def _in_order(self, chunk: int, audio: Audio) -> Audio | None:
         due = self._order.push(chunk, audio.pcm)
         self.ignored += due is None
         return self._join(b"".join(due)) if due else None

@@ -62,8 +62,9 @@ def conversation(dialect, sent):
 
 
 def slow_conversation(dialect, sent):
-    with (mock.patch.object(twilio, "twilio_media", slow), mock.patch.object(payload, "twilio_media", slow),
-          mock.patch.object(payload, "base64_decode", slow)):
+    with (mock.patch.object(twilio, "twilio_media", slow), mock.patch.object(payload, "base64_decode", slow),
+          mock.patch.object(payload, "media_samples", lambda *_: (-1, -1)),
+          mock.patch.object(payload, "audiocodes_chunk", slow)):
         yield from conversation(dialect, sent)
 
 

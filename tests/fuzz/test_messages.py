@@ -21,8 +21,9 @@ def slow(*_) -> int:
 
 
 def slowly(dialect, opcode, message):
-    with (mock.patch.object(twilio, "twilio_media", slow), mock.patch.object(payload, "twilio_media", slow),
-          mock.patch.object(payload, "base64_decode", slow)):
+    with (mock.patch.object(twilio, "twilio_media", slow), mock.patch.object(payload, "base64_decode", slow),
+          mock.patch.object(payload, "media_samples", lambda *_: (-1, -1)),
+          mock.patch.object(payload, "audiocodes_chunk", slow)):
         return outcome(dialect, opcode, message)
 
 
