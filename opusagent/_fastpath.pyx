@@ -137,45 +137,47 @@ cdef extern from *:
 
     /* out[row] = bias + in[row] x w, and nothing below `floor`.  Rows come in groups of `per`: those of `in` are
        `stride` floats apart and its groups `group`, those of `out` follow one another and its groups are `out_group`
-       apart.  w is in panels of 32 columns, which stay in the cache for all rows.  The same for three processors. */
+       apart.  w is in panels of 32 columns, which stay in the cache for all rows.  The same for three widths of the
+       processor's registers, each with as many rows together as these can hold sums of. */
+    typedef float oa_v4 __attribute__((vector_size(16), aligned(4)));
+    typedef float oa_v8 __attribute__((vector_size(32), aligned(4)));
     typedef float oa_v16 __attribute__((vector_size(64), aligned(4)));
     typedef void oa_dense_fn(const float *, int, int, int, int, const float *, int, int, const float *, float, float *,
                              int);
-    #define OA_DENSE(name, target)                                                                                  \
-    target static void name(const float *in, int rows, int per, int stride, int group, const float *w, int depth,   \
-                            int panels, const float *bias, float floor, float *out, int out_group)                  \
-    {                                                                                                               \
-        for (int p = 0; p < panels; p++, w += 32 * depth) {                                                         \
-            oa_v16 low = { 0 }, high = { 0 };                                                                       \
-            if (bias) { low = *(const oa_v16 *)(bias + 32 * p); high = *(const oa_v16 *)(bias + 32 * p + 16); }     \
-            for (int r = 0; r < rows; r += 4) {                                                                     \
-                oa_v16 a0 = low, a1 = low, a2 = low, a3 = low, b0 = high, b1 = high, b2 = high, b3 = high;          \
-                const float *x[4];                                                                                  \
-                for (int j = 0; j < 4; j++) {                                                                       \
-                    int row = r + j < rows ? r + j : rows - 1;                                                      \
-                    x[j] = in + row / per * group + row % per * stride;                                             \
-                }                                                                                                   \
-                const float *x0 = x[0], *x1 = x[1], *x2 = x[2], *x3 = x[3];                                         \
-                for (int k = 0; k < depth; k++) {                                                                   \
-                    oa_v16 l = *(const oa_v16 *)(w + 32 * k), h = *(const oa_v16 *)(w + 32 * k + 16);               \
-                    a0 += x0[k] * l; b0 += x0[k] * h; a1 += x1[k] * l; b1 += x1[k] * h;                             \
-                    a2 += x2[k] * l; b2 += x2[k] * h; a3 += x3[k] * l; b3 += x3[k] * h;                             \
-                }                                                                                                   \
-                oa_v16 a[4] = { a0, a1, a2, a3 }, b[4] = { b0, b1, b2, b3 };                                        \
-                for (int j = 0; j < 4 && r + j < rows; j++) {                                                       \
-                    float *y = out + (r + j) / per * out_group + (r + j) % per * 32 * panels + 32 * p;              \
-                    for (int i = 0; i < 16; i++) {                                                                  \
-                        y[i] = a[j][i] > floor ? a[j][i] : floor;                                                   \
-                        y[16 + i] = b[j][i] > floor ? b[j][i] : floor;                                              \
-                    }                                                                                               \
-                }                                                                                                   \
-            }                                                                                                       \
-        }                                                                                                           \
+    #define OA_EACH _Pragma("GCC unroll 8") for
+    #define OA_DENSE(name, target, vec, lanes, together)                                                            \\
+    target static void name(const float *in, int rows, int per, int stride, int group, const float *w, int depth,   \\
+                            int panels, const float *bias, float floor, float *out, int out_group)                  \\
+    {                                                                                                               \\
+        for (int p = 0; p < panels; p++, w += 32 * depth)                                                           \\
+            for (int r = 0; r < rows; r += together) {                                                              \\
+                vec sum[together][32 / lanes];                                                                      \\
+                const float *x[together];                                                                           \\
+                OA_EACH (int j = 0; j < together; j++) {                                                            \\
+                    int row = r + j < rows ? r + j : rows - 1;                                                      \\
+                    x[j] = in + row / per * group + row % per * stride;                                             \\
+                    OA_EACH (int i = 0; i < 32 / lanes; i++)                                                        \\
+                        sum[j][i] = bias ? *(const vec *)(bias + 32 * p + lanes * i) : (vec){ 0 };                  \\
+                }                                                                                                   \\
+                for (int k = 0; k < depth; k++)                                                                     \\
+                    OA_EACH (int i = 0; i < 32 / lanes; i++) {                                                      \\
+                        vec column = *(const vec *)(w + 32 * k + lanes * i);                                        \\
+                        OA_EACH (int j = 0; j < together; j++) sum[j][i] += x[j][k] * column;                       \\
+                    }                                                                                               \\
+                OA_EACH (int j = 0; j < together; j++) {                                                            \\
+                    if (r + j >= rows) break;                                                                       \\
+                    float *y = out + (r + j) / per * out_group + (r + j) % per * 32 * panels + 32 * p;              \\
+                    OA_EACH (int i = 0; i < 32 / lanes; i++) {                                                      \\
+                        vec v = sum[j][i];                                                                          \\
+                        for (int n = 0; n < lanes; n++) y[lanes * i + n] = v[n] > floor ? v[n] : floor;             \\
+                    }                                                                                               \\
+                }                                                                                                   \\
+            }                                                                                                       \\
     }
-    OA_DENSE(oa_dense_any, )
+    OA_DENSE(oa_dense_any, , oa_v4, 4, 1)
     #if defined(__x86_64__) && defined(__GNUC__)
-    OA_DENSE(oa_dense_avx2, __attribute__((target("avx2,fma"))))
-    OA_DENSE(oa_dense_avx512, __attribute__((target("avx512f,avx512vl,avx512dq,avx512bw,fma"))))
+    OA_DENSE(oa_dense_avx2, __attribute__((target("avx2,fma"))), oa_v8, 8, 2)
+    OA_DENSE(oa_dense_avx512, __attribute__((target("avx512f,avx512vl,avx512dq,avx512bw,fma"))), oa_v16, 16, 4)
     static oa_dense_fn *oa_dense_here(void)
     {
         __builtin_cpu_init();
@@ -1824,7 +1826,7 @@ cdef class Silero:
     cdef int lay_memory(self) except -1:
         """The arrays between the layers, zeroed: the steps before and after what is convolved stay so."""
         cdef int n = MOST_IN_RUN, sound = 5 * self.hop * n, spectra = 4 * self.spectrum * n
-        cdef float *at = <float *> calloc(sound + 2 * spectra + n * (6 * self.bins + 6 * 128 + 128 + 64 + 7 * UNITS + 1),
+        cdef float *at = <float *> calloc(sound + 2 * spectra + n * (6 * self.bins + 7 * 128 + 64 + 7 * UNITS + 1),
                                           sizeof(float))
         if not at:
             raise MemoryError
