@@ -349,6 +349,22 @@ cdef class ReceiveBuffer:
         return memoryview(self)         # never kept here: a reference in a circle would outlive its use
 
 
+cdef struct oa_parsing:                 # a FrameParser between two processes
+    uint8_t head[14]
+    uint32_t head_got
+    uint32_t in_payload
+    int opcode
+    uint32_t fin
+    uint32_t key
+    uint64_t length
+    uint64_t got
+    int message
+    uint32_t fragments
+    oa_utf8 utf8
+    uint64_t spilled                    # bytes of the message that follow this; then come those that were only received
+    uint8_t control[125]
+
+
 cdef class FrameParser:
     """Whole messages and control frames out of a byte stream that is cut anywhere.
 
@@ -441,6 +457,48 @@ cdef class FrameParser:
         cdef ReceiveBuffer own = ReceiveBuffer(max(1, n))
         memcpy(own.data, self.lent.data + self.at, n)
         return self.lend(own, n)
+
+    cdef inline bint holds(self) noexcept:
+        """There are bytes that only this parser has."""
+        return not self.stopped and (self.at < self.end or self.head_got > 0 or self.in_payload or self.message != 0)
+
+    def dump(self) -> bytes:
+        """All that it holds, for load() in another process."""
+        cdef oa_parsing state
+        memset(&state, 0, sizeof(state))
+        memcpy(state.head, self.head, sizeof(state.head))
+        state.head_got, state.in_payload, state.opcode, state.fin = self.head_got, self.in_payload, self.opcode, self.fin
+        state.key, state.length, state.got = self.key, self.length, self.got
+        state.message, state.fragments, state.utf8 = self.message, self.fragments, self.utf8
+        state.spilled = self.spilled if self.spill is not None else 0
+        memcpy(state.control, self.control, sizeof(state.control))
+        spilled = bytes(self.spill[:state.spilled]) if state.spilled else b""
+        lent = bytes(self.window[self.at:self.end]) if self.at < self.end else b""
+        return PyBytes_FromStringAndSize(<char*>&state, sizeof(state)) + spilled + lent
+
+    def load(self, bytes dumped not None):
+        """Go on where another parser stood.  ValueError for what dump() has not made."""
+        cdef oa_parsing state
+        if len(dumped) < <Py_ssize_t>sizeof(state):
+            raise ValueError("this is no parser's state")
+        memcpy(&state, PyBytes_AS_STRING(dumped), sizeof(state))
+        rest = dumped[sizeof(state):]
+        if not state.in_payload:
+            state.got = 0                       # of the frame before
+        if (state.head_got > 14 or state.spilled > <uint64_t>len(rest) or state.spilled > self.max_message
+                or state.got > state.length or state.length > max(self.max_message, <uint64_t>125)
+                or state.opcode & 0x8 and state.length > sizeof(state.control)
+                or state.in_payload and not state.opcode & 0x8 and not state.message):
+            raise ValueError("this is no parser's state")
+        memcpy(self.head, state.head, sizeof(state.head))
+        self.head_got, self.in_payload = state.head_got, state.in_payload != 0
+        self.opcode, self.fin = state.opcode, state.fin != 0
+        self.key, self.length, self.got = state.key, state.length, state.got
+        self.message, self.fragments, self.utf8 = state.message, state.fragments, state.utf8
+        memcpy(self.control, state.control, sizeof(state.control))
+        self.spill = bytearray(rest[:state.spilled])
+        self.spilled = state.spilled
+        self.feed_bytes(rest[state.spilled:])
 
     def deliver(self, on_message, on_control):
         """Call on_message(opcode, payload) or on_control(opcode, payload) for all that is whole, in order."""
@@ -637,8 +695,12 @@ cdef enum:
     SLOW_ROUND = 5000000                # ns
 
 cdef uint64_t OTHERS = <uint64_t>-1     # the token of what join() was given: no slot has this number
+LOST = b"lost"                          # in place of a wire's framing that was too long to keep
 
 cdef uint8_t send_room[SEND_ROOM]       # one frame is built here and sent; nothing else runs in between
+
+
+cdef class Slot                         # below: a call's place in shared memory
 
 
 cdef class Wire:
@@ -666,6 +728,7 @@ cdef class Wire:
     cdef bint queued                    # it stands in the set's turns, once
     cdef public bint quickack           # acknowledge each receive at once: TCP_QUICKACK does not last
     cdef public bint lockstep           # do not read on while something is unsent (echo: the peer sets the pace)
+    cdef public Slot keeper             # where what is not parsed and not sent is kept for a successor, or None
 
     def __init__(self, int fd, FrameParser parser not None, on_message, on_control, on_fault, on_end, on_drained):
         self.fd = fd
@@ -714,8 +777,31 @@ cdef class Wire:
                 return True
             sent = max(sent, 0)         # a broken socket is noticed by poll(), not in the middle of its owner's work
         self.unsent += PyBytes_FromStringAndSize(<char*>p + sent, n - sent)
+        self.keep()
         self.watch()
         return False
+
+    cdef int keep(self) except -1:
+        """For a successor: nothing, as nearly always, or the bytes that this process alone has."""
+        if self.keeper is not None and (self.unsent or self.parser.holds() or self.keeper.header.framing_length):
+            if not self.keeper.keep_framing(self.framing()):
+                self.keeper.keep_framing(LOST)
+        return 0
+
+    def framing(self) -> bytes:
+        """What is not parsed and not sent, for restore(); b"" if there is nothing."""
+        if not self.unsent and not self.parser.holds():
+            return b""
+        return len(self.unsent).to_bytes(8, "little") + bytes(self.unsent) + self.parser.dump()
+
+    def restore(self, bytes framing not None):
+        """Go on where another process stood.  ValueError where that cannot be known."""
+        if framing == LOST:
+            raise ValueError("there was more on the wire than is kept")
+        if framing:
+            unsent = int.from_bytes(framing[:8], "little")
+            self.unsent += framing[8:8 + unsent]
+            self.parser.load(framing[8 + unsent:])
 
     cdef inline uint32_t wanted(self) noexcept:
         """The events that this socket waits for now."""
@@ -740,6 +826,7 @@ cdef class Wire:
             sent = max(sent, 0)
             self.taken += sent
             del self.unsent[:sent]
+            self.keep()
             if self.unsent:
                 return 0
         self.watch()
@@ -791,6 +878,7 @@ cdef class Wire:
             if not self.parser.step(self.on_message, self.on_control):
                 break
         self.waiting = False
+        self.keep()
         return 0
 
     cdef inline bint held_back(self) noexcept:
@@ -801,6 +889,7 @@ cdef class Wire:
         if not self.waiting:
             self.parser.keep_lent()
             self.waiting = True
+        self.keep()
         if not self.held_back():
             self.queue()
         return 0
@@ -1011,7 +1100,7 @@ cdef class EpollSet:
 # One arena per worker, mapped by the worker and by its engine processes.  A slot belongs to one call at a time;
 # `generation` is odd while it is taken, and a record that carries another generation is late and is dropped.
 #
-#   slot:  header (4096 bytes) | caller's audio, a ring | SEGMENTS rings of agent's audio
+#   slot:  header (4096 bytes) | caller's audio, a ring | SEGMENTS rings of agent's audio | two snapshots | framing
 #
 # Each ring has one writer.  Counters run over and never wrap in a call's life (64 bits); index = counter % capacity.
 
@@ -1024,7 +1113,14 @@ cdef enum:
     N_SEGMENT_SAMPLES = 131072
     N_CALLER_SAMPLES = 163840
     HEADER_BYTES = 4096
-    SLOT_BYTES = HEADER_BYTES + 2 * N_CALLER_SAMPLES + 2 * N_SEGMENTS * N_SEGMENT_SAMPLES
+    N_MARKS = 8
+    KEPT_BYTES = 65536                  # of a call's snapshot, twice
+    FRAMING_BYTES = 16384               # of what a wire has not parsed or not sent
+    AUDIO_BYTES = 2 * N_CALLER_SAMPLES + 2 * N_SEGMENTS * N_SEGMENT_SAMPLES
+    SLOT_BYTES = HEADER_BYTES + AUDIO_BYTES + 2 * KEPT_BYTES + FRAMING_BYTES
+    LAYOUT = 1                          # grows when any of this changes: another version's slots are not read
+
+SLOT_SIZE = SLOT_BYTES
 
 cdef struct SlotHeader:
     uint64_t generation                 # odd: taken
@@ -1034,6 +1130,11 @@ cdef struct SlotHeader:
     uint64_t written                    # caller samples ever written
     uint64_t segment_written[N_SEGMENTS]    # agent samples ever written, by the engine
     uint64_t segment_read[N_SEGMENTS]       # agent samples ever played, by the worker
+    uint64_t layout                     # LAYOUT of the worker that took it
+    uint64_t snapshots                  # ever kept; the last one lies in the half of its parity
+    uint64_t kept_length[2]             # bytes of each half
+    uint64_t framing_length             # bytes; 0: the wire stands between two frames, and everything is sent
+    int64_t place[N_MARKS]              # of the playout, as it notes it: see Slot.note
 
 
 cdef class Slot:
@@ -1041,6 +1142,8 @@ cdef class Slot:
     cdef object memory                  # the mmap, kept alive
     cdef SlotHeader *header
     cdef int16_t *caller
+    cdef uint8_t *snapshots             # two halves of KEPT_BYTES
+    cdef uint8_t *framing_at
     cdef readonly int index
     cdef tuple _segments                # memoryviews, format 'h', one per segment ring
 
@@ -1078,6 +1181,10 @@ cdef class Slot:
         self.header.rate_out = rate_out
         self.header.capacity = N_CALLER_SAMPLES * rate_in // 16000
         self.header.written = 0
+        self.header.layout = LAYOUT
+        self.header.snapshots = 0
+        self.header.framing_length = 0
+        memset(self.header.place, 0, sizeof(self.header.place))
         for k in range(N_SEGMENTS):
             self.header.segment_written[k] = 0
             self.header.segment_read[k] = 0
@@ -1088,6 +1195,54 @@ cdef class Slot:
         cdef uint64_t generation = oa_load(&self.header.generation)
         if generation & 1:
             oa_store(&self.header.generation, generation + 1)
+
+    @property
+    def taken(self) -> bool:
+        return oa_load(&self.header.generation) & 1
+
+    # What a worker that takes a call over needs to know of it, kept where its death does not reach.
+
+    def keep(self, bytes snapshot not None):
+        """Keep the call's snapshot.  The one before stays whole until this one is.  ValueError if it is too long."""
+        cdef uint64_t number = self.header.snapshots + 1
+        cdef uint64_t n = len(snapshot)
+        if n > KEPT_BYTES:
+            raise ValueError("a snapshot of %d bytes is too long" % n)
+        memcpy(self.snapshots + (number & 1) * KEPT_BYTES, PyBytes_AS_STRING(snapshot), n)
+        self.header.kept_length[number & 1] = n
+        oa_store(&self.header.snapshots, number)
+
+    @property
+    def kept(self) -> bytes | None:
+        """The last snapshot; None where there is none, or a version of ours with another layout has left it."""
+        cdef uint64_t number = oa_load(&self.header.snapshots)
+        cdef uint64_t half = number & 1
+        if not number or self.header.layout != LAYOUT or self.header.kept_length[half] > KEPT_BYTES:
+            return None
+        return PyBytes_FromStringAndSize(<char*>self.snapshots + half * KEPT_BYTES, self.header.kept_length[half])
+
+    def keep_framing(self, bytes framing not None) -> bool:
+        """Keep what is not parsed or not sent; False if it is too long for that.  b"": there is nothing."""
+        cdef uint64_t n = len(framing)
+        if n > FRAMING_BYTES:
+            return False
+        memcpy(self.framing_at, PyBytes_AS_STRING(framing), n)
+        oa_store(&self.header.framing_length, n)
+        return True
+
+    @property
+    def framing(self) -> bytes:
+        return PyBytes_FromStringAndSize(<char*>self.framing_at, min(self.header.framing_length, <uint64_t>FRAMING_BYTES))
+
+    def note(self, int64_t sent, int64_t origin, int64_t segment, int64_t read, int64_t silence, int64_t lag):
+        """Where the playout stands; what each number means is the playout's to say."""
+        cdef int64_t *place = self.header.place
+        place[0], place[1], place[2], place[3], place[4], place[5] = sent, origin, segment, read, silence, lag
+
+    @property
+    def noted(self) -> tuple:
+        cdef int64_t *place = self.header.place
+        return place[0], place[1], place[2], place[3], place[4], place[5]
 
     def write(self, pcm not None) -> int:
         """Append int16 samples of the caller; the position after them.  At most `capacity` samples a call."""
@@ -1196,6 +1351,8 @@ cdef class Arena:
         slot.index = index
         slot.header = <SlotHeader*>at
         slot.caller = <int16_t*>(at + HEADER_BYTES)
+        slot.snapshots = at + HEADER_BYTES + AUDIO_BYTES
+        slot.framing_at = slot.snapshots + 2 * KEPT_BYTES
         view = memoryview(self.memory)
         slot._segments = tuple([
             view[start + k * 2 * N_SEGMENT_SAMPLES:start + (k + 1) * 2 * N_SEGMENT_SAMPLES].cast("h")
@@ -1634,7 +1791,7 @@ cdef class Vad:
     cdef readonly int rate              # Hz, 8000 or 16000
     cdef readonly int window            # samples
     cdef readonly int context           # samples before a window that the model hears again
-    cdef readonly int64_t position      # samples scored since the call's start
+    cdef public int64_t position        # samples scored since the call's start; a successor's ear begins further on
     cdef object batch
     cdef object on_window
     cdef Silero network                 # None: loudness scores

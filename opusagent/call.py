@@ -30,7 +30,7 @@ START_WITHIN = 10_000 * MS      # a call that has not started by then never will
 class Call:
     """A session of a connection (see connection.py) that talks.  It begins with the dialect's Start."""
 
-    def __init__(self, server, connection, dialect, agent: str, kept: "journal.Journal | None" = None):
+    def __init__(self, server, connection, dialect, agent: str, kept: "journal.Journal | None" = None, begins=True):
         self.journal = kept                 # what it notes; None: nothing is kept
         if kept is not None:
             kept.open(journal.BEGIN, ())
@@ -59,7 +59,7 @@ class Call:
         self.done = False                   # the flow came to its end
         self.leave_by = 0                   # ns: until when the platform may end the call itself, once it is done
         self.due = 0                        # ns: before then tick() has nothing to do
-        if (start := dialect.open()) is not None:
+        if begins and (start := dialect.open()) is not None:
             self.on_start(start)
         if kept is not None:
             kept.close()
@@ -128,7 +128,8 @@ class Call:
         """Ear and mouth, at the rate of the dialect."""
         wire_rate = self.dialect.rate
         rate = 8000 if wire_rate == 8000 else 16000
-        self.slot.take(rate, wire_rate)
+        if not self.slot.taken:             # otherwise another worker has begun the call
+            self.slot.take(rate, wire_rate)
         self.turns = TurnTaking(rate, self.dialogue.expect.waits, Settings.of(self.server.config.turns))
         self.ear.open(self.slot, wire_rate, self.server.now)
         self.transaction = Transaction(self.dialogue, self.turns)
@@ -136,6 +137,13 @@ class Call:
 
     def _begin(self) -> None:
         self._reply(self.dialogue.begin())
+
+    @entry(journal.PARTED)
+    def part(self) -> None:
+        """The server has to end this call: it says so, and hangs up."""
+        if self.slot is not None and not self.done:
+            self.ear.listen_no_more()
+            self._reply(self.dialogue.parting())
 
     def on_audio(self, event: Audio) -> None:
         if self.slot is not None:           # audio before start belongs to nobody

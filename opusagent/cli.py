@@ -19,11 +19,16 @@ def load_config(args: argparse.Namespace) -> Config:
 
 def serve(args: argparse.Namespace) -> int:
     from . import daemon, flowcheck, studio
-    config = load_config(args)
+
+    def read() -> tuple:
+        config = load_config(args)
+        waits = studio.waits(config)
+        return config, flowcheck.load(config.flow, waits, config) if config.flow else studio.demo_flow(waits)
+
+    config, flow = read()
     logging.basicConfig(level=config.log_level.upper(), stream=sys.stderr,
                         format="%(asctime)s %(levelname)s %(message)s")
-    waits = studio.waits(config)
-    return daemon.serve(config, flowcheck.load(config.flow, waits, config) if config.flow else studio.demo_flow(waits))
+    return daemon.serve(config, flow, read)
 
 
 def doctor(args: argparse.Namespace) -> int:

@@ -193,6 +193,9 @@ class Config:
     diagnostics: bool = setting(False, "answer /ws/echo and the echo agent beyond loopback")
     max_calls: int = setting(500, "most calls at once in a worker", low=1, high=100000)
     drain_seconds: float = setting(1800.0, "time that live calls have to finish after SIGTERM", low=0, high=86400)
+    pin: bool = setting(True, "each worker on a core of its own, where there are at least 4 and one more than workers")
+    nice: int = setting(0, "priority of the workers' processes, as of nice(1); below 0 takes a privilege",
+                        low=-20, high=19)
     log_level: str = setting("info", "least severe lines to log", choices=("debug", "info", "warning", "error"))
 
     net: Net = Net()

@@ -10,6 +10,8 @@ Both ways the frames are cut by the same FrameParser and the session sees the sa
 import asyncio
 import logging
 import os
+import socket
+from dataclasses import dataclass
 
 from . import ProtocolError, http11, net
 from ._fastpath import Wire, build_frame
@@ -23,6 +25,18 @@ LINGER = 1 * SECOND             # after our FIN, how long the peer may take to s
 STALLED = 10 * SECOND           # a peer that takes nothing of what waits for it is gone
 CLOSE_WAIT = 5 * SECOND         # after our close frame, how long the peer may take to answer it
 BURST_SECONDS = 3               # of a route's budgets that may come at once: a network that stalled catches up
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one route allows its peers."""
+
+    max_message: int            # bytes
+    max_fragments: int          # of a message, empty ones too
+    message_seconds: float      # from a message's first byte to its last
+    idle_seconds: float         # without an inbound byte
+    bytes_per_second: int = 0   # received, on average over a few seconds; 0: as fast as they come
+    controls_per_second: int = 0
 
 
 class TransportWire:
@@ -75,7 +89,7 @@ class Connection(asyncio.BufferedProtocol):
         self.bodiless = False               # it asked for a head only: a refusal has no body either
         self.ws: WebSocket | None = None
         self.session = None
-        self.limits = None                  # of the route: see server.Limits
+        self.limits = None                  # of the route: see Limits
         self.began = 0                      # ns, monotonic, as are all times here
         self.heard = 0                      # the last inbound byte
         self.pinged = 0                     # the last ping
@@ -211,6 +225,24 @@ class Connection(asyncio.BufferedProtocol):
         self.wire = Wire(fd, self.ws.parser, None, self.on_control, self.fault, self.ended, self.drained)
         self.wire.quickack = self.server.config.net.quickack_rearm
         self.server.epoll.add(self.wire)        # before the session sends: what the socket will not take waits there
+
+    def go_on(self, fd: int, limits, framing: bytes) -> None:
+        """Be the connection that another process has upgraded, from the byte where it stood.  ValueError."""
+        server, self.head = self.server, None
+        self.began = self.heard = self.pinged = server.clock()
+        self.limits = limits
+        self.ws = WebSocket(limits.max_message, limits.max_fragments)
+        self.wire = Wire(fd, self.ws.parser, None, self.on_control, self.fault, self.ended, self.drained)
+        self.wire.quickack = server.config.net.quickack_rearm
+        try:
+            with socket.socket(fileno=os.dup(fd)) as sock:
+                self.peer = sock.getpeername()
+            self.wire.restore(framing)
+            server.epoll.add(self.wire)
+        except (OSError, ValueError):
+            self.wire.close()
+            raise
+        server.connections.add(self)
 
     # -- frames --------------------------------------------------------------------------------------------------------
 

@@ -1,39 +1,41 @@
-"""The daemon: opens the sockets, runs the workers, and ends them politely.
+"""The daemon: opens the sockets, runs workers under a supervisor, and ends them politely.
 
-One worker runs in this process; more are forked before anything heavy is made, share the listening sockets, and
-are replaced when they die.  The rule: a signal is answered here and nowhere else, and SIGTERM never cuts a call
-that drain_seconds would let finish.
+What a worker's process does from its beginning to its end is here; who starts it, and when, is supervisor.py's.
+The rule: SIGTERM never cuts a call that drain_seconds would let finish.
 """
 import asyncio
 import logging
 import os
 import signal
+import socket
 import ssl
 import sys
-import time
+from collections.abc import Callable
 
-from . import ConfigError, net
+from . import ConfigError, EngineError, net, takeover
 from . import config as settings
+from .board import Board
 from .config import Config
 from .flow import Flow
 from .loop import Loop
+from .notify import Notify
+from .succession import Inheritance
+from .supervisor import Supervisor, Worker
 
 log = logging.getLogger("opusagent")
 
-RESTART_AFTER = 0.2             # seconds between a worker's death and its successor
-GIVE_UP_AFTER = 5               # deaths within GIVE_UP_SECONDS mean that no worker can live here
-GIVE_UP_SECONDS = 10
+CORES_TO_PIN = 4                # with fewer, the engines and the kernel need all of them
 
 
-def serve(config: Config, flow: Flow) -> int:
-    """Serve until SIGTERM or SIGINT; the exit code.  ConfigError where it cannot begin."""
+def serve(config: Config, flow: Flow, again: Callable[[], tuple[Config, Flow]]) -> int:
+    """Serve until SIGTERM or SIGINT; the exit code.  ConfigError where it cannot begin.
+
+    `again` reads the configuration and the flow anew, for a reload.
+    """
+    notify = Notify()
     tls = tls_context(config)
-    sockets = net.inherited()
-    for sock in sockets:
-        settings.check_exposure(config, sock.getsockname()[0] if isinstance(sock.getsockname(), tuple) else "localhost")
-    sockets = sockets or net.listen(config.host, config.port, config.net.backlog)
-    admin = net.listen(*config.admin_address, config.net.backlog) if config.admin_address else []
-    bare = net.listen(config.host, config.audiosocket, config.net.backlog) if config.audiosocket else []
+    inherited = Inheritance()
+    sockets, admin, bare = listening_sockets(config, inherited)
     workers = config.workers or max(1, len(os.sched_getaffinity(0)) - 1)
     scheme = "https" if tls else "http"
 
@@ -44,9 +46,30 @@ def serve(config: Config, flow: Flow) -> int:
         for sock in bare[:1]:
             print(f"AudioSocket on {net.spelled(sock)}", flush=True)
 
-    if workers == 1:
-        return run_worker(config, flow, (sockets, admin, tls, bare), announce)
-    return Workers(workers, lambda ready: run_worker(config, flow, (sockets, admin, tls, bare), ready), announce).run()
+    def work(config: Config, flow: Flow, context: ssl.SSLContext | None) -> Callable[[Worker, Board], int]:
+        return lambda worker, board: run_worker(config, flow, (sockets, admin, context, bare), worker, board)
+
+    def reload() -> Callable[[Worker, Board], int]:
+        new, flow = again()
+        logging.getLogger().setLevel(new.log_level.upper())
+        return work(new, flow, tls_context(new))
+
+    names = [(name, sock.fileno()) for name, group in (("calls", sockets), ("admin", admin), ("bare", bare))
+             for sock in group]
+    return Supervisor(workers, config.max_calls + 1, work(config, flow, tls), reload, announce, notify, names,
+                      inherited).run()
+
+
+def listening_sockets(config: Config, inherited: Inheritance) -> tuple[list, list, list]:
+    """For calls, for pages alone, and for AudioSocket: those of a predecessor, of systemd, or new ones."""
+    if inherited.sockets:
+        return tuple([socket.socket(fileno=fd) for fd in inherited.named(name)] for name in ("calls", "admin", "bare"))
+    sockets = net.inherited()
+    for sock in sockets:
+        settings.check_exposure(config, sock.getsockname()[0] if isinstance(sock.getsockname(), tuple) else "localhost")
+    return (sockets or net.listen(config.host, config.port, config.net.backlog),
+            net.listen(*config.admin_address, config.net.backlog) if config.admin_address else [],
+            net.listen(config.host, config.audiosocket, config.net.backlog) if config.audiosocket else [])
 
 
 def tls_context(config: Config) -> ssl.SSLContext | None:
@@ -62,112 +85,126 @@ def tls_context(config: Config) -> ssl.SSLContext | None:
     return context
 
 
-def run_worker(config: Config, flow: Flow, listening: tuple, ready) -> int:
-    """One worker, in this process, until a signal ends it; `listening` is what Server.start takes."""
+# -- in a worker's process ---------------------------------------------------------------------------------------------
+
+def run_worker(config: Config, flow: Flow, listening: tuple, mine: Worker, board: Board) -> int:
+    """A worker's life; its exit code.  What is in the way of it is said in a sentence."""
     import uvloop       # whose TLS takes two thirds of the time of asyncio's; calls without TLS are faster in our own loop
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop if listening[2] else Loop) as runner:
-        return runner.run(worker(config, flow, listening, ready))
-
-
-async def worker(config: Config, flow: Flow, listening: tuple, ready) -> int:
-    from .studio import Studio
-    from .metrics import Metrics
-    from .server import Server
-    ending = asyncio.Event()
-    at_once = asyncio.Event()
-
-    def on_signal() -> None:
-        (at_once if ending.is_set() else ending).set()
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
-    studio = Studio(config, flow)
-    server = Server(config, studio, Metrics())
+    settle(config, mine.seat)
     try:
-        await studio.open(server.metrics)
-        await server.start(*listening)
-        ready()
-        await ending.wait()
-        draining = asyncio.ensure_future(server.drain())
-        await asyncio.wait({draining, asyncio.ensure_future(at_once.wait())},
-                           return_when=asyncio.FIRST_COMPLETED)
-        await server.stop()
-        return 0
-    finally:
-        await studio.close()
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop if listening[2] else Loop) as runner:
+            return runner.run(Life(config, flow, listening, mine, board).live())
+    except (ConfigError, EngineError) as error:
+        print(f"opusagent: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
 
 
-class Workers:
-    """Forked workers around shared listening sockets."""
-
-    def __init__(self, count: int, work, announce):
-        self.count = count
-        self.work = work                        # runs a worker to its end; called in the child
-        self.announce = announce
-        self.live: dict[int, int] = {}          # pid -> the pipe on which it says that it is ready
-        self.deaths: list[float] = []           # monotonic seconds
-        self.ending = False
-
-    def run(self) -> int:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_signal)
-        for _ in range(self.count):
-            self._fork()
-        if all([self._wait_ready(pipe) for pipe in list(self.live.values())]):
-            self.announce()
-        return self._watch()
-
-    def _fork(self) -> None:
-        reader, writer = os.pipe()
-        pid = os.fork()
-        if pid:
-            os.close(writer)
-            self.live[pid] = reader
-            return
-        os.close(reader)
+def settle(config: Config, seat: int) -> None:
+    """A core and a priority of its own, as far as they are to be had."""
+    cores = sorted(os.sched_getaffinity(0))
+    count = config.workers or max(1, len(cores) - 1)
+    if config.pin and len(cores) >= CORES_TO_PIN and count < len(cores):
+        os.environ["OA_CORES"] = ",".join(map(str, cores[count:]))      # the engine processes keep off the workers'
+        os.sched_setaffinity(0, {cores[(seat - 1) % count]})
+    if config.nice:
         try:
-            code = self.work(lambda: (os.write(writer, b"r"), os.close(writer)))
-        except ConfigError as error:
-            print(f"opusagent: {error}", file=sys.stderr)
-            code = 2
-        except BaseException:
-            log.exception("a worker ended by an error of ours")
-            code = 1
-        os._exit(code)
+            os.setpriority(os.PRIO_PROCESS, 0, config.nice)
+        except OSError as error:
+            log.warning("the priority %d is not to be had: %s", config.nice, error.strerror)
 
-    @staticmethod
-    def _wait_ready(pipe: int) -> bool:
+
+class Life:
+    """A worker's, from the first model that it loads to the last call that ends."""
+
+    def __init__(self, config: Config, flow: Flow, listening: tuple, mine: Worker, board: Board):
+        from ._fastpath import SLOT_SIZE, Arena
+        from .server import Server
+        from .studio import Studio
+        self.listening = listening
+        self.control = mine.control
+        self.seat = board.seats[mine.seat]
+        arena = Arena(os.fstat(mine.arena).st_size // SLOT_SIZE, mine.arena)
+        self.studio = Studio(config, flow, arena)
+        keeper = takeover.Keeper(self.seat, self.tell)
+        self.server = Server(config, self.studio, self.seat.metrics(), board, self.seat, keeper)
+        self.over = asyncio.Event()
+        self.ways: list[asyncio.Task] = []          # in which it comes to its end: drained, parted
+
+    async def live(self) -> int:
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self.drain)
         try:
-            return os.read(pipe, 1) == b"r"
+            self.server.begin()
+            opening = asyncio.ensure_future(self.studio.open(self.server.metrics))
+            if self.studio.take_prompts():
+                await asyncio.sleep(0)              # the engines are starting; calls of another worker need not wait
+                loop.add_reader(self.control.fileno(), self.hear)
+                await opening
+            else:
+                await opening
+                loop.add_reader(self.control.fileno(), self.hear)
+            if not self.server.draining:
+                await self.server.start(*self.listening)
+            self.tell({"say": "ready"})
+            await self.over.wait()
+            await self.server.stop()
+            return 0
         finally:
-            os.close(pipe)
+            await self.studio.close()
 
-    def _on_signal(self, number: int, frame) -> None:
-        self.ending = True
-        for pid in self.live:
-            os.kill(pid, number)
+    # -- the supervisor ------------------------------------------------------------------------------------------------
 
-    def _watch(self) -> int:
-        code = 0
-        while self.live:
-            try:
-                pid, status = os.wait()
-            except InterruptedError:
-                continue
-            self.live.pop(pid, None)
-            code = code or os.waitstatus_to_exitcode(status)
-            if self.ending:
-                continue
-            code = 0
-            log.error("worker %d died (%d); another takes its place", pid, os.waitstatus_to_exitcode(status))
-            now = time.monotonic()
-            self.deaths = [at for at in self.deaths if now - at < GIVE_UP_SECONDS] + [now]
-            if len(self.deaths) >= GIVE_UP_AFTER:
-                log.error("%d workers died within %d s; giving up", len(self.deaths), GIVE_UP_SECONDS)
-                self._on_signal(signal.SIGTERM, None)
-                code = 1
-                continue
-            time.sleep(RESTART_AFTER)
-            self._fork()
-        return code
+    def tell(self, message: dict, fds: tuple[int, ...] = ()) -> None:
+        kept = tuple(map(os.dup, fds)) if self.control.unsent else fds
+        self.control.send(message, kept)
+        if self.control.unsent:
+            asyncio.get_running_loop().call_later(0.005, self.control.flush)
+
+    def hear(self) -> None:
+        try:
+            for message, fds in self.control.messages():
+                ORDERS[message["do"]](self, message, fds)
+        except EOFError:                            # it is dead: nobody is let in, and who is here may finish
+            asyncio.get_running_loop().remove_reader(self.control.fileno())
+            self.server.close_doors()
+            self.drain()
+
+    def adopt(self, message: dict, fds: list[int]) -> None:
+        for slot, fd in zip(message["slots"], fds, strict=True):
+            if not takeover.adopt(self.server, slot, fd):
+                self.tell({"say": "over", "slot": slot})
+            os.close(fd)
+
+    def adopted(self, message: dict, fds: list[int]) -> None:
+        """Nothing more comes: what is left in the arena is nobody's."""
+        for index in self.studio.free if message["all"] else ():
+            self.studio.arena.slot(index).free()
+        self.studio.free = [index for index in self.studio.free if not self.studio.arena.slot(index).taken]
+        log.info("%d calls were taken over", len(self.server.calls))
+
+    def freeze(self, message: dict, fds: list[int]) -> None:
+        self.tell({"say": "frozen", "slots": takeover.freeze(self.server)})
+        self.drain()
+
+    def retire(self, message: dict, fds: list[int]) -> None:
+        self.server.close_doors()
+        self.drain()
+
+    def drain(self, message: dict | None = None, fds: list[int] | None = None) -> None:
+        """Live calls finish."""
+        if not self.ways:
+            self.ways.append(asyncio.ensure_future(self._end(self.server.drain())))
+
+    def part(self, message: dict, fds: list[int]) -> None:
+        """Callers are told, and the calls end."""
+        if len(self.ways) > 1:
+            self.over.set()
+        self.ways.append(asyncio.ensure_future(self._end(self.server.part())))
+
+    async def _end(self, way) -> None:
+        await way
+        self.over.set()
+
+
+ORDERS = {"adopt": Life.adopt, "adopted": Life.adopted, "freeze": Life.freeze, "retire": Life.retire,
+          "drain": Life.drain, "part": Life.part}

@@ -69,6 +69,8 @@ MEANING = {
     "info": "Always 1; the label says the version.",
 }
 
+GREATEST = {"info", "load", "recogniser_lag_seconds", "socket_option"}      # of several workers, not their sum
+
 BLOCKS = "█▓▒░"                 # shades of the bar of waits, taken in turn so that neighbours differ
 ASCII = "#=+-"                  # ... where there is no Unicode
 COLOURS = (90, 34, 36, 35, 33, 95, 32, 94)      # of each wait, where there are colours
@@ -142,15 +144,17 @@ def total(waits: Mapping[str, float]) -> float:
 
 
 class Metrics:
-    """Of one worker: what /metrics and /health say."""
+    """Of one worker, or of all together: what /metrics and /health say."""
 
     __slots__ = ("frames", "lags", "voice_to_voice", "waits", "counters", "gauges")
 
-    def __init__(self) -> None:
-        self.frames = Histogram()               # ns from a readiness callback's begin to its end
-        self.lags = Histogram()                 # ns by which the loop's tick was late
-        self.voice_to_voice = Histogram()
-        self.waits = {name: Histogram() for name in WAITS}
+    def __init__(self, histograms: Mapping[str, Histogram] | None = None) -> None:
+        """`histograms`: those that lie in shared memory (board.py), by name."""
+        lying = histograms or {name: Histogram() for name in ("frames", "lags", "voice_to_voice", *WAITS)}
+        self.frames = lying["frames"]           # ns from a readiness callback's begin to its end
+        self.lags = lying["lags"]               # ns by which the loop's tick was late
+        self.voice_to_voice = lying["voice_to_voice"]
+        self.waits = {name: lying[name] for name in WAITS}
         self.counters: dict[tuple[str, tuple], float] = {}      # (name, labels) -> sum
         self.gauges: dict[tuple[str, tuple], float] = {("info", (("version", __version__),)): 1}
 
@@ -185,6 +189,16 @@ class Metrics:
         self.voice_to_voice.record(round(receipt["voice_to_voice_ms"] * 1e6))
         for name, ms in receipt["waits"].items():
             self.waits[name].record(round(ms * 1e6))
+
+    def add(self, counters: Mapping, gauges: Mapping, histograms: Mapping[str, Histogram]) -> None:
+        """Adds what another worker has counted.  Of the gauges in GREATEST the greatest counts, of the others the sum."""
+        for key, value in counters.items():
+            self.counters[key] = self.counters.get(key, 0) + value
+        for key, value in gauges.items():
+            mine = self.gauges.get(key, 0)
+            self.gauges[key] = max(mine, value) if key[0] in GREATEST else mine + value
+        for name, histogram in histograms.items():
+            (getattr(self, name) if name not in self.waits else self.waits[name]).add(histogram)
 
     def health(self) -> dict[str, dict[str, float]]:
         """The latencies of GET /health, ms: of a frame's processing, of turns, and of the loop itself."""

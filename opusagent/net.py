@@ -184,3 +184,8 @@ def is_loopback_name(host: str) -> bool:
     """True for a Host header that can only mean this machine: any other name may be made to lead here (DNS rebinding)."""
     name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
     return name.lower() == "localhost" or is_loopback(name.removeprefix("[").removesuffix("]"))
+
+
+def same_place(origin: str, host: str) -> bool:
+    """True for a page that came from the very address that it connects to."""
+    return origin.partition("://")[2].lower() == host.lower()

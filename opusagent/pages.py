@@ -33,13 +33,14 @@ def token_matches(token: str, authorization: str) -> bool:
 
 
 def health(server, head) -> tuple[int, bytes, str]:
+    alone = server.board is None
     status = "draining" if server.draining else "degraded" if server.broken else "healthy"
     return 200, orjson.dumps({
         "status": status,
-        **server.metrics.health(),
-        "uptime_seconds": round((server.clock() - server.started) / 1e9, 3),
-        "active_connections": len(server.connections),
-        "active_calls": len(server.calls),
+        **total(server).health(),
+        "uptime_seconds": round((server.clock() - (server.started if alone else server.board.past.started)) / 1e9, 3),
+        "active_connections": len(server.connections) if alone else server.board.sum("connections"),
+        "active_calls": len(server.calls) if alone else server.board.sum("calls"),
         "version": __version__,
     }), JSON
 
@@ -59,8 +60,17 @@ def readyz(server, head) -> tuple[int, str, str]:
 def metrics(server, head) -> tuple[int, str, str]:
     server.metrics.gauge("active_connections", len(server.connections))
     server.metrics.gauge("active_calls", len(server.calls))
+    return 200, total(server).text(), PROMETHEUS
+
+
+def total(server):
+    """What all workers of this server have counted."""
     server.studio.measure(server.metrics)
-    return 200, server.metrics.text(), PROMETHEUS
+    if server.board is None:
+        return server.metrics
+    server.show()
+    server.seat.publish(server.metrics)
+    return server.board.total()
 
 
 def call(server, head) -> tuple[int, bytes, str]:
@@ -68,6 +78,8 @@ def call(server, head) -> tuple[int, bytes, str]:
     name = head.path.removeprefix("/calls/")
     live = server.calls.get(name)
     record = live.record() if live else next((r for r in reversed(server.records) if r["id"] == name), None)
+    if record is None and server.board is not None and (found := server.board.record(name)) is not None:
+        return 200, found, JSON
     if record is None:
         raise ProtocolError(404, "There is no such call here, live or ended lately.")
     return 200, orjson.dumps(record), JSON

@@ -98,6 +98,10 @@ class Prompts:
             await self.written()
         return len(missing)
 
+    def take(self, texts: Iterable[str], voice: str) -> bool:
+        """What of these is on the disk is ready now; True if that is all."""
+        return not self._missing(texts, voice)
+
     async def written(self) -> None:
         """All that is to be kept is on the disk, or will never be."""
         while self.writing:

@@ -42,6 +42,14 @@ ENDED = Waits(0, 0, 0, NEVER)   # what has been said is all of it
 REASONS = {"barge-in": "turn_detected", "superseded": "turn_detected"}      # why a response was cut; else the client
 
 
+def dialect_of(path: str) -> str:
+    """The dialect that a path is of; "" for a path that is none of a call's."""
+    if path == "/v1/realtime":
+        return OpenAIRealtime.name
+    parts = path.split("/")
+    return parts[2] if len(parts) > 2 and parts[1] == "ws" else ""
+
+
 def realtime_query(head, query: dict[str, str]) -> dict[str, str]:
     """The query as the dialect takes it: with a name for the call, and whether beta's names are wanted."""
     beta = "realtime=v1" in (head.get("openai-beta") or "") or BETA in head.tokens("sec-websocket-protocol")

@@ -10,7 +10,8 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from datetime import date
 
 from . import ProtocolError, http11, journal, net, pages, webhooks
@@ -19,17 +20,19 @@ from ._fastpath import EpollSet, ReceiveBuffer
 from .archive import Archive
 from .audiosocket import AudioSocketConnection
 from .auth import offered_keys
+from .board import Board, Seat
 from .call import Call
 from .config import Config
-from .connection import Connection
+from .connection import SECOND, Connection, Limits
 from .departure import Departures
 from .dialects import TABLE as DIALECTS
 from .dialects import OpenAIRealtime, Start
+from .door import Door
 from .echo import EchoCall, EchoSession
 from .gate import Gate, without_secrets
-from .loop import attach, detach, listen
+from .loop import attach, detach
 from .metrics import Metrics
-from .realtime import call_of, realtime_query
+from .realtime import call_of, dialect_of, realtime_query
 from .resumption import Resumable
 from .studio import Studio
 
@@ -45,29 +48,24 @@ FASTEST_CALL = 128 << 10        # bytes a second on a telephony route: four time
 CONTROL_RATE = 8                # control frames a second on a telephony route
 WARN_EVERY_NS = 1_000_000_000   # between two warnings of slow wake-ups
 KEPT_CALLS = 256                # records of ended calls kept for GET /calls/<id>
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What one route allows its peers."""
-
-    max_message: int            # bytes
-    max_fragments: int          # of a message, empty ones too
-    message_seconds: float      # from a message's first byte to its last
-    idle_seconds: float         # without an inbound byte
-    bytes_per_second: int = 0   # received, on average over a few seconds; 0: as fast as they come
-    controls_per_second: int = 0
+PARTING_NS = 10_000_000_000     # for the last words to callers whose calls must end
 
 
 class Server:
-    """A worker.  `start` listens, `drain` refuses new calls and waits for the live ones, `stop` ends it."""
+    """A worker.  `start` listens, `drain` refuses new calls and waits for the live ones, `stop` ends it.
 
-    def __init__(self, config: Config, studio: Studio, metrics: Metrics):
+    Without a board it is alone.
+    """
+
+    def __init__(self, config: Config, studio: Studio, metrics: Metrics, board: Board | None = None,
+                 seat: Seat | None = None, keeper=None):
         self.config = config
         self.studio = studio                        # what calls are made with: flow, engines, arena, prompts
         self.metrics = metrics
         self.gate = Gate(config, metrics.count)     # who may come in
         self.departures = Departures(config, metrics)   # how calls are handed over
+        self.board, self.seat = board, seat         # what all workers know of one another, and our place there
+        self.keeper = keeper                        # takeover.Keeper: of what another worker needs for our calls
         self.buffer = ReceiveBuffer(65536)          # every connection of the worker receives into it
         self.view = self.buffer.view
         self.epoll = EpollSet(self.buffer, metrics.frames, on_slow=self._slow)
@@ -87,8 +85,9 @@ class Server:
         self._timer: asyncio.TimerHandle | None = None
         self._next_tick = self._next_sweep = self._next_tidying = self.now
         self._unswept: list = []                    # connections that this sweep has still to look at
-        self._listening: list = []              # what listen() gave
-        self.archive: Archive | None = None         # made by start(), where calls are kept
+        self._doors: list[Door] = []
+        self._moved = (0, self.now)                 # samples of all calls at the last look, and when that changed
+        self.archive: Archive | None = None         # made by begin(), where calls are kept
         net_config = config.net
         self.wide = Limits(net_config.max_message, 1 << 17, 60.0, net_config.ping_timeout_seconds)
         self.narrow = Limits(net_config.max_message_telephony, 16, 5.0, net_config.media_timeout_seconds,
@@ -98,37 +97,70 @@ class Server:
     # -- life ----------------------------------------------------------------------------------------------------------
 
     async def start(self, sockets: list, admin_sockets: list = (), ssl=None, audiosockets: list = ()) -> None:
+        if self._timer is None:
+            self.begin()
+        await self.departures.open()
+        for sock in sockets:
+            self._listen(sock, lambda: Connection(self, not admin_sockets), ssl)
+        for sock in admin_sockets:
+            self._listen(sock, lambda: Connection(self, True))
+        for sock in audiosockets:
+            self._listen(sock, lambda: AudioSocketConnection(self))
+        self._spent = self.clock(), self._worked()      # what it took to get ready is nobody's load
+        self._next_tidying = self.clock() + TIDY_NS
+        self.load, self.full = 0.0, False
+        gc.collect()
+        gc.freeze()
+        gc.disable()                                # collected by the tick, between frames
+
+    def begin(self) -> None:
+        """Serve the calls that are given to us; nobody can connect yet."""
         if self.config.archive.directory:
             self.archive = Archive(self.config.archive.directory, self.metrics)
         self.epoll.spin = self.config.net.spin_us * 1000
         attach(self.epoll)
         self.studio.hearing.on_waiting = self._window_waits
-        await self.departures.open()
-        backlog = self.config.net.backlog
-        for sock in sockets:
-            serves_pages = not admin_sockets
-            self._listening.append(await listen(lambda p=serves_pages: Connection(self, p), sock, backlog, ssl))
-        for sock in admin_sockets:
-            self._listening.append(await listen(lambda: Connection(self, True), sock, backlog))
-        for sock in audiosockets:
-            self._listening.append(await listen(lambda: AudioSocketConnection(self), sock, backlog))
         self._arm(self.clock() + IDLE_TICK_NS)
-        self._spent = self.clock(), self._worked()      # what it took to get ready is nobody's load
-        self._next_tidying = self.clock() + TIDY_NS
-        gc.collect()
-        gc.freeze()
-        gc.disable()                                # collected by the tick, between frames
+
+    def _listen(self, sock, protocol: Callable, ssl=None) -> None:
+        refused = partial(self.metrics.count, "refused_connections")
+        self._doors.append(Door(sock.dup(), protocol, ssl, self._is_ours, refused))
+
+    def _is_ours(self) -> bool:
+        """True if a connection is ours to take: no other worker has less to look after."""
+        return self.board is None or self.board.least(self.seat.full, self._count_connections())
+
+    def _count_connections(self) -> int:
+        count = len(self.connections) + sum(len(door.opening) for door in self._doors)
+        self.seat.put("connections", count)
+        return count
+
+    def close_doors(self) -> None:
+        """Nobody is let in any more."""
+        for door in self._doors:
+            door.close()
+        self._doors.clear()
 
     async def drain(self) -> None:
-        """Refuse new calls; return when the live ones have ended, or after drain_seconds."""
+        """Refuse new calls; return when the live ones have ended, after drain_seconds not without a word."""
         self.draining = True
-        deadline = self.clock() + int(self.config.drain_seconds * 1e9)
+        await self._empty(int(self.config.drain_seconds * 1e9))
+        await self.part()
+
+    async def part(self) -> None:
+        """Tell every caller that the call has to end, and return when they have heard it."""
+        self.draining = True
+        for call in list(self.calls.values()):
+            call.part()
+        await self._empty(PARTING_NS)
+
+    async def _empty(self, within: int) -> None:
+        deadline = self.clock() + within
         while self.calls and self.clock() < deadline:
             await asyncio.sleep(0.05)
 
     async def stop(self) -> None:
-        for listening in self._listening:
-            listening.close()
+        self.close_doors()
         for connection in list(self.connections):
             connection.close(1001, "the server is shutting down")
         until = self.clock() + 1_000_000_000
@@ -204,6 +236,9 @@ class Server:
     def _look_after(self, now: int) -> None:
         for call in [call for call in self.calls.values() if call.due <= now]:
             call.tick(now)
+        if self.keeper is not None:
+            self.keeper.keep(self.calls.values(), now)
+            self._beat(now)
         self.studio.hearing.run()
         self._sweep(now)
         if now >= self._next_tidying:
@@ -222,10 +257,26 @@ class Server:
         if not self._unswept and now >= self._next_sweep:
             self._next_sweep = now + SWEEP_NS
             self._unswept = list(self.connections)
+            if self.seat is not None:
+                self.seat.publish(self.metrics)
         for _ in range(min(len(self._unswept), max(SWEPT, len(self.connections) * TICK_NS // SWEEP_NS))):
             connection = self._unswept.pop()
             if connection in self.connections:
                 connection.sweep(now)
+
+    def _beat(self, now: int) -> None:
+        """The supervisor sees that we live.  A loop whose calls stand still is as good as dead."""
+        heard = sum(call.slot.written for call in self.calls.values() if call.slot is not None)
+        if heard != self._moved[0] or not self.calls:
+            self._moved = heard, now
+        if now - self._moved[1] < SECOND:
+            self.seat.put("beat", now)
+        self.show()
+
+    def show(self) -> None:
+        """How much we have to look after, for the other workers."""
+        self.seat.put("calls", len(self.calls))
+        self._count_connections()
 
     def _arm(self, at: int) -> None:
         """The next tick is at `at`, ns."""
@@ -253,6 +304,9 @@ class Server:
         limits = self.config.admission
         self.full = self.load > (limits.resume_below if self.full else limits.refuse_above)
         self.metrics.gauge("load", round(self.load, 4))
+        self.broken = self.studio.fault()
+        if self.seat is not None:
+            self.seat.put("full", int(self.full or bool(self.broken) or len(self.calls) >= self.config.max_calls))
 
     # -- routes --------------------------------------------------------------------------------------------------------
 
@@ -297,8 +351,7 @@ class Server:
         if name == OpenAIRealtime.name:
             agent = agent or self.studio.agent_of(head.query.get("model", ""))
         self._check_call(connection, head, agent, getattr(dialect, "platform", dialect.name))
-        telephony = dialect.max_message <= self.narrow.max_message
-        limits = self.wide if not telephony else self.diagnostic if agent == "echo" else self.narrow
+        limits = self.limits(dialect, agent)
         query = without_secrets(head.query)
         if name == OpenAIRealtime.name:
             query = realtime_query(head, query)
@@ -310,6 +363,11 @@ class Server:
             return limits, lambda connection: Resumable(self, connection, lambda line: make(
                 self, line, spoken, agent, self._journal(spoken, query, agent)))
         return limits, lambda connection: make(self, connection, spoken, agent, self._journal(spoken, query, agent))
+
+    def limits(self, dialect, agent: str) -> Limits:
+        """What the peer of such a call may do."""
+        telephony = dialect.max_message <= self.narrow.max_message
+        return self.wide if not telephony else self.diagnostic if agent == "echo" else self.narrow
 
     def bare_session(self, connection: AudioSocketConnection, dialect) -> Call:
         """A call without a request, so without a token, to the flow that the server was started with."""
@@ -355,10 +413,10 @@ class Server:
 
     def _check_trusted(self, connection: Connection, head: http11.Head) -> None:
         """Loopback (and not a page of some other site in a browser there), an allow-listed origin, or the admin token."""
-        origin = head.get("origin")
+        origin, host = head.get("origin"), head.get("host")
         if self.gate.has_token(head) or origin in self.config.origins:
             return
-        if origin is not None and not (same_place(origin, head.get("host")) and net.is_loopback_name(head.get("host"))):
+        if origin is not None and not (net.same_place(origin, host) and net.is_loopback_name(host)):
             raise ProtocolError(403, "This origin is not on the list of origins.")
         if not self.gate.local(connection, head):
             raise ProtocolError(401, "This needs loopback, an allowed origin or the admin token.")
@@ -371,32 +429,22 @@ class Server:
             raise ProtocolError(1008, "this call is already here")
         self.calls[call.id] = call
         self.metrics.count("calls")
-        if len(self.calls) == 1:
-            self._arm(self.clock() + TICK_NS)
+        self.calls_changed()
+
+    def calls_changed(self) -> None:
+        if self.calls:
+            self._arm(min(self._next_tick, self.clock() + TICK_NS))
         self.metrics.gauge("active_calls", len(self.calls))
 
     def answered_by(self, call_id: str, who: str) -> None:
         """News of a call that we made: see webhooks.py."""
-        if call_id in self.calls:
-            self.calls[call_id].answered_by(who)
-        else:
-            self.metrics.count("strange_news")
+        call = self.calls.get(call_id)
+        call.answered_by(who) if call else self.metrics.count("strange_news")
 
     def call_ends(self, call: Call) -> None:
         if self.calls.get(call.id) is call:
             del self.calls[call.id]
             self.records.append(call.record())
-            self.metrics.gauge("active_calls", len(self.calls))
-
-
-def dialect_of(path: str) -> str:
-    """The dialect that a path is of; "" for a path that is none of a call's."""
-    if path == "/v1/realtime":
-        return OpenAIRealtime.name
-    parts = path.split("/")
-    return parts[2] if len(parts) > 2 and parts[1] == "ws" else ""
-
-
-def same_place(origin: str, host: str) -> bool:
-    """True for a page that came from the very address that it connects to."""
-    return origin.partition("://")[2].lower() == host.lower()
+            self.calls_changed()
+            if self.keeper is not None:
+                self.keeper.ended(call)

@@ -25,15 +25,15 @@ HEARD_RATE = 16000              # Hz, what callers with more than 8 kHz are hear
 class Studio:
     """`flows` is by agent name; "" is the one the server was started with."""
 
-    def __init__(self, config: Config, flow: Flow):
+    def __init__(self, config: Config, flow: Flow, arena: Arena | None = None):
         self.config = config
         demo = demo_flow(waits(config))
         self.flows = {"": flow, "demo": flow if flow.file == demo.file else demo}
         if config.llm != "scripted" or config.scripted.llm:     # there is a model to talk to
             self.flows["assistant"] = own_flow("assistant.toml", waits(config))
         self._functions = {id(each): tools.functions(each) for each in self.flows.values()}
-        self.arena = Arena(config.max_calls + 1)                # the last slot is the voice's, to render prompts in
-        self.free = list(range(config.max_calls - 1, -1, -1))   # slots, the next one last
+        self.arena = arena or Arena(config.max_calls + 1)       # the last slot is the voice's, to render prompts in
+        self.free = list(range(self.arena.slots - 2, -1, -1))   # slots, the next one last
         self.hearing = VadBatch()
         self.stt = engines.make("stt", config)
         self.llm = engines.make("llm", config)
@@ -56,6 +56,11 @@ class Studio:
 
     def _distinct(self) -> list[Flow]:
         return list({id(flow): flow for flow in self.flows.values()}.values())
+
+    def take_prompts(self) -> bool:
+        """What is known ahead and lies on the disk is ready now; True if that is all of it."""
+        return all([self.prompts.take(flow.prompts(voice), voice)
+                    for flow in self._distinct() for voice in flow.voices()])
 
     async def _prepare(self, flow: Flow) -> None:
         """Every text of the flow that is known ahead."""
@@ -89,6 +94,10 @@ class Studio:
     def search(self, flow: Flow, number: int) -> int:
         """The recogniser's number of a search of `flow`."""
         return self.search_base[id(flow)] + number
+
+    def fault(self) -> str:
+        """Why calls cannot be served at present, in a sentence; "" if they can."""
+        return next(filter(None, (getattr(engine, "fault", str)() for engine in (self.stt, self.tts, self.llm))), "")
 
     def measure(self, metrics) -> None:
         """What the engines have to say in /metrics."""

@@ -9,16 +9,17 @@ ROOT = Path(__file__).parent.parent / "opusagent"
 
 LAYERS = [
     {"__init__"},
-    {"_fastpath", "config", "credentials", "endpoints", "settings", "metrics", "net", "loop", "targets"},
+    {"_fastpath", "config", "credentials", "endpoints", "settings", "metrics", "net", "loop", "targets",
+     "notify", "control", "board"},
     {"http11", "websocket", "silero", "audio", "acoustics", "playout", "pace", "turns", "flow", "dialects", "signatures",
      "ed25519", "nonces", "auth", "signing"},
     {"engines", "carriers"},
     {"pipeline"},
     {"archive", "journal", "prompts", "studio", "ledger", "outbound", "tools", "ear", "mouth", "transaction", "departure",
      "call", "resumption", "assistant", "realtime", "echo", "replay", "whatif"},
-    {"connection", "audiosocket", "flowcheck", "pages", "gate", "webhooks", "server", "recording", "timeline", "terminal",
-     "telephone", "caller", "localserver", "people", "demo", "latency", "rehearse", "client"},
-    {"daemon"},
+    {"connection", "audiosocket", "flowcheck", "pages", "gate", "webhooks", "door", "handover", "takeover", "server",
+     "recording", "timeline", "terminal", "telephone", "caller", "localserver", "people", "demo", "latency", "rehearse", "client"},
+    {"succession", "supervisor", "daemon"},
     {"doctor"},
     {"cli"},
 ]

@@ -12,7 +12,8 @@ from contextlib import contextmanager
 import pytest
 
 from opusagent._fastpath import EpollSet, FrameParser, ReceiveBuffer, Wire, build_frame
-from opusagent.loop import Listening, Loop, attach, detach
+from opusagent.door import Door
+from opusagent.loop import Loop, attach, detach
 
 HELLO = build_frame(2, b"hello", True, b"\1\2\3\4")
 SOON = 5.0          # seconds: what must come at once comes within them on any machine, and else not at all
@@ -178,12 +179,13 @@ def test_stop_in_a_message_ends_it():
         runner.run(end())
 
 
-def test_without_descriptors_each_connection_is_closed_and_one_line_says_so(caplog):
+def test_without_descriptors_each_connection_is_refused_and_one_line_says_so(caplog):
     async def scenario(wires):
         loop = asyncio.get_running_loop()
         listening = socket.create_server(("127.0.0.1", 0), backlog=50)
         listening.setblocking(False)
-        accepting = Listening(loop, asyncio.Protocol, listening)
+        refused = []
+        accepting = Door(listening, asyncio.Protocol, None, lambda: True, lambda: refused.append(1))
         peers = [socket.socket() for _ in range(20)]
         for peer in peers:
             peer.setblocking(False)
@@ -199,7 +201,7 @@ def test_without_descriptors_each_connection_is_closed_and_one_line_says_so(capl
         try:
             for peer in peers:
                 await loop.sock_connect(peer, listening.getsockname())
-            return [await loop.sock_recv(peer, 1) for peer in peers]
+            return [await loop.sock_recv(peer, 12) for peer in peers], len(refused)
         finally:
             for fd in filled:
                 os.close(fd)
@@ -207,5 +209,5 @@ def test_without_descriptors_each_connection_is_closed_and_one_line_says_so(capl
             for peer in peers:
                 peer.close()
             accepting.close()
-    assert run(scenario) == [b""] * 20
+    assert run(scenario) == ([b"HTTP/1.1 503"] * 20, 20)
     assert [record.getMessage() for record in caplog.records] == ["connections are turned away: Too many open files"]

@@ -33,7 +33,7 @@ def test_the_clock_ticks_on_whatever_goes_wrong_at_a_tick():
 def test_getting_ready_is_no_load():
     """Prompts are rendered and models loaded before the worker listens: the first callers are not refused for that."""
     async def started() -> float:
-        server = Server(Config(), SimpleNamespace(hearing=SimpleNamespace(run=lambda: None)), Metrics())
+        server = Server(Config(), SimpleNamespace(hearing=SimpleNamespace(run=lambda: None), fault=str), Metrics())
         until = time.process_time() + 0.5
         while time.process_time() < until:
             pass

@@ -1,7 +1,7 @@
 """Engines: what recognises, answers and speaks.  One file each, chosen by name from TABLE.
 
 A stage of an engine is a class made from the configuration; it lives in the worker and never blocks its loop.
-    all     async open(...), async close(), measure(metrics)
+    all     async open(...), async close(), measure(metrics); may have fault(): a sentence while it cannot serve, else ""
     stt     open(arena, searches): the searches of all flows, by number; a search has the words that are expected
             listen(call, position)      an utterance begins there in the slot: call.utterance, for call.search, which
                                     is likely to be one of call.terms
@@ -14,6 +14,8 @@ A stage of an engine is a class made from the configuration; it lives in the wor
     tts     open(arena)
             identity                    names all but voice, text and rate that its speech depends on
             speak(call, epoch, k, text, voice)  into segment buffer k of call.slot
+            resume(call, epoch, k, text, voice, start)  another process has written the buffer from counter `start` on
+                                        (None: nothing yet), and died: what is missing
             played(call, k)             some of that buffer was played: there is room again
             cancel(call)                nothing of the call's speech is wanted any more
             render(texts, voice, rate)  asynchronously yields (text, pcm) of texts that are spoken ahead, in any order

@@ -29,6 +29,7 @@ SILENT_AFTER = 0.4              # seconds without that mean that it hangs, if it
 SPIN_AFTER = 0.5                # seconds of its own computing without that: nothing it has to do takes so long
 DEAD_AFTER = 2.0                # seconds without that mean that it hangs, whatever it does
 RESTART_SECONDS = (0.0, 0.2, 1.0, 5.0)      # before the next start after so many deaths in a row
+FAULTY_AFTER = 3.0              # seconds without a process that answers
 CALM_SECONDS = 30.0             # a process that lived for so long has died for the first time
 TICKS = os.sysconf("SC_CLK_TCK")        # of /proc, in a second
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
@@ -158,6 +159,7 @@ class Host:
         self.deaths = 0                         # in a row
         self.restarts = 0                       # in all
         self.closing = False
+        self.short_since = 0.0                  # monotonic seconds: since when a share has no process that answers; 0: none
         self._opened: asyncio.Future | None = None
         self._look: asyncio.TimerHandle | None = None
 
@@ -262,6 +264,15 @@ class Host:
             if process is not None:
                 process.look(now)
         self._look = asyncio.get_running_loop().call_later(BEAT_SECONDS, self._watch)
+
+    def fault(self) -> str:
+        """A sentence when some share has had no process for a while."""
+        if not self.live or all(process is not None and process.ready for process in self.live):
+            self.short_since = 0.0
+            return ""
+        self.short_since = self.short_since or time.monotonic()
+        gone = time.monotonic() - self.short_since > FAULTY_AFTER
+        return f"The {self.stage} process does not answer." if gone else ""
 
     def measure(self, metrics) -> None:
         now = time.monotonic_ns()

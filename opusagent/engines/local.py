@@ -52,6 +52,9 @@ class Stt:
     async def close(self) -> None:
         self.host.close()
 
+    def fault(self) -> str:
+        return self.host.fault()
+
     def listen(self, call, position: int) -> None:
         self.asked[call.slot.index] = asked = Asked(call, position)
         self._listen(asked)
@@ -153,9 +156,17 @@ class Tts:
     async def close(self) -> None:
         self.host.close()
 
+    def fault(self) -> str:
+        return self.host.fault()
+
     def speak(self, call, epoch: int, k: int, text: str, voice: str) -> None:
         spoken = Spoken(call, epoch, k, text, voice)
         self.speaking[call.slot.index, k] = spoken
+        self._speak(spoken)
+
+    def resume(self, call, epoch: int, k: int, text: str, voice: str, start: int | None) -> None:
+        self.speaking[call.slot.index, k] = spoken = Spoken(call, epoch, k, text, voice)
+        spoken.start = FRESH if start is None else start
         self._speak(spoken)
 
     def _speak(self, spoken: Spoken) -> None:

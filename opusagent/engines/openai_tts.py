@@ -65,6 +65,12 @@ class Tts:
         speaking.task = asyncio.ensure_future(speaking.write_all(self._pcm(text, voice, call.slot.rate_out)))
         speaking.task.add_done_callback(lambda _: self._is_over(speaking))
 
+    def resume(self, call, epoch: int, k: int, text: str, voice: str, start: int | None) -> None:
+        """The text again, without the beginning that is written."""
+        self.speak(call, epoch, k, text, voice)
+        if start is not None:
+            self.speaking[call, k].go_on(start)
+
     def _is_over(self, speaking: "Speaking") -> None:
         if self.speaking.get((speaking.call, speaking.k)) is speaking:
             del self.speaking[speaking.call, speaking.k]
@@ -173,7 +179,7 @@ def unspoken(text: str, characters: float) -> str:
 class Speaking:
     """A segment on its way into a buffer of its call's slot."""
 
-    __slots__ = ("call", "slot", "generation", "epoch", "k", "start", "written", "room", "task")
+    __slots__ = ("call", "slot", "generation", "epoch", "k", "start", "written", "skip", "room", "task")
 
     def __init__(self, call, epoch: int, k: int):
         self.call = call
@@ -183,8 +189,13 @@ class Speaking:
         self.k = k
         self.start = self.written = self.slot.segment_written(k)    # counters of the buffer
         self.slot.set_segment_read(k, self.start)                   # what lay there before is nobody's any more
+        self.skip = 0                           # samples that another process has written
         self.room = asyncio.Event()             # some of it was played
         self.task: asyncio.Task | None = None
+
+    def go_on(self, start: int) -> None:
+        """Another process has written from counter `start` to where the buffer stands."""
+        self.skip, self.start = self.written - start, start
 
     async def write_all(self, pieces: AsyncIterator[np.ndarray]) -> None:
         try:
@@ -202,6 +213,8 @@ class Speaking:
     async def _write(self, pcm: np.ndarray) -> None:
         """As far as there is room, and the rest when there is some again."""
         slot, k, ring = self.slot, self.k, np.asarray(self.slot.segment(self.k))
+        skipped = min(self.skip, len(pcm))
+        self.skip, pcm = self.skip - skipped, pcm[skipped:]
         while len(pcm):
             if slot.generation != self.generation:
                 raise EngineError("The call ended before its speech did.")

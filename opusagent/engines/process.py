@@ -343,6 +343,8 @@ def settle(parent: int) -> None:
         sys.exit(1)                                     # it died before we asked to die with it
     for number in (signal.SIGINT, signal.SIGTERM):      # a worker that drains needs us to its last call
         signal.signal(number, signal.SIG_IGN)
+    if cores := os.environ.get("OA_CORES"):             # the worker's own are not ours
+        os.sched_setaffinity(0, set(map(int, cores.split(","))))
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     try:
         os.nice(NICE)

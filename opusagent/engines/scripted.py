@@ -37,7 +37,6 @@ class Stt:
     def __init__(self, config: Config):
         self.settings = config.scripted
         self.lines = read_lines(self.settings.stt) if self.settings.stt else [""]
-        self.heard: dict[object, int] = {}          # call -> utterances of it so far
         self.began: dict[object, int] = {}          # call -> where its utterance begins, in samples
 
     async def open(self, arena, searches) -> None:
@@ -47,7 +46,6 @@ class Stt:
         pass
 
     def listen(self, call, position: int) -> None:
-        self.heard[call] = self.heard.get(call, -1) + 1
         self.began[call] = position
 
     def audio(self, call) -> None:
@@ -66,14 +64,13 @@ class Stt:
         pass
 
     def forget(self, call) -> None:
-        self.heard.pop(call, None)
         self.began.pop(call, None)
 
     def measure(self, metrics) -> None:
         pass
 
     def _line(self, call) -> str:
-        return self.lines[self.heard.get(call, 0) % len(self.lines)]
+        return self.lines[(call.utterance - 1) % len(self.lines)]
 
 
 class Llm:
@@ -121,6 +118,12 @@ class Tts:
 
     def speak(self, call, epoch: int, k: int, text: str, voice: str) -> None:
         later(self.settings.tts_ms, self._write, call, epoch, k, text)
+
+    def resume(self, call, epoch: int, k: int, text: str, voice: str, start: int | None) -> None:
+        if start is None:
+            self.speak(call, epoch, k, text, voice)
+        else:                                       # it writes all of a segment at once
+            later(0, call.on_speech, epoch, k, start, call.slot.segment_written(k), True)
 
     def cancel(self, call) -> None:
         pass

@@ -189,6 +189,10 @@ class Dialogue:
             return self._climb(after, FAILURE)
         return self._enter(after, self.flow.states[reply.next], again=True)
 
+    def parting(self) -> Reply:
+        """When the call has to end though the conversation has not."""
+        return Reply(FAILURE, self.turn, self.state, self.flow.parting.fill({}), end=True, interruptible=False)
+
     # Effects.
 
     def commit(self, reply: Reply) -> None:

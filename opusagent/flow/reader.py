@@ -54,8 +54,8 @@ class Reader(Rows):
         self.flow_keys = {
             "name": Node.text, "start": self.state_name, "machine": self.state_name, "voice": Node.text,
             "rate": self.speed, "language": Node.text, "persona": Node.text, "filler": self.fixed,
-            "farewell": self.fixed, "facts": self.initial, "profile": self.fact_names, "lead_ins": self.lead_ins,
-            "lists": self.read_lists,
+            "farewell": self.fixed, "parting": self.fixed, "facts": self.initial, "profile": self.fact_names,
+            "lead_ins": self.lead_ins, "lists": self.read_lists,
             "tools": self.read_tools, "transfers": self.read_transfers, "waits": self.waits,
             "interrupt": self.interrupt, "backchannels": self.word_lists, "silence": self.ladder,
             "no_match": self.ladder, "failure": self.ladder, "global": self.rows, "states": Node.members,

@@ -168,6 +168,7 @@ class Flow:
     language: str = ""
     persona: str = ""                           # what a language model is told in every state
     filler: Text = Text("One moment please.")   # said when an answer is late
+    parting: Text = Text("I am sorry, I have to end this call here. Goodbye.")      # when the server is stopped
     farewell: Text = Text("I can not hear you, so I will end the call. Goodbye.")   # after silence that leads nowhere
     facts: dict[str, str] = field(default_factory=dict)     # known from the start; a platform may bring other values
     profile: tuple[str, ...] = ()               # the facts that say who the caller is
@@ -245,7 +246,7 @@ class Flow:
         for state in order:
             texts += [(state.voice, text) for text, _ in state.texts()]
             texts += [(state.voice, self.farewell)] if not state.end and not state.silence.go else []
-        texts += [(voice, self.filler) for voice in self.voices()]
+        texts += [(voice, text) for voice in self.voices() for text in (self.filler, self.parting)]
         yield from dict.fromkeys((voice, segment) for voice, text in texts if text for segment in text.ahead(values))
 
 

@@ -1,0 +1,179 @@
+"""The board: what the workers of a server know of one another, in shared memory.
+
+Each worker has a seat: a few numbers that change with every call, its histograms, its counters and gauges as it
+published them last, and the records of its latest calls.  /metrics, /health and /calls are answered by any worker
+from all seats.  The rule: a seat has one writer, and nobody ever waits for anybody.
+"""
+import mmap
+import os
+from collections.abc import Iterator
+
+import orjson
+
+from ._fastpath import Histogram
+from .metrics import WAITS, Metrics
+
+# The numbers of a seat, int64 each, by their place.
+NUMBERS = ("pid", "state", "calls", "connections", "full", "started", "beat", "published", "records")
+PLACE = {name: i for i, name in enumerate(NUMBERS)}
+EMPTY, STARTING, SERVING, DRAINING = range(4)       # states
+
+HEADER = 512                    # bytes
+PUBLISHED = 65536               # bytes of counters and gauges, twice: one is whole while the other is written
+HISTOGRAMS = ("frames", "lags", "voice_to_voice", *WAITS)
+HISTOGRAM = (Histogram().nbytes + 63) & ~63
+RECORDS = 256                   # of calls, the latest
+RECORD = 65536                  # bytes of one; memory is only taken for what is written
+RECORD_HEAD = 8
+SEAT = HEADER + 2 * PUBLISHED + len(HISTOGRAMS) * HISTOGRAM + RECORDS * RECORD
+PAGE = 4096
+
+
+class Seat:
+    """One worker's part of the board; its numbers are attributes."""
+
+    def __init__(self, memory: memoryview):
+        self.memory = memory
+        self.numbers = memory[:HEADER].cast("q")
+        at = HEADER + 2 * PUBLISHED
+        self.histograms = {}
+        for name in HISTOGRAMS:
+            self.histograms[name] = Histogram(buffer=memory[at:at + Histogram().nbytes])
+            at += HISTOGRAM
+        self.first_record = at
+
+    def __getattr__(self, name: str) -> int:
+        try:
+            return self.numbers[PLACE[name]]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def put(self, name: str, value: int) -> None:
+        self.numbers[PLACE[name]] = value
+
+    @property
+    def alive(self) -> bool:
+        return self.state != EMPTY
+
+    # -- counters and gauges -------------------------------------------------------------------------------------------
+
+    def metrics(self) -> Metrics:
+        """The worker's own: its histograms lie here, and its counters go on where they stood."""
+        metrics = Metrics(self.histograms)
+        metrics.counters.update(self.read()[0])
+        return metrics
+
+    def publish(self, metrics: Metrics) -> None:
+        """Counters and gauges, for the others to read.  What is too long for the board stays as it was."""
+        text = orjson.dumps([[[*key, value] for key, value in values.items()]
+                             for values in (metrics.counters, metrics.gauges)])
+        if len(text) > PUBLISHED - 8:
+            return
+        number = self.published + 1
+        at = HEADER + (number & 1) * PUBLISHED
+        self.memory[at:at + 8] = len(text).to_bytes(8, "little")
+        self.memory[at + 8:at + 8 + len(text)] = text
+        self.put("published", number)
+
+    def read(self) -> tuple[dict, dict]:
+        """(counters, gauges) as they were published last."""
+        number = self.published
+        if not number:
+            return {}, {}
+        at = HEADER + (number & 1) * PUBLISHED
+        size = int.from_bytes(self.memory[at:at + 8], "little")
+        try:
+            counters, gauges = orjson.loads(self.memory[at + 8:at + 8 + size])
+        except ValueError:
+            return self.read() if self.published != number else ({}, {})     # written over twice while we read
+        return tuple({(name, tuple(map(tuple, labels))): value for name, labels, value in rows}
+                     for rows in (counters, gauges))
+
+    # -- records of calls ----------------------------------------------------------------------------------------------
+
+    def new_record(self) -> int:
+        """The number of a record for a call that begins; the oldest is written over."""
+        number = self.records
+        self.put("records", number + 1)
+        return number
+
+    def write_record(self, number: int, record: dict) -> None:
+        """The record of a call as it is now; of very many turns only the last ones fit, and `turns_left_out` says so."""
+        text = orjson.dumps(record)
+        turns, out = record["turns"], 0
+        while len(text) > RECORD - RECORD_HEAD and out < len(turns):
+            out += max(1, (len(turns) - out) // 8)
+            text = orjson.dumps({**record, "turns": turns[out:], "turns_left_out": out})
+        if len(text) > RECORD - RECORD_HEAD:
+            return
+        at = self.first_record + number % RECORDS * RECORD
+        self.memory[at:at + RECORD_HEAD] = bytes(RECORD_HEAD)
+        self.memory[at + RECORD_HEAD:at + RECORD_HEAD + len(text)] = text
+        self.memory[at:at + RECORD_HEAD] = len(text).to_bytes(RECORD_HEAD, "little")
+
+    def record(self, call_id: str) -> bytes | None:
+        """The latest record of a call, as JSON."""
+        wanted = b'{"id":' + orjson.dumps(call_id) + b","
+        newest = self.records
+        for number in range(newest - 1, max(-1, newest - 1 - RECORDS), -1):
+            at = self.first_record + number % RECORDS * RECORD
+            body = at + RECORD_HEAD
+            if self.memory[body:body + len(wanted)] == wanted:
+                size = int.from_bytes(self.memory[at:body], "little")
+                return bytes(self.memory[body:body + size]) if size else None
+        return None
+
+
+class Board:
+    """All seats.  Seat 0 is nobody's: it keeps the counts of workers that have left for good."""
+
+    def __init__(self, seats: int, fd: int = -1):
+        if fd < 0:
+            fd = os.memfd_create("opusagent-board", os.MFD_CLOEXEC)
+            os.ftruncate(fd, (seats + 1) * self.stride())
+        self.fd = fd
+        memory = memoryview(mmap.mmap(fd, (seats + 1) * self.stride()))
+        self.seats = [Seat(memory[i * self.stride():i * self.stride() + SEAT]) for i in range(seats + 1)]
+        self.past = self.seats[0]
+
+    @staticmethod
+    def stride() -> int:
+        return (SEAT + PAGE - 1) // PAGE * PAGE
+
+    def living(self) -> Iterator[Seat]:
+        return (seat for seat in self.seats[1:] if seat.alive)
+
+    def free_seat(self) -> int | None:
+        return next((i for i, seat in enumerate(self.seats) if i and not seat.alive), None)
+
+    def least(self, full: int, connections: int) -> bool:
+        """True if no other worker has less to look after."""
+        mine = full, connections
+        return all(mine <= (seat.full, seat.connections) for seat in self.living() if seat.state == SERVING)
+
+    def total(self) -> Metrics:
+        """What all workers have counted, together with those that have left."""
+        total = Metrics()
+        for seat in self.seats:
+            if seat.alive or seat is self.past:
+                total.add(*seat.read(), seat.histograms)
+        return total
+
+    def leave(self, number: int) -> None:
+        """The worker of a seat has left for good: what it counted stays, the seat is free."""
+        seat = self.seats[number]
+        kept = self.past.metrics()
+        kept.add(seat.read()[0], {}, seat.histograms)
+        kept.gauges.clear()
+        self.past.publish(kept)
+        for histogram in seat.histograms.values():
+            histogram.reset()
+        seat.numbers[:] = memoryview(bytes(HEADER)).cast("q")
+
+    def sum(self, name: str) -> int:
+        return sum(getattr(seat, name) for seat in self.living())
+
+    def record(self, call_id: str) -> bytes | None:
+        """A call's record, from whichever worker has it; the live one first."""
+        found = [record for seat in self.seats[1:] if (record := seat.record(call_id)) is not None]
+        return next((record for record in found if b'"live":true' in record), found[0] if found else None)

@@ -1,0 +1,92 @@
+"""What a dialect remembers of a call, as JSON: so that another process can go on speaking it.
+
+It knows the parts that dialects are made of, and no dialect by name.  The rule: whatever a dialect keeps in an attribute
+is a number, a text, bytes, a list or dict of those, or one of PARTS; memory that only lends room is made anew.
+"""
+import base64
+from collections import deque
+from typing import Any
+
+from . import TABLE, Audible, Mark, Marks
+from .asterisk import Format
+from .channels import Channels
+from .jambonz import Player
+from .payload import Payload
+from .pcm import Samples
+from .telnyx import Order
+
+# part -> how it is made anew, from its state and the rate of the dialect
+PARTS = {
+    Channels: lambda state, rate: Channels(state["_encoding"], state["_channels"], state["_at"]),
+    Format: lambda state, rate: Format(state["name"]),
+    Marks: lambda state, rate: Marks(),
+    Order: lambda state, rate: Order(),
+    Payload: lambda state, rate: Payload(state["encoding"], state["_big_endian"]),
+    Player: lambda state, rate: Player(rate),
+    Samples: lambda state, rate: Samples(rate // 10),
+}
+BY_NAME = {part.__name__: part for part in PARTS}
+LENT = (Audible, memoryview)            # room that the next message fills
+
+
+def state_of(part: Any) -> dict[str, Any]:
+    """Every attribute of a dialect or of one of PARTS, as JSON can hold it.  TypeError for what it cannot."""
+    names = [name for kind in type(part).__mro__ for name in getattr(kind, "__slots__", ())]
+    values = {name: getattr(part, name) for name in names}
+    return {name: _written(value) for name, value in values.items() if not (isinstance(value, LENT) or callable(value))}
+
+
+def resumed(name: str, state: dict[str, Any]):
+    """The dialect `name` as state_of() found it.  What this version does not know is left out."""
+    dialect = TABLE[name]({})
+    _fill(dialect, state, state.get("rate", getattr(dialect, "rate", 8000)))
+    return dialect
+
+
+def _fill(part: Any, state: dict[str, Any], rate: int) -> None:
+    known = {name for kind in type(part).__mro__ for name in getattr(kind, "__slots__", ())}
+    for name, written in state.items():
+        if name in known:
+            setattr(part, name, _read(written, rate))
+
+
+def _written(value: Any) -> Any:
+    match value:
+        case None | bool() | int() | float() | str():
+            return value
+        case bytes():
+            return {"bytes": base64.b64encode(value).decode()}
+        case Mark():
+            return {"mark": value.name, "cleared": value.cleared}
+        case deque():
+            return {"deque": [_written(each) for each in value], "most": value.maxlen}
+        case tuple():
+            return {"tuple": [_written(each) for each in value]}
+        case list():
+            return [_written(each) for each in value]
+        case dict():
+            return {"dict": [[_written(name), _written(each)] for name, each in value.items()]}
+    if type(value) in PARTS:
+        return {"part": type(value).__name__, "state": state_of(value)}
+    raise TypeError(f"a dialect cannot keep a {type(value).__name__} of a call")
+
+
+def _read(written: Any, rate: int) -> Any:
+    match written:
+        case {"bytes": text}:
+            return base64.b64decode(text)
+        case {"mark": name, "cleared": cleared}:
+            return Mark(name, cleared)
+        case {"deque": values, "most": most}:
+            return deque([_read(each, rate) for each in values], most)
+        case {"tuple": values}:
+            return tuple(_read(each, rate) for each in values)
+        case {"dict": pairs}:
+            return {_read(name, rate): _read(each, rate) for name, each in pairs}
+        case {"part": name, "state": state}:
+            part = PARTS[BY_NAME[name]](state, rate)
+            _fill(part, state, rate)
+            return part
+        case list():
+            return [_read(each, rate) for each in written]
+    return written

@@ -1,0 +1,116 @@
+"""A listening socket that the workers share: the one with the fewest connections accepts.
+
+All of them wake up when somebody connects; who has more than another steps back for a moment, and takes it after all
+when the other one does not.  The rule: whatever accept() says, the calls that are here never notice, and the log
+gets a line a second at most.
+"""
+import asyncio
+import errno
+import logging
+import os
+import socket
+from collections.abc import Callable
+
+log = logging.getLogger("opusagent")
+
+AT_ONCE = 32                    # connections accepted in one callback
+STEP_BACK = 0.002               # seconds for which another worker may take it
+EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+PAUSE = 0.05                    # seconds until accept() is tried again after that
+HANDSHAKE_SECONDS = 10          # for TLS
+REFUSAL = (b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nContent-Length: 21\r\nConnection: close\r\n\r\n"
+           b"This server is full.\n")
+
+
+class Door:
+    """`mine()` says whether a connection is this worker's to take; `accepted()` hears of each one taken."""
+
+    def __init__(self, sock: socket.socket, protocol: Callable, ssl, mine: Callable[[], bool], refused: Callable):
+        self.sock = sock
+        self.protocol = protocol
+        self.ssl = ssl
+        self.mine = mine
+        self.refused = refused                      # called for each connection that could not be taken
+        self.loop = asyncio.get_running_loop()
+        self.opening: set[asyncio.Task] = set()     # connections that become one of the loop's
+        self._later: asyncio.TimerHandle | None = None
+        self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)   # a descriptor, for when there is none left
+        self._warned = 0.0
+        sock.setblocking(False)
+        self.loop.add_reader(sock, self._knock)
+
+    def close(self) -> None:
+        """Nobody is let in any more; the others go on."""
+        if self._later is not None:
+            self._later.cancel()
+        self.loop.remove_reader(self.sock)
+        self.sock.close()
+        if self._spare >= 0:
+            os.close(self._spare)
+
+    def _knock(self) -> None:
+        if self.mine():
+            self._accept()
+        else:
+            self._wait(STEP_BACK, self._accept)
+
+    def _wait(self, seconds: float, then: Callable) -> None:
+        """Look away from the socket, which stays readable."""
+        self.loop.remove_reader(self.sock)
+
+        def look_again():
+            self._later = None
+            self.loop.add_reader(self.sock, self._knock)
+            then()
+        self._later = self.loop.call_later(seconds, look_again)
+
+    def _accept(self) -> None:
+        for _ in range(AT_ONCE):
+            try:
+                connection, _ = self.sock.accept()
+            except (BlockingIOError, InterruptedError, ConnectionError):
+                return
+            except OSError as error:
+                return self._cannot(error)
+            task = self.loop.create_task(self._take(connection))
+            self.opening.add(task)
+            task.add_done_callback(self.opening.discard)
+            if not self.mine():
+                return
+
+    async def _take(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        tls = {"ssl": self.ssl, "ssl_handshake_timeout": HANDSHAKE_SECONDS} if self.ssl else {}
+        try:
+            await self.loop.connect_accepted_socket(self.protocol, connection, **tls)
+        except (OSError, asyncio.TimeoutError):
+            connection.close()                      # a handshake that failed is the peer's affair
+
+    def _cannot(self, error: OSError) -> None:
+        if self.loop.time() - self._warned >= 1:
+            self._warned = self.loop.time()
+            log.error("connections are turned away: %s", error.strerror)
+        if error.errno in EXHAUSTED:
+            self._refuse()
+            if self._later is None:
+                self._wait(PAUSE, lambda: None)
+
+    def _refuse(self) -> None:
+        """The spare descriptor is given up for a moment, so that those who wait are told at once."""
+        if self._spare >= 0:
+            os.close(self._spare)
+        try:
+            for _ in range(AT_ONCE):
+                connection, _ = self.sock.accept()
+                self.refused()
+                with connection:
+                    connection.setblocking(False)
+                    if self.ssl is None:
+                        connection.send(REFUSAL)
+                    connection.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass                                    # nobody waits any more, or another thread has taken the descriptor
+        try:
+            self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            self._spare = -1

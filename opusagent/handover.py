@@ -1,0 +1,257 @@
+"""Handing a call over: all that another worker needs to go on with it, at the sample and at the byte.
+
+A call's audio lies in its slot of the arena, and outlives the worker.  Beside it lie a snapshot (what was decided, what
+is being said, whose turn it is), written when one of them changes and once a second; where the playout stands, noted
+at every tick; and what the wire has not parsed or not sent, which is nothing nearly always.  The rules: a snapshot
+names what it holds, so that another version leaves out what it does not know; what was heard since it was written is
+heard again from the slot; and nothing that was played is played twice.
+"""
+import math
+
+import numpy as np
+import orjson
+
+from ._fastpath import Slot
+from .call import Call
+from .dialects.keeping import resumed, state_of
+from .ear import FINAL_WITHIN
+from .flow import Reply
+from .flow.dialogue import Exchange
+from .metrics import TurnTrace
+from .pipeline import SPEAKING, Turn
+from .playout import Segment
+from .turns import LISTENING, PAUSED, REPLYING
+
+VERSION = 1                     # of a snapshot: another one is not read
+LONGEST = 60_000                # bytes of a snapshot; the oldest receipts are left out for it
+NEVER = -1                      # in place of infinity and of None, where a number is kept
+
+CALL = ("id", "keys", "keys_by", "began", "done", "leave_by")
+EAR = ("utterance", "hearing", "overhearing", "heard_from", "floor", "final_by")
+MOUTH = ("epoch", "audible", "thrown")
+TURNS = ("state", "position", "speaking", "onset", "spoken", "last", "ended", "began", "wait", "reciting", "meant",
+         "dismissed", "_answers_only")
+TURN = ("epoch", "texts", "complete", "error", "audible", "began", "last_piece")
+REPLY = ("kind", "turn", "next", "say", "messages", "words", "facts", "caller", "rung", "end", "interruptible",
+         "interrupt", "part", "transfer", "voice", "rate", "language")
+TRACE = ("turn", "state", "kind", "caller", "agent", "confidence", "stopped_by", "end_ms", "measured", "saved_ms", "_at")
+SEGMENT = ("text", "lead", "pause_ms", "supplied", "start", "read", "written", "done")
+
+
+class LostCall(Exception):
+    """A call that cannot go on here; says why in a sentence."""
+
+
+# -- the parts ---------------------------------------------------------------------------------------------------------
+
+def fields(part, names: tuple[str, ...]) -> dict:
+    return {name: getattr(part, name) for name in names}
+
+
+def fill(part, state: dict, names: tuple[str, ...]) -> None:
+    for name in names:
+        if name in state:
+            setattr(part, name, state[name])
+
+
+def dialogue_state(checkpoint: tuple) -> list:
+    """What Dialogue.checkpoint() gives, or nothing, as JSON can hold it."""
+    if not checkpoint:
+        return []
+    state, facts, history, *rest = checkpoint
+    return [state, facts, [[each.caller, each.agent, each.turn] for each in history], *rest]
+
+
+def checkpoint_of(state: list) -> tuple:
+    if not state:
+        return ()
+    name, facts, history, *rest = state
+    return name, facts, tuple(Exchange(*each) for each in history), *rest
+
+
+def reply_of(state: dict) -> Reply:
+    known = {name: value for name, value in state.items() if name in REPLY}
+    return Reply(**known | {name: tuple(known[name]) for name in ("say", "messages", "words")})
+
+
+def trace_of(state: dict) -> TurnTrace:
+    trace = TurnTrace(state["turn"])
+    fill(trace, state, TRACE)
+    return trace
+
+
+def segments_of(turn: Turn) -> list[dict]:
+    """All segments of a reply, in order; `place` of those that were begun, `buffer` of those the voice speaks."""
+    playout = turn.stage.playout
+    buffers = {id(segment): k for k, segment in turn.speaking.items()}
+    begun = [(segment, place) for segment, place in playout._places]
+    known = {id(segment) for segment, _ in begun}
+    coming = [(segment, NEVER) for segment in playout.queue if id(segment) not in known]
+    return [fields(segment, SEGMENT) | {"place": place, "buffer": buffers.get(id(segment), NEVER)}
+            for segment, place in begun + coming]
+
+
+def turn_state(turn: Turn | None) -> dict | None:
+    """The reply on its way.  One that is only speculated is nothing: the turn's end begins it again."""
+    if turn is None or turn.state != SPEAKING:
+        return None
+    return fields(turn, TURN) | {"reply": fields(turn.reply, REPLY), "waiting": list(turn.waiting),
+                                 "segments": segments_of(turn), "acts": bool(turn.reply.call or turn.reply.tools)}
+
+
+# -- a snapshot --------------------------------------------------------------------------------------------------------
+
+def snapshot(call: Call) -> bytes:
+    """All of a call that does not lie in its slot."""
+    agent = next(name for name, flow in call.studio.flows.items() if flow is call.flow)
+    mouth, trace = call.mouth, call.ledger.trace
+    state = {
+        "version": VERSION, "dialect": call.dialect.name, "spoken": state_of(call.dialect), "agent": agent,
+        "call": fields(call, CALL) | {"excused": call.excused if call.excused != math.inf else NEVER},
+        "dialogue": dialogue_state(call.dialogue.checkpoint()),
+        "today": call.dialogue.today,
+        "unheard": dialogue_state(call.transaction._unheard), "undo": dialogue_state(call.transaction._undo),
+        "turns": fields(call.turns, TURNS), "ear": fields(call.ear, EAR), "mouth": fields(mouth, MOUTH), "turn": turn_state(mouth.turn),
+        "dropped": mouth.out.dropped, "trace": fields(trace, TRACE) if trace else None,
+        "receipts": call.ledger.receipts, "tenant": getattr(call.connection, "tenant", ""),
+    }
+    written = orjson.dumps(state)
+    while len(written) > LONGEST and state["receipts"]:
+        state["receipts"] = state["receipts"][1 + len(state["receipts"]) // 8:]
+        written = orjson.dumps(state)
+    return written
+
+
+def note(call: Call) -> None:
+    """Where the playout stands."""
+    playout = call.mouth.playout
+    read = playout._places[-1][0].read - playout._filled if playout._places else 0
+    call.slot.note(playout.sent, NEVER if playout._origin is None else playout._origin, len(playout._places),
+                   max(0, read), playout._silence, playout._lag)
+
+
+def changed(call: Call) -> tuple:
+    """What a snapshot must not be older than."""
+    mouth, turns, turn = call.mouth, call.turns, call.mouth.turn
+    said = (len(turn.texts), len(turn.speaking), turn.complete, len(turn.stage.playout.queue)) if turn else None
+    return (mouth.epoch, call.ear.utterance, call.ear.hearing, turns.state, turns.wait, call.keys, call.done, said,
+            mouth.audible)
+
+
+# -- going on ----------------------------------------------------------------------------------------------------------
+
+def resume(server, connection, slot: Slot, state: dict) -> Call:
+    """The call of a slot, in this worker.  LostCall where that cannot be."""
+    if state.get("version") != VERSION:
+        raise LostCall("its snapshot is of another version")
+    if state["agent"] not in server.studio.flows:
+        raise LostCall(f"there is no agent {state['agent']} here any more")
+    dialect = resumed(state["dialect"], state["spoken"])
+    dialect.outbox.clear()
+    call = Call(server, connection, dialect, state["agent"], begins=False)
+    fill(call, state["call"], CALL)
+    call.excused = math.inf if state["call"]["excused"] == NEVER else state["call"]["excused"]
+    call.slot = slot
+    call.dialogue = call._dialogue({})
+    call._open_line()
+    fill(call.ear, state["ear"], EAR)
+    fill(call.mouth, state["mouth"], MOUTH)
+    call.mouth.out.dropped = state["dropped"]
+    call.ledger.call_id = call.id
+    call.ledger.receipts = state["receipts"]
+    call.ledger.trace = trace_of(state["trace"]) if state["trace"] else None
+    try:
+        call.dialogue.restore(checkpoint_of(state["dialogue"]))
+        call.dialogue.today = state["today"]
+        call.transaction._unheard = checkpoint_of(state["unheard"])
+        call.transaction._undo = checkpoint_of(state["undo"])
+        call.turns.expect(call.dialogue.expect.waits)
+    except KeyError:
+        raise LostCall(f"its flow has no state {state['dialogue'][0]} any more") from None
+    fill(call.turns, state["turns"], TURNS)
+    if call.ear.hearing or call.ear.final_by:
+        expect = call.dialogue.expect
+        call.ear.search, call.ear.terms = call.studio.search(call.flow, expect.id), expect.terms
+    return call
+
+
+def go_on(call: Call, state: dict, now: int) -> None:
+    """Everything that was under way is under way again."""
+    slot, turns, ear = call.slot, call.turns, call.ear
+    position = turns.position
+    if ear.hearing or ear.final_by:
+        ear.stt.listen(ear, ear.heard_from)
+    if ear.final_by:
+        ear.final_by = now + FINAL_WITHIN
+        ear.stt.finish(ear, min(position, slot.written))
+    elif ear.hearing and turns.state == PAUSED:
+        ear.stt.ask(ear)
+    ear.vad.position = position
+    if state["turn"] is not None:
+        resume_turn(call, state["turn"], now)
+    elif turns.state == REPLYING and not ear.final_by and not call.done:
+        turns.state, turns.ended = LISTENING, position      # the reply was over, and nobody has said so yet
+    begin = max(position, slot.written - slot.capacity + slot.rate_in // 4)
+    if begin < slot.written:
+        ear.vad.push(slot.read(begin, slot.written - begin))
+
+
+def resume_turn(call: Call, state: dict, now: int) -> None:
+    """The reply goes on where it stood: what was spoken of it is not spoken again, what was not begun begins."""
+    mouth, slot, playout = call.mouth, call.slot, call.mouth.playout
+    reply = reply_of(state["reply"])
+    trace = call.ledger.trace or call.ledger.begin(now)
+    sent, origin, begun, read, silence, lag = slot.noted
+    if not mouth.audible and state["acts"]:
+        return call._reply(call.dialogue.failure())     # a tool may have had its effect: it is not called twice
+    if not mouth.audible:
+        return mouth.say(reply, trace, now)         # nobody has heard anything of it: it is asked for again
+    turn = mouth.turn = Turn(mouth.stage, reply, mouth.epoch, trace)
+    fill(turn, state, TURN)
+    turn.waiting.extend(map(tuple, state["waiting"]))
+    turn.complete = True                            # what a model had not said by then is not known
+    playout.begin()
+    playout.sent, playout._lag, playout._silence = sent, lag, silence
+    playout._origin = None if origin == NEVER else origin
+    for i, kept in enumerate(state["segments"]):
+        segment = segment_of(call, reply.voice or mouth.stage.voice, kept)
+        if i < begun:
+            playout._places.append((segment, kept["place"] if kept["place"] != NEVER else sent))
+            segment.read = segment.written if i < begun - 1 else max(segment.start, min(read, segment.written))
+        if not segment.finished:
+            playout.queue.append(segment)
+            if kept["buffer"] != NEVER:
+                speak_on(call, turn, kept["buffer"], segment)
+
+
+def speak_on(call: Call, turn: Turn, k: int, segment: Segment) -> None:
+    """The voice goes on where the samples end that it has written."""
+    turn.speaking[k] = segment
+    turn.buffers.remove(k)
+    if segment.supplied:
+        call.slot.set_segment_read(k, segment.read)
+    if not segment.done:
+        start = segment.start if segment.supplied else None
+        voice = turn.reply.voice or turn.stage.voice
+        call.studio.tts.resume(call.mouth, turn.epoch, k, segment.text, voice, start)
+
+
+def segment_of(call: Call, voice: str, kept: dict) -> Segment:
+    """A segment whose samples lie among the prompts or in a buffer of the slot; one that was played may have none."""
+    slot, stage = call.slot, call.mouth.stage
+    if kept["buffer"] != NEVER:
+        segment = Segment(kept["text"], slot.segment(kept["buffer"]), growing=True)
+        fill(segment, kept, SEGMENT)
+        if segment.supplied:
+            segment.written = max(segment.written, slot.segment_written(kept["buffer"]))
+        return segment
+    prompt = stage.prompt(voice, kept["text"], slot.rate_out)
+    segment = Segment(kept["text"], np.zeros(0, np.int16) if prompt is None else prompt.pcm)
+    fill(segment, kept, SEGMENT)
+    segment.done = True
+    if prompt is None:
+        segment.read = segment.written              # it was spoken by the voice, or is no prompt any more
+    else:
+        segment.written = len(prompt.pcm)
+        segment.read = min(segment.read, segment.written)
+    return segment

@@ -1,0 +1,69 @@
+"""What systemd is told, and what it keeps for us: sd_notify(3) in a few lines.
+
+The rule: without systemd all of it is nothing, and no call ever waits for it.
+"""
+import array
+import logging
+import os
+import socket
+from collections import deque
+from collections.abc import Iterable, MutableMapping
+
+log = logging.getLogger("opusagent")
+
+MOST_UNSENT = 100_000           # messages that wait for systemd to read
+VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
+
+
+class Notify:
+    """The socket of NOTIFY_SOCKET; the variables are taken out of `environ`, so that no child speaks for us."""
+
+    def __init__(self, environ: MutableMapping[str, str] = os.environ):
+        self.environ = {name: environ.pop(name) for name in VARIABLES if name in environ}
+        path = self.environ.get("NOTIFY_SOCKET", "")
+        self.address = "\0" + path[1:] if path.startswith("@") else path
+        pid = self.environ.get("WATCHDOG_PID", "")
+        usec = self.environ.get("WATCHDOG_USEC", "")
+        mine = pid in ("", str(os.getpid())) and usec.isascii() and usec.isdigit()
+        self.watchdog_seconds = int(usec) / 1e6 if mine and self.address else 0.0     # 0: nobody watches
+        self.unsent: deque[tuple[bytes, list[int]]] = deque(maxlen=MOST_UNSENT)    # messages, duplicates of descriptors
+        self.sock = None
+        if self.address:
+            self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+            self.sock.setblocking(False)
+
+    def tell(self, *lines: str, fds: Iterable[int] = ()) -> None:
+        """One message, such as tell("READY=1"): now, or as soon as there is room."""
+        if self.sock is not None and not (self.unsent and lines[0] == "WATCHDOG=1"):
+            self.unsent.append(("\n".join(lines).encode(), [os.dup(fd) for fd in fds]))
+            self.flush()
+
+    def flush(self) -> None:
+        """Called a few times a second."""
+        while self.unsent and self.sock is not None:
+            message, fds = self.unsent[0]
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+            try:
+                self.sock.sendmsg([message], rights, 0, self.address)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                log.debug("systemd could not be told %r: %s", message, error.strerror)
+            self.unsent.popleft()
+            for fd in fds:
+                os.close(fd)
+
+    def store(self, name: str, *fds: int) -> None:
+        """systemd keeps a duplicate of each against our death, and passes them to our successor by this name."""
+        self.tell("FDSTORE=1", "FDNAME=" + name, fds=fds)
+
+    def forget(self, name: str) -> None:
+        self.tell("FDSTOREREMOVE=1", "FDNAME=" + name)
+
+    def close(self) -> None:
+        """Somebody else speaks to systemd from now on."""
+        if self.sock is not None:
+            self.flush()
+            self.sock.close()
+        self.sock = None
+        self.watchdog_seconds = 0.0

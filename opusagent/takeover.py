@@ -1,0 +1,208 @@
+"""Taking calls over: what a worker keeps for its successor while it lives, and how a successor begins with it.
+
+The rules: the supervisor holds a duplicate of each call's socket from the call's beginning to its end, and a slot that
+nobody goes on with is freed.
+"""
+import logging
+import os
+import socket
+from collections import deque
+from contextlib import suppress
+
+import orjson
+
+from ._fastpath import Wire, build_frame
+from .call import Call
+from .connection import Connection
+from .dialects import TABLE as DIALECTS
+from .handover import NEVER, LostCall, changed, go_on, note, resume, snapshot
+from .resumption import Line, Resumable
+from .websocket import CLOSE, close_payload
+
+log = logging.getLogger("opusagent")
+
+EVERY_NS = 1_000_000_000        # between two snapshots of a call in which nothing happens
+LOOK_NS = 20_000_000            # between two looks at what has changed
+
+
+def wire_of(call: Call) -> Wire | None:
+    """The socket of a call that can move.  Not a TLS connection's, whose keys are this process's alone; nor that of
+    AudioSocket or of the Realtime protocol; and there is none while a platform is away."""
+    connection = getattr(call.connection, "_connection", call.connection)       # as a journal sees it
+    if isinstance(connection, Line):
+        connection = connection.connection
+    wire = getattr(connection, "wire", None)
+    return wire if type(call) is Call and isinstance(wire, Wire) else None
+
+
+class Kept:
+    """What a Keeper knows of a call."""
+
+    __slots__ = ("slot", "wire", "changed", "at", "record", "told")
+
+    def __init__(self, slot: int, record: int):
+        self.slot = slot
+        self.wire: Wire | None = None       # the one that the supervisor knows
+        self.changed: tuple = ()            # what the snapshot is of
+        self.at = 0                         # ns: when it was written
+        self.record = record                # its number on the board
+        self.told: tuple = ()               # what is written there
+
+
+class Keeper:
+    """A worker's: keeps every call's state in its slot, its record on the board, and its socket with the supervisor."""
+
+    def __init__(self, seat, tell):
+        self.seat = seat
+        self.tell = tell                            # (message, descriptors): to the supervisor
+        self.known: dict[Call, Kept] = {}
+        self.next_look = 0
+        self.complaints: deque[str] = deque(maxlen=1000)    # ids of calls whose state could not be kept
+
+    def keep(self, calls, now: int) -> None:
+        """Called at every tick."""
+        look = now >= self.next_look
+        if look:
+            self.next_look = now + LOOK_NS
+        for call in calls:
+            if call.slot is None:
+                continue
+            try:
+                if call.mouth.turn is not None:
+                    note(call)
+                if look:
+                    self._look(call, now)
+            except Exception as error:              # it could not be taken over, but it is held
+                self._complain(call, error)
+
+    def _complain(self, call: Call, error: Exception) -> None:
+        if call.id not in self.complaints:
+            self.complaints.append(call.id)
+            log.error("call %s could not be taken over: its state cannot be kept", call.id, exc_info=error)
+
+    def _look(self, call: Call, now: int) -> None:
+        kept, wire = self.known.get(call), wire_of(call)
+        if kept is None:
+            kept = self.begun(call)
+        if wire is not None and wire is not kept.wire:
+            self.tell({"say": "call", "slot": kept.slot}, (wire.fd,))
+            kept.wire = wire
+        state = changed(call)
+        if state == kept.changed and now - kept.at < EVERY_NS:
+            return
+        kept.changed, kept.at = state, now
+        if wire is not None:
+            call.slot.keep(snapshot(call))
+            wire.keeper = call.slot
+        told = call.dialogue.state, len(call.ledger.receipts)
+        if told != kept.told:
+            kept.told = told
+            self.seat.write_record(kept.record, call.record())
+
+    def begun(self, call: Call, wire: Wire | None = None) -> Kept:
+        """A call is here, from now on; the supervisor knows its `wire` if it has given it to us."""
+        kept = self.known[call] = Kept(call.slot.index, self.seat.new_record())
+        if wire is not None:
+            kept.wire, wire.keeper = wire, call.slot
+        return kept
+
+    def ended(self, call: Call) -> None:
+        kept = self.known.pop(call, None)
+        if kept is None:
+            kept = Kept(NEVER, self.seat.new_record())
+        else:
+            self.tell({"say": "over", "slot": kept.slot}, ())
+        self.seat.write_record(kept.record, call.record())
+
+    def freeze(self) -> list[Call]:
+        """Keep everything as it is now, for a worker that goes on from here; the calls that can move."""
+        moving = [call for call in self.known if wire_of(call) is not None]
+        for call in moving:
+            note(call)
+            call.slot.keep(snapshot(call))
+            del self.known[call]
+        return moving
+
+
+# -- in the successor --------------------------------------------------------------------------------------------------
+
+def adopt(server, index: int, fd: int) -> bool:
+    """The call of a slot goes on in this worker, on its socket `fd`; False if it cannot, and then it is closed."""
+    slot = server.studio.arena.slot(index)
+    try:
+        _resume(server, slot, fd)
+    except Exception as error:
+        known = isinstance(error, (LostCall, ValueError, OSError))
+        log.warning("a call could not be taken over: %s", error, exc_info=None if known else error)
+        server.metrics.count("calls_taken_over", outcome="lost")
+        dismiss(fd)
+        slot.free()
+        return False
+    server.metrics.count("calls_taken_over", outcome="kept")
+    return True
+
+
+def _resume(server, slot, fd: int) -> None:
+    now = server.tock()
+    if not slot.taken or slot.kept is None:
+        raise LostCall("there is no snapshot of it")
+    state = orjson.loads(slot.kept)
+    dialect = DIALECTS.get(state["dialect"])
+    if dialect is None or state["call"]["id"] in server.calls:
+        raise LostCall("its dialect is not spoken here" if dialect is None else "it is here already")
+    connection = Connection(server)
+    connection.go_on(os.dup(fd), server.limits(dialect, state["agent"]), slot.framing)
+    connection.tenant = state["tenant"]
+    try:
+        if hasattr(dialect, "resumes"):
+            connection.session = Resumable(server, connection, lambda line: resume(server, line, slot, state))
+            call = connection.session.call
+        else:
+            call = connection.session = resume(server, connection, slot, state)
+    except BaseException:
+        connection.forget()
+        raise
+    connection.wire.on_message = connection.session.on_message
+    if slot.index in server.studio.free:
+        server.studio.free.remove(slot.index)
+    server.calls[call.id] = call
+    server.calls_changed()
+    if server.keeper is not None:
+        server.keeper.begun(call, connection.wire)
+    go_on(call, state, now)
+    server.epoll.again()
+
+
+def dismiss(fd: int) -> None:
+    """A call that cannot go on here is told so (RFC 6455, 1012: the service restarts), and may be dialled again."""
+    with suppress(OSError), socket.socket(fileno=os.dup(fd)) as sock:
+        sock.send(build_frame(CLOSE, close_payload(1012, "the server was restarted")), socket.MSG_DONTWAIT)
+        sock.shutdown(socket.SHUT_RDWR)
+
+
+# -- in the one that ends ----------------------------------------------------------------------------------------------
+
+def freeze(server) -> list[int]:
+    """Stop where we are, for a worker that goes on from there: the slots of the calls that move.
+
+    What cannot move (a TLS connection, whose keys are this process's alone; an echo) stays.
+    """
+    server.close_doors()
+    server.draining = True
+    slots = []
+    connections = {getattr(connection.session, "call", connection.session): connection
+                   for connection in list(server.connections)}
+    for call in server.keeper.freeze():
+        slots.append(call.slot.index)
+        connections[call].session = None
+        connections[call].forget()
+        del server.calls[call.id]
+        if call.journal is not None:
+            call.journal.end()
+        server.studio.stt.cancel(call.ear)
+        server.studio.tts.cancel(call.mouth)
+        call.ear.vad.close()
+        if call.mouth.turn is not None:
+            call.mouth.turn.cancel()
+        call.slot = call.ear.slot = call.mouth.slot = None
+    return slots

@@ -1,0 +1,247 @@
+"""A call goes on in another worker: at the byte on the wire, at the sample in the prompt, at the word in the dialogue."""
+import asyncio
+from types import SimpleNamespace
+from urllib.parse import urlsplit
+
+import numpy as np
+import orjson
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from conversation import Connection, Conversation, Server
+from opusagent import handover
+from opusagent._fastpath import FrameParser, build_frame
+from opusagent.dialects import CALLERS, TABLE
+from opusagent.dialects.keeping import resumed, state_of
+
+STORY = """
+start = "story"
+[states.story]
+say = "one two three four five six seven eight nine ten. eleven twelve thirteen fourteen fifteen sixteen."
+on = [{ phrases = ["yes"], fact = "liked", go = "more" }]
+[states.more]
+say = "then there is more to tell."
+on = [{ phrases = ["no"], go = "bye" }]
+[states.bye]
+say = "goodbye {liked}."
+end = true
+"""
+MODEL = """
+start = "ask"
+[states.ask]
+say = "how can I help?"
+on = [{ free = true, go = "answer" }]
+[states.answer]
+prompt = "Answer."
+on = [{ free = true, go = "answer" }]
+"""
+
+
+# -- the parts ---------------------------------------------------------------------------------------------------------
+
+def json(value):
+    return orjson.loads(orjson.dumps(value))
+
+
+@pytest.mark.parametrize("name", sorted(set(TABLE) & set(CALLERS) - {"openai-realtime"}))
+def test_a_dialect_goes_on_as_it_was(name):
+    caller = CALLERS[name](urlsplit(f"ws://here/ws/{name}"))
+    dialect = TABLE[name]({})
+    dialect.open()
+    sound = np.arange(-800, 800, dtype=np.int16)[:caller.rate // 50]
+
+    def hear(dialect, messages):
+        events = [dialect.receive(opcode, memoryview(payload)) for opcode, payload in messages if payload is not None]
+        return [type(event).__name__ for event in events]
+
+    hear(dialect, caller.open())
+    for message in dialect.outbox:              # the platform hears our answers, as some of them insist
+        caller.receive(message[0], memoryview(message[1]))
+    dialect.outbox.clear()
+    said = [message for message in (*getattr(caller, "outbox", ()), caller.audio(sound)) if message is not None]
+    hear(dialect, said)
+    dialect.audio(np.zeros(dialect.rate // 50, np.int16))
+    dialect.mark("1:160")
+    dialect.outbox.clear()
+    other = resumed(name, json(state_of(dialect)))
+    assert state_of(other) == state_of(dialect)
+    more = [message for message in (caller.audio(sound), caller.dtmf("5")) if message is not None]
+    assert hear(dialect, more) == hear(other, more)
+    pcm = np.arange(dialect.rate // 50, dtype=np.int16)
+    assert bytes(dialect.audio(pcm)) == bytes(other.audio(pcm))
+    assert (dialect.mark("2:1"), dialect.clear(), dialect.stop()) == (other.mark("2:1"), other.clear(), other.stop())
+    assert dialect.outbox == other.outbox
+
+
+FRAMES = b"".join((build_frame(1, "grüße".encode(), False, b"abcd"), build_frame(9, b"ping", True, b"efgh"),
+                   build_frame(0, "und mehr".encode(), True, b"ijkl"), build_frame(2, bytes(range(200)), True, b"mnop"),
+                   build_frame(2, bytes(700), True, b"\0\0\0\0")))
+
+
+def messages(parser):
+    found = []
+    parser.deliver(lambda opcode, payload: found.append((opcode, bytes(payload))),
+                   lambda opcode, payload: found.append((opcode, bytes(payload))))
+    return found
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.integers(0, len(FRAMES)), st.integers(0, len(FRAMES)))
+def test_frames_are_read_on_wherever_they_were_cut(first, second):
+    first, second = sorted((first, second))
+    whole = FrameParser(1 << 16)
+    whole.feed_bytes(FRAMES)
+    wanted, found = messages(whole), []
+    parser = FrameParser(1 << 16)
+    for piece in (FRAMES[:first], FRAMES[first:second], FRAMES[second:]):
+        parser.feed_bytes(piece)
+        found += messages(parser)
+        successor = FrameParser(1 << 16)
+        successor.load(parser.dump())
+        parser = successor
+        found += messages(parser)
+    assert found == wanted
+
+
+@given(st.binary(max_size=400))
+def test_what_is_no_parser_state_is_refused_or_harmless(data):
+    parser = FrameParser(1 << 10)
+    try:
+        parser.load(data)
+    except ValueError:
+        return
+    assert parser.held <= 1 << 10
+
+
+# -- a call ------------------------------------------------------------------------------------------------------------
+
+def moved(call):
+    """The conversation in another worker, which has its slot, its snapshot and where its playout stands."""
+    old = call.call
+    handover.note(old)
+    old.slot.keep(handover.snapshot(old))
+    state = orjson.loads(old.slot.kept)
+    slot, server = old.slot, Server(call.studio)
+    server.now = call.server.now
+    connection = Connection()
+    connection.sent = call.connection.sent
+    call.server, call.connection = server, connection
+    call.call = new = handover.resume(server, connection, slot, state)
+    handover.go_on(new, state, server.now)
+    if old.mouth.turn is not None:
+        old.mouth.turn.cancel()
+    old.slot = old.mouth.slot = old.ear.slot = None
+    return call
+
+
+def spoken_ms(call):
+    return call.count("media") * 20
+
+
+def test_in_the_midst_of_a_prompt_nothing_is_said_twice_and_nothing_left_out():
+    whole = Conversation(STORY)
+    whole.listens()
+    for at in range(40, spoken_ms(whole) - 40, 140):
+        call = Conversation(STORY)
+        call.silence(at)
+        moved(call).listens()
+        assert spoken_ms(call) == spoken_ms(whole), at
+        assert call.receipts == [] or call.agent_says == whole.agent_says
+        call.says("yes")
+        assert call.state == "more" and call.agent_says[-1] == "then there is more to tell."
+
+
+def test_a_voice_in_mid_sentence_speaks_on():
+    call = Conversation(STORY, ahead=False)
+    call.studio.tts.deliver()
+    call.silence(200)
+    asked = []
+    call.studio.tts.resume = lambda *args: asked.append(args)
+    moved(call)
+    assert len(asked) == 1 and asked[0][3].startswith("eleven") and asked[0][5] is None     # the other one is there
+    call.studio.tts.asked = [asked[0][:4]]
+    call.studio.tts.deliver()
+    call.listens()
+    assert spoken_ms(call) == 20 * -(-(10 * 50 + 220 + 6 * 50) // 20)
+
+
+def test_an_utterance_in_progress_is_recognised_from_its_beginning():
+    call = Conversation(STORY)
+    call.listens()
+    call.speech(400, "yes")
+    began = call.call.ear.heard_from
+    moved(call)
+    assert call.studio.stt.log[-1] == ("listen", began)
+    call.speech(200, "yes")
+    call.silence(1500)
+    call.listens()
+    assert call.state == "more"
+
+
+def test_what_was_heard_after_the_snapshot_is_heard_again():
+    """A worker that was killed had written its last snapshot before the caller began to speak."""
+    call = Conversation(STORY)
+    call.listens()
+    call.silence(200)
+    old = call.call
+    handover.note(old)
+    old.slot.keep(handover.snapshot(old))
+    kept = old.slot.kept
+    call.speech(300, "yes")
+    old.slot.keep(kept)
+    state, slot = orjson.loads(kept), old.slot
+    call.call = handover.resume(call.server, call.connection, slot, state)
+    handover.go_on(call.call, state, call.server.now)
+    assert call.call.ear.hearing
+    call.speech(200, "yes")
+    call.silence(1500)
+    call.listens()
+    assert call.state == "more"
+
+
+def test_a_reply_that_nobody_has_heard_is_made_again():
+    async def conversation():
+        call = Conversation(MODEL)
+        call.listens()
+        call.studio.llm.free.clear()
+        call.speech(600, "what is the time")
+        call.silence(1000)
+        await asyncio.sleep(0)
+        assert len(call.studio.llm.asked) == 1 and call.call.mouth.turn is not None
+        moved(call)
+        call.studio.llm.pieces = ["It is ten."]
+        call.studio.llm.free.set()
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert len(call.studio.llm.asked) == 2
+        call.listens()
+        assert call.agent_says[-1] == "It is ten." and call.call.dialogue.turn == 2
+    asyncio.run(conversation())
+
+
+def test_history_facts_and_receipts_go_along():
+    call = Conversation(STORY)
+    call.listens()
+    call.says("yes")
+    receipts, history = list(call.receipts), list(call.call.dialogue.history)
+    moved(call)
+    assert call.receipts == receipts and list(call.call.dialogue.history) == history
+    call.says("no")
+    assert call.agent_says[-1] == "goodbye yes." and call.call.done
+
+
+def test_another_version_or_another_flow_is_said_not_guessed():
+    call = Conversation(STORY)
+    state = orjson.loads(handover.snapshot(call.call))
+    for change in ({"version": 99}, {"agent": "gone"}, {"dialogue": ["gone", {}, [], 0, {}, 0]}):
+        with pytest.raises(handover.LostCall):
+            handover.resume(call.server, SimpleNamespace(tenant=""), call.call.slot, state | change)
+
+
+def test_a_call_that_must_end_says_so_and_hangs_up():
+    call = Conversation(STORY)
+    call.silence(100)
+    call.call.part()
+    call.listens()
+    assert "I have to end this call" in call.agent_says[-1] and call.call.done
+    assert call.receipts[0]["stopped_by"]

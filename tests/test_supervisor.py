@@ -1,0 +1,220 @@
+"""The server as a family of processes: what one of them does or suffers, no caller notices.  See bench/restart.py."""
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
+import restart      # noqa: E402
+
+CALLS = 8
+
+
+@pytest.fixture
+def started():
+    servers = []
+
+    def start(*flags, **environment):
+        servers.append(restart.Server(*flags, environment=environment))
+        return servers[-1]
+    yield start
+    for server in servers:
+        server.stop()
+
+
+def get(server, path):
+    """(status, body) of a page."""
+    try:
+        with urlopen(f"http://127.0.0.1:{server.port}{path}", timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def health(server):
+    return json.loads(get(server, "/health")[1])
+
+
+def calling(server, count, then):
+    """`count` callers, and what `then(callers)` does with them."""
+    async def call():
+        callers = restart.Callers(server.port)
+        try:
+            await callers.dial(count, 0.05 * count)
+            return await then(callers)
+        finally:
+            callers.stop()
+    return asyncio.run(call())
+
+
+def until(true, seconds=20):
+    give_up = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < give_up, "it never came"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("how", ["kill", "upgrade"])
+def test_no_call_is_lost_and_nothing_is_said_twice(started, how):
+    server = started()
+    row = asyncio.run(restart.measure(how, CALLS, server))
+    assert row["kept"] == CALLS, server.said()
+    # no word is missing or comes twice; who is handed over in the pause between two sentences has heard it already
+    assert row["off_ms"]["max"] <= restart.PAUSE_MS + 40, row
+    assert "Traceback" not in server.said()
+    if how == "upgrade":
+        until(lambda: server.process.poll() == 0)           # it left when its successor had everything
+
+
+def test_a_worker_that_dies_is_replaced_and_counts_go_on(started):
+    server = started()
+
+    async def then(callers):
+        before = server.workers()
+        await asyncio.sleep(0.6)                            # counts are published a few times a second
+        os.kill(before[0], signal.SIGKILL)
+        await asyncio.to_thread(until, lambda: server.workers() not in (before, []) and get(server, "/livez")[0] == 200)
+        await asyncio.sleep(1)
+        return server.metric("calls_total"), server.metric('calls_taken_over_total{outcome="kept"}')
+    assert calling(server, 3, then) == (3, 3)
+
+
+def test_calls_spread_evenly_and_every_worker_answers_for_all(started):
+    server = started("--workers", "3")
+
+    async def then(callers):
+        await asyncio.sleep(1)
+        spread = sorted(int(len(os.listdir(f"/proc/{pid}/fd"))) for pid in server.workers())
+        assert spread[-1] - spread[0] <= 6, spread          # of a few dozen each: descriptors, for they count calls
+        for _ in range(6):                                  # whoever answers
+            assert health(server)["active_calls"] == 12
+            assert json.loads(get(server, "/calls/caller-5")[1])["live"]
+            assert server.metric("calls_total") == 12
+    calling(server, 12, then)
+
+
+def test_a_stop_lets_calls_finish_and_takes_no_new_ones(started):
+    server = started()
+
+    async def then(callers):
+        server.process.send_signal(signal.SIGTERM)
+        await asyncio.to_thread(until, lambda: get(server, "/readyz")[0] == 404)
+        assert health(server)["status"] == "draining"
+        late = restart.Callers(server.port)
+        with pytest.raises(AssertionError, match="refused"):
+            await late.dial(1, 0.01)
+        late.stop()
+        await callers.hear_out(30)
+        return await callers.answer(20)
+    assert calling(server, CALLS, then) == CALLS
+    assert server.process.wait(10) == 0
+
+
+def test_a_second_stop_tells_callers_and_ends(started):
+    server = started()
+
+    async def then(callers):
+        server.process.send_signal(signal.SIGTERM)
+        await asyncio.sleep(0.5)
+        server.process.send_signal(signal.SIGTERM)
+        heard = [caller.samples for caller in callers.callers]
+        await asyncio.to_thread(server.process.wait, 20)
+        await asyncio.sleep(0.2)
+        return [(caller.closed, caller.samples - before) for caller, before in zip(callers.callers, heard)]
+    ends = calling(server, CALLS, then)
+    words = len("I am sorry, I have to end this call here. Goodbye.") * restart.MS_PER_CHARACTER * restart.RATE // 1000
+    assert all(code == 1000 and more >= words * 0.9 for code, more in ends), ends
+    assert server.process.returncode == 0
+
+
+def test_a_reload_serves_new_calls_anew_and_leaves_the_live_ones_alone(started):
+    server = started()
+    flow = Path(server.place.name, "flow.toml")
+
+    async def then(callers):
+        old = server.workers()
+        flow.write_text(flow.read_text().replace("Thank you very much", "Reloaded, thank you"))
+        server.process.send_signal(signal.SIGHUP)
+        await asyncio.to_thread(until, lambda: len(server.workers()) == 2)
+        await asyncio.to_thread(until, lambda: health(server)["active_calls"] == 3)
+        await callers.hear_out(30)
+        kept = await callers.answer(20)
+        await asyncio.to_thread(until, lambda: not set(old) & set(server.workers()))
+        return kept
+    assert calling(server, 3, then) == 3
+    record = json.loads(get(server, "/calls/caller-1")[1]) if get(server, "/calls/caller-1")[0] == 200 else None
+    assert record is None or "Thank you very much" in str(record)
+
+
+def test_a_reload_that_cannot_be_served_changes_nothing(started):
+    server = started()
+    flow = Path(server.place.name, "flow.toml")
+    worker = server.workers()
+    flow.write_text("this is no flow")
+    server.process.send_signal(signal.SIGHUP)
+    until(lambda: "nothing is changed" in server.said())
+    assert server.workers() == worker and get(server, "/readyz")[0] == 200
+
+
+def test_systemd_hears_of_everything_and_keeps_the_calls_of_a_supervisor_that_dies(started, tmp_path):
+    """A stand-in for systemd: it reads what it is told, keeps the descriptors, and starts the service again with them."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(0.2)
+        server = started(NOTIFY_SOCKET=str(tmp_path / "notify"), WATCHDOG_USEC="1500000")
+        told, store = [], {}
+
+        def read():
+            """What came, taken to heart as systemd does."""
+            while True:
+                try:
+                    data, fds, _, _ = socket.recv_fds(manager, 4096, 16)
+                except (TimeoutError, OSError):
+                    return
+                lines = dict(line.split("=", 1) for line in data.decode().splitlines())
+                told.append(lines)
+                if "FDSTORE" in lines:
+                    store.setdefault(lines["FDNAME"], []).extend(fds)
+                elif "FDSTOREREMOVE" in lines:
+                    for fd in store.pop(lines["FDNAME"], []):
+                        os.close(fd)
+
+        async def then(callers):
+            await asyncio.sleep(1.2)
+            await asyncio.to_thread(read)
+            assert any(lines.get("READY") == "1" for lines in told) and any("WATCHDOG" in lines for lines in told)
+            assert sum(name.startswith("call-") for name in store) == 3, list(store)
+            for pid in (server.process.pid, *server.workers()):
+                os.kill(pid, signal.SIGKILL)
+            server.process.wait()
+            restarted(server, store)
+            await callers.hear_out(30)
+            return await callers.answer(20)
+        assert calling(server, 3, then) == 3, server.said()
+        read()                                              # the queue is full of what was not read meanwhile
+        server.process.send_signal(signal.SIGTERM)
+        until(lambda: read() or any(lines.get("STOPPING") == "1" for lines in told))
+
+
+def restarted(server, store):
+    """The service once more, as systemd starts it: with what it has kept, from descriptor 3 on."""
+    names, fds = zip(*[(name, fd) for name, kept in store.items() for fd in kept])
+
+    def place():
+        for fd in [os.dup2(fd, 200 + i) for i, fd in enumerate(fds)]:
+            os.dup2(fd, fd - 200 + 3)
+            os.close(fd)
+    code = ("import os, sys\nos.environ['LISTEN_PID'] = str(os.getpid())\nos.execv(sys.executable, [sys.executable, *sys.argv[1:]])")
+    words = server.process.args
+    environment = os.environ | server.environment | {"LISTEN_FDS": str(len(fds)), "LISTEN_FDNAMES": ":".join(names)}
+    server.process = subprocess.Popen([words[0], "-c", code, *words[1:]], stdin=subprocess.DEVNULL, stdout=server.log,
+                                      stderr=server.log, env=environment, close_fds=False, preexec_fn=place)
