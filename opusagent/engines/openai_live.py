@@ -106,6 +106,7 @@ class Line:
         self.lines.drop(self)
         if not self.ready.done():
             self.ready.set_exception(EngineError(sentence))
+            self.ready.exception()              # it is told of, whether or not anybody still waits for it
         elif self.user is not None:
             user, self.user = self.user, None
             user.lost(sentence)
@@ -185,6 +186,9 @@ class Lines:
         except TimeoutError:
             line.session.close()
             raise EngineError(f"{self.endpoint.subject} let us wait for too long.") from None
+        except BaseException:
+            line.session.close()
+            raise
         self.opened += 1
         return line
 

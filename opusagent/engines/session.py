@@ -142,6 +142,7 @@ class Session(asyncio.Protocol):
         if not self.opened.done():
             self.over = True
             self.opened.set_exception(error)
+            self.opened.exception()             # it is told of, whether or not anybody still waits for it
 
     def _flush(self) -> None:
         if self.ws.outbox:
