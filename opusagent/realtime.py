@@ -6,7 +6,6 @@ of it was sent, for us when the client can have heard it.
 The rules: one response at a time, begun before anything of it is sent and ended before the next; what a client sends
 waits in the inbox only while audio before it is not heard yet, and no more than the inbox holds.
 """
-import logging
 import math
 import secrets
 from collections import deque
@@ -22,12 +21,10 @@ from .dialects import (ASK_CANCEL, ASK_COMMIT, ASK_DISCARD, ASK_RESPOND, ASK_TRU
                        SPEECH_STARTED, SPEECH_STOPPED, Ask, Audio, Dtmf, OpenAIRealtime)
 from .dialects.realtime.settings import Fault
 from .flow import FREE, Dialogue, Reply, Waits
-from .flow.dialogue import ANSWER, NO_MATCH
+from .flow.dialogue import ANSWER, NO_MATCH, SILENCE
 from .flow.expect import clip
 from .journal import noted
 from .pipeline import SPEAKING, Turn
-
-log = logging.getLogger("opusagent")
 
 MS = 1_000_000                  # ns
 BETA = "openai-beta.realtime-v1"        # a subprotocol
@@ -35,6 +32,8 @@ GREETING_AFTER = 1000 * MS      # a flow begins by itself, without a word from t
 PACE = 8                        # times as fast as it was spoken, audio is heard
 AT_ONCE = 125 * MS              # ... after as much of it as is heard in so long
 PIECE_MS = 200                  # of audio that waits
+PATIENCE = 300 * MS             # without audio, or two pieces of the client's if they are longer, but no more than
+MOST_PATIENCE = 1000 * MS
 KEPT_SILENCES = 16              # whose places are known
 INBOX_SECONDS = 120             # of audio that may wait
 INBOX_ENTRIES = 4096
@@ -66,6 +65,8 @@ class RealtimeCall(Call):
         self.heard_by = 0                       # ns: until when what was heard keeps the recogniser busy
         self.deferred: deque[Ask] = deque(maxlen=16)    # responses asked for while a turn is being recognised
         self.made = Made()                      # of the reply being spoken, or held
+        self.patience = PATIENCE                # ns without audio, after which the caller is silent
+        self.quiet = False                      # that has been so long ago
         self.silent = 0                         # samples of our own silence in the slot, but for
         self.silences: deque = deque()          # [start, samples] of the latest
         self.behind = 0                         # ns: what was sent before this reply is still being heard for so long
@@ -124,6 +125,8 @@ class RealtimeCall(Call):
         if self.backlog + len(pcm) > INBOX_SECONDS * self.slot.rate_in or len(self.inbox) >= INBOX_ENTRIES:
             return self.dialect.refuse(Fault("input_audio_buffer_full", f"More than {INBOX_SECONDS} s of audio wait "
                                              "to be heard: send it no faster than that.", "audio"))
+        self.quiet = False
+        self.patience = min(max(PATIENCE, 2 * len(pcm) * 1000 * MS // self.slot.rate_in), MOST_PATIENCE)
         pcm, most = np.array(pcm), PIECE_MS * self.slot.rate_in // 1000
         self.inbox.extend(pcm[at:at + most] for at in range(0, len(pcm), most))
         self.backlog += len(pcm)
@@ -180,6 +183,9 @@ class RealtimeCall(Call):
 
     def _commit(self) -> None:
         """The caller's turn ends here, whatever the detector thinks."""
+        if self.dialect.detector is not None and self.mouth.turn is not None:
+            self._stop_talking("barge-in")
+            self._follow(self.turns.agent_done())
         if self.ear.hearing and self.dialect.detector is not None:
             self.turns.expect(ENDED)
             return self._follow(self.turns.judge(FREE))
@@ -260,6 +266,8 @@ class RealtimeCall(Call):
     def _listen(self, position: int) -> None:
         """On an assistant, whoever begins to speak ends the response that has not been heard yet."""
         turn = self.mouth.turn
+        if self.ear.final_by and self.dialect.detector is not None:
+            return self._go_on_listening()      # the client has ended a turn too early
         if self.assistant and turn is not None and turn.reply.interruptible and self.dialect.detector is not None:
             self._stop_talking("barge-in")
         super()._listen(position)
@@ -275,9 +283,13 @@ class RealtimeCall(Call):
         return (position - self.silent - ours) * 1000 / self.slot.rate_in
 
     def hear_silence(self, now: int) -> None:
+        """Clients send audio in pieces of any length: that none came for as long as one of them is no silence yet."""
         if self.dialect.detector is None:
             self.ear.media_at = now
             return
+        if not self.quiet and now - self.ear.media_at < self.patience:
+            return
+        self.quiet = True
         before = self.slot.written
         super().hear_silence(now)
         if self.silences and sum(self.silences[-1]) == before:
@@ -288,6 +300,8 @@ class RealtimeCall(Call):
             self.silent += self.silences.popleft()[1]
 
     def _go_on_listening(self) -> None:
+        if self.mouth.turn is not None and not self.transaction.revocable:
+            self._stop_talking("barge-in")
         self._finish("cancelled", {"reason": "turn_detected"})
         self.dialect.heard("")
         self.dialect.take_back()
@@ -315,6 +329,8 @@ class RealtimeCall(Call):
             return self._follow(self.turns.agent_done())
         if reply.kind == ANSWER and (said := self._last_said()) is not None:
             self.answered = said.id
+        if reply.kind == SILENCE and self.assistant:
+            self.dialect.timed_out(self.dialogue.expect.waits.no_input)
         self._hear_out()
         self.dialect.respond()
         self._say(reply)

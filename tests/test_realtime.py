@@ -282,6 +282,20 @@ def test_nothing_is_answered_unasked_where_the_client_wants_to_ask(detector):
     assert bool(call.of("input_audio_buffer.speech_started")) == (detector is not None)
 
 
+def test_a_silence_as_long_as_the_client_allows_is_a_turn():
+    async def told():
+        call = Client.of_model("Are you there?", update={"turn_detection": {"type": "server_vad",
+                                                                            "idle_timeout_ms": 2000}})
+        call.silence(2500)
+        await call.thinks()
+        return call
+    call = asyncio.run(told())
+    kinds = [event.type for event in call.events if "buffer" in event.type or event.type == "response.created"]
+    assert kinds == ["input_audio_buffer.timeout_triggered", "input_audio_buffer.committed", "response.created"]
+    assert call.last("input_audio_buffer.timeout_triggered").audio_end_ms == pytest.approx(2000, abs=100)
+    assert call.said == ["Are you there?"]
+
+
 def test_a_response_asked_for_while_the_turn_is_recognised_waits_for_that():
     async def told():
         call = Client.of_model("Well.", update={"turn_detection": None})
@@ -320,6 +334,19 @@ def test_audio_may_come_faster_than_it_is_spoken_and_not_without_end():
     assert call.call.backlog <= INBOX_SECONDS * 8000
     call.passes(INBOX_SECONDS * 1000)
     assert call.call.backlog == 0 and not call.call.inbox
+
+
+def test_pieces_that_come_late_are_one_utterance():
+    call = Client.of_model("Well.")
+    call.studio.stt.silent = True
+    piece = base64.b64encode(bytes([0x90, 0x10] * 800)).decode()        # 200 ms
+    for _ in range(5):
+        call.does("input_audio_buffer.append", audio=piece)
+        call.studio.hearing.run()
+        call.passes(350)
+    assert not call.call.silences and call.call.slot.written == 8000
+    call.passes(500)
+    assert call.call.silences, "now the caller is silent"
 
 
 def test_a_discarded_utterance_is_nobodys():

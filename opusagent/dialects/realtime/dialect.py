@@ -395,6 +395,17 @@ class OpenAIRealtime:
         name = self._speech or self._name("item")
         if self._speech is not None and self.detector is not None:
             self.emit("input_audio_buffer.speech_stopped", audio_end_ms=self._at_ms, item_id=name)
+        self._commit_as(name)
+
+    def timed_out(self, silence_ms: int) -> None:
+        """Nobody has spoken for as long as the client said: the silence is a turn of its own."""
+        name = self._name("item")
+        self.emit("input_audio_buffer.timeout_triggered", item_id=name, audio_end_ms=self._at_ms,
+                  audio_start_ms=max(0, self._at_ms - silence_ms))
+        self._commit_as(name)
+        self._recognised("", 0.0)
+
+    def _commit_as(self, name: str) -> None:
         ms = (self.appended - self._committed) * 1000 // self._in_rate
         self._speech, self._committed = None, self.appended
         self._spoken = item = Item(name, "message", "user", "input_audio", None, audio_ms=ms, opened=True)
