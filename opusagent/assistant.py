@@ -3,11 +3,14 @@
 It decides what a language model is asked; it hears and says nothing.  The rule: a decision changes nothing, as a
 Dialogue's does not, until it is committed.
 """
+import secrets
+
 from .dialects.realtime.chat import chat, functions
 from .flow import Expect, Reply, Waits
 from .flow.dialogue import ANSWER, BEGIN, DTMF, SILENCE
 from .flow.phrases import bare, words
 
+BETA = "openai-beta.realtime-v1"        # a subprotocol
 NEVER = 86_400_000              # ms
 EAGERNESS = {"low": (1000, 8000), "medium": (600, 4000), "auto": (600, 4000), "high": (400, 2000)}
 
@@ -147,3 +150,9 @@ class ClientModel:
             if most != "inf" and len(made.parts) >= most:
                 made.limited = True
                 return
+
+
+def realtime_query(head, query: dict[str, str]) -> dict[str, str]:
+    """The query as the dialect takes it: with a name for the call, and whether beta's names are wanted."""
+    beta = "realtime=v1" in (head.get("openai-beta") or "") or BETA in head.tokens("sec-websocket-protocol")
+    return {"call_id": secrets.token_hex(8), **query, **({"beta": "1"} if beta else {})}

@@ -7,7 +7,6 @@ The rules: one response at a time, begun before anything of it is sent and ended
 waits in the inbox only while audio before it is not heard yet, and no more than the inbox holds.
 """
 import math
-import secrets
 from collections import deque
 from dataclasses import replace
 
@@ -15,7 +14,7 @@ import numpy as np
 import orjson
 
 from . import journal
-from .assistant import NEVER, Assistant, ClientModel, Made
+from .assistant import NEVER, Assistant, ClientModel, Made, realtime_query  # noqa: F401  (the server asks us for it)
 from .call import Call
 from .dialects import (ASK_CANCEL, ASK_COMMIT, ASK_DISCARD, ASK_RESPOND, ASK_TRUNCATED, ASK_UPDATE, RECOGNITION,
                        SPEECH_STARTED, SPEECH_STOPPED, Ask, Audio, Dtmf, OpenAIRealtime)
@@ -27,7 +26,6 @@ from .journal import noted
 from .pipeline import SPEAKING, Turn
 
 MS = 1_000_000                  # ns
-BETA = "openai-beta.realtime-v1"        # a subprotocol
 GREETING_AFTER = 1000 * MS      # a flow begins by itself, without a word from the client, after so long
 PACE = 8                        # times as fast as it was spoken, audio is heard
 AT_ONCE = 125 * MS              # ... after as much of it as is heard in so long
@@ -47,12 +45,6 @@ def dialect_of(path: str) -> str:
         return OpenAIRealtime.name
     parts = path.split("/")
     return parts[2] if len(parts) > 2 and parts[1] == "ws" else ""
-
-
-def realtime_query(head, query: dict[str, str]) -> dict[str, str]:
-    """The query as the dialect takes it: with a name for the call, and whether beta's names are wanted."""
-    beta = "realtime=v1" in (head.get("openai-beta") or "") or BETA in head.tokens("sec-websocket-protocol")
-    return {"call_id": secrets.token_hex(8), **query, **({"beta": "1"} if beta else {})}
 
 
 class RealtimeCall(Call):
