@@ -139,3 +139,18 @@ def test_benchmarks_that_need_no_server_run(script):
     assert run.returncode == 0, run.stderr
     ratios = json.loads(run.stdout)["ratios"]
     assert ratios["eventfd"]["p99"]["median"] == 1 and ratios["our ring"]["p50"]["median"] > 0
+
+
+def test_turn_taking_is_measured_on_recordings():
+    audio = Path(os.environ.get("OPUSAGENT_BENCH_AUDIO", BENCH.parent.parent / "shared" / "audio"))
+    if not (audio / "manifest.json").is_file():
+        pytest.skip("there are no recordings with a manifest.json beside the project")
+    pytest.importorskip("pocketsphinx", reason="pocketsphinx is not installed")
+    run = subprocess.run([sys.executable, BENCH / "turns.py", "--audio", audio, "--callers", "2", "--partials", "oracle",
+                          "--json"], capture_output=True, text=True, timeout=120,
+                         env=os.environ | {"PYTHONPATH": str(BENCH.parent)})
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout)
+    digits = {row["setting"]: row for row in found["turns"]["oracle"]["digits"]}
+    assert digits["complete 140 ms"]["cut_ins"] == 0 and digits["fixed silence 300 ms"]["cut_ins"] > 0.5
+    assert found["overlaps"]["noises"]["stopped"] == 0 and found["overlaps"]["echo of the agent"]["stopped"] == 0

@@ -115,9 +115,11 @@ class Dialogue:
         """Whether these words, said while the agent speaks, are an interruption; None: that is not known yet."""
         state = self._state
         said = words(text)
-        if state.interrupt == NEVER or said in state.backchannels:
-            return False
-        if not bare(said) or any(said == longer[:len(said)] for longer in state.backchannels):
+        if not said:
+            return None
+        if state.interrupt == NEVER or any(said == longer[:len(said)] for longer in state.backchannels):
+            return False                    # one word more may still make it an interruption
+        if not bare(said):
             return None
         if state.interrupt == ANSWERS:
             return True if state.expect.match(text, self.today) else None
