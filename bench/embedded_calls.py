@@ -40,7 +40,7 @@ async def hold(n: int, seconds: float, server: Running, says: list) -> dict:
         url, "twilio", says, argparse.Namespace(duration=ramp + seconds, rate=n / ramp, calls=n), figures))
     await asyncio.sleep(ramp)
     figures.gaps.clear()
-    worker, *engines = server.pids()
+    _, worker, *engines = server.pids()                 # the supervisor is the first
     before = processor_ns([worker]), processor_ns(engines)
     await asyncio.sleep(seconds - 0.1)
     after = processor_ns([worker]), processor_ns(engines)

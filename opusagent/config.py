@@ -69,7 +69,7 @@ class Turns:
     echo: bool = setting(True, "know the agent's own words when a line gives them back: they are no interruption")
     duck_db: float = setting(14.0, "how much lower the agent speaks while a sound of the caller's is judged; 0 is off",
                              "dB", low=0, high=60)
-    speculations: int = setting(50, "replies begun in a caller's pause that a call may throw away; 0 begins none",
+    speculations: int = setting(200, "replies begun in a caller's pause that a call may throw away; 0 begins none",
                                 low=0, high=100000)
     preroll_ms: int = setting(400, "audio before an utterance's start that is recognised with it",
                               low=0, high=5000)
