@@ -8,7 +8,7 @@ import logging
 import math
 import secrets
 
-from . import departure, journal
+from . import departure, journal, silence
 from .dialects import (FACTS, HYPOTHESIS, RECOGNITION, REPLIED, SPEECH_STARTED, SPEECH_STOPPED, Audio, Dtmf, Mark,
                        Pause, Start, Stop)
 from .ear import Ear
@@ -49,6 +49,7 @@ class Call:
         self.ear = Ear(self, server, connection)
         self.keys = ""                      # DTMF pressed since the agent's last word
         self.keys_by = 0                    # ns: until when another key may follow
+        self.watched = 0                    # position from which silence.py looks again
         self.excused = 0                    # silence before this position is the platform's doing, not the caller's
         # the agent's side
         self.mouth = Mouth(self, server, connection, dialect)
@@ -345,6 +346,8 @@ class Call:
         self.ear.tick(now)
         if self.keys_by and now > self.keys_by:
             self._answer_keys()
+        if self.slot.written > self.watched:
+            self.watched = silence.notice(self)
         self.due = 0 if self.done else min(self.ear.due, self.mouth.due, self.keys_by or NEVER)
 
     def first_audio(self, now: int) -> None:
@@ -402,7 +405,8 @@ class Call:
     def record(self) -> dict:
         """What GET /calls/<id> says."""
         return {"id": self.id, "dialect": self.dialect.name, "state": self.dialogue.state if self.dialogue else "",
-                "done": self.done, "live": self.slot is not None, "turns": self.ledger.receipts,
+                "done": self.done, "live": self.slot is not None,
+                "floor": silence.whose(self) if self.slot is not None else "", "turns": self.ledger.receipts,
                 "facts": self.dialogue.facts if self.dialogue else {}, "dropped_chunks": self.mouth.out.dropped}
 
 

@@ -121,6 +121,11 @@ class Journal:
         gone, self._time = now - self._time, now
         return gone
 
+    def _told(self, now: int) -> None:
+        """The clock was read; what nobody decides by (a page that shows the call) is not noted."""
+        if self._open:
+            self._read(self._since(now))
+
     def _read(self, value) -> None:
         if self._open:
             self._open[-1].append(value)
@@ -163,7 +168,7 @@ class _Server:
         return self._journal.today
 
     def _told(self, now: int) -> int:
-        self._journal._read(self._journal._since(now))
+        self._journal._told(now)
         return now
 
 

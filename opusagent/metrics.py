@@ -39,6 +39,7 @@ MEANING = {
     "dropped_chunks": "Audio chunks dropped because a peer read too slowly.",
     "speculations": "Replies that were begun before the caller's turn was over: kept, or thrown away.",
     "speculation_saved_seconds": "What callers did not have to wait because a reply had been begun early.",
+    "dead_air": "Times that nobody spoke for longer than a flow allows, by who should have spoken.",
     "echoes": "Windows of a caller's audio that were the agent's own words, come back.",
     "recogniser_failures": "Utterances that the recogniser gave no answer to.",
     "voice_failures": "Segments that the voice could not speak.",

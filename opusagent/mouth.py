@@ -212,9 +212,9 @@ class Mouth:
         turn.tick(now)
         while not out.held(now) and (pcm := playout.pop(now)) is not None:
             out.audio(pcm)
+            self.sounded = self.slot.written
             if self.echo is not None:
                 self.echo.sent(pcm)
-                self.sounded = self.slot.written
             if not self.audible:
                 self.audible = True
                 self.call.first_audio(now)
