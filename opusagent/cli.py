@@ -36,6 +36,11 @@ def doctor(args: argparse.Namespace) -> int:
     return examination.doctor_command(load_config(args))
 
 
+def upgrade(args: argparse.Namespace) -> int:
+    from .upgrade import upgrade_command
+    return upgrade_command(args.pid)
+
+
 def flow(args: argparse.Namespace) -> int:
     from . import flowcheck, studio
     config = load_config(args)
@@ -74,6 +79,11 @@ def dial(args: argparse.Namespace) -> int:
 
 def serve_flags(parser: argparse.ArgumentParser) -> None:
     settings.add_flags(parser)
+
+
+def upgrade_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--pid", metavar="N", type=int, default=None,
+                        help="the server's process; needed only where several run here")
 
 
 def demo_flags(parser: argparse.ArgumentParser) -> None:
@@ -132,6 +142,7 @@ COMMANDS = {
     "dial": ("place a call by a platform, to an agent of the server at public_url", dial_flags, dial),
     "flow": ("check a flow, or draw it", flow_flags, flow),
     "doctor": ("look at this machine, and say what to change", serve_flags, doctor),
+    "upgrade": ("replace the running server by the program as it is now, with its calls", upgrade_flags, upgrade),
     "config": ("print all settings and where each came from", serve_flags, show_config),
 }
 

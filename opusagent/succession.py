@@ -88,6 +88,8 @@ class Succession:
         supervisor = self.supervisor
         supervisor.notify.tell(f"MAINPID={pid}")
         supervisor.notify.close()
+        supervisor.reports.tell(True, f"Process {pid} has taken over from process {os.getpid()}.")
+        supervisor.reports.leave()
         self._over()
         supervisor.successor = None
         for worker in list(supervisor.workers):
@@ -119,6 +121,7 @@ class Succession:
                 if worker.control is None:
                     supervisor.replace(worker)
         supervisor.notify.tell("READY=1", "STATUS=Not upgraded.")
+        supervisor.reports.tell(False, "The successor ended before it had taken over.")
 
 
 # -- the one that comes ------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from .board import DRAINING, EMPTY, SERVING, STARTING, Board
 from .control import Control, portions
 from .notify import Notify
 from .succession import Inheritance, Succession
+from .upgrade import Reports
 
 log = logging.getLogger("opusagent")
 
@@ -57,6 +58,7 @@ class Supervisor:
         self.sockets = sockets                  # (name, descriptor) of what is listened on, for a successor
         self.inherited = inherited              # what a predecessor, or systemd, has passed to us
         self.successor: Succession | None = None
+        self.reports = Reports()                # to who waits for the end of an upgrade
         self.slots = slots                      # of an arena
         self.work = work                        # (Worker, Board) in the child: runs a worker to its end, the exit code
         self.reload = reload                    # () -> the work of a new generation; ConfigError
@@ -81,6 +83,7 @@ class Supervisor:
         for number in SIGNALS:
             signal.signal(number, lambda number, frame: None)       # the byte in the pipe says it
         self.selector.register(wake, selectors.EVENT_READ, lambda: self._signals(os.read(wake, 512)))
+        self.reports.open(self.selector)
         self.board.past.put("started", time.monotonic_ns())
         self._start_generation(self.work)
         while self.workers:
@@ -154,6 +157,7 @@ class Supervisor:
                 signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
             ours.close()
             self.selector.close()
+            self.reports.close()
             for other in self.workers:
                 for fd in other.calls.values():
                     os.close(fd)
@@ -350,6 +354,7 @@ class Supervisor:
     def _upgrade(self) -> None:
         """Start the program anew, with its code as it is now; when it is warm it gets everything."""
         if self.stops or self.coming or self.successor is not None:
+            self.reports.tell(False, "No upgrade now: the server ends, reloads or is upgraded already.")
             return log.error("no upgrade now: something else is under way")
         self.notify.tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         self.successor = Succession(self)

@@ -19,7 +19,7 @@ LAYERS = [
      "call", "resumption", "assistant", "realtime", "echo", "replay", "whatif"},
     {"connection", "audiosocket", "flowcheck", "pages", "gate", "webhooks", "door", "handover", "takeover", "server",
      "recording", "timeline", "terminal", "telephone", "caller", "localserver", "people", "demo", "latency", "rehearse", "client"},
-    {"succession", "supervisor", "daemon"},
+    {"upgrade", "succession", "supervisor", "daemon"},
     {"doctor"},
     {"cli"},
 ]
