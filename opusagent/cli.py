@@ -41,6 +41,11 @@ def upgrade(args: argparse.Namespace) -> int:
     return upgrade_command(args.pid)
 
 
+def install(args: argparse.Namespace) -> int:
+    from .unit import install_command
+    return install_command(load_config(args), args.config, args.user, args.dir, args.force, args.print)
+
+
 def flow(args: argparse.Namespace) -> int:
     from . import flowcheck, studio
     config = load_config(args)
@@ -84,6 +89,14 @@ def serve_flags(parser: argparse.ArgumentParser) -> None:
 def upgrade_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pid", metavar="N", type=int, default=None,
                         help="the server's process; needed only where several run here")
+
+
+def install_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--print", action="store_true", help="print the two files, and write nothing")
+    parser.add_argument("--user", metavar="NAME", default="opusagent", help="who the server runs as (default opusagent)")
+    parser.add_argument("--dir", metavar="DIR", default="/etc/systemd/system", help="where they are written")
+    parser.add_argument("--force", action="store_true", help="write over what is there")
+    settings.add_flags(parser, ("config",))
 
 
 def demo_flags(parser: argparse.ArgumentParser) -> None:
@@ -143,6 +156,7 @@ COMMANDS = {
     "flow": ("check a flow, or draw it", flow_flags, flow),
     "doctor": ("look at this machine, and say what to change", serve_flags, doctor),
     "upgrade": ("replace the running server by the program as it is now, with its calls", upgrade_flags, upgrade),
+    "install-service": ("write the systemd unit and socket of this installation", install_flags, install),
     "config": ("print all settings and where each came from", serve_flags, show_config),
 }
 

@@ -20,7 +20,7 @@ LAYERS = [
     {"connection", "audiosocket", "flowcheck", "pages", "gate", "webhooks", "door", "handover", "takeover", "server",
      "recording", "timeline", "terminal", "telephone", "caller", "localserver", "people", "demo", "latency", "rehearse", "client"},
     {"upgrade", "succession", "supervisor", "daemon"},
-    {"doctor"},
+    {"unit", "doctor"},
     {"cli"},
 ]
 PURE = LAYERS[2]

@@ -1,0 +1,133 @@
+"""The command `install-service`: the systemd unit and its socket for this installation.
+
+The texts are those of deploy/, shipped with the package, with the lines changed that name this installation.  The
+rule: nothing that is there is written over without --force, and nothing is started; the next commands are printed.
+"""
+import grp
+import ipaddress
+import os
+import pwd
+import shlex
+import sys
+from importlib import resources
+from pathlib import Path
+
+from . import ConfigError
+from .config import Config
+
+DIRECTORY = "/etc/systemd/system"
+UNIT, SOCKET = "opusagent.service", "opusagent.socket"
+STOP_BESIDES = 30               # seconds beyond drain_seconds: for the last words, and the end
+
+
+def shipped(name: str) -> str:
+    """A text of deploy/.  ConfigError if the installation lacks it."""
+    place = resources.files("opusagent") / "deploy" / name
+    if place.is_file():
+        return place.read_text()
+    raise ConfigError(f"The file {name} is missing from this installation: reinstall opusagent.")
+
+
+def command_line() -> list[str]:
+    """How this installation is started: its own program, or its Python with the module."""
+    program = Path(sys.executable).parent / "opusagent"
+    return [str(program)] if program.is_file() else [sys.executable, "-m", "opusagent.cli"]
+
+
+def with_lines(text: str, lines: dict[str, str]) -> str:
+    """The unit `text`, with other values of the keys of `lines`, each of which it has."""
+    out = []
+    for line in text.splitlines():
+        key, _, _ = line.partition("=")
+        out.append(f"{key}={lines[key]}" if key in lines else line)
+    missing = set(lines) - {line.partition("=")[0] for line in out}
+    if missing:
+        raise ConfigError(f"The unit has no line {', '.join(sorted(missing))}=: reinstall opusagent.")
+    return "\n".join(out) + "\n"
+
+
+def units(config: Config, file: str | None, user: str, program: list[str]) -> dict[str, str]:
+    """The texts by file name.  `file` is the configuration, as an absolute path; None is none."""
+    words = [*program, "serve", *(["--config", file] if file else [])]
+    lines = {"ExecStart": " ".join(_quoted(word) for word in words),
+             "TimeoutStopSec": str(int(config.drain_seconds) + STOP_BESIDES), "User": user, "Group": _group(user)}
+    if any(word.startswith(("/home/", "/root/")) for word in words):
+        lines["ProtectHome"] = "read-only"      # or it would not find itself
+    written = [path for path in (config.archive.directory, config.prompts.directory) if path]
+    if written:
+        lines["UMask"] = "0077\nReadWritePaths=" + " ".join(_quoted(os.path.abspath(path)) for path in written)
+    listen = {"ListenStream": _listening(config), "Backlog": str(config.net.backlog)}
+    return {UNIT: with_lines(shipped(UNIT), lines), SOCKET: with_lines(shipped(SOCKET), listen)}
+
+
+def _listening(config: Config) -> str:
+    """As in systemd.socket(5), which takes addresses and no names."""
+    if not config.port:
+        raise ConfigError("systemd listens on a port that is known: set port to another one than 0.")
+    host = "127.0.0.1" if config.host == "localhost" else config.host.removeprefix("[").removesuffix("]")
+    if not host:
+        return str(config.port)
+    try:
+        version = ipaddress.ip_address(host).version
+    except ValueError:
+        raise ConfigError(f"systemd listens on addresses, and {host} is a name: set host to an address.") from None
+    return f"[{host}]:{config.port}" if version == 6 else f"{host}:{config.port}"
+
+
+def _quoted(word: str) -> str:
+    """A word of ExecStart=, where % and $ are special; systemd.service(5)."""
+    word = word.replace("%", "%%").replace("$", "$$").replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{word}"' if any(letter.isspace() or letter in "\"'\\;" for letter in word) else word
+
+
+def _group(user: str) -> str:
+    try:
+        return grp.getgrgid(pwd.getpwnam(user).pw_gid).gr_name
+    except KeyError:
+        return user
+
+
+def install_command(config: Config, file: str | None, user: str, directory: str, force: bool, show: bool) -> int:
+    """Write the two files, or print them."""
+    if file is not None:
+        file = os.path.abspath(file)
+    texts = units(config, file, user, command_line())
+    if show:
+        print("\n".join(f"# {Path(directory, name)}\n{text}" for name, text in texts.items()), end="")
+        return 0
+    write(texts, Path(directory), force)
+    for name in texts:
+        print(f"written: {Path(directory, name)}")
+    print("next:")
+    for line in next_commands(file, user):
+        print(f"  {line}")
+    return 0
+
+
+def write(texts: dict[str, str], directory: Path, force: bool) -> None:
+    """All of them or none.  ConfigError where that is not possible, or not allowed."""
+    if str(directory) == DIRECTORY and os.geteuid() != 0:
+        raise ConfigError(f"Only root writes to {DIRECTORY}: run this with sudo, or see it with --print.")
+    if not directory.is_dir():
+        raise ConfigError(f"There is no directory {directory}: systemd reads {DIRECTORY}.")
+    there = [name for name in texts if (directory / name).exists()]
+    if there and not force:
+        raise ConfigError(f"{directory / there[0]} is there already: --force writes over it.")
+    try:
+        for name, text in texts.items():
+            part = directory / f".{name}.new"
+            part.write_text(text)
+            part.chmod(0o644)
+            part.replace(directory / name)
+    except OSError as error:
+        raise ConfigError(f"{error.filename} cannot be written: {error.strerror}.") from None
+
+
+def next_commands(file: str | None, user: str) -> list[str]:
+    lines = []
+    try:
+        pwd.getpwnam(user)
+    except KeyError:
+        lines.append(f"useradd --system --home-dir /nonexistent --shell /usr/sbin/nologin {shlex.quote(user)}")
+    return [*lines, "systemctl daemon-reload", "systemctl enable --now opusagent.socket opusagent.service",
+            shlex.join([*command_line(), "doctor", *(["--config", file] if file else [])])]
