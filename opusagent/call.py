@@ -15,6 +15,7 @@ from .ear import Ear
 from .flow import ANSWERS, COMMIT, COMPLETE, FAILURE, Dialogue, Reply
 from .journal import entry, noted
 from .ledger import Ledger
+from .logs import about
 from .mouth import NEVER, Mouth
 from .pipeline import Turn
 from .transaction import Transaction
@@ -102,7 +103,8 @@ class Call:
         self.studio.free.append(slot.index)
         self.server.call_ends(self)
         log.info("call %s ended: %s, %d turns, %.1f s, state %s", self.id, "done" if self.done else f"code {code}",
-                 len(self.ledger.receipts), (self.server.now - self.began) / 1e9, self.dialogue.state)
+                 len(self.ledger.receipts), (self.server.now - self.began) / 1e9, self.dialogue.state,
+                 extra=about(self.id, "end", code=code, done=self.done, state=self.dialogue.state))
         self.turns = None
 
     # -- the dialect's events ------------------------------------------------------------------------------------------
@@ -118,7 +120,8 @@ class Call:
         self.slot = self.studio.arena.slot(self.studio.free.pop())
         self.dialogue = self._dialogue(event.facts)
         self._open_line()
-        log.info("call %s begins: %s at %d Hz", self.id, self.dialect.name, self.dialect.rate)
+        log.info("call %s begins: %s at %d Hz", self.id, self.dialect.name, self.dialect.rate,
+                 extra=about(self.id, "begin", dialect=self.dialect.name, rate=self.dialect.rate))
         self._begin()
 
     def _dialogue(self, facts: dict) -> Dialogue:

@@ -4,7 +4,6 @@ Each command is a function from the parsed arguments to an exit code, in COMMAND
 reaches the user as one sentence on stderr, never as a traceback; imports that take time happen in the command.
 """
 import argparse
-import logging
 import os
 import sys
 
@@ -18,7 +17,7 @@ def load_config(args: argparse.Namespace) -> Config:
 
 
 def serve(args: argparse.Namespace) -> int:
-    from . import daemon, flowcheck, studio
+    from . import daemon, flowcheck, logs, studio
 
     def read() -> tuple:
         config = load_config(args)
@@ -26,8 +25,7 @@ def serve(args: argparse.Namespace) -> int:
         return config, flowcheck.load(config.flow, waits, config) if config.flow else studio.demo_flow(waits)
 
     config, flow = read()
-    logging.basicConfig(level=config.log_level.upper(), stream=sys.stderr,
-                        format="%(asctime)s %(levelname)s %(message)s")
+    logs.begin(config)
     return daemon.serve(config, flow, read)
 
 

@@ -12,7 +12,7 @@ import ssl
 import sys
 from collections.abc import Callable
 
-from . import ConfigError, EngineError, net, takeover
+from . import ConfigError, EngineError, logs, net, takeover
 from . import config as settings
 from .board import Board
 from .config import Config
@@ -51,7 +51,7 @@ def serve(config: Config, flow: Flow, again: Callable[[], tuple[Config, Flow]]) 
 
     def reload() -> Callable[[Worker, Board], int]:
         new, flow = again()
-        logging.getLogger().setLevel(new.log_level.upper())
+        logs.begin(new)
         return work(new, flow, tls_context(new))
 
     names = [(name, sock.fileno()) for name, group in (("calls", sockets), ("admin", admin), ("bare", bare))
@@ -133,6 +133,7 @@ class Life:
     async def live(self) -> int:
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self.drain)
+        outlet = logs.begin(self.server.config, self.server.metrics)
         try:
             self.server.begin()
             opening = asyncio.ensure_future(self.studio.open(self.server.metrics))
@@ -151,6 +152,7 @@ class Life:
             return 0
         finally:
             await self.studio.close()
+            outlet.close()
 
     # -- the supervisor ------------------------------------------------------------------------------------------------
 

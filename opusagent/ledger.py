@@ -7,6 +7,7 @@ import logging
 from collections import deque
 
 from .audio import last_voiced
+from .logs import about
 from .metrics import Metrics, TurnTrace
 
 log = logging.getLogger("opusagent")
@@ -65,4 +66,4 @@ class Ledger:
             if self.journal is not None:
                 self.journal.note("receipt", receipt)
             self.metrics.turn(receipt)
-            log.info("call %s turn %s", self.call_id, receipt)
+            log.info("call %s turn %d", self.call_id, receipt["turn"], extra=about(self.call_id, "turn", **receipt))

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent / "opusagent"
 LAYERS = [
     {"__init__"},
     {"_fastpath", "config", "credentials", "endpoints", "settings", "metrics", "net", "loop", "targets",
-     "notify", "control", "board"},
+     "notify", "control", "board", "logs"},
     {"http11", "websocket", "silero", "audio", "acoustics", "playout", "pace", "turns", "flow", "dialects", "signatures",
      "ed25519", "nonces", "auth", "signing"},
     {"engines", "carriers"},
