@@ -8,15 +8,18 @@ import importlib.util
 import os
 import platform
 import resource
+import shlex
 import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import ConfigError, EngineError, net
+from . import ConfigError, EngineError, net, unit
 from .config import Config
+from .daemon import CORES_TO_PIN
 from .endpoints import STAGES, URL, targets
+from .prompts import open_store
 
 FINE, CHANGE, BREAKS = "fine", "change", "breaks"
 SIGNS = {FINE: "ok    ", CHANGE: "change", BREAKS: "BREAKS"}
@@ -24,11 +27,8 @@ SIGNS = {FINE: "ok    ", CHANGE: "change", BREAKS: "BREAKS"}
 FILES_PER_CALL = 2              # the socket, and room for what surrounds it
 FILES_BESIDES = 256
 
-# name -> (least, what less of it does)
-SYSCTLS = {
-    "net.core.somaxconn": (4096, "connections that come at once are refused before they are accepted"),
-    "net.ipv4.tcp_max_syn_backlog": (4096, "connections that come at once are dropped before they are accepted"),
-}
+AT_LEAST = ("net.core.somaxconn", "net.ipv4.tcp_max_syn_backlog")      # more than the drop-in says is as good
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,16 +74,129 @@ def files(config: Config) -> Iterator[Finding]:
 
 
 def sysctls(config: Config) -> Iterator[Finding]:
-    for name, (least, harm) in SYSCTLS.items():
-        try:
-            value = int(Path("/proc/sys", *name.split(".")).read_text())
-        except (OSError, ValueError):
-            yield Finding(CHANGE, f"{name} cannot be read here.")
+    """The lines of deploy's drop-in, each after the comment that says why."""
+    reason = ""
+    for line in unit.shipped("60-opusagent.conf").splitlines()[1:]:
+        if line.startswith("# "):
+            reason = line[2:]
             continue
-        if value < least:
-            yield Finding(CHANGE, f"{name} is {value}, and {harm}: sysctl -w {name}={least}.")
-        else:
+        name, _, wanted = line.partition(" = ")
+        try:
+            value = " ".join(Path("/proc/sys", *name.split(".")).read_text().split())
+        except OSError:
+            yield Finding(FINE, f"{name} cannot be read here.")
+            continue
+        if right(name, value, wanted):
             yield Finding(FINE, f"{name} is {value}.")
+        else:
+            yield Finding(CHANGE, f"{name} is {value} and should be {wanted} ({reason}): sysctl -w '{name}={wanted}'.")
+
+
+def right(name: str, value: str, wanted: str) -> bool:
+    """Whether a sysctl is as it should be; of several numbers the last, the most, counts."""
+    if name in AT_LEAST:
+        return int(value) >= int(wanted)
+    return int(value.split()[-1]) <= int(wanted.split()[-1]) if " " in wanted else value == wanted
+
+
+def backlog(config: Config) -> Iterator[Finding]:
+    try:
+        most = int(Path("/proc/sys/net/core/somaxconn").read_text())
+    except (OSError, ValueError):
+        return
+    if most < config.net.backlog:
+        yield Finding(CHANGE, f"net.backlog is {config.net.backlog}, and the kernel makes {most} of it: "
+                              f"sysctl -w net.core.somaxconn={config.net.backlog}.")
+
+
+def huge_pages(config: Config) -> Iterator[Finding]:
+    try:
+        chosen = HUGE_PAGES.read_text().partition("[")[2].partition("]")[0]
+    except OSError:
+        return
+    if chosen == "always":
+        yield Finding(CHANGE, "Transparent huge pages are always made, and making one stops a worker: "
+                              f"echo madvise > {HUGE_PAGES}.")
+    else:
+        yield Finding(FINE, f"Transparent huge pages: {chosen}.")
+
+
+def pinning(config: Config) -> Iterator[Finding]:
+    count = len(os.sched_getaffinity(0))
+    workers = config.workers or max(1, count - 1)
+    if not config.pin:
+        yield Finding(FINE, "Workers are not pinned to cores, as it is configured.")
+    elif count < CORES_TO_PIN:
+        yield Finding(FINE, f"Workers are pinned to cores from {CORES_TO_PIN} cores on, and here are {count}.")
+    elif workers >= count:
+        yield Finding(CHANGE, f"{workers} workers on {count} cores leave none to the engines, and none is pinned: "
+                              f"set workers to {count - 1} or fewer.")
+    else:
+        yield Finding(FINE, f"{workers} workers have a core each.")
+
+
+def directories(config: Config) -> Iterator[Finding]:
+    """Where calls are kept, and prompts."""
+    if config.archive.directory:
+        place = Path(config.archive.directory)
+        there = place if place.exists() else place.absolute().parent
+        if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+            yield Finding(BREAKS, f"Calls cannot be kept in {place}: make it a directory that this user may write to.")
+        else:
+            yield Finding(FINE, f"Calls are kept in {place}.")
+    if not config.prompts.megabytes:
+        yield Finding(CHANGE, "Prompts are spoken anew at every start: set prompts.megabytes to more than 0.")
+        return
+    try:
+        store = open_store(config, os.environ)
+    except ConfigError as error:
+        yield Finding(BREAKS, str(error))
+    else:
+        yield Finding(FINE, "Prompts are kept.") if store is not None else Finding(
+            CHANGE, "Prompts are not kept, and spoken anew at every start: set prompts.directory.")
+
+
+def accounts(config: Config) -> Iterator[Finding]:
+    """What is set of each account, and nothing of its value."""
+    for name, account in config.accounts.items():
+        yield Finding(FINE, f"The account carriers.{name} of {account.platform} has its id and its secret"
+                      + ("." if account.sender else "; it has no sender, which dialling may need."))
+
+
+def installed(config: Config) -> Iterator[Finding]:
+    """The unit under systemd: there, with paths that exist, and as closed as the shipped one."""
+    if not Path("/run/systemd/system").is_dir():
+        yield Finding(FINE, "systemd does not run here.")
+        return
+    place = Path(unit.DIRECTORY, unit.UNIT)
+    try:
+        text = place.read_text()
+    except OSError as error:
+        yield Finding(CHANGE, f"The unit {place} cannot be read ({error.strerror}): opusagent install-service writes it.")
+        return
+    yield from faults_of_unit(text, str(place))
+
+
+def faults_of_unit(text: str, place: str) -> Iterator[Finding]:
+    found = dict(line.split("=", 1) for line in text.splitlines() if "=" in line and not line.startswith("#"))
+    try:
+        words = shlex.split(found.get("ExecStart", ""))
+    except ValueError:
+        words = []
+    paths = [word.replace("%%", "%") for word in words if word.startswith("/")]
+    missing = [path for path in paths if not Path(path).exists()]
+    if not paths or missing:
+        yield Finding(BREAKS, f"{place} starts {', '.join(missing) or 'nothing'}, which is not there: "
+                              "opusagent install-service --force writes it anew.")
+    lines = unit.shipped(unit.UNIT).splitlines()
+    closed = [line for line in lines[lines.index("NoNewPrivileges=yes"):]
+              if "=" in line and not line.startswith(("#", "[", "WantedBy", "Also", "ProtectHome"))]
+    opened = [line.partition("=")[0] for line in closed if line not in text.splitlines()]
+    if opened:
+        yield Finding(CHANGE, f"{place} is not as closed as it could be, by {', '.join(dict.fromkeys(opened))}: "
+                              "opusagent install-service --force writes it anew.")
+    if paths and not missing and not opened:
+        yield Finding(FINE, f"{place} is as it should be.")
 
 
 def sockets(config: Config) -> Iterator[Finding]:
@@ -143,7 +256,8 @@ def keys(config: Config) -> Iterator[Finding]:
             yield Finding(BREAKS, f"The {stage} engine is openai, and there is no key: set OPENAI_API_KEY.")
 
 
-CHECKS = (python, packages, cores, files, sysctls, sockets, scheduling, engines, keys)
+CHECKS = (python, packages, cores, pinning, files, sysctls, backlog, huge_pages, sockets, scheduling, directories,
+          engines, keys, accounts, installed)
 
 
 def examine(config: Config) -> list[Finding]:

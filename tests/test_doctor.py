@@ -44,3 +44,44 @@ def test_the_exit_code_says_whether_a_call_would_break(monkeypatch, capsys, brok
     monkeypatch.setattr(doctor, "CHECKS", (lambda config: [finding],))
     assert doctor.doctor_command(load()) == code
     assert "Something." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name, value, right", [
+    ("net.core.somaxconn", "16384", True), ("net.core.somaxconn", "4096", False),
+    ("net.ipv4.tcp_wmem", "4096 16384 4194304", False), ("net.ipv4.tcp_wmem", "4096 16384 131072", True),
+    ("net.ipv4.tcp_slow_start_after_idle", "1", False), ("net.ipv4.tcp_slow_start_after_idle", "0", True)])
+def test_a_sysctl_is_measured_against_the_drop_in(name, value, right):
+    wanted = dict(line.split(" = ") for line in doctor.unit.shipped("60-opusagent.conf").splitlines() if " = " in line)
+    assert doctor.right(name, value, wanted[name]) == right
+
+
+def test_a_unit_that_starts_nothing_would_break_every_call():
+    text = doctor.unit.shipped(doctor.unit.UNIT).replace("/opt/opusagent/bin/opusagent", "/nowhere/opusagent")
+    grade, sentence = [(f.grade, f.sentence) for f in doctor.faults_of_unit(text, "the unit")][0]
+    assert grade == doctor.BREAKS and "/nowhere/opusagent" in sentence
+
+
+def test_a_unit_is_compared_with_the_shipped_one_line_by_line():
+    text = doctor.unit.shipped(doctor.unit.UNIT).replace("PrivateTmp=yes\n", "")
+    text = text.replace("/opt/opusagent/bin/opusagent serve --config /etc/opusagent/opusagent.toml", "/bin/sh")
+    assert [(f.grade, "by PrivateTmp:" in f.sentence) for f in doctor.faults_of_unit(text, "the unit")] == [
+        (doctor.CHANGE, True)]
+
+
+def test_a_directory_that_cannot_be_written_to_would_lose_what_calls_leave(tmp_path):
+    (tmp_path / "file").write_text("")
+    config = load(**{"archive.directory": str(tmp_path / "file"), "prompts.directory": str(tmp_path)})
+    assert [grade for grade, _ in graded(config, doctor.directories)] == [doctor.BREAKS, doctor.FINE]
+
+
+def test_huge_pages_that_are_always_made_are_told_of(tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor, "HUGE_PAGES", tmp_path / "enabled")
+    (tmp_path / "enabled").write_text("[always] madvise never\n")
+    assert graded(load(), doctor.huge_pages)[0][0] == doctor.CHANGE
+    (tmp_path / "enabled").write_text("always [madvise] never\n")
+    assert graded(load(), doctor.huge_pages)[0][0] == doctor.FINE
+
+
+def test_of_an_account_nothing_secret_is_shown(monkeypatch):
+    config = load(carriers={"main": {"platform": "twilio", "account": "AC" + "1" * 32, "secret": "never-to-be-seen"}})
+    assert "never-to-be-seen" not in str(graded(config, doctor.accounts))
