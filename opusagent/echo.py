@@ -2,6 +2,7 @@
 
 They hold no conversation, no slot and no engine.  The rule: one message out for one in, at once, without pacing.
 """
+from . import ProtocolError
 from .dialects import Audio, Stop
 from .outbound import send_answers
 
@@ -31,6 +32,8 @@ class EchoCall:
         self.dialect = dialect
         connection.wire.lockstep = True
         dialect.open()
+        if not hasattr(dialect, "audio"):
+            raise ProtocolError(1008, "this dialect has no audio that could be given back")
 
     def on_message(self, opcode: int, payload: memoryview) -> None:
         dialect = self.dialect

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import orjson
 
 from . import ProtocolError, __version__
-from .dialects import TABLE as DIALECTS
+from .dialects import DIALECTS
 
 JSON = "application/json"
 PLAIN = "text/plain; charset=utf-8"

@@ -25,14 +25,14 @@ from .call import Call
 from .config import Config
 from .connection import SECOND, Connection, Limits
 from .departure import Departures
-from .dialects import TABLE as DIALECTS
-from .dialects import OpenAIRealtime, Start
+from .dialects import DIALECTS, OpenAIRealtime, Start
 from .door import Door
 from .echo import EchoCall, EchoSession
 from .gate import Gate, without_secrets
 from .loop import attach, detach
 from .metrics import Metrics
-from .realtime import call_of, dialect_of, realtime_query
+from .realtime import dialect_of, realtime_query
+from .relay import call_of
 from .resumption import Resumable
 from .studio import Studio
 
@@ -266,9 +266,9 @@ class Server:
 
     def _beat(self, now: int) -> None:
         """The supervisor sees that we live.  A loop whose calls stand still is as good as dead."""
-        heard = sum(call.slot.written for call in self.calls.values() if call.slot is not None)
-        if heard != self._moved[0] or not self.calls:
-            self._moved = heard, now
+        heard = [call.slot.written for call in self.calls.values() if call.slot is not None]
+        if sum(heard) != self._moved[0] or not heard:
+            self._moved = sum(heard), now
         if now - self._moved[1] < SECOND:
             self.seat.put("beat", now)
         self.show()

@@ -20,7 +20,7 @@ import uvloop
 
 from . import ConfigError, ProtocolError, signing
 from .caller import OVER, Ear, Measured, Say, Script
-from .dialects import CALLERS, Audio, Clear, Mark, Stop
+from .dialects import CALLERS, TEXTUAL, Audio, Clear, Mark, Stop
 from .http11 import ClientHandshake
 from .websocket import ABNORMAL, CLOSED, WebSocket
 
@@ -57,6 +57,8 @@ def dialect_of(url: str, name: str | None = None) -> str:
         if len(path) < 3 or path[1] != "ws":
             raise ConfigError(f"{url} does not say what dialect to call in; --dialect does: {', '.join(CALLERS)}.")
         name = path[2]
+    if name in TEXTUAL:
+        raise ConfigError(f"{name} carries text, not audio: there is nothing to call it with here.")
     if name not in CALLERS:
         raise ConfigError(f"There is no caller for the dialect {name}; there are {', '.join(CALLERS)}.")
     return name

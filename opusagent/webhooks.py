@@ -15,6 +15,7 @@ import orjson
 from . import ProtocolError, auth, targets
 from .credentials import Key
 from .dialects import text_of
+from .dialects.relay import TRANSFER
 
 XML = "application/xml; charset=utf-8"
 JSON = "application/json"
@@ -26,6 +27,8 @@ ANSWERED = {"human": HUMAN, "machine_start": MACHINE, "machine_end_beep": MACHIN
             "amd_machine_detected": MACHINE}
 SHOWN_IN = {"twilio": "x-twilio-signature", "plivo": "x-plivo-signature-v3", "vonage": "authorization",
             "telnyx": "telnyx-signature-ed25519", "jambonz": "jambonz-signature"}
+NO_FACTS = ("token", "ticket", "relay")    # of a webhook's query
+RELAYED = ("language", "voice", "ttsProvider", "transcriptionProvider", "speechModel", "hints")   # Twilio's settings
 FACT_CHARACTERS = 200       # of one fact that is passed on
 
 
@@ -42,9 +45,9 @@ class Hook:
     content: Mapping                # its JSON, {} for a form
     query: Mapping[str, str]        # of its URL; these are facts, too
 
-    def stream(self) -> str:
+    def stream(self, dialect: str = "") -> str:
         """The address of the call's audio, with a ticket where the platform does not sign what it opens there."""
-        url = f"ws{self.place[4:]}/ws/{self.platform}" + (f"/{self.agent}" if self.agent else "")
+        url = f"ws{self.place[4:]}/ws/{dialect or self.platform}" + (f"/{self.agent}" if self.agent else "")
         if self.key is None or auth.ticketed not in auth.TABLE[self.platform]:
             return url
         ticket = auth.ticket(self.key, self.agent, self.server.gate.wall(), secrets.token_hex(16))
@@ -53,7 +56,7 @@ class Hook:
     def facts(self, caller: str, callee: str, **more: str) -> dict[str, str]:
         """What the agent is told: the parties, whatever `more` there is, and what stands in the webhook's URL."""
         known = {"caller": self.fields.get(caller, ""), "callee": self.fields.get(callee, ""), **more}
-        found = {**{name: self.query[name] for name in self.query if name not in ("token", "ticket")}, **known}
+        found = {**{name: self.query[name] for name in self.query if name not in NO_FACTS}, **known}
         return {name: value[:FACT_CHARACTERS] for name, value in found.items() if value}
 
 
@@ -72,8 +75,20 @@ def twilio_voice(hook: Hook) -> tuple[int, str | bytes, str]:
     """TwiML for a number's voice webhook, and for the calls that `opusagent dial` makes."""
     facts = hook.facts("From", "To", direction=hook.fields.get("Direction", ""),
                        answered_by=answered_by(hook.fields.get("AnsweredBy", "")))
+    if hook.query.get("relay"):
+        return twilio_relay(hook, facts)
     return 200, (f'<?xml version="1.0" encoding="UTF-8"?>\n<Response><Connect><Stream url={quoteattr(hook.stream())}>'
                  f"{parameters(facts)}</Stream></Connect></Response>\n"), XML
+
+
+def twilio_relay(hook: Hook, facts: dict[str, str]) -> tuple[int, str | bytes, str]:
+    """TwiML for a call of which Twilio recognises and speaks the words: `relay` stands in the webhook's query."""
+    named = {"url": hook.stream("twilio-relay"), "dtmfDetection": "true",
+             **{name: facts.pop(name) for name in RELAYED if name in facts}}
+    attributes = " ".join(f"{name}={quoteattr(value)}" for name, value in named.items())
+    return 200, (f'<?xml version="1.0" encoding="UTF-8"?>\n<Response><Connect action='
+                 f"{quoteattr(hook.place + '/twilio/handoff')}><ConversationRelay {attributes}>{parameters(facts)}"
+                 "</ConversationRelay></Connect></Response>\n"), XML
 
 
 def telnyx_voice(hook: Hook) -> tuple[int, str | bytes, str]:
@@ -128,6 +143,21 @@ def target_of(hook: Hook) -> str:
     return target
 
 
+def twilio_handoff(hook: Hook) -> tuple[int, str | bytes, str]:
+    """TwiML for a ConversationRelay session that is over, by the handoffData of its `end`."""
+    try:
+        told = orjson.loads(hook.fields.get("HandoffData", "") or "{}")
+    except orjson.JSONDecodeError:
+        told = {}
+    handed_over = isinstance(told, dict) and told.get("do") == TRANSFER
+    target = targets.spelled(text_of(told.get("target"))) if handed_over else ""
+    if target and not targets.allowed(target, hook.server.config.targets):
+        raise ProtocolError(403, "This call may not be handed over to that number.")
+    kind = "Sip" if target.startswith("sip:") else "Number"
+    verb = f"<Dial><{kind}>{escape(target)}</{kind}></Dial>" if target else "<Hangup/>"
+    return 200, f'<?xml version="1.0" encoding="UTF-8"?>\n<Response>{verb}</Response>\n', XML
+
+
 def plivo_transfer(hook: Hook) -> tuple[int, str | bytes, str]:
     """Plivo's XML that dials whom the agent gave the caller to."""
     target = target_of(hook)
@@ -166,6 +196,7 @@ def telnyx_event(hook: Hook) -> tuple[int, str, str]:
 
 ROUTES: dict[str, tuple[str, Callable[[Hook], tuple[int, str | bytes, str]]]] = {
     "/twilio/voice": ("twilio", twilio_voice),
+    "/twilio/handoff": ("twilio", twilio_handoff),
     "/twilio/machine": ("twilio", machine("CallSid", "AnsweredBy")),
     "/telnyx/voice": ("telnyx", telnyx_voice),
     "/telnyx/event": ("telnyx", telnyx_event),

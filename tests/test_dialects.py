@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from opusagent import ProtocolError
 from opusagent._fastpath import twilio_media
-from opusagent.dialects import (BINARY, CALLERS, REMEMBERED_MARKS, TABLE, TEXT, Ask, Audio, Clear, Dtmf, Mark, Marks,
-                                Pause, Start, Stop)
+from opusagent.dialects import (BINARY, CALLERS, DIALECTS, REMEMBERED_MARKS, TABLE, TEXT, Ask, Audio, Clear, Dtmf, Mark,
+                                Marks, Pause, Start, Stop)
 
 DATA = Path(__file__).parent / "data"
 CALLS = sorted(DATA.glob("*/*.jsonl"))
@@ -81,7 +81,7 @@ def answers(dialect):
 @pytest.mark.parametrize("path", CALLS, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_a_recorded_call_becomes_its_events(path):
     about, messages = read(path)
-    dialect = TABLE[path.parent.name](about.get("query", {}))
+    dialect = DIALECTS[path.parent.name](about.get("query", {}))
     assert plain(dialect.open()) == about.get("opens")
     for line in messages:
         if line["direction"] == "in":

@@ -16,7 +16,7 @@ LAYERS = [
     {"engines", "carriers"},
     {"pipeline"},
     {"archive", "journal", "prompts", "studio", "ledger", "outbound", "tools", "ear", "silence", "mouth", "transaction", "departure",
-     "call", "resumption", "assistant", "realtime", "echo", "replay", "whatif"},
+     "call", "resumption", "assistant", "realtime", "relay", "script", "echo", "replay", "whatif"},
     {"connection", "audiosocket", "flowcheck", "pages", "gate", "webhooks", "door", "handover", "takeover", "server",
      "recording", "timeline", "terminal", "telephone", "caller", "localserver", "people", "demo", "latency", "rehearse", "client"},
     {"upgrade", "succession", "supervisor", "daemon"},

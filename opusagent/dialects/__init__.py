@@ -17,7 +17,7 @@ A class in TABLE is made from the query of the peer's URL (ProtocolError(400) if
     audio(pcm) -> bytes                         one message of int16 samples
     mark(name), clear(), stop() -> bytes | None     "tell me when this has been heard", "drop what you have buffered",
                                                 "we hang up"; None where the dialect has no message for it
-and may have
+and may have (one in TEXTUAL has no audio, and other events and messages: see relay.py)
     platform        whose credentials its calls show (auth.py), where that is not its name
     protocols       subprotocols; the server chooses the first of them that is offered
     held            True while the platform asks us to send no audio; what is due waits
@@ -218,6 +218,7 @@ from .jambonz import Jambonz, JambonzCaller     # noqa: E402
 from .pcm import Pcm, PcmCaller             # noqa: E402
 from .plivo import Plivo, PlivoCaller       # noqa: E402
 from .realtime import OpenAIRealtime, OpenAIRealtimeCaller      # noqa: E402
+from .relay import TwilioRelay          # noqa: E402
 from .telnyx import Telnyx, TelnyxCaller    # noqa: E402
 from .twilio import Twilio, TwilioCaller    # noqa: E402
 from .vonage import Vonage, VonageCaller    # noqa: E402
@@ -236,4 +237,6 @@ ROWS = (
     (OpenAIRealtime, OpenAIRealtimeCaller),
 )
 TABLE = {dialect.name: dialect for dialect, _ in ROWS}
+TEXTUAL = {TwilioRelay.name: TwilioRelay}       # without audio: their session is relay.py's, and they have no caller
+DIALECTS = TABLE | TEXTUAL              # all that calls may come in
 CALLERS = {caller.name: caller for _, caller in ROWS}

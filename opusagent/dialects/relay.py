@@ -1,0 +1,132 @@
+"""Twilio ConversationRelay (<Connect><ConversationRelay>): Twilio recognises and speaks, and both sides send text.
+
+JSON text messages, told apart by `type`.  No audio passes here, so this is a dialect of a session of its own
+(opusagent/relay.py) and stands in TEXTUAL, not in TABLE: whoever looks there for an audio dialect does not find it.
+The rule: whatever a peer sends, out come events or a ProtocolError; a message that comes at the wrong time, or that
+says nothing we know, is ignored and counted.
+"""
+from dataclasses import dataclass
+
+import orjson
+
+from .. import ProtocolError
+from . import FACTS, TEXT, Dtmf, Start, digit_of, facts_of, parse, text_of
+
+LONGEST = 4_000             # characters that are looked at of what a caller said, or heard
+DIGITS = frozenset("0123456789w#*")
+END, TRANSFER = "end", "transfer"       # what handoffData says is to be done
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What the caller said, as Twilio has recognised it."""
+    text: str
+    last: bool              # False: more of it follows
+    language: str = ""      # as in en-US
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupt:
+    """The caller has interrupted: Twilio has stopped speaking and thrown away what it had been sent."""
+    heard: str              # what it had spoken by then
+    ms: int = 0             # of speech
+
+
+@dataclass(frozen=True, slots=True)
+class Complaint:
+    """Twilio could not do something that we sent; the session goes on."""
+    sentence: str
+
+
+class TwilioRelay:
+    """Twilio ConversationRelay: text both ways, Twilio recognises and speaks."""
+
+    __slots__ = ("ignored", "outbox", "_live", "_facts")
+    name = "twilio-relay"
+    platform = "twilio"
+    opcode = TEXT
+    max_message = 64 << 10
+    parting_ms = 5_000
+
+    def __init__(self, query: dict[str, str]):
+        self.ignored = 0
+        self.outbox: list[tuple[int, bytes]] = []
+        self._live = False                  # after setup
+        self._facts: dict[str, str] = {}    # what the conversation came to, for handoffData
+
+    def open(self) -> None:
+        return None
+
+    # -- what comes in -------------------------------------------------------------------------------------------------
+
+    def receive(self, opcode: int, payload) -> Start | Prompt | Dtmf | Interrupt | Complaint | None:
+        if opcode != TEXT:
+            raise ProtocolError(1003, "twilio-relay: messages are text")
+        event = self._read(parse(payload, self.name))
+        self.ignored += event is None
+        return event
+
+    def _read(self, message: dict) -> Start | Prompt | Dtmf | Interrupt | Complaint | None:
+        kind = message.get("type")
+        if kind == "setup" and not self._live:
+            self._live = True
+            parties = {"caller": text_of(message.get("from")), "callee": text_of(message.get("to")),
+                       "direction": text_of(message.get("direction"))}
+            known = {name: value for name, value in parties.items() if value}
+            return Start(text_of(message.get("callSid")) or text_of(message.get("sessionId")),
+                         known | facts_of(message.get("customParameters")), text_of(message.get("accountSid")))
+        if kind == "error":
+            return Complaint(text_of(message.get("description"))[:200])
+        if not self._live:
+            return None
+        if kind == "prompt" and isinstance(message.get("voicePrompt"), str):
+            return Prompt(message["voicePrompt"][:LONGEST], message.get("last") is not False,
+                          text_of(message.get("lang"))[:20])
+        if kind == "dtmf":
+            digit = digit_of(message.get("digit"))
+            return Dtmf(digit) if digit else None
+        if kind == "interrupt":
+            ms = text_of(message.get("durationUntilInterruptMs"))
+            return Interrupt(text_of(message.get("utteranceUntilInterrupt"))[:LONGEST],
+                             int(ms) if ms.isascii() and ms.isdecimal() and len(ms) < 10 else 0)
+        return None
+
+    # -- what goes out -------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def text(token: str, last: bool, interruptible: bool = True) -> bytes:
+        """Words to be spoken; `last` ends what is said in one go.  What may be interrupted, our next words may, too."""
+        return orjson.dumps({"type": "text", "token": token, "last": last, "interruptible": interruptible,
+                             "preemptible": interruptible})
+
+    @staticmethod
+    def play(source: str, loop: int = 1, interruptible: bool = True) -> bytes:
+        """A recording, by its address, so many times; 0: a thousand times."""
+        return orjson.dumps({"type": "play", "source": source, "loop": loop, "interruptible": interruptible,
+                             "preemptible": interruptible})
+
+    @staticmethod
+    def send_digits(digits: str) -> bytes:
+        """Keys pressed to the caller's side, w for half a second of waiting.  ValueError for what is no key."""
+        if not digits or not DIGITS.issuperset(digits):
+            raise ValueError(f"{digits[:30]!r} are no keys; they are made of 0 to 9, w, # and *")
+        return orjson.dumps({"type": "sendDigits", "digits": digits})
+
+    @staticmethod
+    def language(tag: str) -> bytes:
+        """What is spoken and recognised from now on, as in es-ES."""
+        return orjson.dumps({"type": "language", "ttsLanguage": tag, "transcriptionLanguage": tag})
+
+    def tell(self, news: str, *details) -> None:
+        if news == FACTS:
+            self._facts = dict(details[0])
+
+    def stop(self) -> bytes:
+        """The session is over; Twilio asks its `action` address what to do, and tells it this."""
+        return self._end({"do": END})
+
+    def transfer(self, target: str) -> bytes:
+        return self._end({"do": TRANSFER, "target": target})
+
+    def _end(self, what: dict[str, str]) -> bytes:
+        return orjson.dumps({"type": "end", "handoffData": orjson.dumps({**what, "facts": self._facts}).decode()})

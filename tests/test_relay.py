@@ -1,0 +1,438 @@
+"""Calls in text: the real session, dialect, flow and tools on a virtual clock, and once a real server."""
+import asyncio
+import base64
+import hmac
+import json
+import urllib.error
+import urllib.request
+from urllib.parse import urlencode, urlsplit
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conversation import MS, Connection, Server, Studio
+from opusagent import ConfigError, ProtocolError, signing
+from opusagent.dialects import CALLERS, DIALECTS, TABLE, TEXT, TEXTUAL
+from opusagent.flow import Flow
+from opusagent.flow.authoring import Flow as Written
+from opusagent.flow.authoring import State
+from opusagent.realtime import call_of as audio_call_of
+from opusagent.relay import RelayCall, call_of, joined
+from opusagent.telephone import Line, dialect_of
+from served import SCRIPTED, serving
+
+FLOW = """
+start = "hello"
+facts = { caller = "nobody", drink = "" }
+[states.hello]
+say = "Hello, {caller}. Tea or coffee?"
+on = [{ phrases = ["tea", "coffee"], fact = "drink", go = "fine" }]
+[states.fine]
+say = "Fine. Anything else?"
+on = [{ free = true, go = "bye" }]
+[states.bye]
+say = "Goodbye."
+end = true
+"""
+MODEL = """
+start = "talk"
+[states.talk]
+say = "Hello."
+prompt = "Be kind."
+on = [{ free = true }]
+"""
+
+
+class Relayed:
+    """A call that Twilio recognises and speaks; the server ticks every 5 ms."""
+
+    def __init__(self, flow=FLOW, targets=(), **setup):
+        self.studio = Studio(Flow.parse(flow, "flow.toml") if isinstance(flow, str) else flow)
+        self.server = Server(self.studio)
+        self.server.departures.config = type("Config", (), {"targets": targets})
+        self.connection = Connection()
+        self.call = RelayCall(self.server, self.connection, TABLE_OF({}), "")
+        self.tell("setup", callSid="CA1", **setup)
+
+    def tell(self, kind, **content):
+        self.call.on_message(TEXT, memoryview(json.dumps({"type": kind, **content}).encode()))
+
+    def says(self, words, last=True):
+        self.tell("prompt", voicePrompt=words, lang="en-US", last=last)
+
+    def interrupts(self, heard):
+        self.tell("interrupt", utteranceUntilInterrupt=heard, durationUntilInterruptMs=400)
+
+    def passes(self, ms):
+        for _ in range(ms // 5):
+            self.server.now += 5 * MS
+            if self.call.due <= self.server.now and not self.connection.closed:
+                self.call.tick(self.server.now)
+
+    async def thinks(self):
+        for _ in range(10):
+            await asyncio.sleep(0)
+            self.passes(5)
+
+    @property
+    def messages(self):
+        return [json.loads(message) for _, message in self.connection.sent]
+
+    @property
+    def tokens(self):
+        return [message["token"] for message in self.messages if message["type"] == "text"]
+
+    @property
+    def receipts(self):
+        return self.call.ledger.receipts
+
+
+TABLE_OF = TEXTUAL["twilio-relay"]
+
+
+def test_a_conversation():
+    call = Relayed(customParameters={"caller": "Ada"})
+    assert call.messages == [{"type": "text", "token": "Hello, Ada. Tea or coffee?", "last": True,
+                              "interruptible": True, "preemptible": True}]
+    call.passes(3000)
+    call.says("Tea, please.")
+    assert call.tokens[1:] == ["Fine. Anything else?"]
+    call.passes(3000)
+    call.says("no that is all")
+    call.passes(3000)
+    assert call.messages[-1] == {"type": "end", "handoffData": json.dumps(
+        {"do": "end", "facts": {"caller": "Ada", "drink": "tea"}}, separators=(",", ":"))}
+    assert not call.connection.closed               # the platform ends it,
+    call.passes(5100)
+    assert call.connection.closed[0] == 1000        # or we do
+    call.call.lost(1000, "")
+    record = call.call.record()
+    assert not call.server.calls and record["done"] and record["facts"]["drink"] == "tea" and not record["live"]
+    assert [(turn["caller"], turn["agent"], turn["measured"]) for turn in record["turns"]] == [
+        ("", "Hello, Ada. Tea or coffee?", False), ("Tea, please.", "Fine. Anything else?", True),
+        ("no that is all", "Goodbye.", True)]
+    assert all(turn["voice_to_voice_ms"] is None for turn in record["turns"])
+    text = call.server.metrics.text()
+    assert "opusagent_turns_total 2" in text and 'opusagent_wait_seconds_count{wait="decision"} 2' in text
+    assert "opusagent_voice_to_voice_seconds_count 0" in text
+
+
+def test_what_was_heard_is_what_the_platform_had_spoken():
+    call = Relayed()
+    call.passes(500)
+    call.interrupts("Hello, nobody.")
+    assert call.receipts[-1]["agent"] == "Hello, nobody." and call.receipts[-1]["stopped_by"] == "barge-in"
+    call.says("coffee")
+    assert call.call.dialogue.history[0].agent == "Hello, nobody." and call.call.dialogue.state == "fine"
+    assert call.server.metrics.counters["barge_ins", ()] == 1
+
+
+def test_an_interruption_after_what_we_took_for_the_end():
+    call = Relayed()
+    call.passes(4000)
+    assert call.receipts[-1]["agent"] == "Hello, nobody. Tea or coffee?"
+    call.interrupts("Hello, nobody. Tea")
+    assert call.receipts[-1]["agent"] == "Hello, nobody. Tea" and call.receipts[-1]["stopped_by"] == "barge-in"
+    assert call.call.dialogue.history[0].agent == "Hello, nobody. Tea"
+
+
+def test_who_says_nothing_is_asked_again():
+    call = Relayed()
+    call.passes(2000)
+    said = len(call.tokens)
+    call.passes(1000 + call.call.no_input)
+    assert len(call.tokens) == said + 1 and call.call.ledger.trace.kind == "silence"
+    call.passes(3000)
+    call.says("te", last=False)
+    call.says("tea", last=True)
+    assert call.call.dialogue.facts["drink"] == "tea"
+
+
+def test_an_utterance_in_pieces():
+    assert joined("", " tea ") == "tea" and joined("I want", "tea") == "I want tea"
+    assert joined("i want", "I want tea") == "I want tea"
+    call = Relayed()
+    call.passes(3000)
+    call.says("I'd like", last=False)
+    call.says("coffee", last=True)
+    assert call.call.dialogue.facts["drink"] == "coffee"
+
+
+def test_a_model_is_heard_token_by_token():
+    async def conversation():
+        call = Relayed(MODEL)
+        call.passes(2000)
+        call.studio.llm.pieces = ["I", " am", " *fine*.", " And", " you?"]
+        call.says("how are you")
+        await call.thinks()
+        assert call.tokens[1:] == ["I", " am", " fine.", " And", " you?", ""]
+        assert [message["last"] for message in call.messages[1:]] == [False] * 5 + [True]
+        call.interrupts("I am fine.")
+        turn = call.receipts[-1]
+        assert turn["agent"] == "I am fine." and turn["waits"]["llm_first_token"] >= 0
+        call.says("me too")
+        await call.thinks()
+        assert call.call.dialogue.history[1].agent == "I am fine." and len(call.studio.llm.asked) == 2, call.studio.llm.asked
+    asyncio.run(conversation())
+
+
+def test_who_goes_on_before_anything_was_said_is_answered_once():
+    async def conversation():
+        call = Relayed(MODEL)
+        call.passes(2000)
+        call.studio.llm.pieces = ["Yes."]
+        call.studio.llm.free.clear()
+        call.says("I would like")
+        await call.thinks()
+        call.says("a room")
+        call.studio.llm.free.set()
+        await call.thinks()
+        assert call.studio.llm.asked[-1][-1]["content"] == "I would like a room"
+        assert call.call.dialogue.turn == 2 and call.tokens[1:] == ["Yes.", ""]
+        assert call.receipts[1]["stopped_by"] == "going on"
+    asyncio.run(conversation())
+
+
+def test_a_model_that_is_late_is_bridged_and_one_that_fails_is_excused():
+    async def conversation():
+        call = Relayed(MODEL)
+        call.passes(2000)
+        call.studio.llm.free.clear()
+        call.says("hello?")
+        await call.thinks()
+        call.passes(30_000)
+        await call.thinks()
+        call.passes(5000)
+        assert call.tokens[1] == " ".join(call.call.flow.filler.fill({}))
+        assert call.receipts[1]["kind"] == "answer" and call.receipts[2]["kind"] == "failure"
+    asyncio.run(conversation())
+
+
+def test_a_tool_that_cannot_be_undone_is_waited_for():
+    async def conversation():
+        flow, free, ran = Written(start="ask", failure={"say": ["No."], "go": "ask"}), asyncio.Event(), []
+        flow.add(State("ask", say="Shall I book it?", on=[{"yes": True, "go": "booking"}]),
+                 State("booking", say="One moment.", call="book", go="booked"),
+                 State("booked", say="Your number is {reference}. Fine?", on=[{"free": True, "go": "bye"}]),
+                 State("bye", say="Goodbye.", end=True))
+
+        @flow.tool(effect="commit", results={"booked": {"reference": "digits"}})
+        async def book():
+            """Books it."""
+            ran.append(1)
+            await free.wait()
+            return {"result": "booked", "reference": "47"}
+        call = Relayed(flow.compile())
+        call.passes(2000)
+        call.says("yes")
+        await call.thinks()
+        call.tell("dtmf", digit="1")            # too late: it is being booked
+        call.says("no wait")
+        call.interrupts("One")
+        free.set()
+        await call.thinks()
+        assert ran == [1] and call.call.dialogue.facts["reference"] == "47"
+        assert call.tokens[1:3] == ["One moment.", " Your number is four seven. Fine?"]
+        call.passes(6000)
+        assert call.receipts[-1]["caller"] == "no wait" and call.call.dialogue.state == "bye"
+    asyncio.run(conversation())
+
+
+def test_keys():
+    call = Relayed(FLOW.replace('on = [{ phrases', 'on = [{ dtmf = "1", go = "bye" }, { phrases'))
+    call.tell("dtmf", digit="1")
+    assert call.receipts[0]["stopped_by"] == "keys" and call.call.dialogue.state == "bye"
+
+
+def test_what_may_not_be_interrupted_is_answered_afterwards():
+    call = Relayed(FLOW.replace('[states.hello]', '[states.hello]\ninterruptible = false'))
+    assert call.messages[0]["interruptible"] is False
+    call.says("tea")
+    call.interrupts("Hello")
+    assert call.call.dialogue.state == "hello"
+    call.passes(4000)
+    assert call.call.dialogue.state == "fine" and call.receipts[0]["stopped_by"] == ""
+
+
+def test_the_language_is_told():
+    call = Relayed(FLOW.replace('[states.fine]', '[states.fine]\nlanguage = "es-ES"'))
+    call.passes(3000)
+    call.says("tea")
+    assert [message["type"] for message in call.messages] == ["text", "language", "text"]
+
+
+TRANSFER = FLOW.replace('end = true', 'transfer = "desk"') + '[transfers]\ndesk = "+4930123456"\n'
+
+
+def test_a_transfer_is_told_to_who_asks_what_comes_next():
+    call = Relayed(TRANSFER, targets=("+4930*",))
+    for words in ("tea", "no"):
+        call.passes(3000)
+        call.says(words)
+    call.passes(3000)
+    assert json.loads(call.messages[-1]["handoffData"])["target"] == "+4930123456"
+
+
+def test_nobody_is_handed_over_to_whom_the_list_does_not_name():
+    call = Relayed(TRANSFER)
+    for words in ("tea", "no"):
+        call.passes(3000)
+        call.says(words)
+    call.passes(3000)
+    assert "end" not in [message["type"] for message in call.messages[:-1]] and call.receipts[-1]["agent"] == "Goodbye."
+    assert call.server.metrics.counters["transfers", (("outcome", "refused"),)] == 1
+
+
+def test_a_hang_up_ends_all():
+    async def conversation():
+        call = Relayed(MODEL)
+        call.studio.llm.free.clear()
+        call.passes(2000)
+        call.says("hello")
+        await asyncio.sleep(0)
+        call.call.lost(1006, "")
+        await asyncio.sleep(0)
+        assert not call.server.calls and call.studio.llm.dropped == 1 and not call.call.record()["live"]
+        call.call.tick(call.server.now)
+    asyncio.run(conversation())
+
+
+def test_a_call_that_must_end_is_told_so():
+    call = Relayed()
+    call.call.part()
+    call.passes(10_000)
+    assert call.messages[-1]["type"] == "end" and call.tokens[-1] == " ".join(call.call.flow.parting.fill({}))
+
+
+def test_it_is_not_offered_where_audio_is_meant():
+    assert call_of("twilio-relay") is RelayCall and call_of("twilio") is audio_call_of("twilio")
+    assert "twilio-relay" in DIALECTS and not {"twilio-relay"} & (set(TABLE) | set(CALLERS))
+    with pytest.raises(ConfigError, match="carries text"):
+        dialect_of("ws://h:1/ws/twilio-relay")
+    with pytest.raises(ConfigError, match="carries text"):
+        dialect_of("ws://h:1/ws/twilio", "twilio-relay")
+    with pytest.raises(ValueError, match="are no keys"):
+        TABLE_OF.send_digits("1a")
+
+
+VALUES = st.none() | st.booleans() | st.integers() | st.text(max_size=20) | st.lists(st.integers(), max_size=2)
+MESSAGES = st.fixed_dictionaries(
+    {"type": st.sampled_from(["setup", "prompt", "dtmf", "interrupt", "error", "text", "info", None])},
+    optional={name: VALUES | st.sampled_from(["tea", "1", "Hello,"]) for name in (
+        "callSid", "customParameters", "voicePrompt", "lang", "last", "digit", "utteranceUntilInterrupt",
+        "durationUntilInterruptMs", "description", "from")})
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(MESSAGES, st.sampled_from([0, 5, 400, 3000])), max_size=12))
+def test_whatever_comes_in_whatever_order_the_call_stands(messages):
+    call = Relayed()
+    for message, ms in messages:
+        call.call.on_message(TEXT, memoryview(json.dumps(message).encode()))
+        call.passes(ms)
+        assert not call.connection.faults
+    call.call.lost(1000, "")
+    assert not call.server.calls and all(turn["turn"] == i for i, turn in enumerate(call.receipts, 1))
+    lasts = [message["last"] for message in call.messages if message["type"] == "text"]
+    assert all(lasts)                               # of a script, every reply is one message
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.binary(max_size=60) | st.text(max_size=60).map(str.encode))
+def test_alien_messages_are_a_protocol_error_or_nothing(payload):
+    call = Relayed()
+    try:
+        call.call.on_message(TEXT, memoryview(payload))
+    except ProtocolError as error:
+        assert error.code == 1007
+
+
+# ---- a real server ---------------------------------------------------------------------------------------------------
+
+SECRET, PLACE = "a-secret-of-twilio", "https://calls.example.com"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("relay")
+    (folder / "flow.toml").write_text(FLOW)
+    (folder / "opusagent.toml").write_text(f'public_url = "{PLACE}"\ntargets = ["+4930*"]\n'
+                                           f'[auth.twilio]\nsecrets = ["{SECRET}"]\n')
+    with serving(*SCRIPTED, "--flow", str(folder / "flow.toml"), "--config", str(folder / "opusagent.toml")) as running:
+        yield running
+
+
+async def converse(server, path="/ws/twilio-relay", secret=SECRET):
+    """The tokens of a whole call, and what it ended with."""
+    came, ended = asyncio.Queue(), asyncio.get_running_loop().create_future()
+    heads = signing.headers("twilio-relay", urlsplit(f"wss://calls.example.com{path}"), secret, 0, "")
+    line = await Line.dial(server.ws(path), lambda opcode, payload, now: came.put_nowait(json.loads(bytes(payload))),
+                           lambda *ending: ended.done() or ended.set_result(ending), (), heads)
+    said, words = [], iter(["tea", "no"])
+    line.send(TEXT, json.dumps({"type": "setup", "callSid": "CA77", "from": "+1555"}).encode())
+    while (message := await asyncio.wait_for(came.get(), 15))["type"] == "text":
+        said.append(message["token"])
+        if (answer := next(words, None)) is not None:
+            line.send(TEXT, json.dumps({"type": "prompt", "voicePrompt": answer, "last": True}).encode())
+    await line.hang_up()
+    return said, message
+
+
+def test_a_call_over_a_real_socket(server):
+    said, message = asyncio.run(converse(server))
+    assert said == ["Hello, +1555. Tea or coffee?", "Fine. Anything else?", "Goodbye."]
+    assert message["type"] == "end" and json.loads(message["handoffData"])["facts"]["drink"] == "tea"
+    base = f"http://{server.host}:{server.port}"
+    with urllib.request.urlopen(f"{base}/calls/CA77") as answer:
+        record = json.load(answer)
+    assert record["dialect"] == "twilio-relay" and record["facts"]["drink"] == "tea" and len(record["turns"]) == 3
+    with urllib.request.urlopen(f"{base}/metrics") as answer:
+        assert b"opusagent_turns_total 2" in answer.read()
+    assert "Traceback" not in server.written()
+
+
+def test_who_does_not_sign_is_refused(server):
+    with pytest.raises(ProtocolError) as refused:
+        asyncio.run(converse(server, secret="another-secret"))
+    assert refused.value.code == 401
+
+
+def as_twilio(target, form):
+    """(body, headers) of a webhook that Twilio signs."""
+    message = PLACE + target + "".join(name + form[name] for name in sorted(form))
+    made = base64.b64encode(hmac.digest(SECRET.encode(), message.encode(), "sha1")).decode()
+    return urlencode(form).encode(), {"Content-Type": "application/x-www-form-urlencoded", "X-Twilio-Signature": made}
+
+
+def asked(server, target, form):
+    """The TwiML that a webhook is answered with, or the status that refuses it."""
+    body, headers = as_twilio(target, form)
+    request = urllib.request.Request(f"http://{server.host}:{server.port}{target}", body, headers)
+    try:
+        with urllib.request.urlopen(request) as answer:
+            return ElementTree.fromstring(answer.read())
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_the_voice_webhook_connects_text_where_it_is_asked_to(server):
+    found = asked(server, "/twilio/voice/demo?relay=1&language=es-ES&campaign=spring", {"From": "+1555", "To": "+1666"})
+    connect = found.find("Connect")
+    assert connect.get("action") == f"{PLACE}/twilio/handoff"
+    assert connect.find("ConversationRelay").attrib == {
+        "url": "wss://calls.example.com/ws/twilio-relay/demo", "dtmfDetection": "true", "language": "es-ES"}
+    assert {each.get("name"): each.get("value") for each in connect.iter("Parameter")} == {
+        "campaign": "spring", "caller": "+1555", "callee": "+1666"}
+    assert asked(server, "/twilio/voice", {"From": "+1555"}).find("Connect/Stream") is not None
+
+
+def test_what_follows_a_session_is_asked_for(server):
+    def follows(data):
+        return asked(server, "/twilio/handoff", {"CallSid": "CA1", "HandoffData": data})
+    told = json.loads(TABLE_OF({}).transfer("+4930123456"))["handoffData"]
+    assert follows(told).findtext("Dial/Number") == "+4930123456"
+    assert follows(told.replace("+49", "+39")) == 403
+    for data in (json.loads(TABLE_OF({}).stop())["handoffData"], "", "no JSON", "[1]", '{"do": "transfer"}'):
+        assert follows(data).find("Hangup") is not None
