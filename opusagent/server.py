@@ -17,7 +17,7 @@ from datetime import date
 from . import ProtocolError, http11, journal, net, pages, webhooks
 from . import config as settings
 from ._fastpath import EpollSet, ReceiveBuffer
-from .archive import Archive
+from .archive import Archive, kept
 from .audiosocket import AudioSocketConnection
 from .auth import offered_keys
 from .board import Board, Seat
@@ -115,8 +115,7 @@ class Server:
 
     def begin(self) -> None:
         """Serve the calls that are given to us; nobody can connect yet."""
-        if self.config.archive.directory:
-            self.archive = Archive(self.config.archive.directory, self.metrics)
+        self.archive = kept(self.config.archive, self.metrics)
         self.epoll.spin = self.config.net.spin_us * 1000
         attach(self.epoll)
         self.studio.hearing.on_waiting = self._window_waits
@@ -445,6 +444,7 @@ class Server:
         if self.calls.get(call.id) is call:
             del self.calls[call.id]
             self.records.append(call.record())
+            self.archive.ended(self.records[-1]) if self.archive else None
             self.calls_changed()
             if self.keeper is not None:
                 self.keeper.ended(call)

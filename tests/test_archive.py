@@ -1,8 +1,10 @@
 """What calls leave behind: written beside the loop, in order, and never at its cost."""
 import threading
 
+import orjson
 import pytest
 from opusagent import ConfigError, archive
+from opusagent.config import Config
 from opusagent.metrics import Metrics
 
 
@@ -59,3 +61,70 @@ def test_a_place_where_nothing_can_be_written_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="cannot be kept"):
         archive.Archive(str(tmp_path / "file"), Metrics())
+
+
+def a_day(directory, day, *names):
+    (directory / day).mkdir()
+    for name in names:
+        (directory / day / name).write_text("x")
+
+
+def test_what_is_too_old_is_removed_and_nothing_else(tmp_path):
+    root = tmp_path / "calls"
+    root.mkdir()
+    a_day(root, "2026-11-01", "101500-CA1.jsonl", "101500-CA1.wav", "101500-CA1.json")
+    a_day(root, "2026-11-02", "101500-CA2.jsonl", "notes.txt")
+    a_day(root, "2026-11-19", "101500-CA3.jsonl")
+    a_day(root, "2026-11", "101500-CA4.jsonl")
+    a_day(tmp_path, "elsewhere", "101500-CA5.jsonl")
+    (root / "2026-11-03").symlink_to(tmp_path / "elsewhere")
+    (root / "2026-11-02" / "101500-CA6.jsonl").symlink_to(tmp_path / "elsewhere" / "101500-CA5.jsonl")
+    now = 1_795_305_600         # 2026-11-22
+    archive.remove_old(root, 7, now)
+    assert sorted(path.name for path in root.iterdir()) == ["2026-11", "2026-11-02", "2026-11-03", "2026-11-19"]
+    assert sorted(path.name for path in (root / "2026-11-02").iterdir()) == ["101500-CA6.jsonl", "notes.txt"]
+    assert (tmp_path / "elsewhere" / "101500-CA5.jsonl").exists() and (root / "2026-11" / "101500-CA4.jsonl").exists()
+
+
+def test_it_is_removed_when_the_archive_is_opened(tmp_path):
+    a_day(tmp_path, "2020-01-01", "101500-CA1.jsonl")
+    archive.Archive(str(tmp_path), Metrics(), days=30).close()
+    assert not (tmp_path / "2020-01-01").exists()
+
+
+def test_a_disk_with_too_little_space_keeps_nothing_more(tmp_path, caplog):
+    metrics = Metrics()
+    kept = archive.Archive(str(tmp_path), metrics, free=1 << 60)
+    for _ in range(1000):
+        if kept.tight:
+            break
+        threading.Event().wait(0.01)
+    file = kept.file("CA1.jsonl")
+    file.append(b"x")
+    file.append(b"x")
+    file.close()
+    kept.close()
+    assert not file.path.exists() and metrics.counters["archive_dropped", ()] == 1
+    assert sum("less space" in line.getMessage() for line in caplog.records) == 1
+
+
+def test_a_call_that_ended_leaves_its_record(tmp_path):
+    kept = archive.kept(Config.load({"archive.directory": str(tmp_path), "archive.transcripts": True}, {}).archive,
+                        Metrics())
+    kept.ended({"id": "CA/1", "facts": {"name": "J\u00f6rg"}, "turns": []})
+    kept.close()
+    found, = tmp_path.glob("*/*-CA_1.json")
+    assert orjson.loads(found.read_bytes())["facts"] == {"name": "J\u00f6rg"}
+
+
+def test_a_file_with_a_head_says_in_the_end_how_long_it_is(tmp_path):
+    kept = archive.Archive(str(tmp_path), Metrics())
+    file, cut = (kept.file(f"{name}.wav", lambda size: size.to_bytes(8, "little")) for name in ("whole", "cut"))
+    for each in (file, cut):
+        each.append(b"abc")
+        each.append(b"de")
+    file.close()
+    kept.close()
+    assert file.path.read_bytes() == b"\5\0\0\0\0\0\0\0abcde"
+    cut._stream.close()
+    assert cut.path.read_bytes()[:8] == archive.HUGE.to_bytes(8, "little")      # as a crash would leave it
