@@ -115,7 +115,8 @@ def call_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dialect", metavar="NAME", default=None, help="default: as the URL says")
     parser.add_argument("--secret", metavar="env:NAME", default=None,
                         help="where the platform's secret is, or USER:SECRET: env:NAME or file:NAME")
-    parser.add_argument("--save", metavar="OUT.wav", default=None, help="write the call, the caller left, the agent right")
+    parser.add_argument("--save", metavar="OUT.wav", default=None,
+                        help="write the call, the caller left, the agent right")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -181,10 +182,16 @@ def main(argv: list[str] | None = None) -> int:
     except (EngineError, ProtocolError) as error:
         print(f"opusagent: {error}", file=sys.stderr)
         return 1
+    except ImportError as error:
+        if error.name != "opusagent._fastpath":
+            raise
+        print(f"opusagent: The compiled module does not fit this code ({error.msg}): pip install opusagent "
+              "builds it anew.", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 1
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())     # nobody reads what we print: that is no fault
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads what we print: that is no fault
         return 1
 
 
