@@ -249,6 +249,18 @@ def _made(what: str, module: str, name: str, *words) -> Iterator[Finding]:
         yield Finding(FINE, f"The embedded engine has {what}.")
 
 
+def conversation(config: Config) -> Iterator[Finding]:
+    from . import flowcheck, studio
+    if not config.flow:
+        return
+    try:
+        flowcheck.load(config.flow, studio.waits(config), config)
+    except ConfigError as error:
+        yield Finding(BREAKS, str(error))
+    else:
+        yield Finding(FINE, f"The flow {config.flow} has no mistakes.")
+
+
 def keys(config: Config) -> Iterator[Finding]:
     for stage in STAGES:
         if getattr(config, stage) == "openai" and not all(at.api_key or at.base_url != URL
@@ -257,7 +269,7 @@ def keys(config: Config) -> Iterator[Finding]:
 
 
 CHECKS = (python, packages, cores, pinning, files, sysctls, backlog, huge_pages, sockets, scheduling, directories,
-          engines, keys, accounts, installed)
+          engines, conversation, keys, accounts, installed)
 
 
 def examine(config: Config) -> list[Finding]:

@@ -85,3 +85,10 @@ def test_huge_pages_that_are_always_made_are_told_of(tmp_path, monkeypatch):
 def test_of_an_account_nothing_secret_is_shown(monkeypatch):
     config = load(carriers={"main": {"platform": "twilio", "account": "AC" + "1" * 32, "secret": "never-to-be-seen"}})
     assert "never-to-be-seen" not in str(graded(config, doctor.accounts))
+
+
+def test_a_flow_that_cannot_be_served_breaks_a_call(tmp_path):
+    missing = tmp_path / "missing.toml"
+    (finding,) = doctor.conversation(Config(flow=str(missing)))
+    assert finding.grade == doctor.BREAKS and "cannot be read" in finding.sentence
+    assert not list(doctor.conversation(Config()))
