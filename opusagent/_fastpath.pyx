@@ -208,6 +208,7 @@ cdef extern from *:
     oa_dense_fn *oa_dense_here() noexcept nogil
 
 cdef extern from "unistd.h" nogil:
+    int close_fd "close"(int fd)
     ssize_t posix_write "write"(int fd, const void *buf, size_t n)
 cdef extern from "sys/mman.h" nogil:
     void *posix_mmap "mmap"(void *at, size_t n, int protection, int flags, int fd, int64_t offset)
@@ -1325,16 +1326,18 @@ cdef class Slot:
 cdef class Arena:
     """`slots` slots in one memfd.  Made with no `fd` by the worker; mapped with the worker's `fd` by an engine process.
 
-    The memory is sparse: a slot costs what its call has touched.
+    The memory is sparse: a slot costs what its call has touched.  A descriptor that it was given is its giver's to close.
     """
     cdef readonly int fd
     cdef readonly int slots
+    cdef bint own
     cdef object memory
     cdef list _slots
 
     def __init__(self, int slots, int fd=-1):
         cdef Py_buffer b
-        if fd < 0:
+        self.own = fd < 0
+        if self.own:
             fd = os.memfd_create("opusagent-arena", os.MFD_CLOEXEC)
             os.ftruncate(fd, slots * <Py_ssize_t>SLOT_BYTES)
         self.fd = fd
@@ -1343,6 +1346,10 @@ cdef class Arena:
         PyObject_GetBuffer(self.memory, &b, PyBUF_WRITABLE)
         self._slots = [self.lay_slot(i, <uint8_t*>b.buf + i * <Py_ssize_t>SLOT_BYTES) for i in range(slots)]
         PyBuffer_Release(&b)            # the address stays: nobody closes or resizes this mmap
+
+    def __dealloc__(self):
+        if self.own:
+            close_fd(self.fd)
 
     cdef Slot lay_slot(self, int index, uint8_t *at):
         cdef Slot slot = Slot.__new__(Slot)

@@ -82,7 +82,6 @@ async def until(condition):
 def arena():
     arena = Arena(4)
     yield arena
-    os.close(arena.fd)
 
 
 @pytest_asyncio.fixture

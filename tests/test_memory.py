@@ -146,7 +146,6 @@ def slot():
     slot = arena.slot(1)
     slot.take(8000, 8000)
     yield slot
-    os.close(arena.fd)
 
 
 def test_a_slot_is_taken_once_and_its_generation_tells_one_call_from_the_next(slot):
@@ -179,7 +178,6 @@ def test_the_last_ten_seconds_can_be_read_and_nothing_else(sizes, data):
             slot.read(len(said) - kept - 1, 10)
     with pytest.raises(IndexError):
         slot.read(len(said), 1)
-    os.close(arena.fd)
 
 
 def test_it_keeps_ten_seconds_at_either_rate(slot):
@@ -223,7 +221,6 @@ def test_a_slot_that_nobody_took_keeps_nothing():
             arena.slot(0).write(pcm)
     with pytest.raises(IndexError):
         arena.slot(0).read(0, 1)
-    os.close(arena.fd)
 
 
 @pytest.mark.parametrize("position, count", [(LAST, 1), (LAST, 2), (0, LAST), (8, 1), (0, 9)])
@@ -236,4 +233,3 @@ def test_a_position_that_no_call_reaches_holds_no_audio(slot, position, count):
 def test_an_idle_slot_costs_no_memory():
     arena = Arena(1000)
     assert os.fstat(arena.fd).st_blocks == 0
-    os.close(arena.fd)

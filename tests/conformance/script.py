@@ -133,6 +133,7 @@ class Answer:
     lines: tuple[tuple[str, str], ...] = ()  # that a refusal must have: (name in lower case, value)
     quiet: bool = False  # whether ending the stream without a response is allowed as well
     within: float = 0  # s; 0 for the runner's patience
+    bodiless: bool = False  # it answers HEAD: a length, and no body
 
     async def run(self, peer: Peer) -> None:
         wanted = self.status if isinstance(self.status, tuple) else (self.status,)
@@ -152,7 +153,7 @@ class Answer:
         for name, value in self.lines:
             if response.one(name) != value:
                 raise Failed(f"the {response.status} has {name}: {response.all(name)}, expected {value}")
-        await judge_refusal(peer, response)
+        await judge_refusal(peer, response, self.bodiless)
 
 
 def judge_upgrade(response: Response, key: str) -> None:
@@ -173,9 +174,10 @@ def judge_upgrade(response: Response, key: str) -> None:
             raise Failed(f"the 101 has a {name}")
 
 
-async def judge_refusal(peer: Peer, response: Response) -> None:
+async def judge_refusal(peer: Peer, response: Response, bodiless: bool = False) -> None:
     """After a refusal nothing but its body may come, and the stream should end."""
-    await peer.body(response)
+    if not bodiless:
+        await peer.body(response)
     try:
         behind = await peer.have(1, "the end of the stream")
     except Silent as failure:

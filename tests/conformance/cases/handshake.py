@@ -20,7 +20,8 @@ def taken(id: str, title: str, section: str, request: bytes, *, key: str = KEY, 
 def turned_down(id: str, title: str, section: str, request: bytes, *status: int, also: tuple[int, ...] = (),
                 lines: tuple[tuple[str, str], ...] = ()) -> Case:
     """The request is answered with one of the statuses, 400 where none is given; with 101 among them both are right."""
-    return raw(f"handshake.{id}", title, section, ask(request), Answer(status or 400, also, lines=lines))
+    answer = Answer(status or 400, also, lines=lines, bodiless=request.startswith(b"HEAD "))
+    return raw(f"handshake.{id}", title, section, ask(request), answer)
 
 
 def renamed(case: Callable[[str], str]) -> bytes:
