@@ -14,6 +14,7 @@ import json
 import os
 import re
 import signal
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -132,8 +133,9 @@ def voice() -> list[bytes]:
 class Callers:
     """All of them, their clock, and what they come to."""
 
-    def __init__(self, port: int):
+    def __init__(self, port: int, tls: ssl.SSLContext | None = None):
         self.port = port
+        self.tls = tls
         self.callers: list[Caller] = []
         self.begun: list[int] = []
         self.clock: asyncio.Task | None = None
@@ -142,7 +144,8 @@ class Callers:
         loop = asyncio.get_running_loop()
         self.clock = asyncio.ensure_future(self._tick())
         for _ in range(count):
-            _, caller = await loop.create_connection(lambda: Caller(len(self.callers)), "127.0.0.1", self.port)
+            _, caller = await loop.create_connection(lambda: Caller(len(self.callers)), "127.0.0.1", self.port,
+                                                     ssl=self.tls)
             self.callers.append(caller)
             await asyncio.sleep(seconds / count)
         opened = await asyncio.gather(*(caller.opened for caller in self.callers))
