@@ -1,0 +1,71 @@
+"""deploy/kubernetes and deploy/Dockerfile: what they name is what the server has, and their numbers hang together."""
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from opusagent import metrics, pages
+from opusagent.config import Config, SETTINGS
+
+yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
+DEPLOY = Path(__file__).parent.parent / "deploy"
+OBJECTS = {document["kind"]: document for path in sorted((DEPLOY / "kubernetes").glob("*.yaml"))
+           for document in yaml.safe_load_all(path.read_text())}
+POD = OBJECTS["Deployment"]["spec"]["template"]
+CONTAINER = POD["spec"]["containers"][0]
+
+
+def test_there_is_what_a_cluster_needs():
+    assert set(OBJECTS) == {"Deployment", "Service", "PodDisruptionBudget", "HorizontalPodAutoscaler"}
+
+
+def test_all_of_them_mean_the_same_pods():
+    labels = POD["metadata"]["labels"]
+    assert OBJECTS["Deployment"]["spec"]["selector"]["matchLabels"] == labels
+    assert OBJECTS["Service"]["spec"]["selector"] == labels
+    assert OBJECTS["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"] == labels
+    scaled = OBJECTS["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]
+    assert (scaled["kind"], scaled["name"]) == ("Deployment", OBJECTS["Deployment"]["metadata"]["name"])
+
+
+def test_probes_ask_for_pages_that_anybody_may_read():
+    ports = {port["name"]: port["containerPort"] for port in CONTAINER["ports"]}
+    for name in ("startupProbe", "readinessProbe", "livenessProbe"):
+        probe = CONTAINER[name]["httpGet"]
+        assert pages.PAGES[probe["path"]].open and probe["port"] in ports, name
+    assert CONTAINER["readinessProbe"]["httpGet"]["path"] == "/readyz"
+    assert CONTAINER["livenessProbe"]["httpGet"]["path"] == "/livez"     # never what an engine's outage turns
+    assert OBJECTS["Service"]["spec"]["ports"][0]["targetPort"] in ports
+    assert str(ports["calls"]) == CONTAINER["args"][CONTAINER["args"].index("--port") + 1]
+
+
+def test_a_pod_has_longer_to_go_than_its_calls():
+    environment = {variable["name"]: variable.get("value") for variable in CONTAINER["env"]}
+    before = float(CONTAINER["lifecycle"]["preStop"]["exec"]["command"][-1])
+    drain = float(environment["OPUSAGENT_DRAIN_SECONDS"])
+    assert drain == Config().drain_seconds
+    assert POD["spec"]["terminationGracePeriodSeconds"] > before + drain + 10
+    readiness = CONTAINER["readinessProbe"]
+    assert before > readiness["periodSeconds"] * readiness["failureThreshold"]
+
+
+def test_what_is_set_are_settings():
+    named = {variable["name"] for variable in CONTAINER["env"]}
+    known = {"OPUSAGENT_" + key.upper().replace(".", "_") for key in SETTINGS}
+    assert named <= known
+    assert not POD["spec"]["enableServiceLinks"]    # it would set OPUSAGENT_PORT
+
+
+def test_the_autoscaler_acts_before_a_pod_refuses():
+    (metric,) = OBJECTS["HorizontalPodAutoscaler"]["spec"]["metrics"]
+    assert metric["pods"]["metric"]["name"] == "opusagent_load" and "load" in metrics.GREATEST
+    assert int(metric["pods"]["target"]["averageValue"].removesuffix("m")) < 1000 * Config().admission.resume_below
+
+
+def test_the_image_runs_as_nobody_of_importance():
+    lines = [line for line in (DEPLOY / "Dockerfile").read_text().splitlines() if line and not line.startswith("#")]
+    user = next(line for line in reversed(lines) if line.startswith("USER"))
+    assert re.fullmatch(r"USER (\d+):\1", user)
+    assert int(user.partition(":")[2]) == POD["spec"]["securityContext"]["runAsUser"]
+    assert shlex.split(lines[-1].partition(" ")[2].strip("[]").replace(",", " "))[0] == CONTAINER["args"][0] == "serve"
