@@ -36,7 +36,7 @@ def kept(config: "settings.Archive", metrics: Metrics) -> "Archive | None":
     if not config.directory:
         return None
     archive = Archive(config.directory, metrics, config.days, config.free_megabytes << 20)
-    archive.transcripts = config.transcripts
+    archive.transcripts, archive.recordings = config.transcripts, config.recordings
     return archive
 
 
@@ -53,6 +53,7 @@ class Archive:
         self.days = days
         self.free = free
         self.transcripts = False                        # the record of each call that ends is kept
+        self.recordings = False                         # the sound of each call is kept
         self.tight = False                              # the disk has too little space left; the thread sets it
         self._written = 0                               # bytes, as the thread has; it alone writes this
         self._appended = 0

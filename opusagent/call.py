@@ -8,7 +8,7 @@ import logging
 import math
 import secrets
 
-from . import departure, journal, silence
+from . import departure, journal, silence, stereo
 from .dialects import (FACTS, HYPOTHESIS, RECOGNITION, REPLIED, SPEECH_STARTED, SPEECH_STOPPED, Audio, Dtmf, Mark,
                        Pause, Start, Stop)
 from .ear import Ear
@@ -57,6 +57,7 @@ class Call:
         self.transaction: Transaction | None = None
         # what is told of it
         self.ledger = Ledger(server.metrics, kept)
+        self.recording: stereo.Stereo | None = None
         self.began = server.now             # ns
         self.done = False                   # the flow came to its end
         self.leave_by = 0                   # ns: until when the platform may end the call itself, once it is done
@@ -97,6 +98,8 @@ class Call:
             self._stop_talking("hang-up")
         self.mouth.close()
         self.ledger.finish()
+        if self.recording is not None:
+            self.recording.close()
         self.ear.close()
         slot, self.slot = self.slot, None
         slot.free()
@@ -138,6 +141,7 @@ class Call:
         self.ear.open(self.slot, wire_rate, self.server.now)
         self.transaction = Transaction(self.dialogue, self.turns)
         self.mouth.open(self.slot, wire_rate, self.studio, self.flow, self.server.config.openai, self.dialogue)
+        self.recording = stereo.begin(getattr(self.server, "archive", None), self, self.recording)
 
     def _begin(self) -> None:
         self._reply(self.dialogue.begin())

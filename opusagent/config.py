@@ -151,6 +151,7 @@ class Archive:
 
     directory: str = setting("", "where calls are kept, in a folder for each day; empty keeps nothing", "directory")
     journals: bool = setting(True, "keep each call's journal, for `opusagent replay`; it holds what the caller said")
+    recordings: bool = setting(False, "keep each call's sound: a stereo WAV, the caller left, the agent right")
     transcripts: bool = setting(False, "keep each call's record when it ends: facts, turns and their receipts")
     days: int = setting(0, "remove what is older; 0 keeps it", "days", low=0, high=36500)
     free_megabytes: int = setting(256, "space that is left to others: with less, nothing is kept, and calls go on", "MiB",

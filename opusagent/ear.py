@@ -77,6 +77,8 @@ class Ear:
     def take(self, pcm, now: int) -> None:
         """Samples at the slot's rate."""
         position = self.slot.write(pcm)
+        if self.call.recording is not None:
+            self.call.recording.heard()
         self.media_at = now
         self.call.ledger.arrived(position, now)
         self.vad.push(pcm)

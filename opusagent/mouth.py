@@ -120,6 +120,8 @@ class Mouth:
         turn, heard = self.turn, self.playout.heard_text(now)
         self.drop()
         self.out.clear(now)
+        if self.call.recording is not None:
+            self.call.recording.cut()
         return turn, heard
 
     def drop(self) -> None:
@@ -212,6 +214,8 @@ class Mouth:
         turn.tick(now)
         while not out.held(now) and (pcm := playout.pop(now)) is not None:
             out.audio(pcm)
+            if self.call.recording is not None:
+                self.call.recording.sent(pcm)
             self.sounded = self.slot.written
             if self.echo is not None:
                 self.echo.sent(pcm)

@@ -204,5 +204,7 @@ def freeze(server) -> list[int]:
         call.ear.vad.close()
         if call.mouth.turn is not None:
             call.mouth.turn.cancel()
+        if call.recording is not None:
+            call.recording.close()
         call.slot = call.ear.slot = call.mouth.slot = None
     return slots
