@@ -195,8 +195,9 @@ class Connection(asyncio.BufferedProtocol):
             self._answer(self.server.page(self, head, bytes(body)))
 
     def _answer(self, response: bytes) -> None:
-        self.transport.write(response)
-        self._linger()
+        if not self.lingers:                # it has been answered, and our side is shut
+            self.transport.write(response)
+            self._linger()
 
     def _upgrade(self, head: http11.Head, rest: bytes) -> None:
         answer = http11.accept(head, self.server.protocols(head))

@@ -49,6 +49,7 @@ class Connection:
         self.fault = fault
         self.reader, self.writer = reader, writer
         self.ahead = b""  # read behind the head
+        self.bodiless = False  # HEAD is answered
         self.opcode: int | None = None  # of the message that is being received
         self.message = bytearray()
         self.decoder = codecs.getincrementaldecoder("utf-8")()
@@ -99,6 +100,7 @@ class Connection:
     async def upgrade(self) -> None:
         lines = await self.head()
         method, path, major, minor = (REQUEST_LINE.fullmatch(lines[0]) or self.refuse(400)).groups()
+        self.bodiless = method == b"HEAD"
         fields = self.fields(lines[1:])
         if method != b"GET" and not (self.has("accepts-post") and method == b"POST"):
             self.refuse(400)
@@ -200,7 +202,8 @@ class Connection:
             lines = ("Sec-WebSocket-Version: 13",)
         if status != 101:
             lines += ("Connection: close", f"Content-Length: {len(body)}")
-        self.writer.write("\r\n".join((f"HTTP/1.1 {status} {REASONS[status]}", *lines, "", body)).encode())
+        sent = "" if self.bodiless else body
+        self.writer.write("\r\n".join((f"HTTP/1.1 {status} {REASONS[status]}", *lines, "", sent)).encode())
 
     # frames
 
