@@ -24,6 +24,7 @@ from .supervisor import Supervisor, Worker
 
 log = logging.getLogger("opusagent")
 
+MOST_PER_CORE = 4               # workers; more only wait for each other
 CORES_TO_PIN = 4                # with fewer, the engines and the kernel need all of them
 
 
@@ -36,7 +37,11 @@ def serve(config: Config, flow: Flow, again: Callable[[], tuple[Config, Flow]]) 
     tls = tls_context(config)
     inherited = Inheritance()
     sockets, admin, bare = listening_sockets(config, inherited)
-    workers = config.workers or max(1, len(os.sched_getaffinity(0)) - 1)
+    cores = len(os.sched_getaffinity(0))
+    workers = config.workers or max(1, cores - 1)
+    if workers > max(16, MOST_PER_CORE * cores):
+        raise ConfigError(f"{config.origin('workers')}: {workers} workers are more than {cores} cores can serve: "
+                          f"one for each core is enough, and {max(16, MOST_PER_CORE * cores)} are the most.")
     scheme = "https" if tls else "http"
 
     def announce() -> None:

@@ -190,8 +190,8 @@ class Supervisor:
     def _ready(self, worker: Worker, message: dict, fds: list[int]) -> None:
         worker.ready = True
         seat = self.board.seats[worker.seat]
-        seat.put("state", DRAINING if worker.retiring else SERVING)
-        if worker in self.coming:
+        seat.put("state", DRAINING if worker.retiring or self.stops else SERVING)
+        if worker in self.coming and not self.stops:
             while len(self.coming) < self.count:
                 self.coming.append(self._new_worker(worker.work))
             if all(each.ready for each in self.coming):
@@ -255,7 +255,7 @@ class Supervisor:
         _, status = os.waitpid(worker.pid, 0)
         code = os.waitstatus_to_exitcode(status)
         if not self.announced:
-            self.code = self.code or code or 1
+            self.code = self.code or (0 if self.stops else code or 1)
             return self.end(worker)
         if worker in self.coming:
             return self._give_up_reload()

@@ -21,7 +21,7 @@ LAYERS = [
      "recording", "timeline", "terminal", "telephone", "caller", "localserver", "people", "demo", "latency", "rehearse", "client"},
     {"upgrade", "succession", "supervisor", "daemon"},
     {"unit", "doctor"},
-    {"cli"},
+    {"cli", "__main__"},
 ]
 PURE = LAYERS[2]
 IMPURE = {"asyncio", "socket", "time", "threading", "random", "secrets", "selectors", "subprocess", "multiprocessing",

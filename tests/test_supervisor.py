@@ -218,3 +218,20 @@ def restarted(server, store):
     environment = os.environ | server.environment | {"LISTEN_FDS": str(len(fds)), "LISTEN_FDNAMES": ":".join(names)}
     server.process = subprocess.Popen([words[0], "-c", code, *words[1:]], stdin=subprocess.DEVNULL, stdout=server.log,
                                       stderr=server.log, env=environment, close_fds=False, preexec_fn=place)
+
+
+@pytest.mark.parametrize("seconds", [0.6, 0.9, 1.3, 2.0])
+def test_a_stop_while_workers_start_ends_them_all(seconds):
+    """Whoever is not ready yet gets ready, hears of it and goes; nobody follows."""
+    process = subprocess.Popen([sys.executable, "-P", "-m", "opusagent.cli", "serve", "--port", "0",
+                                "--stt", "scripted", "--tts", "scripted", "--workers", "3"],
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        time.sleep(seconds)
+        process.send_signal(signal.SIGTERM)
+        said, errors = process.communicate(timeout=20)
+        assert process.returncode in (0, -signal.SIGTERM), errors     # by the signal itself before it is heard
+        assert b"Traceback" not in errors
+    finally:
+        process.kill()
+        process.wait()
