@@ -106,12 +106,12 @@ class Server:
             self._listen(sock, lambda: Connection(self, True))
         for sock in audiosockets:
             self._listen(sock, lambda: AudioSocketConnection(self))
-        self._spent = self.clock(), self._worked()      # what it took to get ready is nobody's load
-        self._next_tidying = self.clock() + TIDY_NS
-        self.load, self.full = 0.0, False
         gc.collect()
         gc.freeze()
         gc.disable()                                # collected by the tick, between frames
+        self._spent = self.clock(), self._worked()      # what it took to get ready is nobody's load
+        self._next_tidying = self.clock() + TIDY_NS
+        self.load, self.full = 0.0, False
 
     def begin(self) -> None:
         """Serve the calls that are given to us; nobody can connect yet."""

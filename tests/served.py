@@ -60,6 +60,11 @@ class Served:
                 found.append(pid)
         return found
 
+    @property
+    def worker(self) -> int:
+        """The first process that the supervisor has started: with one worker, that."""
+        return self.family()[1]
+
     def alive(self) -> bool:
         return self.process.poll() is None
 

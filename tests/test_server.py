@@ -38,7 +38,7 @@ def test_getting_ready_is_no_load():
         while time.process_time() < until:
             pass
         await server.start([])
-        await asyncio.sleep(0.1)                    # two ticks: none of them looks back to before the start
+        await asyncio.sleep(0.5)                    # ten ticks: none of them looks back to before the start
         assert not server.full
         server._weigh(server.clock())
         await server.stop()

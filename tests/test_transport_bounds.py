@@ -84,7 +84,7 @@ def traced(pid, into):
 def test_a_frame_takes_one_receive_one_send_and_one_wait(tmp_path):
     with serving(*SCRIPTED) as server, upgrade("/ws/echo", (server.host, server.port)) as sock:
         echo(sock, 10)
-        with traced(server.process.pid, tmp_path / "calls"):
+        with traced(server.worker, tmp_path / "calls"):
             echo(sock, 200)
         calls = Counter(re.findall(r"^\d+ +(\w+)\(", (tmp_path / "calls").read_text(), re.M))
     assert 200 <= calls["recvfrom"] + calls["recvmsg"] + calls["read"] <= 210      # the tick's own, and no second try
@@ -107,7 +107,7 @@ def test_a_peer_that_reads_nothing_holds_no_more_than_its_bound():
                 except BlockingIOError:
                     quiet += 1
                     time.sleep(0.02)
-            unsent = [left for left in unsent_bytes(server.process.pid) if left]
+            unsent = [left for left in unsent_bytes(server.worker) if left]
             assert len(unsent) == 1 and unsent[0] <= 16384 + 65536     # what is asked for, and one receive's echoes beyond
             assert sent < 1 << 20
             sock.settimeout(10)
@@ -127,7 +127,7 @@ def test_a_caller_who_reads_nothing_costs_sixteen_kibibytes_and_what_is_stale_is
             for _ in range(20):
                 sock.sendall(build_frame(1, json.dumps(media).encode(), True, KEY))
                 time.sleep(0.015)
-            most = max(most, *unsent_bytes(server.process.pid), 0)
+            most = max(most, *unsent_bytes(server.worker), 0)
             with urllib.request.urlopen(f"http://{server.host}:{server.port}/metrics") as answer:
                 dropped = re.search(r"^opusagent_dropped_chunks_total (\d+)", answer.read().decode(), re.M)
     assert 0 < most <= 16384 + 2048
