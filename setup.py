@@ -1,5 +1,6 @@
 """Builds the one compiled module.  OPUSAGENT_ANNOTATE=1 writes Cython's annotated HTML beside it."""
 import os
+from glob import glob
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
@@ -7,6 +8,7 @@ from setuptools import Extension, setup
 fastpath = Extension(
     "opusagent._fastpath",
     ["opusagent/_fastpath.pyx"],
+    depends=sorted(glob("opusagent/fastpath/*")),
     extra_compile_args=["-O3", "-Wno-unused-function"],
 )
 

@@ -16,6 +16,8 @@ from pathlib import Path
 TESTS = Path(__file__).parent
 PACKAGE = TESTS.parent / "opusagent"
 SOURCE = PACKAGE / "_fastpath.pyx"
+PARTS = (SOURCE, *PACKAGE.glob("fastpath/*"))     # what it includes
+INCLUDES = (f"-I{sysconfig.get_paths()['include']}", f"-I{PACKAGE}")
 SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 SANITIZED = ("-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
 # PYTHONMALLOC: with Python's own allocator a byte behind an object is still inside its arena, and nothing is noticed.
@@ -44,7 +46,7 @@ def missing_source() -> str | None:
 
 def fresh(path: Path) -> bool:
     """True for the module in C if it is not older than its source."""
-    return path.exists() and path.stat().st_mtime >= SOURCE.stat().st_mtime
+    return path.exists() and path.stat().st_mtime >= max(part.stat().st_mtime for part in PARTS)
 
 
 def runtime(library: str) -> str:
@@ -54,15 +56,13 @@ def runtime(library: str) -> str:
 
 def compiled(target: Path, source: Path, *flags: str) -> Path:
     """An object, to be part of a shared library."""
-    subprocess.run(["gcc", "-c", "-fPIC", f"-I{sysconfig.get_paths()['include']}", *flags, "-o", target, source],
-                   check=True)
+    subprocess.run(["gcc", "-c", "-fPIC", *INCLUDES, *flags, "-o", target, source], check=True)
     return target
 
 
 def shared(target: Path, sources: Iterable[Path], *flags: str) -> Path:
     """A shared library, which may be an extension module, of C sources and objects."""
-    subprocess.run(["gcc", "-shared", "-fPIC", f"-I{sysconfig.get_paths()['include']}", *flags, "-o", target, *sources,
-                    "-ldl"], check=True)
+    subprocess.run(["gcc", "-shared", "-fPIC", *INCLUDES, *flags, "-o", target, *sources, "-ldl"], check=True)
     return target
 
 

@@ -106,6 +106,13 @@ def test_files_and_functions_can_be_read_in_one_go(path):
             assert node.end_lineno - node.lineno < 60, f"{node.name} is too long"
 
 
+@pytest.mark.parametrize("path", sorted(ROOT.glob("fastpath/*")), ids=lambda path: path.name)
+def test_the_parts_of_the_compiled_module_can_be_read_in_one_go(path):
+    lines = path.read_text().splitlines()
+    assert len(lines) <= 450
+    assert max(map(len, lines)) <= 120
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_error_is_swallowed(path):
     for node in ast.walk(ast.parse(path.read_text())):

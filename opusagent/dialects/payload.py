@@ -9,8 +9,7 @@ import binascii
 import numpy as np
 
 from .. import ProtocolError
-from .._fastpath import (alaw_decode, audiocodes_chunk, base64_decode, media_message, media_samples, twilio_message,
-                         ulaw_decode)
+from .._fastpath import alaw_decode, audiocodes_chunk, base64_decode, media_message, media_samples, ulaw_decode
 from . import Audible, Audio
 
 ROOM = 1600                 # samples that are taken without new memory: ten usual messages of 8 kHz
@@ -86,8 +85,6 @@ class Payload:
 
     def message(self, before: bytes, pcm, after: bytes) -> bytes:
         """A media message: int16 samples as a payload between its two ends."""
-        if self.encoding == PCMU:
-            return twilio_message(before, pcm, after)
         if self._big_endian:
             pcm = np.asarray(pcm).byteswap()
         return media_message(before, pcm, after, self.encoding)
