@@ -1,6 +1,12 @@
 """What holds for every test: nothing of a user's own is read or written."""
+import asyncio
 import os
 import tempfile
+
+import pytest
+import uvloop
+
+WAIT = 30                       # seconds, before a scenario is taken to hang
 
 
 def pytest_configure(config):
@@ -11,3 +17,12 @@ def pytest_configure(config):
 
 def pytest_unconfigure(config):
     config.cache_home.cleanup()
+
+
+@pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def run(request):
+    """Runs a scenario on a loop, in seconds or not at all."""
+    def runs(scenario):
+        with asyncio.Runner(loop_factory=request.param) as runner:
+            return runner.run(asyncio.wait_for(scenario, WAIT))
+    return runs

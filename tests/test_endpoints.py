@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 from llm_endpoint import KEY, Exchange, LocalEndpoint, begins, completion, does, fails, says
@@ -24,17 +23,7 @@ from opusagent.engines.race import ENOUGH, Hedging
 from opusagent.metrics import Metrics
 
 MESSAGES = ({"role": "system", "content": "You sell tickets."}, {"role": "user", "content": "Hello?"})
-WAIT = 30                       # seconds, before a test is taken to hang
 SEARCHES = (SimpleNamespace(words=frozenset()),)
-
-
-@pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
-def run(request):
-    """Runs a scenario on a loop, in seconds or not at all."""
-    def runs(scenario):
-        with asyncio.Runner(loop_factory=request.param) as runner:
-            return runner.run(asyncio.wait_for(scenario, WAIT))
-    return runs
 
 
 # -- how they are written down -----------------------------------------------------------------------------------------

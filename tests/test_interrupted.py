@@ -6,7 +6,7 @@ import pytest
 from conversation import Conversation
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_speculation import turn
+from talking import turn
 
 FLOW = """
 start = "card"

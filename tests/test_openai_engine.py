@@ -6,7 +6,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-import uvloop
 from llm_endpoint import KEY, Exchange, LocalEndpoint, answers, begins, completion, does, fails, says
 
 from opusagent import ConfigError, EngineError
@@ -19,16 +18,6 @@ from opusagent.flow import FunctionCall
 
 MESSAGES = ({"role": "system", "content": "You sell tickets."}, {"role": "user", "content": "Hello?"})
 CERTIFICATE = Path(__file__).parent / "data" / "localhost.pem"
-WAIT = 10                       # seconds, before a test is taken to hang
-
-
-@pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
-def run(request):
-    """Runs a scenario on a loop, in seconds or not at all."""
-    def runs(scenario):
-        with asyncio.Runner(loop_factory=request.param) as runner:
-            return runner.run(asyncio.wait_for(scenario, WAIT))
-    return runs
 
 
 def config(url: str, **settings) -> Config:

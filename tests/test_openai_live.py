@@ -4,7 +4,6 @@ from contextlib import asynccontextmanager
 
 import numpy as np
 import pytest
-import uvloop
 from llm_endpoint import KEY, LocalEndpoint
 from realtime_endpoint import RealtimeSession, realtime
 from test_openai_speech import Caller, final, hears, say
@@ -15,16 +14,6 @@ from opusagent.engines.openai_stt import Stt
 from opusagent.metrics import Metrics
 
 USAGE = {"type": "duration", "seconds": 1}
-WAIT = 10                       # seconds, before a test is taken to hang
-
-
-@pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
-def run(request):
-    """Runs a scenario on a loop, in seconds or not at all."""
-    def runs(scenario):
-        with asyncio.Runner(loop_factory=request.param) as runner:
-            return runner.run(asyncio.wait_for(scenario, WAIT))
-    return runs
 
 
 @pytest.fixture(autouse=True)

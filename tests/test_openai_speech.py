@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import uvloop
 from llm_endpoint import KEY, Exchange, LocalEndpoint, answers, begins, does, fails, wav as read_wav
 
 from opusagent import EngineError
@@ -17,17 +16,7 @@ from opusagent.engines import openai_tts
 from opusagent.engines.openai_stt import Stt, wav
 from opusagent.engines.openai_tts import Tts
 
-WAIT = 10                       # seconds, before a test is taken to hang
 TEXT = "Your order left today."
-
-
-@pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
-def run(request):
-    """Runs a scenario on a loop, in seconds or not at all."""
-    def runs(scenario):
-        with asyncio.Runner(loop_factory=request.param) as runner:
-            return runner.run(asyncio.wait_for(scenario, WAIT))
-    return runs
 
 
 class Caller:

@@ -9,10 +9,9 @@ from opusagent import ConfigError, cli, journal, replay, whatif
 from opusagent.config import SETTINGS
 from opusagent.flow import Flow, FunctionCall, Outcome
 from opusagent.tools import Toolbox
-from talking import Line
+from talking import Line, turn
 from test_call import FLOW
 from test_speculation import FLOW as MODEL_FLOW
-from test_speculation import turn
 
 
 class Kept(Conversation):

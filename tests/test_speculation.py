@@ -2,7 +2,9 @@
 import asyncio
 
 import pytest
+import talking
 from conversation import Conversation
+from talking import scenario, turn
 
 FLOW = """
 start = "ask"
@@ -25,45 +27,24 @@ end = true
 """
 
 
-class Line:
-    """A conversation in a loop, so that a model can answer; the loop turns whenever the caller has made a sound."""
+class Line(talking.Line):
+    """It says what it will be recognised as, and its model has an answer."""
 
     def __init__(self, ahead=True):
-        self.talk = Conversation(FLOW, ahead=ahead)
-        self.model = self.talk.studio.llm
+        super().__init__(FLOW, ahead=ahead)
         self.model.pieces = ["It is ", "about parcels. ", "Is that all?"]
 
     async def speech(self, ms, words):
         self.talk.studio.stt.words = words
-        for _ in range(ms // 20):
-            self.talk.speech(20, words)
-            await turn()
-
-    async def silence(self, ms):
-        for _ in range(ms // 20):
-            self.talk.silence(20)
-            await turn()
+        await super().speech(ms, words)
 
     async def greeted(self):
         while self.talk.studio.tts.asked:
             self.talk.studio.tts.deliver()
-        while self.talk.call.mouth.turn is not None:
-            await self.silence(20)
+        await self.listens()
 
     def speculations(self, outcome):
-        return self.talk.server.metrics.counters.get(("speculations", (("outcome", outcome),)), 0)
-
-
-async def turn():
-    for _ in range(5):
-        await asyncio.sleep(0)
-
-
-def scenario(told):
-    def test():
-        asyncio.run(told())
-    test.__name__, test.__doc__ = told.__name__, told.__doc__
-    return test
+        return self.count("speculations", outcome=outcome)
 
 
 @scenario
