@@ -31,23 +31,7 @@
  * sent, received and lost, how late frames left, and what the server cost over the measured time.
  * Exit status: 0 fine, 1 usage or connect, 2 calls were lost.
  */
-#define _GNU_SOURCE
-#include <arpa/inet.h>
-#include <dirent.h>
-#include <errno.h>
-#include <fcntl.h>
-#include <netinet/tcp.h>
-#include <sched.h>
-#include <stdarg.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/epoll.h>
-#include <sys/prctl.h>
-#include <sys/socket.h>
-#include <time.h>
-#include <unistd.h>
+#include "load.h"
 
 #define MS 1000000ull           /* ns */
 enum { FRAME = 160, WINDOW = 80, ALIGN = 8, MAX_FILES = 16, MAX_PIDS = 64, EVENTS = 256, SENDS_PER_POLL = 64 };
@@ -101,8 +85,6 @@ static struct {
     const char *files[MAX_FILES];
 } o = { .calls = 1, .cpu = -1, .warm = 5, .secs = 10, .gap = 300, .silence = 500, .patience = 8000, .path = "/" };
 
-typedef struct { uint64_t run, wait; } Sched;               /* ns on a CPU; ns runnable but kept off */
-
 static struct {                 /* the measured time */
     int recording;
     uint64_t begun, ended;
@@ -120,87 +102,10 @@ static FILE *records;
 static double SQUARE[256];      /* of a code's sample */
 static int8_t SEXTET[256];
 
-static void die(const char *fmt, ...)
-{
-    va_list ap;
-    va_start(ap, fmt);
-    vfprintf(stderr, fmt, ap);
-    va_end(ap);
-    fputc('\n', stderr);
-    exit(1);
-}
-
-static void *alloc(size_t n, size_t size)
-{
-    void *p = calloc(n ? n : 1, size);
-    if (!p) die("out of memory");
-    return p;
-}
-
-static uint64_t now_ns(void)
-{
-    struct timespec ts;
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
-}
-
-static uint32_t rnd(void)       /* xorshift, fixed seed */
-{
-    static uint32_t s = 0x9e3779b9;
-    s ^= s << 13; s ^= s >> 17; s ^= s << 5;
-    return s;
-}
-
 static double larger(double a, double b) { return a > b ? a : b; }
-
-static int compare_u32(const void *a, const void *b)
-{
-    uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
-    return (x > y) - (x < y);
-}
-
-static int compare_u64(const void *a, const void *b)
-{
-    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
-    return (x > y) - (x < y);
-}
-
-/* ---- what the server costs ---------------------------------------------- */
-
-static Sched sched_of(int pid)  /* all threads of a process */
-{
-    Sched sum = { 0, 0 };
-    char path[400];
-    snprintf(path, sizeof path, "/proc/%d/task", pid);
-    DIR *d = opendir(path);
-    if (!d) die("no process %d", pid);
-    for (struct dirent *e; (e = readdir(d));) {
-        unsigned long long run = 0, wait = 0;
-        if (e->d_name[0] == '.') continue;
-        snprintf(path, sizeof path, "/proc/%d/task/%s/schedstat", pid, e->d_name);
-        FILE *f = fopen(path, "r");
-        if (!f) continue;
-        if (fscanf(f, "%llu %llu", &run, &wait) == 2) { sum.run += run; sum.wait += wait; }
-        fclose(f);
-    }
-    closedir(d);
-    return sum;
-}
-
-static Sched server_sched(void)
-{
-    Sched sum = { 0, 0 };
-    for (int i = 0; i < o.npids; i++) {
-        Sched s = sched_of(o.pids[i]);
-        sum.run += s.run;
-        sum.wait += s.wait;
-    }
-    return sum;
-}
 
 /* ---- audio ---------------------------------------------------------------- */
 
-static const char BASE64[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 static const double LOUD = 32768.0 * 32768.0 * 3.1622776601683795e-05;      /* mean square of -45 dBFS */
 
 static void fill_tables(void)
@@ -554,7 +459,7 @@ static void begin_recording(void)
 {
     m.room = (size_t)(o.calls * 50 * (o.secs + 2));
     m.late = alloc(m.room, sizeof *m.late);
-    m.server = server_sched();
+    m.server = sched_of_all(o.pids, o.npids);
     m.client = sched_of(getpid());
     m.recording = 1;
     m.begun = now_ns();
@@ -578,9 +483,8 @@ static void run(void)
         poll_once(due > now ? due - now : 0);
     }
     m.ended = now_ns();
-    Sched server = server_sched(), client = sched_of(getpid());
-    m.server = (Sched){ server.run - m.server.run, server.wait - m.server.wait };
-    m.client = (Sched){ client.run - m.client.run, client.wait - m.client.wait };
+    m.server = since(m.server, sched_of_all(o.pids, o.npids));
+    m.client = since(m.client, sched_of(getpid()));
 }
 
 static double late_ms(double p)         /* of the sorted lateness */
@@ -641,13 +545,7 @@ static void parse_options(int argc, char **argv)
 int main(int argc, char **argv)
 {
     parse_options(argc, argv);
-    prctl(PR_SET_TIMERSLACK, 1, 0, 0, 0);
-    if (o.cpu >= 0) {
-        cpu_set_t set;
-        CPU_ZERO(&set);
-        CPU_SET(o.cpu, &set);
-        if (sched_setaffinity(0, sizeof set, &set)) die("cannot pin to CPU %d", o.cpu);
-    }
+    pin(o.cpu);
     fill_tables();
     for (int i = 0; i < o.nfiles; i++) load_speech(&speech[i], o.files[i]);
     if (o.records && !(records = fopen(o.records, "w"))) die("%s: %s", o.records, strerror(errno));

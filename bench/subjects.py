@@ -162,10 +162,11 @@ def free_port() -> int:
 
 
 def build(program: str) -> str:
-    """Compile bench/<program>.c where it is newer than its binary; returns the binary's path."""
+    """Compile bench/<program>.c where it or a header is newer than its binary; returns the binary's path."""
     source, binary = BENCH / f"{program}.c", BUILD / program
     BUILD.mkdir(exist_ok=True)
-    if not binary.exists() or binary.stat().st_mtime < source.stat().st_mtime:
+    newest = max(file.stat().st_mtime for file in (source, *BENCH.glob("*.h")))
+    if not binary.exists() or binary.stat().st_mtime < newest:
         try:
             subprocess.run(["gcc", "-O3", "-Wall", "-Wextra", "-o", str(binary), str(source)], check=True)
         except FileNotFoundError:

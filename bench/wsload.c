@@ -35,23 +35,7 @@
  * 0.1 ms, the messages then in flight are left out of the round trips (and counted), and paced sends
  * are not caught up on.  Exit status: 0 fine, 1 usage or connect, 2 wrong or lost replies.
  */
-#define _GNU_SOURCE
-#include <arpa/inet.h>
-#include <dirent.h>
-#include <errno.h>
-#include <fcntl.h>
-#include <netinet/tcp.h>
-#include <sched.h>
-#include <stdarg.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/epoll.h>
-#include <sys/prctl.h>
-#include <sys/socket.h>
-#include <time.h>
-#include <unistd.h>
+#include "load.h"
 
 enum { TEMPLATES = 32, IN_FLIGHT = 1024, MAX_PIDS = 64, EVENTS = 256, SENDS_PER_POLL = 64 };
 enum { STALL_NS = 100000, SETTLE_NS = 2000000, DRAIN_NS = 1000000000 };
@@ -81,7 +65,6 @@ typedef struct {
 } Conn;
 
 typedef struct { uint32_t *v; size_t n, cap; } Samples;     /* nanoseconds, cut off at 4.29 s */
-typedef struct { uint64_t run, wait; } Sched;               /* ns on a CPU; ns runnable but kept off */
 
 static struct {
     int paced, conns, twilio, depth, even, block, json, cpu, npids;
@@ -109,37 +92,6 @@ static uint64_t *phase;         /* paced: offset of each connection within the p
 static int ep;
 static size_t in_cap;
 
-static void die(const char *fmt, ...)
-{
-    va_list ap;
-    va_start(ap, fmt);
-    vfprintf(stderr, fmt, ap);
-    va_end(ap);
-    fputc('\n', stderr);
-    exit(1);
-}
-
-static void *alloc(size_t n, size_t size)
-{
-    void *p = calloc(n ? n : 1, size);
-    if (!p) die("out of memory");
-    return p;
-}
-
-static uint64_t now_ns(void)
-{
-    struct timespec ts;
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
-}
-
-static uint32_t rnd(void)       /* xorshift, fixed seed */
-{
-    static uint32_t s = 0x9e3779b9;
-    s ^= s << 13; s ^= s >> 17; s ^= s << 5;
-    return s;
-}
-
 /* ---- samples ----------------------------------------------------------- */
 
 static void add_sample(Samples *s, uint64_t ns)
@@ -151,18 +103,6 @@ static void add_sample(Samples *s, uint64_t ns)
     s->v[s->n++] = ns > UINT32_MAX ? UINT32_MAX : (uint32_t)ns;
 }
 
-static int compare_u32(const void *a, const void *b)
-{
-    uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
-    return (x > y) - (x < y);
-}
-
-static int compare_u64(const void *a, const void *b)
-{
-    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
-    return (x > y) - (x < y);
-}
-
 static double percentile_us(const Samples *s, double p)     /* of sorted samples; 0 without any */
 {
     if (!s->n) return 0;
@@ -171,42 +111,6 @@ static double percentile_us(const Samples *s, double p)     /* of sorted samples
 }
 
 /* ---- what the server costs ---------------------------------------------- */
-
-static Sched sched_of(int pid, const char *tid)
-{
-    char path[400];
-    unsigned long long run = 0, wait = 0;
-    snprintf(path, sizeof path, "/proc/%d/task/%s/schedstat", pid, tid);
-    FILE *f = fopen(path, "r");
-    if (f) { if (fscanf(f, "%llu %llu", &run, &wait) != 2) run = wait = 0; fclose(f); }
-    return (Sched){ run, wait };
-}
-
-static Sched server_sched(void)         /* all threads of all -p */
-{
-    Sched sum = { 0, 0 };
-    for (int i = 0; i < o.npids; i++) {
-        char path[64];
-        snprintf(path, sizeof path, "/proc/%d/task", o.pids[i]);
-        DIR *d = opendir(path);
-        if (!d) die("no process %d", o.pids[i]);
-        for (struct dirent *e; (e = readdir(d));) {
-            if (e->d_name[0] == '.') continue;
-            Sched s = sched_of(o.pids[i], e->d_name);
-            sum.run += s.run;
-            sum.wait += s.wait;
-        }
-        closedir(d);
-    }
-    return sum;
-}
-
-static Sched client_sched(void)
-{
-    char me[16];
-    snprintf(me, sizeof me, "%d", getpid());
-    return sched_of(getpid(), me);
-}
 
 static long server_rss_kb(void)
 {
@@ -223,7 +127,6 @@ static long server_rss_kb(void)
 
 /* ---- messages ------------------------------------------------------------ */
 
-static const char BASE64[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 #define STREAM_SID "MZ18ad3ab5a668481ce02b83e7395059f0"
 
 static void build_frame(Template *t, int opcode, const unsigned char *p, size_t n)
@@ -473,8 +376,8 @@ static uint64_t due_at(uint64_t t0, uint64_t g)     /* when the g-th paced messa
 
 static void begin_recording(void)
 {
-    m.server = server_sched();
-    m.client = client_sched();
+    m.server = sched_of_all(o.pids, o.npids);
+    m.client = sched_of(getpid());
     m.received = m.skipped = 0;
     m.recording = 1;
     m.begun = now_ns();
@@ -483,9 +386,8 @@ static void begin_recording(void)
 static void end_recording(void)
 {
     m.ended = now_ns();
-    Sched server = server_sched(), client = client_sched();
-    m.server = (Sched){ server.run - m.server.run, server.wait - m.server.wait };
-    m.client = (Sched){ client.run - m.client.run, client.wait - m.client.wait };
+    m.server = since(m.server, sched_of_all(o.pids, o.npids));
+    m.client = since(m.client, sched_of(getpid()));
     m.rss_kb = server_rss_kb();
     m.recording = 0;
 }
@@ -528,13 +430,7 @@ static void run(void)
 static void prepare(void)
 {
     uint64_t period = (uint64_t)(1e9 / o.rate), n = (uint64_t)o.conns;
-    prctl(PR_SET_TIMERSLACK, 1, 0, 0, 0);
-    if (o.cpu >= 0) {
-        cpu_set_t set;
-        CPU_ZERO(&set);
-        CPU_SET(o.cpu, &set);
-        if (sched_setaffinity(0, sizeof set, &set)) die("cannot pin to CPU %d", o.cpu);
-    }
+    pin(o.cpu);
     for (int k = 0; k < TEMPLATES; k++)
         if (o.twilio) build_media(&templates[k], k);
         else build_binary(&templates[k]);

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,9 @@ from opusagent._fastpath import SEGMENT_SAMPLES, Arena
 from opusagent.config import Config
 from opusagent.engines.local import TRIES, Stt, Tts
 from test_embedded import CARD, DIGITS, SAID, SEARCHES, Search, people, recognises, recording, speaks
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
+from recovery import SICK       # noqa: E402
 
 pytestmark = pytest.mark.asyncio(loop_scope="function")
 
@@ -98,18 +102,6 @@ async def tts(arena):
     await tts.open(arena)
     yield tts
     await tts.close()
-
-
-# What an engine process of a test can be told to do to itself, by signals that nothing else uses.
-SICK = """
-import os, signal, time
-signal.signal(signal.SIGUSR1, lambda *_: os._exit(0))
-signal.signal(signal.SIGUSR2, lambda *_: time.sleep(3600))
-def spin(*_):
-    while True:
-        pass
-signal.signal(signal.SIGALRM, spin)
-"""
 
 
 @pytest.fixture(autouse=True)
