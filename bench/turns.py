@@ -15,7 +15,7 @@ import json
 import os
 import random
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +64,7 @@ INCOMPLETE_MS = 1200
 LEAD_MS, TAIL_MS = 600, 2500
 SETTINGS = Settings.of(Turns())         # the server's own
 BACKCHANNELS = ("mm hm", "uh huh", "okay", "right", "I see")
+INSIST_MS = (320, 400, 480, 560, 640)
 BURST_MS = (30, 60, 120)        # noises: clicks, knocks, a cough's length
 ECHO_DELAYS_MS = (50, 150, 250, 400)
 ECHO_DB = -20
@@ -290,17 +291,19 @@ class Overlap:
     ducked: list[float] = field(default_factory=list)
     stopped: list[float] = field(default_factory=list)
     stopped_from_onset: list[float] = field(default_factory=list)       # from the labelled one
+    gone_on: list[float] = field(default_factory=list)      # after how long a stop was taken back
     count: int = 0
 
-    def add(self, caller: Caller, dialogue: Dialogue, answers_only: bool = False) -> None:
-        turns, at, first, known = TurnTaking(RATE, Waits(no_input=60_000), SETTINGS), 0, None, 0
+    def add(self, caller: Caller, dialogue: Dialogue, answers_only: bool = False, settings: Settings = SETTINGS) -> None:
+        turns, at, first, known = TurnTaking(RATE, dialogue.expect.waits, settings), 0, None, 0
         turns.agent_starts(answers_only=answers_only)
         self.count += 1
-        for score, samples, quiet in caller.windows:
+        windows = iter(caller.windows)
+        for score, samples, quiet in windows:
             events = turns.push(score, samples, quiet)
             at += samples
-            first = at if first is None and score >= SETTINGS.on else first
-            if score < SETTINGS.off and turns.state == SPEAKING:
+            first = at if first is None and score >= settings.on else first
+            if score < settings.off and turns.state == SPEAKING:
                 first = None
             heard = [text for end, text in caller.words if end <= at]
             if len(heard) > known or any(event.kind == WEIGH for event in events) and heard:
@@ -315,16 +318,35 @@ class Overlap:
                 if event.kind == BARGE_IN:
                     self.stopped.append(since)
                     self.stopped_from_onset.append((at - caller.begins) * 1000 / RATE)
-                    return
+                    return None if turns.meant else self._taken_back(turns, dialogue, caller, windows, at)
+
+    def _taken_back(self, turns: TurnTaking, dialogue: Dialogue, caller: Caller, windows, stopped: int) -> None:
+        """What interruption.py does with the rest: a murmur gives the floor back at its first pause, no words do at the
+        turn's end, and other words are what the agent stopped for."""
+        at = stopped
+        for score, samples, quiet in windows:
+            events = turns.push(score, samples, quiet)
+            at += samples
+            heard = [text for end, text in caller.words if end <= at]
+            interrupts = dialogue.interrupts(heard[-1]) if heard else None
+            silent = not turns.speaking and turns.onset is None
+            if interrupts:
+                return
+            if interrupts is False and silent or any(event.kind == END_OF_TURN for event in events):
+                self.gone_on.append((at - stopped) * 1000 / RATE)
+                return
 
     def figures(self) -> dict:
         return {"sounds": self.count, "stopped": len(self.stopped) / max(1, self.count),
+                "for_good": (len(self.stopped) - len(self.gone_on)) / max(1, self.count),
+                "gone_on_p50_ms": percentile(self.gone_on, 50),
                 "level_down_p99_ms": percentile(self.ducked, 99), "stop_p50_ms": percentile(self.stopped, 50),
                 "stop_p99_ms": percentile(self.stopped, 99), "stop_from_onset_p50_ms":
                 percentile(self.stopped_from_onset, 50)}
 
 
-def overlaps(found: list[Caller], flow: Flow, batch: VadBatch) -> dict[str, Overlap]:
+def sounds(found: list[Caller], batch: VadBatch) -> dict[str, list[Caller]]:
+    """All that may be heard over an agent that speaks, by kind."""
     dice = random.Random(3)
     kinds = {"interruptions": [caller for caller in found if caller.noise is None]}
     kinds["backchannels (a voice's)"] = [caller("backchannels", "card", spoken(said(text, voice), text), noise, dice)
@@ -333,14 +355,27 @@ def overlaps(found: list[Caller], flow: Flow, batch: VadBatch) -> dict[str, Over
     for sound in (*kinds["backchannels (a voice's)"], *kinds["noises"]):
         listen(sound, batch)
     kinds["echo of the agent"] = list(echoes(batch))
-    results = {}
-    for kind, sounds in kinds.items():
-        for policy, of in (("", flow), (', interrupt = "answers"', ANSWERS_ONLY)):
-            overlap = results[kind + policy] = Overlap()
-            for sound in sounds:
-                dialogue = Dialogue(of)
-                dialogue.state = sound.state
-                overlap.add(sound, dialogue, bool(policy))
+    return kinds
+
+
+def over(heard: list[Caller], flow: Flow, settings: Settings = SETTINGS) -> Overlap:
+    overlap = Overlap()
+    for sound in heard:
+        dialogue = Dialogue(flow)
+        dialogue.state = sound.state
+        overlap.add(sound, dialogue, flow is ANSWERS_ONLY, settings)
+    return overlap
+
+
+def overlaps(found: list[Caller], flow: Flow, batch: VadBatch) -> dict[str, Overlap]:
+    """By kind and policy; then, as a curve, by how long a voice must last that nobody knows the words of."""
+    results, kinds = {}, sounds(found, batch)
+    for kind, heard in kinds.items():
+        results[kind] = over(heard, flow)
+        results[f'{kind}, interrupt = "answers"'] = over(heard, ANSWERS_ONLY)
+    for ms in INSIST_MS:
+        for kind in ("interruptions", "backchannels (a voice's)"):
+            results[f"{kind}, insist_ms = {ms}"] = over(kinds[kind], flow, replace(SETTINGS, insist_ms=ms))
     return results
 
 
@@ -417,12 +452,13 @@ def tell(results: dict[str, dict[str, list[Row]]], found: dict[str, Overlap]) ->
                               f"{100 * figures['cut_ins']:.1f} %", str(row.never)])
             print(table(lines))
     print("\nover an agent that speaks, from the detector's first voiced window")
-    lines = [["", "sounds", "stopped", "level down p99", "stop p50", "stop p99", "p50 from the onset"]]
+    lines = [["", "sounds", "stopped", "for good", "gone on after p50", "level down p99", "stop p50", "stop p99",
+              "p50 from the onset"]]
     for kind, overlap in found.items():
         figures = overlap.figures()
-        lines.append([kind, str(overlap.count), f"{100 * figures['stopped']:.1f} %", *(
-            "" if figures[key] != figures[key] else f"{figures[key]:.0f} ms" for key in ("level_down_p99_ms", "stop_p50_ms", "stop_p99_ms",
-                                                 "stop_from_onset_p50_ms"))])
+        lines.append([kind, str(overlap.count), f"{100 * figures['stopped']:.1f} %", f"{100 * figures['for_good']:.1f} %",
+                      *("" if figures[key] != figures[key] else f"{figures[key]:.0f} ms" for key in (
+                          "gone_on_p50_ms", "level_down_p99_ms", "stop_p50_ms", "stop_p99_ms", "stop_from_onset_p50_ms"))])
     print(table(lines))
 
 
@@ -446,7 +482,7 @@ def main() -> int:
             for each in found:
                 each.partials["embedded"] = recognise(each, recogniser, flow.states[each.state].expect.id)
         results = {source: curves(found, flow, source) for source in sources}
-        over = overlaps(found, flow, batch)
+        interrupted = overlaps(found, flow, batch)
         if args.plot:
             plot(args.plot, results)
     except Absent as absent:
@@ -455,9 +491,9 @@ def main() -> int:
     if args.json:
         print(json.dumps({"turns": {source: {kind: [row.figures() for row in rows] for kind, rows in kinds.items()}
                                     for source, kinds in results.items()},
-                          "overlaps": {kind: overlap.figures() for kind, overlap in over.items()}}))
+                          "overlaps": {kind: overlap.figures() for kind, overlap in interrupted.items()}}))
     else:
-        tell(results, over)
+        tell(results, interrupted)
     return 0
 
 

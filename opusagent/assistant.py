@@ -8,7 +8,7 @@ import secrets
 from .dialects.realtime.chat import chat, functions
 from .flow import Expect, Reply, Waits
 from .flow.dialogue import ANSWER, BEGIN, DTMF, SILENCE
-from .flow.phrases import bare, words
+from .flow.phrases import bare, murmured, words
 
 BETA = "openai-beta.realtime-v1"        # a subprotocol
 NEVER = 86_400_000              # ms
@@ -52,10 +52,10 @@ class Assistant:
 
     def interrupts(self, text: str) -> bool | None:
         """Any words do, but those that say "go on"; None: not known yet."""
-        said, known = words(text), self.flow.states[self.state].backchannels
-        if said in known:
+        said = words(text)
+        if said and murmured(said, self.flow.states[self.state].backchannels):
             return False
-        return None if not bare(said) or any(said == longer[:len(said)] for longer in known) else True
+        return True if bare(said) else None
 
     def answered(self, who: str) -> None:
         return None

@@ -8,7 +8,7 @@ import logging
 import math
 import secrets
 
-from . import departure, journal, silence, stereo
+from . import departure, interruption, journal, silence, stereo
 from .dialects import (FACTS, HYPOTHESIS, RECOGNITION, REPLIED, SPEECH_STARTED, SPEECH_STOPPED, Audio, Dtmf, Mark,
                        Pause, Start, Stop)
 from .ear import Ear
@@ -246,8 +246,8 @@ class Call:
         now = self.server.clock()
         self.ear.floor = position
         if not self.ear.hearing:
-            return self._follow(self.turns.agent_done())
-        self.ledger.begin(now, self.slot, self.connection.rtt_ns, self.turns.position)
+            return interruption.go_on(self) if self.mouth.held_back else self._follow(self.turns.agent_done())
+        self.ledger.begin(now, self.slot, self.connection.rtt_ns, self.turns.position, self.mouth.held_back)
         self.mouth.out.tell(SPEECH_STOPPED)
         self.ear.finish(now)
 
@@ -255,7 +255,7 @@ class Call:
         if self.ear.final_by or self.transaction.revocable:
             return self._go_on_listening()
         if self.mouth.turn is not None:
-            self._stop_talking("barge-in")
+            interruption.stop(self)
         self._utterance_starts(onset)
 
     def _go_on_listening(self) -> None:
@@ -265,6 +265,9 @@ class Call:
         """
         self.ear.listen_no_more()
         self.mouth.forget()
+        if self.mouth.held_back:
+            self.ledger.aside = None
+            return self._listen(self.ear.heard_from)
         if self.mouth.turn is not None:
             self.mouth.drop()
             self.transaction.take_back()
@@ -284,7 +287,9 @@ class Call:
         """What the utterance is so far."""
         if self.ear.overhearing:
             self._follow(self.turns.weigh(self.dialogue.interrupts(text)))
-        if not self.ear.overhearing:
+        if self.mouth.held_back:
+            interruption.words(self, text)
+        if self.ear.hearing and not self.ear.overhearing:
             self.mouth.out.tell(HYPOTHESIS, text)
             self._follow(self.turns.judge(self.dialogue.judge(text)))
             if self.ear.hearing and self.turns.state is PAUSED:
@@ -292,6 +297,8 @@ class Call:
 
     def on_heard(self, text: str, confidence: float) -> None:
         """What the utterance was."""
+        if self.mouth.held_back and not interruption.heard(self, text):
+            return
         self.ledger.trace.mark("recognition", self.server.clock())
         self.ledger.trace.confidence = confidence
         self.mouth.out.tell(RECOGNITION, text, confidence)
@@ -302,6 +309,8 @@ class Call:
         self.server.metrics.count("recogniser_failures")
         overheard = self.ear.overhearing
         self.ear.listen_no_more()
+        if self.mouth.held_back:
+            return interruption.go_on(self)
         if not overheard:                       # else the agent speaks on, and nobody was to answer
             self._reply(self.dialogue.failure())
 
@@ -329,7 +338,7 @@ class Call:
         """The reply has another part, which counts from now on."""
         self.transaction.goes_on(reply)
         self.note("goes on", reply.next, reply.say, reply.facts)
-        if self.mouth.audible:
+        if self.mouth.audible and not self.mouth.held_back:
             self.has_floor(reply.interruptible, reply.interrupt == ANSWERS)
 
     def has_floor(self, interruptible: bool, answers_only: bool = False) -> None:

@@ -64,7 +64,7 @@ class Turns:
     adapt: bool = setting(True, "let the waits follow the caller's own pauses, by three quarters to one and a half")
     barge_in_ms: int = setting(200, "speech over our own that stops it, if its words are an interruption",
                                low=20, high=5000)
-    insist_ms: int = setting(400, "speech over our own that stops it while nothing is known of its words; at least "
+    insist_ms: int = setting(480, "voice over our own that stops it while nothing is known of its words; at least "
                              "barge_in_ms", low=20, high=5000)
     echo: bool = setting(True, "know the agent's own words when a line gives them back: they are no interruption")
     duck_db: float = setting(14.0, "how much lower the agent speaks while a sound of the caller's is judged; 0 is off",

@@ -28,13 +28,14 @@ NEVER = -1                      # in place of infinity and of None, where a numb
 
 CALL = ("id", "keys", "keys_by", "began", "done", "leave_by")
 EAR = ("utterance", "hearing", "overhearing", "heard_from", "floor", "final_by")
-MOUTH = ("epoch", "audible", "thrown")
+MOUTH = ("epoch", "audible", "thrown", "held_back")
 TURNS = ("state", "position", "speaking", "onset", "spoken", "last", "ended", "began", "wait", "reciting", "meant",
          "dismissed", "_answers_only")
 TURN = ("epoch", "texts", "complete", "error", "audible", "began", "last_piece")
 REPLY = ("kind", "turn", "next", "say", "messages", "words", "facts", "caller", "rung", "end", "interruptible",
          "interrupt", "part", "transfer", "voice", "rate", "language")
-TRACE = ("turn", "state", "kind", "caller", "agent", "confidence", "stopped_by", "end_ms", "measured", "saved_ms", "_at")
+TRACE = ("turn", "state", "kind", "caller", "agent", "confidence", "stopped_by", "end_ms", "measured", "saved_ms",
+         "false_stops", "_at")
 SEGMENT = ("text", "lead", "pause_ms", "supplied", "start", "read", "written", "done")
 
 
@@ -135,7 +136,7 @@ def changed(call: Call) -> tuple:
     mouth, turns, turn = call.mouth, call.turns, call.mouth.turn
     said = (len(turn.texts), len(turn.speaking), turn.complete, len(turn.stage.playout.queue)) if turn else None
     return (mouth.epoch, call.ear.utterance, call.ear.hearing, turns.state, turns.wait, call.keys, call.done, said,
-            mouth.audible)
+            mouth.audible, mouth.held_back)
 
 
 # -- going on ----------------------------------------------------------------------------------------------------------
@@ -179,6 +180,7 @@ def go_on(call: Call, state: dict, now: int) -> None:
     """Everything that was under way is under way again."""
     slot, turns, ear = call.slot, call.turns, call.ear
     position = turns.position
+    call.mouth.held_back &= state["turn"] is not None
     if ear.hearing or ear.final_by:
         ear.stt.listen(ear, ear.heard_from)
     if ear.final_by:
@@ -222,6 +224,8 @@ def resume_turn(call: Call, state: dict, now: int) -> None:
             playout.queue.append(segment)
             if kept["buffer"] != NEVER:
                 speak_on(call, turn, kept["buffer"], segment)
+    if mouth.held_back:
+        playout.hold(now)
 
 
 def speak_on(call: Call, turn: Turn, k: int, segment: Segment) -> None:

@@ -17,9 +17,12 @@ LOOK_BACK_MS = 1500             # before an endpoint, to find the last voiced wi
 
 
 class Ledger:
-    """`trace` is the receipt being written, `receipts` are those that are finished."""
+    """`trace` is the receipt being written, `receipts` are those that are finished.
 
-    __slots__ = ("metrics", "journal", "call_id", "receipts", "trace", "_arrivals")
+    `aside` is that of a turn of which is not known yet whether it is one: the reply before it may go on.
+    """
+
+    __slots__ = ("metrics", "journal", "call_id", "receipts", "trace", "aside", "_arrivals")
 
     def __init__(self, metrics: Metrics, journal=None):
         self.metrics = metrics
@@ -27,38 +30,42 @@ class Ledger:
         self.call_id = ""               # for the log
         self.receipts: list[dict] = []
         self.trace: TurnTrace | None = None
+        self.aside: TurnTrace | None = None
         self._arrivals: deque[tuple[int, int]] = deque(maxlen=ARRIVALS)    # (position after a message, ns)
 
     def arrived(self, position: int, now: int) -> None:
         """The caller's audio up to `position` is here."""
         self._arrivals.append((position, now))
 
-    def begin(self, now: int, slot=None, rtt_ns: int = 0, decided: int = 0) -> TurnTrace:
+    def begin(self, now: int, slot=None, rtt_ns: int = 0, decided: int = 0, aside: bool = False) -> TurnTrace:
         """A turn ends now.  With its audio in `slot`, of which `decided` samples have been judged, the wait for it is
-        measured; else nobody's voice began it."""
-        self.finish()
-        self.trace = trace = TurnTrace(len(self.receipts) + 1)
+        measured; else nobody's voice began it.  `aside`: it may be none, and the one before it is not finished."""
+        if aside:
+            self.aside = trace = TurnTrace(len(self.receipts) + 2)
+        else:
+            self.finish()
+            self.trace = trace = TurnTrace(len(self.receipts) + 1)
         trace.measured = slot is not None
         if slot is not None:
-            heard = self._last_voiced(slot, now)
+            heard = self._last_voiced(trace, slot, now)
             trace.mark("speech_end", heard - rtt_ns // 2)
             trace.mark("transport", heard)
             trace.decided_ms = decided * 1000 / slot.rate_in
         trace.mark("endpointing", now)
         return trace
 
-    def _last_voiced(self, slot, now: int) -> int:
+    def _last_voiced(self, trace: TurnTrace, slot, now: int) -> int:
         """When the caller's last voiced window arrived here, ns."""
         rate, written = slot.rate_in, slot.written
         count = min(LOOK_BACK_MS * rate // 1000, written)
         position = written - count + (last_voiced(slot.read(written - count, count), rate) or count)
-        self.trace.end_ms = position * 1000 / rate
+        trace.end_ms = position * 1000 / rate
         return next((at - (after - position) * 1_000_000_000 // rate
                      for after, at in self._arrivals if after >= position), now)
 
     def finish(self, stopped_by: str = "") -> None:
         """The turn is over, if one is being written."""
-        trace, self.trace = self.trace, None
+        trace, self.trace, self.aside = self.trace, None, None
         if trace is not None:
             trace.stopped_by = trace.stopped_by or stopped_by
             receipt = trace.receipt()

@@ -30,6 +30,7 @@ MEANING = {
     "calls": "Calls begun.",
     "turns": "Turns of a caller that were answered.",
     "barge_ins": "Replies that a caller interrupted.",
+    "false_stops": "Times that the agent stopped for a voice that was no interruption, and went on.",
     "slow_frames": "Frames that took more than 5 ms to process.",
     "protocol_errors": "Connections that broke the protocol, by HTTP status or close code.",
     "refused_credentials": "Calls and webhooks that did not show what their platform's [auth] asks for.",
@@ -86,7 +87,7 @@ class TurnTrace:
     """The receipt of one turn while it is being written: who, what, and when."""
 
     __slots__ = ("turn", "state", "kind", "caller", "agent", "confidence", "stopped_by", "end_ms", "decided_ms",
-                 "measured", "saved_ms", "_at")
+                 "measured", "saved_ms", "false_stops", "_at")
 
     def __init__(self, turn: int):
         self.turn = turn                        # 1 is the call's first
@@ -99,6 +100,7 @@ class TurnTrace:
         self.end_ms: float | None = None        # of the call's audio, where the caller's last voiced sample lies,
         self.decided_ms: float | None = None    # and how much had been judged when that was known for the turn's end
         self.measured = True                    # False where nobody's voice began it: a greeting, a reprompt, keys
+        self.false_stops = 0                    # times that the reply stopped for nothing, and went on
         self.saved_ms = 0.0                     # by what was begun before the turn's end (speculation)
         self._at: list[int | None] = [None] * len(INDEX)
 
@@ -139,7 +141,8 @@ class TurnTrace:
         return {"turn": self.turn, "state": self.state, "kind": self.kind, "caller": self.caller, "agent": self.agent,
                 "confidence": self.confidence, "stopped_by": self.stopped_by, "end_ms": self.end_ms,
                 "decided_ms": self.decided_ms, "measured": self.measured, "saved_ms": round(self.saved_ms, 3),
-                "voice_to_voice_ms": total(waits) if answered else None, "waits": waits}
+                "false_stops": self.false_stops, "voice_to_voice_ms": total(waits) if answered else None,
+                "waits": waits}
 
 
 def total(waits: Mapping[str, float]) -> float:

@@ -28,7 +28,8 @@ class Mouth:
     """
 
     __slots__ = ("call", "journal", "connection", "dialect", "out", "metrics", "clock", "voice", "slot", "playout",
-                 "stage", "epoch", "turn", "held", "audible", "thrown", "most_thrown", "lowered", "echo", "sounded")
+                 "stage", "epoch", "turn", "held", "audible", "thrown", "most_thrown", "lowered", "echo", "sounded",
+                 "resumes", "held_back")
 
     def __init__(self, call, server, connection, dialect):
         self.call = call
@@ -41,6 +42,7 @@ class Mouth:
         self.voice = server.studio.tts
         self.most_thrown = server.config.turns.speculations
         self.lowered = 10 ** (-server.config.turns.duck_db / 20)    # level while an interjection is judged
+        self.resumes = True                 # a stop that proves false is taken back
         # made by open()
         self.slot = None
         self.playout: Playout | None = None
@@ -52,6 +54,7 @@ class Mouth:
         self.turn: Turn | None = None       # the reply on its way to the listener
         self.held: Turn | None = None       # the reply that may be given when the caller's turn is over
         self.audible = False                # the first sample of the reply went out
+        self.held_back = False              # the reply has stopped, and may go on
         self.thrown = 0                     # replies that were begun and never given
 
     def open(self, slot, wire_rate: int, studio, flow, deadlines, dialogue) -> None:
@@ -117,15 +120,31 @@ class Mouth:
 
     def stop(self, now: int) -> tuple[Turn, str]:
         """The agent stops within this frame, and what the platform holds is cleared: the reply, and what was heard."""
-        turn, heard = self.turn, self.playout.heard_text(now)
+        turn, heard, silent = self.turn, self.playout.heard_text(now), self.held_back
         self.drop()
+        if not silent:
+            self.out.clear(now)
+            if self.call.recording is not None:
+                self.call.recording.cut()
+        return turn, heard
+
+    def hold_back(self, now: int) -> None:
+        """The agent stops, as in stop(), but the reply may go on: it is made as far as there is room."""
+        self.held_back = True
+        self.playout.hold(now)
+        self.out.late.clear()
         self.out.clear(now)
         if self.call.recording is not None:
             self.call.recording.cut()
-        return turn, heard
+
+    def go_on(self, now: int, earlier_ms: int) -> None:
+        """From where it was heard, or so much earlier."""
+        self.held_back = False
+        self.playout.go_on(now, earlier_ms * self.playout.rate // 1000)
 
     def drop(self) -> None:
         """Nothing of the reply, spoken or held, is made or sent any more."""
+        self.held_back = False
         turn = self.turn or self.held
         self.turn = self.held = None
         if turn is not None:
@@ -212,6 +231,8 @@ class Mouth:
         turn, playout, out = self.turn, self.playout, self.out
         self.call.due = 0
         turn.tick(now)
+        if self.held_back:
+            return
         while not out.held(now) and (pcm := playout.pop(now)) is not None:
             out.audio(pcm)
             if self.call.recording is not None:

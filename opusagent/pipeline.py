@@ -142,7 +142,7 @@ class Turn:
                 del self.speaking[k]
                 self.buffers.append(k)
         self._advance()
-        if self._due and self.state is SPEAKING and (self.stage.owner.certain or not self.texts):
+        if self._due and self.state is SPEAKING and not self.stage.playout.held and (self.stage.owner.certain or not self.texts):
             self._due = False
             self.stage.owner.acts(self)
             self._act()
@@ -267,7 +267,7 @@ class Turn:
     def _bridge(self, now: int) -> None:
         """The listener has heard nothing for too long, whoever it is that is late: a filler."""
         playout, stage = self.stage.playout, self.stage
-        if playout.audible(now):
+        if playout.audible(now) or playout.held:
             self._quiet = now
         quiet = (now - max(self._quiet, self.began)) / 1e9
         nothing_yet = not self.last_piece and (self._task or self.acting)

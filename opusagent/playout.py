@@ -8,18 +8,23 @@ from collections import deque
 
 import numpy as np
 
+from . import wording
+
 FRAME_MS = 20
 MS = 1_000_000                  # ns
 FADE_MS = 4                     # down and up again, where the voice is late in mid-segment: no click
 MS_PER_CHARACTER = 65           # of speech: how long a segment is, until its end is known
+KEPT_MS = 1_000                 # of what went out, besides the lead: it can be said once more
+MOST_LEAD_MS = 500              # ... of that
+RESUME_MS = 60                  # within which the level is up again, once it was stopped
 
 
 class Segment:
     """A stretch of speech: whole from the start (a prompt), or growing in a ring of shared memory."""
 
-    __slots__ = ("text", "pcm", "lead", "pause_ms", "supplied", "read", "written", "start", "done")
+    __slots__ = ("text", "pcm", "lead", "pause_ms", "supplied", "read", "written", "start", "done", "ends")
 
-    def __init__(self, text: str, pcm, lead: int = 0, pause_ms: int = 0, growing: bool = False):
+    def __init__(self, text: str, pcm, lead: int = 0, pause_ms: int = 0, growing: bool = False, ends=()):
         self.text = text
         self.pcm = np.asarray(pcm)      # int16 at the wire's rate: all of it, or the ring it grows in
         self.lead = lead                # samples before its first voiced window
@@ -29,6 +34,7 @@ class Segment:
         self.read = 0                   # counter of the next sample to play
         self.written = 0 if growing else len(self.pcm)      # counter after the last sample there is
         self.done = not growing         # no more will come
+        self.ends = ends                # samples of it after which each word of the text ends; () if no voice told
 
     @property
     def finished(self) -> bool:
@@ -38,6 +44,19 @@ class Segment:
     def length(self) -> int | None:
         """Samples of all of it; None while that is not known."""
         return self.written - self.start if self.done else None
+
+    def words(self, rate: int) -> np.ndarray:
+        """Samples of it after which each word of the text ends; worked out from the sound where no voice told."""
+        if len(self.ends):
+            return np.asarray(self.ends)
+        length = self.length
+        if length is None:
+            length = max(self.written - self.start, len(self.text) * MS_PER_CHARACTER * rate // 1000)
+        kept = max(self.start, self.written - len(self.pcm))
+        pcm = self.pcm[np.arange(kept, self.written) % max(1, len(self.pcm))]
+        if kept > self.start:
+            return wording.proportional(self.text, length)      # its beginning is overwritten
+        return wording.estimated(self.text, pcm, rate, length)
 
     def supply(self, start: int, written: int, done: bool) -> None:
         """The voice has written samples start..written (counters of the ring)."""
@@ -60,7 +79,8 @@ class Playout:
     """One call's.  `begin` starts a reply, `push` adds segments, `pop` gives what is due."""
 
     __slots__ = ("rate", "size", "most", "lead", "queue", "sent", "underruns", "_frame", "_filled", "_origin", "_lag",
-                 "_silence", "_places", "_marks", "_gain", "_target", "_step", "_last", "_faded", "_gap")
+                 "_silence", "_places", "_marks", "_gain", "_target", "_step", "_last", "_faded", "_gap", "_kept", "_ends",
+                 "_again", "_held")
 
     def __init__(self, rate: int, lead_ms: int = 0, message_ms: int = FRAME_MS):
         self.rate = rate                            # Hz on the wire
@@ -82,6 +102,11 @@ class Playout:
         self._last = 0                              # the last sample that went out, before the gain
         self._faded = False                         # the voice was late: what it says next is faded in
         self._gap = False                           # nothing has gone out since it was late; that is counted
+        kept = KEPT_MS + min(lead_ms, MOST_LEAD_MS)
+        self._kept = np.zeros(rate * kept // 1000, np.int16)    # a ring of what went out last, as it was spoken
+        self._ends: list[int] = []                  # of the segments that were given to take_marks()
+        self._again: Segment | None = None          # what is said once more, before anything else
+        self._held: int | None = None               # samples that were heard when it was held; None: it is not
 
     def begin(self) -> None:
         """A new reply: nothing of the old one is left."""
@@ -92,6 +117,8 @@ class Playout:
         self._marks.clear()
         self._gain = self._target = 1.0
         self._last, self._faded, self._gap = 0, False, False
+        self._ends.clear()
+        self._again = self._held = None
 
     def push(self, segment: Segment) -> None:
         self.queue.append(segment)
@@ -119,21 +146,22 @@ class Playout:
     @property
     def due(self) -> int:
         """ns: when the next frame goes out; 0 where that hangs on more than time, or nothing is left."""
-        return 0 if self._origin is None or not self.queue and not self._filled else self._due()
+        return 0 if self._origin is None or self.spent or self._held is not None else self._due()
 
     def pop(self, now: int) -> np.ndarray | None:
         """The next message, 20 ms or as much as goes out together, if it is due, else None.
 
         Good until the next pop().
         """
-        if not self.queue and not self._filled or self._origin is not None and now < self._due():
+        if self.spent or self._held is not None or self._origin is not None and now < self._due():
             return None
-        if self._origin is not None and not self._filled:
+        if self._origin is not None and not self._filled and self._again is None:
             if not self._silence:
                 frame = self._next_whole()
                 if frame is not None:
                     self._set_off(now)
                     self._gap, self._last = False, int(frame[-1])
+                    self._keep(frame)
                     self.sent += self.size
                     return frame
             else:
@@ -148,6 +176,7 @@ class Playout:
         self._set_off(now)
         self._gap = late
         self._last = int(self._frame[count - 1])
+        self._keep(self._frame[:count])
         frames, rest = self._with_gain(self._frame[:count]), self._filled - count
         if rest > 0:
             frames = frames.copy()
@@ -155,6 +184,13 @@ class Playout:
         self._filled = max(0, rest)
         self.sent += count
         return frames
+
+    def _keep(self, frame: np.ndarray) -> None:
+        at, size = self.sent % len(self._kept), len(self._kept)
+        if at + len(frame) <= size:
+            self._kept[at:at + len(frame)] = frame
+        else:
+            self._kept[at:], self._kept[:at + len(frame) - size] = frame[:size - at], frame[size - at:]
 
     def _next_whole(self) -> np.ndarray | None:
         """A frame from the midst of a segment, where it lies, which is nearly every one; None where it takes more."""
@@ -175,7 +211,7 @@ class Playout:
         filled = self._filled
         if filled == self.most:
             return filled
-        if not self.queue:                          # the reply's last samples
+        if not self.queue and self._again is None:  # the reply's last samples
             count = -(-filled // self.size) * self.size
             self._frame[filled:count] = 0
             return count
@@ -219,7 +255,11 @@ class Playout:
             self.underruns += not self._gap
 
     def _fill(self) -> None:
-        while self._filled < self.most and self.queue:
+        while self._filled < self.most and not (self._again is None and not self.queue):
+            if self._again is not None:
+                self._filled += self._again.take_into(self._frame[self._filled:])
+                self._again = None if self._again.finished else self._again
+                continue
             if self._silence:
                 count = min(self._silence, self.most - self._filled)
                 self._frame[self._filled:self._filled + count] = 0
@@ -249,24 +289,61 @@ class Playout:
         """Barge-in: nothing more goes out.  What was sent and heard is still told until the next begin()."""
         self.queue.clear()
         self._filled = 0
+        self._again = None
         self._marks.clear()
+
+    # ---- a stop that may prove false ----
+
+    def hold(self, now: int) -> None:
+        """Nothing goes out for now, and what was sent but not heard is lost: the platform was told to drop it."""
+        self._held = self.heard(now)
+
+    @property
+    def held(self) -> bool:
+        return self._held is not None
+
+    def go_on(self, now: int, earlier: int) -> None:
+        """From where it was heard, or at most about `earlier` samples before, at the beginning of a word."""
+        heard, self._held = self._held, None
+        begin = max(0, self.sent - len(self._kept), self._word_before(heard, earlier))
+        sent = self._kept[np.arange(begin, self.sent) % len(self._kept)]
+        again = np.concatenate((sent, self._frame[:self._filled]))
+        self._again = Segment("", again) if len(again) else None
+        self._marks += [end for end in self._ends if end > begin]
+        self.sent, self._filled = begin, 0
+        self._origin = now - begin * 1_000_000_000 // self.rate
+        self._last, self._faded, self._gap, self._gain = 0, False, False, 0.0
+        self.gain(1.0, RESUME_MS)
+
+    def _word_before(self, heard: int, earlier: int) -> int:
+        """Where the last word begins that does so at least `earlier` before `heard`, or a segment in between."""
+        found = 0
+        for segment, begins in self._places:
+            ends = segment.words(self.rate) + begins
+            starts = [begins, *ends[:-1]]
+            found = max([found, *(int(start) for start in starts if start <= heard - earlier)])
+            if heard - 2 * earlier <= begins <= heard:
+                found = max(found, begins)
+        return found
 
     # ---- what the listener has heard ----
 
     def heard(self, now: int) -> int:
         """Samples of the reply that the listener has heard."""
+        if self._held is not None:
+            return self._held
         if self._origin is None:
             return 0
         return max(0, min(self.sent, (now - self._origin - self._lag) * self.rate // 1_000_000_000))
 
     def playing(self, now: int) -> bool:
         """True while something is queued, or sent and not yet heard."""
-        return bool(self.queue) or self._filled > 0 or self.heard(now) < self.sent
+        return not self.spent or self.held or self.heard(now) < self.sent
 
     def reached(self, position: int, now: int) -> None:
         """The platform says that everything before `position` has been heard by now: pacing stays as it is, the
         estimate of what was heard follows.  The word's own way back to us makes it an upper bound of the lag."""
-        if self._origin is not None and 0 <= position <= self.sent:
+        if self._origin is not None and self._held is None and 0 <= position <= self.sent:
             self._lag = max(0, now - self._origin - position * 1_000_000_000 // self.rate)
 
     def behind(self, ns: int) -> None:
@@ -280,7 +357,7 @@ class Playout:
     @property
     def spent(self) -> bool:
         """Nothing waits to be sent."""
-        return not self.queue and not self._filled
+        return not self.queue and not self._filled and self._again is None
 
     def spans(self) -> list[tuple[str, int, int]]:
         """(text, from ms, to ms) of the segments that were begun, as far as they were sent."""
@@ -290,22 +367,22 @@ class Playout:
 
     def take_marks(self) -> list[int]:
         """Where segments ended since this was last asked: positions to ask the platform about."""
+        if self._again is not None:
+            return []                               # they lie in what is said once more
         marks, self._marks = self._marks, []
+        self._ends += [mark for mark in marks if mark not in self._ends]
         return marks
 
     def heard_text(self, now: int) -> str:
-        """The text of what was heard; the segment being heard is cut after a word, in proportion."""
+        """The text of what was heard; the segment being heard is cut after its last word that was heard to the end."""
         heard, texts = self.heard(now), []
         for segment, begins in self._places:
             length = segment.length
-            if length is None:
-                length = max(segment.written - segment.start, len(segment.text) * MS_PER_CHARACTER * self.rate // 1000)
-            part = (heard - begins) / max(1, length)
-            if part >= 1:
+            if length is not None and heard >= begins + length:
                 texts.append(segment.text)
-            elif part > 0:
-                words = segment.text.split()
-                texts.append(" ".join(words[:int(part * len(words))]))
+            elif heard > begins:
+                count = int(np.searchsorted(segment.words(self.rate), heard - begins, "right"))
+                texts.append(" ".join(segment.text.split()[:count]))
         return " ".join(filter(None, texts))
 
     # ---- level ----

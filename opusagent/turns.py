@@ -106,7 +106,7 @@ CONDITIONS = {      # what a condition is, and how it is seen; the agent's three
     SPEECH: ("start_ms of speech", lambda t: t.spoken >= t.start),
     SUSTAINED_SPEECH: ("barge_in_ms of speech", lambda t: t.spoken >= t.barge_in),
     INSISTENT_SPEECH: ("insist_ms of speech, unless only an answer may interrupt or the words are none",
-                       lambda t: not t.dismissed and t.spoken >= t.insist),
+                       lambda t: not t.dismissed and min(t.spoken, t.last - (t.onset or 0)) >= t.insist),
     MEANT: ("the words are an interruption", lambda t: t.meant),
     SHORT_SILENCE: ("pause_ms of silence", lambda t: t.onset is None),
     LONG_SILENCE: ("the silence that what was said calls for, and the agent does not recite",
@@ -143,7 +143,7 @@ class Settings:
     start_ms: int = 64              # speech that counts as speech
     pause_ms: int = 96              # silence that counts as a pause, and the least that ends a turn
     barge_in_ms: int = 200          # speech that can take the floor from the agent, if the words say so
-    insist_ms: int = 400            # speech that takes it while nothing is known of the words
+    insist_ms: int = 480            # voice that takes it while nothing is known of the words
     run_on_ms: int = 500            # speech that may run on past the end of its turn before it counts again
     max_utterance_ms: int = 30_000
     pace_low: float = 1.0           # bounds of the factor by which the caller's own pauses change the waits

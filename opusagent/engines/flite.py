@@ -34,7 +34,7 @@ class _Streaming(ctypes.Structure):
 
 _On_piece = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(_Wave), ctypes.c_int, ctypes.c_int, ctypes.c_int,
                              ctypes.POINTER(_Streaming))
-_Streaming._fields_ = [("least", ctypes.c_int), ("on_piece", _On_piece), ("text", ctypes.c_void_p),
+_Streaming._fields_ = [("least", ctypes.c_int), ("on_piece", _On_piece), ("utterance", ctypes.c_void_p),
                        ("item", ctypes.c_void_p), ("data", ctypes.c_void_p)]
 
 
@@ -50,7 +50,13 @@ FUNCTIONS = {               # name -> (result, arguments)
     "new_audio_streaming_info": (ctypes.POINTER(_Streaming), []),
     "audio_streaming_info_val": (ctypes.c_void_p, [ctypes.POINTER(_Streaming)]),
     "feat_set": (None, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]),
+    "utt_relation": (ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_char_p]),
+    "relation_head": (ctypes.c_void_p, [ctypes.c_void_p]),
+    "item_next": (ctypes.c_void_p, [ctypes.c_void_p]),
+    "item_feat_float": (ctypes.c_float, [ctypes.c_void_p, ctypes.c_char_p]),
+    "path_to_item": (ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_char_p]),
 }
+TOKEN = b"R:SylStructure.parent.parent.R:Token.parent"     # from a sound to what was written there
 GO_ON, STOP = 0, -1         # what a callback returns
 LONGEST = 2000              # characters spoken at once: a minute or two
 
@@ -106,6 +112,8 @@ class Voice:
         streaming.contents.least = PIECE_MS * 16
         library.feat_set(self.voice.contents.features, b"streaming_info", library.audio_streaming_info_val(streaming))
         self.speech: Speech | None = None           # in progress
+        self.text = ""                              # ... of this
+        self.ends: list[float] | None = None        # seconds of the voice's own after which each of its words ends
         self.error: Exception | None = None         # what `write` raised, which cannot cross flite
 
     def speak(self, text: str, rate: int, write: Callable[[np.ndarray], bool]) -> bool:
@@ -113,18 +121,31 @@ class Voice:
 
         pcm is int16 and new each time.  Nothing is written of a text without a word in it.
         """
-        self.speech, self.error = Speech(rate, self.gain, write), None
+        self.speech, self.error, self.text, self.ends = Speech(rate, self.gain, write), None, text, None
         self.library.srand(1)               # flite makes its breath noise with rand()
         wave = self.library.flite_text_to_wave(ascii_text(text)[:LONGEST], self.voice)
         if not wave:
             raise EngineError("flite could not speak a text.")
         self.library.delete_wave(wave)
-        speech, self.speech = self.speech, None
         if self.error is not None:
             raise self.error
-        return speech.finish()
+        return self.speech.finish()
+
+    @property
+    def words(self) -> list[int]:
+        """After which of the samples that were written each word of the text ends; [] while that is not known.
+
+        A word is what stands between two spaces, as in str.split().
+        """
+        speech = self.speech
+        if not self.ends or speech is None or speech.edges is None or not speech.edges.begun:
+            return []
+        dropped, rate = speech.edges.dropped / speech.edges.rate, speech.rate
+        return [max(0, round((end - dropped) * rate)) for end in self.ends]
 
     def _piece(self, wave, start: int, count: int, last: int, streaming) -> int:
+        if self.ends is None:
+            self.ends = self._word_ends(streaming.contents.utterance)
         wave = wave.contents
         piece = np.ctypeslib.as_array(wave.samples, (start + count,))[start:]
         try:
@@ -132,6 +153,20 @@ class Voice:
         except Exception as error:      # goes on in speak(): an exception does not find its way through C
             self.error = error
             return STOP
+
+
+    def _word_ends(self, utterance) -> list[float]:
+        """By what flite has planned; [] where its words are not those of the text."""
+        library, ends, last = self.library, [], None
+        sound = library.relation_head(library.utt_relation(utterance, b"Segment"))
+        while sound:
+            token = library.path_to_item(sound, TOKEN)
+            if token:                               # else it is a pause
+                if token != last:
+                    ends.append(0.0)
+                ends[-1], last = library.item_feat_float(sound, b"end"), token
+            sound = library.item_next(sound)
+        return ends if len(ends) == len(self.text.split()) else []
 
 
 def ascii_text(text: str) -> bytes:

@@ -63,15 +63,17 @@ class Speech:
 class Edges:
     """Cuts the silence before and after a stretch of speech, and fades it in and out."""
 
-    __slots__ = ("window", "lead", "trail", "fade", "begun", "held")
+    __slots__ = ("rate", "window", "lead", "trail", "fade", "begun", "held", "dropped")
 
     def __init__(self, rate: int):
+        self.rate = rate
         self.window = rate * WINDOW_MS // 1000      # samples, these four
         self.lead = rate * LEAD_MS // 1000
         self.trail = rate * TRAIL_MS // 1000
         self.fade = rate * FADE_MS // 1000
         self.begun = False                          # a sound was found
         self.held = np.zeros(0, np.int16)           # silence that may be the last
+        self.dropped = 0                            # samples of the silence before the first sound
 
     def push(self, pcm: np.ndarray) -> np.ndarray:
         """int16 samples; those of them, and of earlier ones, that are certainly neither lead nor trail."""
@@ -80,9 +82,12 @@ class Edges:
             loud = self._louder(pcm, QUIET)
             if not len(loud):
                 self.held = pcm[max(0, len(pcm) - self.lead - self.window):]
+                self.dropped += len(pcm) - len(self.held)
                 return pcm[:0]
             self.begun = True
-            pcm = pcm[max(0, loud[0] * self.window - self.lead):]
+            silence = max(0, loud[0] * self.window - self.lead)
+            self.dropped += silence
+            pcm = pcm[silence:]
             pcm[:self.fade] = pcm[:self.fade] * np.linspace(0, 1, self.fade)[:len(pcm)]
         loud = self._louder(pcm, OVER)
         sound = (loud[-1] + 1) * self.window if len(loud) else 0

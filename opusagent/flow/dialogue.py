@@ -12,7 +12,7 @@ from json import dumps
 
 from .expect import Expect, clip
 from .numerals import number_of_day
-from .phrases import bare, words
+from .phrases import bare, murmured, words
 from .phrasing import TODAY
 from .states import ALWAYS, ANSWERS, HISTORY, NEVER, Flow, Ladder, State, Transition
 from .tools import FunctionCall, Outcome, ToolCall, Use, given, known
@@ -117,7 +117,7 @@ class Dialogue:
         said = words(text)
         if not said:
             return None
-        if state.interrupt == NEVER or any(said == longer[:len(said)] for longer in state.backchannels):
+        if state.interrupt == NEVER or murmured(said, state.backchannels):
             return False                    # one word more may still make it an interruption
         if not bare(said):
             return None

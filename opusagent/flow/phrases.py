@@ -66,6 +66,18 @@ def bare(said: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(word for word in said if word not in FILLERS)
 
 
+def murmured(said: tuple[str, ...], murmurs: frozenset[tuple[str, ...]]) -> bool:
+    """Whether the words are some of these one after the other, as in "yes, okay", the last perhaps only begun."""
+    reached = [True] + [False] * len(said)
+    for at in range(len(said)):
+        if reached[at]:
+            for murmur in murmurs:
+                rest = said[at:at + len(murmur)]
+                if rest == murmur[:len(rest)]:
+                    reached[at + len(rest)] = True
+    return reached[-1]
+
+
 class Word:
     """One word.  A filler may be left out when it is said."""
 
