@@ -7,7 +7,6 @@ agent's own detector found that end, to the first voiced frame of the answer, bo
     caller    ...####  silence  |                 frame that ends the turn leaves
     agent                       |<- overhead ->#####
 """
-import ast
 import json
 import math
 import re
@@ -25,7 +24,7 @@ from subjects import BENCH, Cores, Running, Subject, build, ours
 
 FRAME_NS = 20_000_000
 ROOM_MS = 100               # of a recording around what is voiced in it
-RECEIPT = re.compile(r"call (\S+) turn (\{.*\})$", re.MULTILINE)
+TURN = re.compile(r'^\{.*"event":"turn".*\}$', re.MULTILINE)
 ENDPOINT = re.compile(r"^endpoint (\S+) (\d+) (\d+)$", re.MULTILINE)
 
 FLOW = """
@@ -125,7 +124,8 @@ class Scene:
         return ours("/ws/twilio", "--flow", self.write("flow.toml", flow), "--stt", "scripted", "--scripted-stt",
                     self.write("heard.txt", "where is my order\n"), "--tts", "scripted", "--llm", "openai",
                     "--openai-base-url", f"http://127.0.0.1:{self.model.port}/v1", "--max-calls", str(calls + 10),
-                    "--admission-refuse-above", "1", "--admission-resume-below", "1", "--turns-speculations", "100000")
+                    "--admission-refuse-above", "1", "--admission-resume-below", "1", "--turns-speculations", "100000",
+                    "--log-format", "json")
 
     def pipecat(self) -> Subject:
         return Subject("Pipecat", (sys.executable, str(BENCH / "peers" / "pipecat_agent.py"), "PORT",
@@ -162,9 +162,9 @@ class Scene:
 def ends_of(said: str) -> dict[str, list]:
     """Call id -> the ends of turns that the agent told: functions of a turn, the frame that brought it or None."""
     ends = defaultdict(list)
-    for call, receipt in RECEIPT.findall(said):
-        if (decided := ast.literal_eval(receipt)["decided_ms"]) is not None:
-            ends[call].append(at_position(decided * 8))
+    for line in map(json.loads, TURN.findall(said)):
+        if (decided := line["fields"]["decided_ms"]) is not None:
+            ends[line["call"]].append(at_position(decided * 8))
     for call, frames, silent in ENDPOINT.findall(said):
         ends[call].append(after_silence(int(frames), int(silent)))
     return ends

@@ -1,5 +1,6 @@
 """The benchmarks' own arithmetic, and that what they build runs: figures nobody checks are worth nothing."""
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from opusagent import logs
 
 BENCH = Path(__file__).parent.parent / "bench"
 sys.path.insert(0, str(BENCH))
@@ -101,7 +103,14 @@ def turn(**more):
 
 
 SUMMARY = {"server_ns": 0, "secs": 1.0, "calls": 1}
-OURS = "x INFO call CA1 turn {'turn': 2, 'decided_ms': 2208.0}\nx INFO call CA1 turn {'turn': 3, 'decided_ms': None}\n"
+def logged(**receipt) -> str:
+    """A receipt as the server's log has it."""
+    record = logging.makeLogRecord({"msg": "call %s turn %d", "args": ("CA1", receipt["turn"]),
+                                    **logs.about("CA1", "turn", **receipt)})
+    return logs.spell_json(record, speech=True) + "\n"
+
+
+OURS = "listening on http://127.0.0.1:1\n" + logged(turn=2, decided_ms=2208.0) + logged(turn=3, decided_ms=None)
 
 
 def test_overhead_counts_from_the_frame_that_ended_the_turn():
