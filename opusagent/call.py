@@ -61,7 +61,7 @@ class Call:
         self.began = server.now             # ns
         self.done = False                   # the flow came to its end
         self.leave_by = 0                   # ns: until when the platform may end the call itself, once it is done
-        self.due = 0                        # ns: before then tick() has nothing to do
+        self.due = 0                        # ns: before then tick() has nothing to do; 0 when anything has happened
         if begins and (start := dialect.open()) is not None:
             self.on_start(start)
         if kept is not None:
@@ -76,6 +76,8 @@ class Call:
             self.mouth.out.answers()
         if event is not None and (not self.done or event.__class__ is Stop):
             ON_EVENT[event.__class__](self, event)
+            if event.__class__ is not Audio:
+                self.due = 0
 
     @noted(journal.DRAINED)
     def drained(self) -> None:
@@ -203,6 +205,7 @@ class Call:
 
     def _follow(self, events) -> None:
         for event in events:
+            self.due = 0
             self.note(event.kind, event.position)
             ON_TURN[event.kind](self, event.position)
 
@@ -285,6 +288,7 @@ class Call:
 
     def on_words(self, text: str) -> None:
         """What the utterance is so far."""
+        self.due = 0
         if self.ear.overhearing:
             self._follow(self.turns.weigh(self.dialogue.interrupts(text)))
         if self.mouth.held_back:
@@ -306,6 +310,7 @@ class Call:
 
     def on_deaf(self) -> None:
         """The recogniser has failed."""
+        self.due = 0
         self.server.metrics.count("recogniser_failures")
         overheard = self.ear.overhearing
         self.ear.listen_no_more()

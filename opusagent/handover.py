@@ -2,7 +2,7 @@
 
 A call's audio lies in its slot of the arena, and outlives the worker.  Beside it lie a snapshot (what was decided, what
 is being said, whose turn it is), written when one of them changes and once a second; where the playout stands, noted
-at every tick; and what the wire has not parsed or not sent, which is nothing nearly always.  The rules: a snapshot
+whenever something goes out; and what the wire has not parsed or not sent, which is nothing nearly always.  The rules: a snapshot
 names what it holds, so that another version leaves out what it does not know; what was heard since it was written is
 heard again from the slot; and nothing that was played is played twice.
 """
@@ -121,14 +121,6 @@ def snapshot(call: Call) -> bytes:
         state["receipts"] = state["receipts"][1 + len(state["receipts"]) // 8:]
         written = orjson.dumps(state)
     return written
-
-
-def note(call: Call) -> None:
-    """Where the playout stands."""
-    playout = call.mouth.playout
-    read = playout._places[-1][0].read - playout._filled if playout._places else 0
-    call.slot.note(playout.sent, NEVER if playout._origin is None else playout._origin, len(playout._places),
-                   max(0, read), playout._silence, playout._lag)
 
 
 def changed(call: Call) -> tuple:

@@ -177,6 +177,7 @@ class Mouth:
 
     @entry(journal.SPEECH_FAILED)
     def on_speech_failed(self, epoch: int, k: int, sentence: str) -> None:
+        self.call.due = 0
         self.metrics.count("voice_failures")
         turn = self.turn or self.held
         if epoch == self.epoch and turn is not None:
@@ -246,6 +247,7 @@ class Mouth:
         for position in playout.take_marks():
             if not out.late:
                 out.text(self.dialect.mark(f"{self.epoch}:{position}"))
+        self.slot.note(*playout.place)
         if turn.state is not SPEAKING and not playout.playing(now) and not out.late:
             self.turn = None
             self.call.turn_done(turn, playout.heard_text(now), now)
@@ -255,3 +257,4 @@ class Mouth:
         epoch, _, position = mark.partition(":")
         if epoch == str(self.epoch) and position.isdecimal():
             self.playout.reached(int(position), now)
+            self.slot.note(*self.playout.place)

@@ -365,6 +365,14 @@ class Playout:
         return [(segment.text, begins * 1000 // self.rate, min(end, self.sent) * 1000 // self.rate)
                 for (segment, begins), end in zip(self._places, ends)]
 
+    @property
+    def place(self) -> tuple[int, ...]:
+        """Where it stands, for Slot.note(): samples sent, origin (-1: nothing went out), segments begun, the next sample
+        to play of the last of them, samples of silence before the next one, lag."""
+        read = self._places[-1][0].read - self._filled if self._places else 0
+        return (self.sent, -1 if self._origin is None else self._origin, len(self._places), max(0, read),
+                self._silence, self._lag)
+
     def take_marks(self) -> list[int]:
         """Where segments ended since this was last asked: positions to ask the platform about."""
         if self._again is not None:

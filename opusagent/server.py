@@ -4,8 +4,6 @@ It parses nothing and decides nothing about a conversation.  The rule: everythin
 worker listens, so that no call ever waits for a model, a file or an import.
 """
 import asyncio
-import ctypes
-import gc
 import logging
 import time
 from collections import deque
@@ -14,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 from datetime import date
 
-from . import ProtocolError, http11, journal, net, pages, webhooks
+from . import ProtocolError, garbage, http11, journal, net, pages, webhooks
 from . import config as settings
 from ._fastpath import EpollSet, ReceiveBuffer
 from .archive import Archive, kept
@@ -40,9 +38,8 @@ log = logging.getLogger("opusagent")
 
 TICK_NS = 5_000_000             # pacing of speech and the calls' deadlines, while there are calls
 IDLE_TICK_NS = 50_000_000       # between two ticks while there are none
-SWEEP_NS = 250_000_000          # between two looks at a connection's deadlines
+SWEEP_NS = 250_000_000          # between two looks at a connection's deadlines, and two signs of life
 SWEPT = 64                      # connections looked at in one tick, at least
-TRIM = getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: 0)     # glibc's
 TIDY_NS = 1_000_000_000         # between two collections of garbage, and looks at the load
 FASTEST_CALL = 128 << 10        # bytes a second on a telephony route: four times what the widest of them needs
 CONTROL_RATE = 8                # control frames a second on a telephony route
@@ -106,9 +103,7 @@ class Server:
             self._listen(sock, lambda: Connection(self, True))
         for sock in audiosockets:
             self._listen(sock, lambda: AudioSocketConnection(self))
-        gc.collect()
-        gc.freeze()
-        gc.disable()                                # collected by the tick, between frames
+        garbage.begin()
         self._spent = self.clock(), self._worked()      # what it took to get ready is nobody's load
         self._next_tidying = self.clock() + TIDY_NS
         self.load, self.full = 0.0, False
@@ -174,7 +169,7 @@ class Server:
         if self.archive is not None:
             self.archive.close()
         detach(self.epoll)
-        gc.enable()
+        garbage.end()
 
     @property
     def now(self) -> int:
@@ -233,16 +228,16 @@ class Server:
             self._arm(max(self._next_tick, now - TICK_NS) + TICK_NS if self.calls else now + self._rest())
 
     def _look_after(self, now: int) -> None:
-        for call in [call for call in self.calls.values() if call.due <= now]:
+        due = [call for call in self.calls.values() if call.due <= now]
+        for call in due:
             call.tick(now)
         if self.keeper is not None:
-            self.keeper.keep(self.calls.values(), now)
-            self._beat(now)
+            self.keeper.keep(due, now)
         self.studio.hearing.run()
         self._sweep(now)
         if now >= self._next_tidying:
             self._next_tidying = now + TIDY_NS
-            self._tidy()
+            garbage.collect(busy=bool(self.calls) or len(self.connections) > SWEPT)
             self._weigh(now)
             for session in list(self.waiting):
                 session.sweep(now)
@@ -257,7 +252,7 @@ class Server:
             self._next_sweep = now + SWEEP_NS
             self._unswept = list(self.connections)
             if self.seat is not None:
-                self.seat.publish(self.metrics)
+                self._beat(now)
         for _ in range(min(len(self._unswept), max(SWEPT, len(self.connections) * TICK_NS // SWEEP_NS))):
             connection = self._unswept.pop()
             if connection in self.connections:
@@ -265,6 +260,7 @@ class Server:
 
     def _beat(self, now: int) -> None:
         """The supervisor sees that we live.  A loop whose calls stand still is as good as dead."""
+        self.seat.publish(self.metrics)
         heard = [call.slot.written for call in self.calls.values() if call.slot is not None]
         if sum(heard) != self._moved[0] or not heard:
             self._moved = sum(heard), now
@@ -283,13 +279,6 @@ class Server:
             self._timer.cancel()
         self._next_tick = at
         self._timer = asyncio.get_running_loop().call_later(max(0, at - self.clock()) / 1e9, self._tick)
-
-    def _tidy(self) -> None:
-        """Collect garbage between frames: the young generations, and all of it where no call could notice."""
-        if self.calls or len(self.connections) > SWEPT:
-            gc.collect(1)
-        elif gc.collect():
-            TRIM(0)                                 # what a flood has used goes back to the system
 
     def _worked(self) -> int:
         """ns that this worker has computed so far."""

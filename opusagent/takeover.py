@@ -15,14 +15,13 @@ from ._fastpath import Wire, build_frame
 from .call import Call
 from .connection import Connection
 from .dialects import TABLE as DIALECTS
-from .handover import NEVER, LostCall, changed, go_on, note, resume, snapshot
+from .handover import NEVER, LostCall, changed, go_on, resume, snapshot
 from .resumption import Line, Resumable
 from .websocket import CLOSE, close_payload
 
 log = logging.getLogger("opusagent")
 
 EVERY_NS = 1_000_000_000        # between two snapshots of a call in which nothing happens
-LOOK_NS = 20_000_000            # between two looks at what has changed
 
 
 def wire_of(call: Call) -> Wire | None:
@@ -56,22 +55,15 @@ class Keeper:
         self.seat = seat
         self.tell = tell                            # (message, descriptors): to the supervisor
         self.known: dict[Call, Kept] = {}
-        self.next_look = 0
         self.complaints: deque[str] = deque(maxlen=1000)    # ids of calls whose state could not be kept
 
     def keep(self, calls, now: int) -> None:
-        """Called at every tick."""
-        look = now >= self.next_look
-        if look:
-            self.next_look = now + LOOK_NS
+        """Told at every tick of the calls that were due, as a call is in which anything has happened."""
         for call in calls:
             if call.slot is None:
                 continue
             try:
-                if call.mouth.turn is not None:
-                    note(call)
-                if look:
-                    self._look(call, now)
+                self._look(call, now)
             except Exception as error:              # it could not be taken over, but it is held
                 self._complain(call, error)
 
@@ -118,7 +110,6 @@ class Keeper:
         """Keep everything as it is now, for a worker that goes on from here; the calls that can move."""
         moving = [call for call in self.known if wire_of(call) is not None]
         for call in moving:
-            note(call)
             call.slot.keep(snapshot(call))
             del self.known[call]
         return moving

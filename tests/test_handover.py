@@ -118,7 +118,6 @@ def test_what_is_no_parser_state_is_refused_or_harmless(data):
 def moved(call):
     """The conversation in another worker, which has its slot, its snapshot and where its playout stands."""
     old = call.call
-    handover.note(old)
     old.slot.keep(handover.snapshot(old))
     state = orjson.loads(old.slot.kept)
     slot, server = old.slot, Server(call.studio)
@@ -184,7 +183,6 @@ def test_what_was_heard_after_the_snapshot_is_heard_again():
     call.listens()
     call.silence(200)
     old = call.call
-    handover.note(old)
     old.slot.keep(handover.snapshot(old))
     kept = old.slot.kept
     call.speech(300, "yes")

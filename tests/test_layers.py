@@ -15,7 +15,7 @@ LAYERS = [
      "ed25519", "nonces", "auth", "signing"},
     {"engines", "carriers"},
     {"pipeline"},
-    {"archive", "stereo", "journal", "prompts", "studio", "ledger", "outbound", "tools", "ear", "silence", "mouth", "transaction", "departure", "interruption",
+    {"archive", "stereo", "garbage", "journal", "prompts", "studio", "ledger", "outbound", "tools", "ear", "silence", "mouth", "transaction", "departure", "interruption",
      "call", "resumption", "assistant", "realtime", "relay", "script", "echo", "replay", "whatif"},
     {"connection", "audiosocket", "flowcheck", "pages", "gate", "webhooks", "door", "handover", "takeover", "server",
      "recording", "timeline", "terminal", "telephone", "caller", "localserver", "people", "demo", "latency", "rehearse", "client"},

@@ -8,6 +8,7 @@ import math
 import re
 import tomllib
 from collections.abc import AsyncIterator
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -144,20 +145,27 @@ class Tts:
             return
         pcm = tone(text, slot.rate_out)[:SEGMENT_SAMPLES]
         start = slot.segment_written(k)
-        ring = np.asarray(slot.segment(k))
-        ring[np.arange(start, start + len(pcm)) % SEGMENT_SAMPLES] = pcm
+        ring, at = np.asarray(slot.segment(k)), start % SEGMENT_SAMPLES
+        first = min(len(pcm), SEGMENT_SAMPLES - at)
+        ring[at:at + first], ring[:len(pcm) - first] = pcm[:first], pcm[first:]
         slot.set_segment_written(k, start + len(pcm))
         call.on_speech(epoch, k, start, start + len(pcm), True)
 
 
 def tone(text: str, rate: int) -> np.ndarray:
-    """A tone of MS_PER_CHARACTER for each character, faded in and out, as int16."""
-    count = max(1, len(text)) * MS_PER_CHARACTER * rate // 1000
+    """A tone of MS_PER_CHARACTER for each character, faded in and out, as int16 that nobody may change."""
+    return sine(max(1, len(text)) * MS_PER_CHARACTER * rate // 1000, rate)
+
+
+@lru_cache(maxsize=64)
+def sine(count: int, rate: int) -> np.ndarray:
     wave = TONE_PEAK * np.sin(np.arange(count) * (2 * math.pi * TONE_HZ / rate))
     fade = rate // 200
     wave[:fade] *= np.linspace(0, 1, fade)
     wave[-fade:] *= np.linspace(1, 0, fade)
-    return wave.astype(np.int16)
+    pcm = wave.astype(np.int16)
+    pcm.flags.writeable = False
+    return pcm
 
 
 def read_lines(path: str) -> list[str]:
