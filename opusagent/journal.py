@@ -6,7 +6,8 @@ A file of JSON lines.  The first is an object, header(); then come arrays:
     ["=", [WHAT, ...]]                          a decision that the entry before it led to
 
 A reading is a number (of the clock: ns since the reading before), true or false (the connection is congested), or a
-list of one (its round trip, ns).  Nested entries (a window that is scored while a message is taken in) stand after the
+list of one (its round trip, ns; or
+after which samples the words of a segment end).  Nested entries (a window that is scored while a message is taken in) stand after the
 one they happened in.  The rule: whatever a call learns from outside passes here, so that replay.py can tell it the same
 again and get the same decisions, bit by bit.
 """
@@ -130,6 +131,16 @@ class Journal:
         if self._open:
             self._open[-1].append(value)
 
+    def _headed(self) -> int:
+        """Where a line goes that stands before the entry that is open: 1 after the header, while that is not written."""
+        return int(bool(self._lines) and type(self._lines[0]) is dict)
+
+    def words(self, segment, rate: int):
+        """Where the words of a segment end: its sound is not kept, and what was heard hangs on that."""
+        ends = segment.words(rate)
+        self._read([[int(end) for end in ends]])
+        return ends
+
     # -- the world, seen through the journal ---------------------------------------------------------------------------
 
     def seen(self, server, connection) -> tuple["_Server", "_Connection"]:
@@ -141,7 +152,7 @@ class Journal:
             found = prompt(*key)
             if key not in self._known:
                 self._known.add(key)
-                self._lines.append([PROMPT, [*key, *((len(found.pcm), found.lead) if found else ())]])
+                self._lines.insert(self._headed(), [PROMPT, [*key, *((len(found.pcm), found.lead) if found else ())]])
             return found
         return watched, _Model(llm, self)
 

@@ -61,6 +61,8 @@ class Mouth:
         """The call has begun: its slot, its rate on the wire, and what its replies are made with."""
         self.slot = slot
         self.playout = Playout(wire_rate, self.dialect.lead_ms, getattr(self.dialect, "message_ms", FRAME_MS))
+        if self.journal is not None:
+            self.playout.words = self.journal.words
         if self.call.server.config.turns.echo:
             self.echo = Echo(slot.rate_in, wire_rate)
         watch = self.journal.watch if self.journal is not None else lambda prompt, llm: (prompt, llm)
@@ -174,6 +176,12 @@ class Mouth:
             turn.on_speech(k, start, written, done)
             if self.turn is not None:
                 self.play(self.clock())
+
+    def on_word_ends(self, epoch: int, k: int, ends) -> None:
+        """The voice knows after which samples of a segment its words end."""
+        turn = self.turn or self.held
+        if epoch == self.epoch and turn is not None and k in turn.speaking:
+            turn.speaking[k].ends = ends
 
     @entry(journal.SPEECH_FAILED)
     def on_speech_failed(self, epoch: int, k: int, sentence: str) -> None:

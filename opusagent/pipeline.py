@@ -194,7 +194,7 @@ class Turn:
             pause = SENTENCE_PAUSE_MS if text.rstrip().endswith((".", "?", "!")) else CLAUSE_PAUSE_MS
             prompt = stage.prompt(voice, text, stage.slot.rate_out)
             if prompt is not None:
-                segment = Segment(text, prompt.pcm, lead=prompt.lead, pause_ms=pause)
+                segment = Segment(text, prompt.pcm, lead=prompt.lead, pause_ms=pause, ends=getattr(prompt, "ends", ()))
                 self._heard(segment)
             elif self.buffers:
                 k = self.buffers.pop(0)

@@ -80,7 +80,7 @@ class Playout:
 
     __slots__ = ("rate", "size", "most", "lead", "queue", "sent", "underruns", "_frame", "_filled", "_origin", "_lag",
                  "_silence", "_places", "_marks", "_gain", "_target", "_step", "_last", "_faded", "_gap", "_kept", "_ends",
-                 "_again", "_held")
+                 "_again", "_held", "words")
 
     def __init__(self, rate: int, lead_ms: int = 0, message_ms: int = FRAME_MS):
         self.rate = rate                            # Hz on the wire
@@ -105,6 +105,7 @@ class Playout:
         kept = KEPT_MS + min(lead_ms, MOST_LEAD_MS)
         self._kept = np.zeros(rate * kept // 1000, np.int16)    # a ring of what went out last, as it was spoken
         self._ends: list[int] = []                  # of the segments that were given to take_marks()
+        self.words = Segment.words                  # (segment, rate): where its words end; a journal wants to know
         self._again: Segment | None = None          # what is said once more, before anything else
         self._held: int | None = None               # samples that were heard when it was held; None: it is not
 
@@ -317,14 +318,14 @@ class Playout:
 
     def _word_before(self, heard: int, earlier: int) -> int:
         """Where the last word begins that does so at least `earlier` before `heard`, or a segment in between."""
-        found = 0
-        for segment, begins in self._places:
-            ends = segment.words(self.rate) + begins
-            starts = [begins, *ends[:-1]]
-            found = max([found, *(int(start) for start in starts if start <= heard - earlier)])
-            if heard - 2 * earlier <= begins <= heard:
-                found = max(found, begins)
-        return found
+        for segment, begins in reversed(self._places):
+            if begins > heard - earlier:
+                if heard - 2 * earlier <= begins <= heard:
+                    return begins
+                continue
+            starts = [0, *self.words(segment, self.rate)[:-1]]
+            return max(begins + int(start) for start in starts if start <= heard - earlier - begins)
+        return 0
 
     # ---- what the listener has heard ----
 
@@ -389,7 +390,7 @@ class Playout:
             if length is not None and heard >= begins + length:
                 texts.append(segment.text)
             elif heard > begins:
-                count = int(np.searchsorted(segment.words(self.rate), heard - begins, "right"))
+                count = int(np.searchsorted(self.words(segment, self.rate), heard - begins, "right"))
                 texts.append(" ".join(segment.text.split()[:count]))
         return " ".join(filter(None, texts))
 

@@ -35,18 +35,21 @@ LOCK_SECONDS = 0.02             # between two looks whether another worker has r
 ABANDONED_SECONDS = 600         # after which a file that was never renamed is rubbish
 ROOM = 0.9                      # of the limit that is left when something had to go
 
-HEAD = struct.Struct("<8sIIQQI")    # MAGIC, bytes of the key, rate, samples, lead, CRC-32 of all before and after it
+HEAD = struct.Struct("<8sIIQQII")   # MAGIC, bytes of the key, rate, samples, lead, word ends, CRC-32 of all the rest
 MAGIC = b"OAPROMPT"
+FORMAT = 2                          # of a file
+ENDS = "<u4"
 SUFFIX = ".prompt"
 
 
 class Prompt:
     """A text as speech, ready to play at one rate."""
 
-    __slots__ = ("pcm", "lead")
+    __slots__ = ("pcm", "lead", "ends")
 
-    def __init__(self, pcm: np.ndarray, rate: int, lead: int | None = None):
+    def __init__(self, pcm: np.ndarray, rate: int, lead: int | None = None, ends=()):
         self.pcm = pcm                          # int16, not to be written to
+        self.ends = ends                        # samples after which each of its words ends; () if no voice told
         self.lead = lead                        # samples before its first voiced window
         if lead is None:
             self.lead = first_voiced(pcm, rate) or 0
@@ -61,7 +64,7 @@ class Key(NamedTuple):
     rate: int                       # Hz
 
     def encoded(self) -> bytes:
-        return json.dumps([__version__, *self], ensure_ascii=False).encode("utf-8", "surrogatepass")
+        return json.dumps([__version__, FORMAT, *self], ensure_ascii=False).encode("utf-8", "surrogatepass")
 
 
 class Prompts:
@@ -77,7 +80,7 @@ class Prompts:
         """A text that was spoken ahead; None if it was not."""
         found = self.ready.get((voice, text, rate))
         if found is None and rate not in AHEAD and (spoken := self.ready.get((voice, text, SPOKEN_RATE))) is not None:
-            found = self._keep(voice, text, rate, resampled(spoken.pcm, SPOKEN_RATE, rate))
+            found = self._keep(voice, text, rate, resampled(spoken.pcm, SPOKEN_RATE, rate), spoken.ends)
         return found
 
     async def prepare(self, texts: Iterable[str], voice: str) -> int:
@@ -89,9 +92,9 @@ class Prompts:
             missing = self._missing(missing, voice)         # another worker may have spoken them while we waited
             try:
                 async with asyncio.timeout(RENDER_SECONDS):
-                    async for text, pcm in self.tts.render(missing, voice, SPOKEN_RATE):
+                    async for text, pcm, *ends in self.tts.render(missing, voice, SPOKEN_RATE):
                         for rate in AHEAD:
-                            self._keep(voice, text, rate, resampled(pcm, SPOKEN_RATE, rate))
+                            self._keep(voice, text, rate, resampled(pcm, SPOKEN_RATE, rate), *ends)
             except TimeoutError:
                 raise EngineError(f"The voice did not speak {len(missing)} prompts within {RENDER_SECONDS:.0f} s."
                                   ) from None
@@ -119,9 +122,9 @@ class Prompts:
                 self.ready[voice, text, rate] = prompt
         return (voice, text, rate) in self.ready
 
-    def _keep(self, voice: str, text: str, rate: int, pcm: np.ndarray) -> Prompt:
-        """It is a prompt from now on; the disk has it a little later."""
-        self.ready[voice, text, rate] = prompt = Prompt(pcm, rate)
+    def _keep(self, voice: str, text: str, rate: int, pcm: np.ndarray, ends=()) -> Prompt:
+        """It is a prompt from now on; the disk has it a little later.  Its words end at `ends`, at SPOKEN_RATE."""
+        self.ready[voice, text, rate] = prompt = Prompt(pcm, rate, None, np.asarray(ends, np.int64) * rate // SPOKEN_RATE)
         if self.store is not None:
             key = Key(self.tts.identity, voice, text, rate)
             writing = asyncio.get_running_loop().run_in_executor(None, self.store.save, key, prompt)
@@ -267,26 +270,27 @@ def file_name(key: Key) -> str:
 
 
 def encode(key: Key, prompt: Prompt) -> bytes:
-    """The file of a prompt: HEAD, the key as JSON padded to whole samples, and the samples, little-endian."""
-    name, pcm = key.encoded(), prompt.pcm.astype("<i2").tobytes()
+    """The file of a prompt: HEAD, the key as JSON padded to whole samples, the samples, and the ends of its words."""
+    name, body = key.encoded(), prompt.pcm.astype("<i2").tobytes() + np.asarray(prompt.ends, ENDS).tobytes()
     name += b" " * (len(name) & 1)
-    head = HEAD.pack(MAGIC, len(name), key.rate, len(pcm) // 2, prompt.lead, 0)[:-4]
-    return head + struct.pack("<I", zlib.crc32(pcm, zlib.crc32(name, zlib.crc32(head)))) + name + pcm
+    head = HEAD.pack(MAGIC, len(name), key.rate, len(prompt.pcm), prompt.lead, len(prompt.ends), 0)[:-4]
+    return head + struct.pack("<I", zlib.crc32(body, zlib.crc32(name, zlib.crc32(head)))) + name + body
 
 
 def decode(key: Key, data: memoryview) -> Prompt | None:
     """What encode() made of it, without a copy; None unless it is whole and that of `key`."""
     if len(data) < HEAD.size:
         return None
-    magic, length, rate, samples, lead, crc = HEAD.unpack_from(data)
+    magic, length, rate, samples, lead, words, crc = HEAD.unpack_from(data)
     begin = HEAD.size + length
-    if magic != MAGIC or rate != key.rate or len(data) != begin + 2 * samples:
+    end = begin + 2 * samples
+    if magic != MAGIC or rate != key.rate or len(data) != end + 4 * words:
         return None
     if zlib.crc32(data[HEAD.size:], zlib.crc32(data[:HEAD.size - 4])) != crc:
         return None
     if bytes(data[HEAD.size:begin]).rstrip(b" ") != key.encoded():
         return None
-    return Prompt(np.frombuffer(data[begin:], "<i2"), rate, lead)
+    return Prompt(np.frombuffer(data[begin:end], "<i2"), rate, lead, np.frombuffer(data[end:], ENDS).astype(np.int64))
 
 
 # -- where -------------------------------------------------------------------------------------------------------------

@@ -97,8 +97,9 @@ class Parted(Exception):
 class Rehearsal:
     """What a call has for a journal while it is replayed: it notes the decisions, and keeps them."""
 
-    def __init__(self):
+    def __init__(self, readings: "Readings"):
         self.decisions: list[list] = []
+        self._readings = readings
 
     def open(self, kind, args) -> None:
         """The replay knows: it is the one who tells."""
@@ -114,6 +115,9 @@ class Rehearsal:
 
     def note(self, what: str, *details) -> None:
         self.decisions.append([what, *details])
+
+    def words(self, segment, rate: int):
+        return self._readings.words(segment, rate)
 
     def seen(self, server, connection) -> tuple:
         return server, connection
@@ -137,6 +141,10 @@ class Readings:
     def clock(self) -> int:
         self.time += self.take(int)
         return self.time
+
+    def words(self, segment, rate: int):
+        """Where the words of a segment ended."""
+        return np.array(self.take(list)[0])
 
 
 class Connection:
@@ -256,7 +264,7 @@ class Replay:
     def __init__(self, tape: Tape, world: World):
         self.tape = tape
         self.world = world
-        self.rehearsal = Rehearsal()
+        self.rehearsal = Rehearsal(world.readings)
         self.call: Call | None = None
 
     @property

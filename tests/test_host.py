@@ -37,6 +37,7 @@ class Call:
         self.utterance = self.search = self.epoch = 0
         self.partials = []
         self.speech = []                        # (epoch, k, start, written, done)
+        self.ends = {}                          # buffer -> where its words end
         self.answers = asyncio.Queue()          # final texts, and failures as a sentence
 
     def on_partial(self, utterance, text):
@@ -47,6 +48,9 @@ class Call:
 
     def on_failure(self, utterance, sentence):
         self.answers.put_nowait((utterance, sentence))
+
+    def on_word_ends(self, epoch, k, ends):
+        self.ends[k] = list(ends)
 
     def on_speech(self, epoch, k, start, written, done):
         self.speech.append((epoch, k, start, written, done))
@@ -331,11 +335,33 @@ async def test_an_unknown_voice_is_a_failure_of_that_segment_only(arena, tts):
 @speaks
 async def test_prompts_are_rendered_in_one_piece_each(arena, tts):
     texts = ["Hello.", SENTENCE, "..."]
-    rendered = {text: pcm async for text, pcm in tts.render(texts, "rms", 16000)}
+    rendered, ends = {}, {}
+    async for text, rendered[text], ends[text] in tts.render(texts, "rms", 16000):
+        pass
     assert list(rendered) == texts
     call = Call(arena.slot(0), rate_out=16000)
     assert np.array_equal(rendered[SENTENCE], await spoken(tts, call))
+    assert list(ends[SENTENCE]) == call.ends[0] and len(call.ends[0]) == len(SENTENCE.split())
+    assert not len(ends["..."])
     assert len(rendered["..."]) == 0
+
+
+@speaks
+async def test_the_voice_says_where_its_words_end(arena, tts):
+    call = Call(arena.slot(0))
+    pcm = await spoken(tts, call)
+    ends = call.ends[0]
+    assert all(np.diff(ends) > 0) and 0 < ends[0] < 0.5 * 8000 and abs(len(pcm) - ends[-1]) < 0.2 * 8000
+    loud = np.abs(pcm[:len(pcm) // 80 * 80].reshape(-1, 80)).max(1) > 500
+    assert not loud[ends[0] // 80 + 5:ends[0] // 80 + 15].all()         # "Good." and a pause
+    await call_of("It costs $23.50 on May 3rd.", tts, call)
+    assert len(call.ends[0]) == 6                                       # as they are written, not as they are said
+
+
+async def call_of(text, tts, call):
+    call.speech.clear()
+    tts.speak(call, 2, 0, text, "")
+    await call.answer()
 
 
 # ---- the processes ---------------------------------------------------------------------------------------------------

@@ -227,6 +227,19 @@ class Voice:
             yield text, np.full(rate, len(text), np.int16)
 
 
+def test_where_the_words_end_is_kept_with_them(store):
+    class Knowing(Voice):
+        async def render(self, texts, voice, rate):
+            async for text, pcm in super().render(texts, voice, rate):
+                yield text, pcm, np.array([4000, 16000])
+
+    asyncio.run(Prompts(Knowing(), store).prepare(["One two."], "rms"))
+    warm = Prompts(Voice(), Store(store.directory, MIB))
+    assert asyncio.run(warm.prepare(["One two."], "rms")) == 0
+    assert [list(warm.get("rms", "One two.", rate).ends) for rate in (8000, 16000)] == [
+        [2000, 8000], [4000, 16000]]
+
+
 def test_every_text_is_spoken_once_in_the_life_of_a_directory(store):
     cold, warm = Prompts(Voice(), store), Prompts(Voice(), Store(store.directory, MIB))
     assert asyncio.run(cold.prepare(["One.", "Two."], "rms")) == 2

@@ -64,6 +64,24 @@ def test_every_decision_is_made_again(tmp_path):
     assert tape.whole and tape.seconds > 4
 
 
+@pytest.mark.parametrize("words", ["", "mm hm", "no"])
+def test_what_was_heard_of_a_sentence_and_going_on_with_it_are_replayed(tmp_path, words):
+    call = Kept(FLOW)
+    call.studio.stt.words = ""
+    call.listens()
+    call.speech(600, "ten of clubs")
+    call.silence(500)
+    call.studio.stt.silent = True
+    call.speech(560, words)
+    call.studio.stt.silent = False
+    call.silence(1500)
+    call.listens()
+    again = replayed(call.tape(tmp_path))
+    assert again.call.ledger.receipts == call.receipts
+    assert [receipt["false_stops"] for receipt in call.receipts[1:2]] == [int(words != "no")]
+    assert again.call.dialogue.history == call.call.dialogue.history
+
+
 def test_keys_reprompts_holes_and_a_slow_peer_are_replayed(tmp_path):
     call = Kept(FLOW)
     call.connection.congested = True

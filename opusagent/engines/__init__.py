@@ -18,8 +18,10 @@ A stage of an engine is a class made from the configuration; it lives in the wor
                                         (None: nothing yet), and died: what is missing
             played(call, k)             some of that buffer was played: there is room again
             cancel(call)                nothing of the call's speech is wanted any more
-            render(texts, voice, rate)  asynchronously yields (text, pcm) of texts that are spoken ahead, in any order
-            back: call.on_speech(epoch, k, start, written, done), call.on_speech_failed(epoch, k, sentence)
+            render(texts, voice, rate)  asynchronously yields (text, pcm) of texts that are spoken ahead, in any order,
+                                        or (text, pcm, ends) with the samples after which each word ends
+            back: call.on_speech(epoch, k, start, written, done), call.on_speech_failed(epoch, k, sentence), and from a
+            voice that knows its words call.on_word_ends(epoch, k, ends), before it has spoken them
     llm     open()
             reply(messages, tools=())   asynchronously yields pieces of text, and last a flow.FunctionCall where the
                                         model calls one of the tools (in OpenAI's form); EngineError

@@ -12,7 +12,7 @@ from .. import EngineError
 from .._fastpath import SEGMENT_SAMPLES, Arena
 from ..config import Config
 from .host import Host
-from .records import ASK, CANCEL, FAILED, FINAL, FINISH, FRESH, LEVEL, LISTEN, PARTIAL, SPACE, SPEAK, SPEECH
+from .records import ASK, CANCEL, ENDS, FAILED, FINAL, FINISH, FRESH, LEVEL, LISTEN, PARTIAL, SPACE, SPEAK, SPEECH, WORDS
 
 
 MARGIN_MS = 500                 # of the oldest audio that is kept: it may be overwritten while another process starts
@@ -186,14 +186,14 @@ class Tts:
         if (call.slot.index, k) in self.speaking:
             self.host.send(call.slot.index, SPACE, call.slot.generation, call.epoch, k)
 
-    async def render(self, texts, voice: str, rate: int) -> AsyncIterator[tuple[str, np.ndarray]]:
+    async def render(self, texts, voice: str, rate: int) -> AsyncIterator[tuple[str, np.ndarray, np.ndarray]]:
         """Speak the texts one after another, in the last slot of the arena."""
         slot = self.arena.slot(self.arena.slots - 1)
         slot.take(8000, rate)
         try:
             rendering = Rendering(slot)
             for text in texts:
-                yield text, await rendering.speak(self, text, voice)
+                yield text, await rendering.speak(self, text, voice), rendering.ends
         finally:
             slot.free()
 
@@ -217,7 +217,9 @@ class Tts:
         spoken = self.speaking.get((index, k))
         if spoken is None or spoken.epoch != epoch or spoken.generation != generation:
             return                                  # late
-        if kind == SPEECH:
+        if kind == WORDS:
+            spoken.call.on_word_ends(epoch, k, np.frombuffer(data, ENDS).astype(np.int64))
+        elif kind == SPEECH:
             spoken.start = a
             if data[1]:
                 del self.speaking[index, k]
@@ -234,16 +236,20 @@ class Rendering:
         self.slot = slot
         self.epoch = 0
         self.pieces: list[np.ndarray] = []
+        self.ends = np.zeros(0, np.int64)
         self.done: asyncio.Future | None = None
 
     async def speak(self, tts: Tts, text: str, voice: str) -> np.ndarray:
         self.tts = tts
         self.epoch += 1
-        self.pieces = []
+        self.pieces, self.ends = [], np.zeros(0, np.int64)
         self.done = asyncio.get_running_loop().create_future()
         tts.speak(self, self.epoch, 0, text, voice)
         await self.done
         return np.concatenate(self.pieces) if self.pieces else np.zeros(0, np.int16)
+
+    def on_word_ends(self, epoch: int, k: int, ends: np.ndarray) -> None:
+        self.ends = ends
 
     def on_speech(self, epoch: int, k: int, start: int, written: int, done: bool) -> None:
         read = max(start, self.slot.segment_read(k))

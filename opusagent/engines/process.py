@@ -19,7 +19,8 @@ import numpy as np
 
 from .. import ConfigError, EngineError
 from .._fastpath import SEGMENT_SAMPLES, Arena, Ring, Slot
-from .records import (ASK, CANCEL, FAILED, FINAL, FINISH, FRESH, LEVEL, LISTEN, PARTIAL, READY, SPEAK, SPEECH)
+from .records import (ASK, CANCEL, ENDS, FAILED, FINAL, FINISH, FRESH, LEVEL, LISTEN, PARTIAL, READY, SPEAK, SPEECH,
+                      WORDS)
 
 PR_SET_PDEATHSIG = 1
 NICE = 5                        # below the loop that feeds us
@@ -192,7 +193,7 @@ class Speech:
     """A segment in progress."""
 
     __slots__ = ("slot", "generation", "epoch", "k", "start", "skip", "voice", "text", "pieces", "told", "wanted",
-                 "spoken")
+                 "spoken", "worded")
 
     def __init__(self, slot: Slot, generation: int, epoch: int, k: int, start: int, voice: str, text: str):
         self.slot = slot
@@ -207,6 +208,7 @@ class Speech:
         self.told = start                               # counter that the worker was told last
         self.wanted = True                              # nobody has cancelled it
         self.spoken = False                             # all of it is spoken
+        self.worded = False                             # the worker knows where its words end, if we do
 
     @property
     def live(self) -> bool:
@@ -287,6 +289,8 @@ class Speaking:
 
     def _piece(self, speech: Speech, pcm: np.ndarray) -> bool:
         """From the voice, while it speaks: written at once, as far as there is room.  False if it may stop."""
+        if not speech.worded:
+            self._tell_words(speech)
         skipped = min(speech.skip, len(pcm))
         speech.skip -= skipped
         if len(pcm) > skipped:
@@ -295,6 +299,12 @@ class Speaking:
             self._tell(speech)
         self.channel.receive(self.on_record)
         return speech.live
+
+    def _tell_words(self, speech: Speech) -> None:
+        speech.worded = True
+        ends = np.array(self.voices.voice(speech.voice).words, ENDS)
+        if speech.live and len(ends):
+            self.channel.send(WORDS, speech.slot.index, speech.generation, speech.epoch, speech.k, 0, ends.tobytes())
 
     def _tell(self, speech: Speech) -> None:
         """The worker hears of the first piece, then the more is written the less often, and of the end."""

@@ -18,9 +18,11 @@ READY = 16          #
 PARTIAL = 17        #     position        ms of lag       text                the utterance's number
 FINAL = 18          #     confidence * 1e6  "             LEVEL, text         "
 SPEECH = 19         #     start           written         k, done (2 bytes)   the turn's epoch
+WORDS = 21          #     buffer k                        ENDS                "  (before the first SPEECH, if at all)
 FAILED = 20         #     k (voice)                       a sentence          the number, or the epoch;
                     #     before READY: a is 1 if the configuration is to blame, and the process ends
 
 FRESH = (1 << 64) - 1       # SPEAK: nothing of it has been written; otherwise the buffer's counter at its first sample
 
+ENDS = "<u4"                    # samples of the segment after which each of its words ends
 LEVEL = struct.Struct("<d")     # what the recogniser learned of a caller, which the worker keeps: Cepstra.level
