@@ -11,6 +11,8 @@ __version__ = "0.1.0"
 class ProtocolError(Exception):
     """The peer broke the protocol: an HTTP status before the upgrade, a WebSocket close code after it."""
 
+    retry_after = 0         # seconds after which a refused request may succeed; 0: what is usual for its status
+
     def __init__(self, code: int, reason: str):
         super().__init__(code, reason)
         self.code = code

@@ -62,7 +62,7 @@ class _Lane:
 
 class VadBatch:
     """The voice detector of a worker: one Silero for all calls, up to 16 windows of a rate in one run."""
-    __slots__ = ("model_name", "has_model", "on_waiting", "_lanes")
+    __slots__ = ("model_name", "has_model", "on_waiting", "spared", "_lanes")
 
     def __init__(self, model: str | Path | None = None):
         """`model`: the ONNX file; None: the one of the extra `local` where that is installed, otherwise "energy".
@@ -70,6 +70,7 @@ class VadBatch:
         "energy" needs no model: EnergyVad scores.  Raises ConfigError where a model is named and cannot be had.
         """
         self.on_waiting: Callable[[int], None] = lambda count: None    # told how many calls of a rate wait for run()
+        self.spared = False                     # the worker is too busy for the model: calls that begin do without
         path = None if model == "energy" else _find_model() if model is None else Path(model)
         if path is not None and not path.is_file():
             raise ConfigError(f"The voice detector's model {path} does not exist.")
@@ -84,8 +85,8 @@ class VadBatch:
         return sum(len(lane.waiting) for lane in self._lanes.values())
 
     def network(self, rate: int) -> Silero | None:
-        """What scores the windows of a rate; None: loudness does."""
-        return self._lanes[rate].network
+        """What scores the windows of a call that begins, at a rate; None: loudness does."""
+        return None if self.spared else self._lanes[rate].network
 
     def wait(self, vad: Vad) -> None:
         waiting = self._lanes[vad.rate].waiting

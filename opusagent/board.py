@@ -12,6 +12,7 @@ import orjson
 
 from ._fastpath import Histogram
 from .metrics import WAITS, Metrics
+from .tally import Tally
 
 # The numbers of a seat, int64 each, by their place.
 NUMBERS = ("pid", "state", "calls", "connections", "full", "started", "beat", "published", "records")
@@ -127,11 +128,11 @@ class Seat:
 class Board:
     """All seats.  Seat 0 is nobody's: it keeps the counts of workers that have left for good."""
 
-    def __init__(self, seats: int, fd: int = -1):
-        if fd < 0:
-            fd = os.memfd_create("opusagent-board", os.MFD_CLOEXEC)
-            os.ftruncate(fd, (seats + 1) * self.stride())
-        self.fd = fd
+    def __init__(self, seats: int, slots: int = 1):
+        """`slots`: calls that a worker can have."""
+        fd = os.memfd_create("opusagent-board", os.MFD_CLOEXEC)
+        os.ftruncate(fd, (seats + 1) * self.stride())
+        self.tally = Tally(seats + 1, slots)        # of calls by caller and tenant
         memory = memoryview(mmap.mmap(fd, (seats + 1) * self.stride()))
         self.seats = [Seat(memory[i * self.stride():i * self.stride() + SEAT]) for i in range(seats + 1)]
         self.past = self.seats[0]
@@ -162,6 +163,7 @@ class Board:
     def leave(self, number: int) -> None:
         """The worker of a seat has left for good: what it counted stays, the seat is free."""
         seat = self.seats[number]
+        self.tally.leave(number)
         kept = self.past.metrics()
         kept.add(seat.read()[0], {}, seat.histograms)
         kept.gauges.clear()

@@ -21,6 +21,7 @@ from .pipeline import Turn
 from .transaction import Transaction
 from .turns import (BARGE_IN, DUCK, END_OF_TURN, NO_INPUT, PAUSE, PAUSED, RESTORE, RESUME, UTTERANCE_START, WEIGH,
                     Settings, TurnTaking)
+from .usage import DRAINED, Usage
 
 log = logging.getLogger("opusagent")
 
@@ -41,6 +42,7 @@ class Call:
         self.connection = connection
         self.dialect = dialect
         self.flow = self.studio.flows[agent]
+        self.usage = Usage(server.config)
         # made by Start
         self.id = ""
         self.slot = None                    # of the arena; None before Start and after the end
@@ -104,12 +106,11 @@ class Call:
             self.recording.close()
         self.ear.close()
         slot, self.slot = self.slot, None
+        self.usage.ends(code, slot.written / slot.rate_in)
         slot.free()
         self.studio.free.append(slot.index)
         self.server.call_ends(self)
-        log.info("call %s ended: %s, %d turns, %.1f s, state %s", self.id, "done" if self.done else f"code {code}",
-                 len(self.ledger.receipts), (self.server.now - self.began) / 1e9, self.dialogue.state,
-                 extra=about(self.id, "end", code=code, done=self.done, state=self.dialogue.state))
+        self.ledger.end(self.usage.outcome, (self.server.now - self.began) / 1e9, self.dialogue.state, code)
         self.turns = None
 
     # -- the dialect's events ------------------------------------------------------------------------------------------
@@ -149,9 +150,10 @@ class Call:
         self._reply(self.dialogue.begin())
 
     @entry(journal.PARTED)
-    def part(self) -> None:
+    def part(self, outcome: str = DRAINED) -> None:
         """The server has to end this call: it says so, and hangs up."""
         if self.slot is not None and not self.done:
+            self.usage.outcome = outcome
             self.ear.listen_no_more()
             self._reply(self.dialogue.parting())
 
@@ -171,6 +173,7 @@ class Call:
                 return                      # what is being done is done; a key cannot stop it any more
             self._stop_talking("keys")
         self.keys += event.digit
+        self.usage.keys += 1
         expect = self.dialogue.expect
         if expect.judge_keys(self.keys) == COMPLETE:
             self._answer_keys()
@@ -390,6 +393,7 @@ class Call:
         if (turn.failed or turn.broken) and turn.reply.kind != FAILURE and not turn.reply.end:
             return self._reply(self.dialogue.failure())
         if turn.reply.end or turn.reply.transfer or turn.failed:    # an apology that cannot be said ends it, too
+            self.usage.leaves(turn)
             return self._leave("" if turn.failed else turn.reply.transfer)
         self._follow(self.turns.agent_done())
 
@@ -407,13 +411,12 @@ class Call:
     def not_handed_over(self) -> None:
         """The platform would not: the conversation goes on."""
         if self.slot is not None and self.done:
-            self.done = False
+            self.done, self.usage.outcome = False, ""
             self._reply(self.dialogue.failure())
 
     def _leave(self, target: str = "") -> None:
         """The platform ends the call, or hands it over, and has a while for that; then we close."""
-        self.done = True
-        self.due = 0
+        self.done, self.due = True, 0
         self.mouth.out.tell(FACTS, self.dialogue.facts)
         self.leave_by = self.server.clock() + departure.patience_ms(self, target) * MS
         self.server.departures.leave(self, target)
@@ -426,7 +429,7 @@ class Call:
     def record(self) -> dict:
         """What GET /calls/<id> says."""
         return {"id": self.id, "dialect": self.dialect.name, "state": self.dialogue.state if self.dialogue else "",
-                "done": self.done, "live": self.slot is not None,
+                "done": self.done, "live": self.slot is not None, **self.usage.told(self.slot),
                 "floor": silence.whose(self) if self.slot is not None else "", "turns": self.ledger.receipts,
                 "facts": self.dialogue.facts if self.dialogue else {}, "dropped_chunks": self.mouth.out.dropped}
 

@@ -108,6 +108,8 @@ class OpenAI:
     hedge_share: float = setting(0.1, "share of the model's requests that may be made twice, when the first token is "
                                  "later than 95 % of them are; 0 is off", "share", low=0, high=1)
     voice: str = setting("alloy", "voice that it speaks with", "name")
+    count_tokens: bool = setting(False, "ask the model's endpoint how many tokens it has counted "
+                                 "(stream_options.include_usage); without, four characters are one")
     max_tokens: int = setting(150, "tokens of one reply", low=1, high=100000)
     temperature: float = setting(0.7, "sampling temperature", low=0, high=2)
     first_token_seconds: float = setting(2.0, "wait for the first token, then the fallback", low=0.05, high=60)
@@ -164,6 +166,31 @@ class Admission:
 
     refuse_above: float = setting(0.70, "load from which new calls get 503", low=0.05, high=1)
     resume_below: float = setting(0.60, "load below which they are taken again", low=0.01, high=1)
+    lag_ms: float = setting(100.0, "lateness of the loop's ticks, at p99, that is a load of 1; 0 does not count",
+                            low=0, high=10000)
+    late_ms: float = setting(100.0, "lateness of the agent's audio, at p99, that is a load of 1; 0 does not count",
+                             low=0, high=10000)
+    engine_ms: float = setting(1000.0, "audio that waits for the embedded recogniser that is a load of 1; 0 does not count",
+                               low=0, high=60000)
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What one call may be and use, and how many a caller and a tenant may have; 0 is no limit."""
+
+    call_seconds: float = setting(0.0, "longest call; then its caller hears the flow's parting, and it ends",
+                                  low=0, high=864000)
+    silence_seconds: float = setting(0.0, "longest time without a word or key of the caller's; then it ends so",
+                                     low=0, high=86400)
+    tokens: int = setting(0, "tokens of language models, in and out, that a call may use; then it ends so",
+                          low=0, high=1 << 40)
+    spoken_seconds: float = setting(0.0, "synthesised speech that a call may use, prompts spoken ahead not counted; then "
+                                    "it ends so", low=0, high=864000)
+    calls_per_caller: int = setting(0, "calls at once of one caller's number", low=0, high=1 << 24)
+    calls_per_tenant: int = setting(0, "calls at once of one tenant: the account of a call's credentials, or the one that "
+                                    "the platform names", low=0, high=1 << 24)
+    calls_per_caller_a_day: int = setting(0, "calls of one caller's number on a day", low=0, high=1 << 24)
+    calls_per_tenant_a_day: int = setting(0, "calls of one tenant on a day", low=0, high=1 << 24)
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +240,7 @@ class Config:
     scripted: Scripted = Scripted()
     prompts: Prompts = Prompts()
     admission: Admission = Admission()
+    limits: Bounds = Bounds()
     archive: Archive = Archive()
 
     endpoints: "endpoints.Tables" = field(default_factory=dict)       # of a file, by stage; see endpoints.targets()

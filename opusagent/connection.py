@@ -204,23 +204,34 @@ class Connection(asyncio.BufferedProtocol):
         limits, begin = self.server.session(self, head)     # refuses before anything is allocated
         self.limits = limits
         self.pinged = self.server.now
+        fd = self._duplicate() if self._plain() else -1
         self.transport.write(answer)
         self.ws = WebSocket(limits.max_message, limits.max_fragments)
         self.wire = TransportWire(self.transport)
         self.ws.parser.feed_bytes(rest)
         if self._plain() and not self.transport.get_write_buffer_size():
-            self._hand_over()
+            self._hand_over(fd)
             self.session = begin(self)
             self.wire.on_message = self.session.on_message
             self.server.epoll.again()
         else:
+            if fd >= 0:
+                os.close(fd)
             self.session = begin(self)
             self._deliver()
 
-    def _hand_over(self) -> None:
-        """Leave the loop's transport for the worker's EpollSet.  abort() sends nothing: the duplicate lives on."""
-        fd = os.dup(self.transport.get_extra_info("socket").fileno())
+    def _duplicate(self) -> int:
+        """The socket once more.  ProtocolError(503) where there is no descriptor left: nobody has been promised anything."""
+        try:
+            fd = os.dup(self.transport.get_extra_info("socket").fileno())
+        except OSError:
+            self.server.metrics.count("refused_connections")
+            raise ProtocolError(503, "This server is full.") from None
         os.set_blocking(fd, False)
+        return fd
+
+    def _hand_over(self, fd: int) -> None:
+        """Leave the loop's transport for the worker's EpollSet.  abort() sends nothing: the duplicate lives on."""
         transport, self.transport = self.transport, None
         transport.abort()
         self.wire = Wire(fd, self.ws.parser, None, self.on_control, self.fault, self.ended, self.drained)

@@ -16,7 +16,7 @@ log = logging.getLogger("opusagent")
 AT_ONCE = 32                    # connections accepted in one callback
 STEP_BACK = 0.002               # seconds for which another worker may take it
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-PAUSE = 0.05                    # seconds until accept() is tried again after that
+PAUSE = 0.02                    # seconds until accept() is tried again after that
 HANDSHAKE_SECONDS = 10          # for TLS
 REFUSAL = (b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nContent-Length: 21\r\nConnection: close\r\n\r\n"
            b"This server is full.\n")

@@ -61,6 +61,7 @@ class Ear:
 
     def close(self) -> None:
         """The call is over."""
+        self._given()
         self.hearing = self.overhearing = False
         self.final_by = 0
         self.stt.cancel(self)
@@ -110,6 +111,7 @@ class Ear:
         """An utterance begins there, in the state that the flow is in."""
         call = self.call
         expect = call.dialogue.expect
+        self._given()
         self.utterance += 1
         self.heard_from = position
         self.overhearing = False
@@ -131,6 +133,7 @@ class Ear:
 
     def finish(self, now: int) -> None:
         """The utterance is over: its last word is awaited."""
+        self._given()
         self.hearing = self.overhearing = False
         self.final_by = now + FINAL_WITHIN
         self.call.note("finish", self.utterance, self.slot.written)
@@ -139,9 +142,15 @@ class Ear:
     def listen_no_more(self) -> None:
         """What was being recognised is of no use any more."""
         if self.hearing or self.final_by:
+            self._given()
             self.hearing = self.overhearing = False
             self.final_by = 0
             self.stt.cancel(self)
+
+    def _given(self) -> None:
+        """What the recogniser has been given of an utterance that ends here counts."""
+        if self.hearing:
+            self.call.usage.heard((self.slot.written - self.heard_from) / self.slot.rate_in)
 
     # -- from the recogniser -------------------------------------------------------------------------------------------
 

@@ -115,6 +115,7 @@ def snapshot(call: Call) -> bytes:
         "turns": fields(call.turns, TURNS), "ear": fields(call.ear, EAR), "mouth": fields(mouth, MOUTH), "turn": turn_state(mouth.turn),
         "dropped": mouth.out.dropped, "trace": fields(trace, TRACE) if trace else None,
         "receipts": call.ledger.receipts, "tenant": getattr(call.connection, "tenant", ""),
+        "usage": call.usage.kept(),
     }
     written = orjson.dumps(state)
     while len(written) > LONGEST and state["receipts"]:
@@ -151,6 +152,7 @@ def resume(server, connection, slot: Slot, state: dict) -> Call:
     fill(call.mouth, state["mouth"], MOUTH)
     call.mouth.out.dropped = state["dropped"]
     call.ledger.call_id = call.id
+    call.usage.restore(state.get("usage", {}))
     call.ledger.receipts = state["receipts"]
     call.ledger.trace = trace_of(state["trace"]) if state["trace"] else None
     try:

@@ -39,6 +39,7 @@ STATUSES: dict[int, tuple[str, dict[str, str]]] = {
     411: ("Length Required", {}),
     413: ("Content Too Large", {}),
     426: ("Upgrade Required", {"Connection": "close, Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}),
+    429: ("Too Many Requests", {}),
     431: ("Request Header Fields Too Large", {}),
     500: ("Internal Server Error", {}),
     503: ("Service Unavailable", {"Retry-After": "1"}),
@@ -301,7 +302,8 @@ def response(status: int, body: str | bytes = b"", content_type: str = PLAIN, he
 
 def refusal(error: ProtocolError, headers: Fields = (), *, head_only: bool = False) -> bytes:
     """The answer to a request that raised: its status and its sentence, nothing of what was sent."""
-    return response(error.code, error.reason + "\n", headers=headers, head_only=head_only)
+    when = (("Retry-After", str(error.retry_after)),) if error.retry_after else ()
+    return response(error.code, error.reason + "\n", headers=(*when, *headers), head_only=head_only)
 
 
 # -- the caller's side -----------------------------------------------------------------------------------------------

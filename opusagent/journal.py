@@ -31,6 +31,7 @@ SPEECH, SPEECH_FAILED, ANSWERED_BY = "speech", "speech_failed", "answered_by"
 NOT_HANDED_OVER, CUT, BACK, PARTED = "not_handed_over", "cut", "back", "parted"
 TOOL, LATE_TOOL = "tool", "late_tool"
 ASKED, PIECE, ANSWERED, BROKE = "asked", "piece", "answered", "broke"
+EASED = "eased"
 PROMPT = "prompt"               # not an input: what is known of a prompt when the call first wants it
 DECISION = "="
 

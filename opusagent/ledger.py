@@ -74,3 +74,8 @@ class Ledger:
                 self.journal.note("receipt", receipt)
             self.metrics.turn(receipt)
             log.info("call %s turn %d", self.call_id, receipt["turn"], extra=about(self.call_id, "turn", **receipt))
+
+    def end(self, outcome: str, seconds: float, state: str, code: int) -> None:
+        """The call is over."""
+        log.info("call %s ended: %s, %d turns, %.1f s, state %s", self.call_id, outcome, len(self.receipts), seconds, state,
+                 extra=about(self.call_id, "end", outcome=outcome, code=code, state=state))

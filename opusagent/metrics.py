@@ -46,7 +46,14 @@ MEANING = {
     "voice_failures": "Segments that the voice could not speak.",
     "platform_errors": "Complaints of a platform about what it was sent, where it says so.",
     "tools": "Tools that were run for a reply: done, or failed.",
-    "refused_calls": "Functions that a language model called and the state did not allow.",
+    "refused_calls": "Calls that were not let in, by reason: full, draining, broken, or the limit of [limits].",
+    "refused_functions": "Functions that a language model called and the state did not allow.",
+    "limited_calls": "Calls that had to end because of a limit of [limits], by its name.",
+    "calls_ended": "Calls that are over, by outcome.",
+    "telephone_seconds": "Length of the calls that are over.",
+    "tokens": "Tokens of language models in the calls that are over, in and out; estimated where an endpoint tells none.",
+    "synthesised_seconds": "Speech made for the calls that are over, prompts spoken ahead not counted.",
+    "recognised_seconds": "Audio given to the recogniser in the calls that are over.",
     "failed_replies": "Replies that the language model or the voice did not finish.",
     "endpoint_open": "1 while an endpoint is left alone because it failed too often, 0.5 while a request tries it.",
     "endpoint_opened": "Times that an endpoint was left alone because it failed too often.",
@@ -71,10 +78,13 @@ MEANING = {
     "log_dropped": "Log lines that nobody read in time.",
     "active_calls": "Calls at this moment.",
     "active_connections": "Connections at this moment.",
+    "load": "The greatest of the shares in load_share: new calls are refused above admission.refuse_above.",
+    "load_share": "What the most loaded worker uses of its limit of each kind.",
+    "load_step": "Workers that leave something out because of their load, by what that is.",
     "info": "Always 1; the label says the version.",
 }
 
-GREATEST = {"info", "load", "recogniser_lag_seconds", "socket_option"}      # of several workers, not their sum
+GREATEST = {"info", "load", "load_share", "recogniser_lag_seconds", "socket_option"}      # of several workers, not their sum
 
 BLOCKS = "█▓▒░"                 # shades of the bar of waits, taken in turn so that neighbours differ
 ASCII = "#=+-"                  # ... where there is no Unicode

@@ -10,6 +10,7 @@ from . import journal
 from .acoustics import Echo
 from .flow import COMMIT, Outcome
 from .journal import entry
+from .meter import MeteredModel, speak
 from .metrics import TurnTrace
 from .outbound import Outbound
 from .pipeline import SPEAKING, Stage, Turn
@@ -29,7 +30,7 @@ class Mouth:
 
     __slots__ = ("call", "journal", "connection", "dialect", "out", "metrics", "clock", "voice", "slot", "playout",
                  "stage", "epoch", "turn", "held", "audible", "thrown", "most_thrown", "lowered", "echo", "sounded",
-                 "resumes", "held_back")
+                 "resumes", "held_back", "usage", "metered", "eased")
 
     def __init__(self, call, server, connection, dialect):
         self.call = call
@@ -41,6 +42,9 @@ class Mouth:
         self.clock = server.clock
         self.voice = server.studio.tts
         self.most_thrown = server.config.turns.speculations
+        self.usage = call.usage
+        self.metered = getattr(self.voice, "counts", False)     # the voice says itself what it was asked for
+        self.eased = False, False           # what is left out for the worker's load: see ease()
         self.lowered = 10 ** (-server.config.turns.duck_db / 20)    # level while an interjection is judged
         self.resumes = True                 # a stop that proves false is taken back
         # made by open()
@@ -66,9 +70,9 @@ class Mouth:
         if self.call.server.config.turns.echo:
             self.echo = Echo(slot.rate_in, wire_rate)
         watch = self.journal.watch if self.journal is not None else lambda prompt, llm: (prompt, llm)
-        prompt, llm = watch(studio.prompt, studio.llm)
+        prompt, llm = watch(studio.prompt, MeteredModel(studio.llm, self.usage))
         tools = studio.toolbox(flow, self.call.id, self.on_tool, self._late)
-        self.stage = Stage(slot, self.playout, prompt, partial(self.voice.speak, self),
+        self.stage = Stage(slot, self.playout, prompt, partial(speak, self, self.usage),
                            partial(self.voice.played, self), llm, flow.voice, deadlines,
                            flow.filler.fill({}), self.clock, dialogue, tools.start, self)
 
@@ -86,6 +90,13 @@ class Mouth:
         self.forget()
         if self.turn is None and self.thrown < self.most_thrown and self._takes_time(reply):
             self.held = self._begin(reply, TurnTrace(0), now, held=True)
+
+    @entry(journal.EASED)
+    def ease(self, no_speculation: bool, cached_only: bool) -> None:
+        """What the worker is too busy for: replies that may never be given, and fillers that were not spoken ahead."""
+        self.eased = no_speculation, cached_only
+        self.most_thrown = 0 if no_speculation else self.call.server.config.turns.speculations
+        self.stage.cached_only = cached_only
 
     def _takes_time(self, reply) -> bool:
         stage = self.stage
@@ -172,6 +183,8 @@ class Mouth:
     def on_speech(self, epoch: int, k: int, start: int, written: int, done: bool) -> None:
         """The voice has written more of a segment."""
         turn = self.turn or self.held
+        if not self.metered and self.slot is not None:
+            self.usage.spoke(epoch, k, start, written, self.slot.rate_out)
         if epoch == self.epoch and turn is not None:
             turn.on_speech(k, start, written, done)
             if self.turn is not None:
@@ -217,7 +230,7 @@ class Mouth:
         """What is spoken has another part, which counts from now on."""
         turn.trace.state = turn.reply.next
         if turn.reply.refused:
-            self.metrics.count("refused_calls")
+            self.metrics.count("refused_functions")
         self.call.goes_on(turn.reply)
 
     def _late(self, facts: dict[str, str]) -> None:

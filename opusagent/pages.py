@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import orjson
 
 from . import ProtocolError, __version__
+from .admission import state
 from .dialects import DIALECTS
 
 JSON = "application/json"
@@ -35,9 +36,11 @@ def token_matches(token: str, authorization: str) -> bool:
 def health(server, head) -> tuple[int, bytes, str]:
     alone = server.board is None
     status = "draining" if server.draining else "degraded" if server.broken else "healthy"
+    workers = total(server)
     return 200, orjson.dumps({
         "status": status,
-        **total(server).health(),
+        **workers.health(),
+        **state(workers),
         "uptime_seconds": round((server.clock() - (server.started if alone else server.board.past.started)) / 1e9, 3),
         "active_connections": len(server.connections) if alone else server.board.sum("connections"),
         "active_calls": len(server.calls) if alone else server.board.sum("calls"),
@@ -52,7 +55,7 @@ def livez(server, head) -> tuple[int, str, str]:
 def readyz(server, head) -> tuple[int, str, str]:
     if server.draining:
         return 404, "draining\n", PLAIN
-    if server.broken or server.full or len(server.calls) >= server.config.max_calls:
+    if server.broken or server.admission.full:
         return 503, (server.broken or "full") + "\n", PLAIN
     return 200, "ready\n", PLAIN
 

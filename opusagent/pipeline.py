@@ -31,7 +31,7 @@ class Stage:
     """What a turn plays on: the parts of a call that it uses, and nothing above them."""
 
     __slots__ = ("slot", "playout", "prompt", "speak", "played", "llm", "voice", "deadlines", "filler", "clock",
-                 "dialogue", "perform", "owner")
+                 "dialogue", "perform", "owner", "cached_only")
 
     def __init__(self, slot: Slot, playout: Playout, prompt, speak, played, llm, voice: str, deadlines,
                  filler: tuple[str, ...], clock, dialogue=None, perform=None, owner=None):
@@ -47,6 +47,7 @@ class Stage:
         self.clock = clock              # () -> ns
         self.dialogue = dialogue        # asked() and outcome(): how a reply goes on
         self.perform = perform          # (epoch, part, ToolCall): run it; what is returned can be cancelled
+        self.cached_only = False        # nothing but the reply itself is synthesised
         self.owner = owner              # certain, acts(turn), goes_on(turn): a tool may have its effect, has it now,
                                         # there is another part that counts
 
@@ -285,7 +286,7 @@ class Turn:
             prompt = stage.prompt(self.reply.voice or stage.voice, text, stage.slot.rate_out)
             if prompt is not None:
                 playout.interject(Segment(text, prompt.pcm, lead=prompt.lead, pause_ms=SENTENCE_PAUSE_MS))
-            elif not playout.queue:
+            elif not playout.queue and not stage.cached_only:
                 self._speak(text)
 
     def _give_up(self, reason: str) -> None:

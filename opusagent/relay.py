@@ -17,11 +17,13 @@ from .flow.phrasing import MARKUP
 from .journal import entry
 from .ledger import Ledger
 from .metrics import TurnTrace
+from .meter import MeteredModel
 from .mouth import NEVER
 from .outbound import Outbound
 from .pipeline import DONE, SPEAKING, Stage, Turn
 from .script import Script, Tokens, Written
 from .transaction import Transaction
+from .usage import DRAINED, Usage
 
 log = logging.getLogger("opusagent")
 
@@ -42,6 +44,8 @@ class RelayCall:
         self.slot = None                    # nor is there audio
         self.out = Outbound(connection, dialect, server.metrics)
         self.mouth = self                   # where departures look for `out`
+        self.usage = Usage(server.config)
+        self.signs = 0                      # of the caller's: words and keys
         self.ledger = Ledger(server.metrics)
         self.began = server.now             # ns
         self.due = 0                        # ns: before then tick() has nothing to do
@@ -74,6 +78,7 @@ class RelayCall:
         event = self.dialect.receive(opcode, payload)
         if event is not None and (self.live or event.__class__ in (Start, Complaint)) and not self.done:
             ON_EVENT[event.__class__](self, event)
+            self.signs += 1
             self.due = 0
 
     def drained(self) -> None:
@@ -89,9 +94,9 @@ class RelayCall:
             self._stop_talking("hang-up", self.script.heard(self.server.clock()))
         self._finish()
         self.live, self.stage = False, None
+        self.usage.ends(code, (self.server.now - self.began) / 1e9)
         self.server.call_ends(self)
-        log.info("call %s ended: %s, %d turns, %.1f s, state %s", self.id, "done" if self.done else f"code {code}",
-                 len(self.ledger.receipts), (self.server.now - self.began) / 1e9, self.dialogue.state)
+        self.ledger.end(self.usage.outcome, (self.server.now - self.began) / 1e9, self.dialogue.state, code)
 
     # -- the dialect's events ------------------------------------------------------------------------------------------
 
@@ -106,8 +111,8 @@ class RelayCall:
         self.transaction = Transaction(self.dialogue, self)
         tools = studio.toolbox(flow, self.id, self.on_tool, self._late)
         filler = " ".join(flow.filler.fill({}))
-        self.stage = Stage(self.script, self.script, lambda *prompt: None, None, None, Tokens(self, studio.llm),
-                           flow.voice, config.openai, (filler,) if filler else (), self.server.clock, self.dialogue,
+        self.stage = Stage(self.script, self.script, lambda *prompt: None, None, None,
+                           Tokens(self, MeteredModel(studio.llm, self.usage)), flow.voice, config.openai, (filler,) if filler else (), self.server.clock, self.dialogue,
                            tools.start, self)
         log.info("call %s begins: %s", self.id, self.dialect.name)
         self._reply(self.dialogue.begin())
@@ -244,6 +249,7 @@ class RelayCall:
         if (turn.failed or turn.broken) and turn.reply.kind != FAILURE and not turn.reply.end:
             return self._reply(self.dialogue.failure())
         if turn.reply.end or turn.reply.transfer or turn.failed:
+            self.usage.leaves(turn)
             return self._leave("" if turn.failed else turn.reply.transfer)
         self.silent_by = self.server.now + self.no_input * MS
         if self.waiting:
@@ -299,7 +305,7 @@ class RelayCall:
         """What is said has another part, which counts from now on."""
         turn.trace.state = turn.reply.next
         if turn.reply.refused:
-            self.server.metrics.count("refused_calls")
+            self.server.metrics.count("refused_functions")
         self.transaction.goes_on(turn.reply)
         self._speak_in(turn.reply.language)
         self.script.interruptible = turn.reply.interruptible and turn.reply.interrupt != ANSWERS
@@ -335,9 +341,10 @@ class RelayCall:
         self.due = 0 if self.turn is not None or self.done else self.keys_by or self.silent_by
 
     @entry(journal.PARTED)
-    def part(self) -> None:
+    def part(self, outcome: str = DRAINED) -> None:
         """The server has to end this call: it says so, and hangs up."""
         if self.live and not self.done:
+            self.usage.outcome = outcome
             self._reply(self.dialogue.parting())
 
     @entry(journal.ANSWERED_BY)
@@ -349,7 +356,7 @@ class RelayCall:
     def not_handed_over(self) -> None:
         """It may not be: the conversation goes on."""
         if self.live and self.done:
-            self.done = False
+            self.done, self.usage.outcome = False, ""
             self._reply(self.dialogue.failure())
 
     def _leave(self, target: str = "") -> None:
@@ -362,7 +369,7 @@ class RelayCall:
     def record(self) -> dict:
         """What GET /calls/<id> says."""
         return {"id": self.id, "dialect": self.dialect.name, "state": self.dialogue.state if self.dialogue else "",
-                "done": self.done, "live": self.live, "turns": self.ledger.receipts,
+                "done": self.done, "live": self.live, **self.usage.told(), "turns": self.ledger.receipts,
                 "facts": self.dialogue.facts if self.dialogue else {}, "dropped_chunks": 0}
 
 

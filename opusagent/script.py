@@ -18,6 +18,8 @@ class Script:
     rate_out = 0                            # there are no samples
     queue = ()
 
+    held = False                            # what was sent cannot be held, as a Playout can be
+
     def __init__(self, out: Outbound, dialect, clock):
         self.out = out
         self.dialect = dialect

@@ -15,6 +15,7 @@ from datetime import date
 from . import ProtocolError, garbage, http11, journal, net, pages, webhooks
 from . import config as settings
 from ._fastpath import EpollSet, ReceiveBuffer
+from .admission import Admission
 from .archive import Archive, kept
 from .audiosocket import AudioSocketConnection
 from .auth import offered_keys
@@ -27,12 +28,15 @@ from .dialects import DIALECTS, OpenAIRealtime, Start
 from .door import Door
 from .echo import EchoCall, EchoSession
 from .gate import Gate, without_secrets
+from .limits import Limits as CallLimits
+from .limits import caller_of
 from .loop import attach, detach
 from .metrics import Metrics
 from .realtime import dialect_of, realtime_query
 from .relay import call_of
 from .resumption import Resumable
 from .studio import Studio
+from .tally import Tally
 
 log = logging.getLogger("opusagent")
 
@@ -76,9 +80,9 @@ class Server:
         self.clock: Callable[[], int] = time.monotonic_ns
         self.started = self.tock()
         self._warned = 0                            # ns: when a slow wake-up was last warned of
-        self.load = 0.0                             # share of a core that this worker used in the last second
-        self.full = False                           # the load is too high for new calls
-        self._spent = (self.now, self._worked())    # at the last look at the load
+        self.admission = Admission(self)            # whether there is room for new calls
+        tally = board.tally if board else Tally(1, config.max_calls + 1)
+        self.limits = CallLimits(config.limits, metrics, tally, board.seats.index(seat) if board else 0)
         self._timer: asyncio.TimerHandle | None = None
         self._next_tick = self._next_sweep = self._next_tidying = self.now
         self._unswept: list = []                    # connections that this sweep has still to look at
@@ -104,9 +108,8 @@ class Server:
         for sock in audiosockets:
             self._listen(sock, lambda: AudioSocketConnection(self))
         garbage.begin()
-        self._spent = self.clock(), self._worked()      # what it took to get ready is nobody's load
+        self.admission.begin()
         self._next_tidying = self.clock() + TIDY_NS
-        self.load, self.full = 0.0, False
 
     def begin(self) -> None:
         """Serve the calls that are given to us; nobody can connect yet."""
@@ -221,16 +224,19 @@ class Server:
 
     def _tick(self) -> None:
         now = self.tock()
-        self.metrics.lag(now - self._next_tick)
+        late = now - self._next_tick
+        self.metrics.lag(late)
         try:
-            self._look_after(now)
+            self._look_after(now, late)
         finally:                                    # whatever went wrong: without ticks there are no calls
             self._arm(max(self._next_tick, now - TICK_NS) + TICK_NS if self.calls else now + self._rest())
 
-    def _look_after(self, now: int) -> None:
+    def _look_after(self, now: int, late: int = 0) -> None:
         due = [call for call in self.calls.values() if call.due <= now]
+        self.admission.tick(late, due, now)
         for call in due:
             call.tick(now)
+        self.limits.look(now)
         if self.keeper is not None:
             self.keeper.keep(due, now)
         self.studio.hearing.run()
@@ -238,7 +244,8 @@ class Server:
         if now >= self._next_tidying:
             self._next_tidying = now + TIDY_NS
             garbage.collect(busy=bool(self.calls) or len(self.connections) > SWEPT)
-            self._weigh(now)
+            self.broken = self.studio.fault()
+            self.admission.look(now)
             for session in list(self.waiting):
                 session.sweep(now)
 
@@ -280,21 +287,6 @@ class Server:
         self._next_tick = at
         self._timer = asyncio.get_running_loop().call_later(max(0, at - self.clock()) / 1e9, self._tick)
 
-    def _worked(self) -> int:
-        """ns that this worker has computed so far."""
-        return time.process_time_ns() - self.epoll.spun
-
-    def _weigh(self, now: int) -> None:
-        """Admission: no new calls above refuse_above, again below resume_below."""
-        (then, before), spent = self._spent, self._worked()
-        self._spent = now, spent
-        self.load = (spent - before) / max(1, now - then)
-        limits = self.config.admission
-        self.full = self.load > (limits.resume_below if self.full else limits.refuse_above)
-        self.metrics.gauge("load", round(self.load, 4))
-        self.broken = self.studio.fault()
-        if self.seat is not None:
-            self.seat.put("full", int(self.full or bool(self.broken) or len(self.calls) >= self.config.max_calls))
 
     # -- routes --------------------------------------------------------------------------------------------------------
 
@@ -339,7 +331,7 @@ class Server:
         if name == OpenAIRealtime.name:
             agent = agent or self.studio.agent_of(head.query.get("model", ""))
         self._check_call(connection, head, agent, getattr(dialect, "platform", dialect.name))
-        limits = self.limits(dialect, agent)
+        limits = self.allowance(dialect, agent)
         query = without_secrets(head.query)
         if name == OpenAIRealtime.name:
             query = realtime_query(head, query)
@@ -352,7 +344,7 @@ class Server:
                 self, line, spoken, agent, self._journal(spoken, query, agent)))
         return limits, lambda connection: make(self, connection, spoken, agent, self._journal(spoken, query, agent))
 
-    def limits(self, dialect, agent: str) -> Limits:
+    def allowance(self, dialect, agent: str) -> Limits:
         """What the peer of such a call may do."""
         telephony = dialect.max_message <= self.narrow.max_message
         return self.wide if not telephony else self.diagnostic if agent == "echo" else self.narrow
@@ -361,7 +353,7 @@ class Server:
         """A call without a request, so without a token, to the flow that the server was started with."""
         if not (net.is_loopback(connection.peer) or self.config.insecure):
             raise ProtocolError(401, "A call without authentication from another machine needs --insecure.")
-        self._check_room()
+        self.admission.check(connection)
         return Call(self, connection, dialect, "", self._journal(dialect, {}, ""))
 
     def _journal(self, dialect, query: dict[str, str], agent: str) -> "journal.Journal | None":
@@ -380,16 +372,9 @@ class Server:
         connection.tenant = key.tenant if key else ""
         if agent != "echo" and agent and agent not in self.studio.flows:
             raise ProtocolError(404, "There is no such agent here.")
-        self._check_room()
-
-    def _check_room(self) -> None:
-        if self.broken:
-            raise ProtocolError(503, self.broken)
-        if self.draining:
-            raise ProtocolError(503, "This server is draining; new calls go elsewhere.")
-        if self.full or len(self.calls) >= self.config.max_calls:
-            self.metrics.count("refused_calls")
-            raise ProtocolError(503, "This server is full.")
+        if agent != "echo":
+            self.limits.check(caller_of(head.query), connection.tenant)
+        self.admission.check(connection)
 
     def _check_diagnostics(self, connection: Connection, head: http11.Head) -> None:
         if not (self.config.diagnostics or self.gate.local(connection, head)):
@@ -415,6 +400,7 @@ class Server:
         self.gate.check_tenant(getattr(call.connection, "tenant", ""), start.tenant)
         if call.id in self.calls:
             raise ProtocolError(1008, "this call is already here")
+        self.limits.begins(call, start, self.now)
         self.calls[call.id] = call
         self.metrics.count("calls")
         self.calls_changed()
@@ -432,6 +418,8 @@ class Server:
     def call_ends(self, call: Call) -> None:
         if self.calls.get(call.id) is call:
             del self.calls[call.id]
+            self.limits.ends(call)
+            call.usage.measure(self.metrics)
             self.records.append(call.record())
             self.archive.ended(self.records[-1]) if self.archive else None
             self.calls_changed()

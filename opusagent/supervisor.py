@@ -64,7 +64,7 @@ class Supervisor:
         self.reload = reload                    # () -> the work of a new generation; ConfigError
         self.announce = announce                # everything is ready: said once
         self.notify = notify
-        self.board = Board(max(16, 4 * count))
+        self.board = Board(max(16, 4 * count), slots)
         self.workers: list[Worker] = []
         self.coming: list[Worker] = []          # a generation that is not ready yet: those before it serve
         self.selector = selectors.DefaultSelector()
@@ -229,6 +229,8 @@ class Supervisor:
     def _call(self, worker: Worker, message: dict, fds: list[int]) -> None:
         """A call has begun: its socket is kept."""
         self._over(worker, message, [])
+        if not fds:
+            return log.warning("a call cannot be kept for another worker: there are no descriptors left")
         worker.calls[message["slot"]] = fds[0]
         self.notify.store(stored("call", worker.seat, message["slot"]), fds[0])
 

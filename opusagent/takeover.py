@@ -142,7 +142,7 @@ def _resume(server, slot, fd: int) -> None:
     if dialect is None or state["call"]["id"] in server.calls:
         raise LostCall("its dialect is not spoken here" if dialect is None else "it is here already")
     connection = Connection(server)
-    connection.go_on(os.dup(fd), server.limits(dialect, state["agent"]), slot.framing)
+    connection.go_on(os.dup(fd), server.allowance(dialect, state["agent"]), slot.framing)
     connection.tenant = state["tenant"]
     try:
         if hasattr(dialect, "resumes"):
@@ -158,6 +158,7 @@ def _resume(server, slot, fd: int) -> None:
         server.studio.free.remove(slot.index)
     server.calls[call.id] = call
     server.calls_changed()
+    server.limits.goes_on(call, now)
     if server.keeper is not None:
         server.keeper.begun(call, connection.wire)
     go_on(call, state, now)
@@ -188,6 +189,7 @@ def freeze(server) -> list[int]:
         connections[call].session = None
         connections[call].forget()
         del server.calls[call.id]
+        server.limits.ends(call)
         if call.journal is not None:
             call.journal.end()
         server.studio.stt.cancel(call.ear)

@@ -23,7 +23,7 @@ from typing import IO
 START_SECONDS, STOP_SECONDS = 30, 15
 # one worker that starts at once and needs no extra
 SCRIPTED = ("--workers", "1", "--stt", "scripted", "--llm", "scripted", "--tts", "scripted")
-LISTENING = re.compile(rb"listening on http(s?)://([\w.\-]+):(\d+)")
+LISTENING = re.compile(rb"listening on http(s?)://(\[[\w:]+\]|[\w.\-]+):(\d+)")
 
 
 def missing() -> str | None:

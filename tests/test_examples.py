@@ -86,7 +86,7 @@ async def test_the_appointment_line_through_its_model():
     assert told[0]["tool_calls"][0]["function"] == {"name": "slots", "arguments": '{"day": "2026-11-28"}'}
     assert told[1]["role"] == "tool" and '"first": "09:00"' in told[1]["content"]
     await line.says("four o'clock")
-    assert line.state == "confirm" and line.count("refused_calls") == 0
+    assert line.state == "confirm" and line.count("refused_functions") == 0
     assert line.heard == ("Fine. Saturday the twenty eighth of November, four in the afternoon. Shall I book that?")
     await line.says("yes")
     assert line.state == "booked" and line.talk.call.done

@@ -1,4 +1,6 @@
 """Listening, inheriting and tuning, on real sockets of the loopback."""
+import contextlib
+import ctypes
 import errno
 import os
 import socket
@@ -8,6 +10,8 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from lines import WebSocketLine
+from served import SCRIPTED, serving
 
 from opusagent import ConfigError
 from opusagent.config import Net
@@ -249,3 +253,36 @@ def test_a_unix_socket_is_spelled_by_its_path(tmp_path, opened):
                                           ("rebound.example:8000", False), ("10.0.0.1:8000", False)])
 def test_only_names_of_this_machine_are_loopback(host, inside):
     assert is_loopback_name(host) is inside
+
+
+# -- in a server's own process ------------------------------------------------------------------------------------------
+
+PIDFD_GETFD = 438               # pidfd_getfd(2)
+
+
+@pytest.mark.parametrize("host, level, option", [
+    ("127.0.0.1", socket.IPPROTO_IP, socket.IP_TOS),
+    pytest.param("::1", socket.IPPROTO_IPV6, socket.IPV6_TCLASS, marks=has_ipv6)])
+def test_the_dscp_of_a_call_is_what_the_configuration_says(host, level, option):
+    """Read from the server's own socket of a live call, which the call's upgrade has duplicated."""
+    with serving(*SCRIPTED, "--host", host, "--net-dscp", "46") as server:
+        line = WebSocketLine(host, server.port, "/ws/pcm")
+        assert line.status == 101
+        assert {sock.getsockopt(level, option) for sock in sockets_to(server.worker, line.sock.getsockname())} == {0xB8}
+        line.close()
+
+
+def sockets_to(pid, address):
+    """Duplicates of a process's sockets whose peer is `address`."""
+    syscall, pidfd = ctypes.CDLL(None, use_errno=True).syscall, os.pidfd_open(pid)
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        if not os.readlink(f"/proc/{pid}/fd/{name}").startswith("socket:"):
+            continue
+        fd = syscall(PIDFD_GETFD, pidfd, int(name), 0)
+        if fd < 0:
+            os.close(pidfd)
+            pytest.skip(f"the server's sockets cannot be looked at: {os.strerror(ctypes.get_errno())}")
+        with socket.socket(fileno=fd) as sock, contextlib.suppress(OSError):
+            if sock.getpeername()[:2] == address[:2]:
+                yield sock
+    os.close(pidfd)

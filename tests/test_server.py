@@ -39,9 +39,9 @@ def test_getting_ready_is_no_load():
             pass
         await server.start([])
         await asyncio.sleep(0.5)                    # ten ticks: none of them looks back to before the start
-        assert not server.full
-        server._weigh(server.clock())
+        assert not server.admission.full
+        server.admission.look(server.clock())
         await server.stop()
-        return server.load
+        return server.admission.load
 
     assert asyncio.run(started()) < 0.7

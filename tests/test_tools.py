@@ -295,7 +295,7 @@ async def test_a_refused_call_is_counted_and_the_model_answers_again():
     await line.listens()
     line.model.answers = [[FunctionCall("go_to_vault", {})], ["I can not do that."]]
     await line.says("open the vault")
-    assert line.heard == "I can not do that." and line.count("refused_calls") == 1 and line.state == "chat"
+    assert line.heard == "I can not do that." and line.count("refused_functions") == 1 and line.state == "chat"
 
 
 # Tools behind an endpoint

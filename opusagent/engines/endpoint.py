@@ -9,7 +9,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
 from urllib.request import getproxies, proxy_bypass
 
@@ -30,7 +30,7 @@ EVENT_BYTES = 1 << 20           # of one server-sent event
 REFUSAL_BYTES = 1 << 16         # of the body of an error
 
 # Options that not every model takes, and what they are called where they are not; None: nothing
-RESPELT = {"max_tokens": "max_completion_tokens", "temperature": None, "prompt": None}
+RESPELT = {"max_tokens": "max_completion_tokens", "temperature": None, "prompt": None, "stream_options": None}
 
 OPENNESS = {CLOSED: 0, PROBING: 0.5, OPEN: 1}   # of a breaker, in the metrics
 FAULTS = (httpx.HTTPError, OSError, UnicodeError)       # a TimeoutError is an OSError
@@ -41,10 +41,11 @@ CODE = re.compile(r"[a-z][a-z_]{2,40}")         # what an endpoint calls an erro
 class Answer:
     """What an endpoint answers, from its head on."""
 
-    __slots__ = ("finished", "pieces", "status", "_response")
+    __slots__ = ("finished", "rest", "pieces", "status", "_response")
 
     def __init__(self, response: httpx.Response):
         self.finished = False           # the rest of it says nothing more
+        self.rest: Callable[[bytes], object] | None = None      # ... but may hear it
         self.pieces: AsyncIterator[bytes] = response.aiter_bytes()      # of the body, as they come
         self.status: int = response.status_code
         self._response = response
@@ -78,8 +79,9 @@ class Answer:
     async def drain(self) -> None:
         with suppress(httpx.HTTPError, TimeoutError):
             async with asyncio.timeout(DRAIN_SECONDS), aclosing(self.pieces):
-                async for _ in self.pieces:
-                    pass
+                async for data in self.pieces:
+                    if self.rest is not None:
+                        self.rest(data)
         await self._response.aclose()
 
 

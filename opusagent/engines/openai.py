@@ -8,12 +8,14 @@ not a whole answer ends as one EngineError, after everything that came of it.
 import asyncio
 import math
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 import orjson
 
 from .. import EngineError
 from ..config import Config, OpenAI
 from ..flow import FunctionCall
+from ..usage import Question
 from .continuing import Continuing, going_on
 from .endpoint import Endpoint, Events
 from .preference import Preference
@@ -27,6 +29,8 @@ DONE = b"[DONE]"
 
 class Llm:
     """Chat completions, streamed."""
+
+    counts = True                               # it tells usage.current what was asked for
 
     def __init__(self, config: Config):
         self.settings = config.openai
@@ -128,16 +132,20 @@ class Stream:
                     tools: tuple[dict, ...]) -> AsyncIterator[str]:
         model = endpoint.target.model
         body = {"model": model, "messages": messages, "stream": True, "max_tokens": settings.max_tokens,
-                "temperature": settings.temperature, **({"tools": tools} if tools else {})}
+                "temperature": settings.temperature, **({"tools": tools} if tools else {}),
+                **({"stream_options": {"include_usage": True}} if settings.count_tokens else {})}
+        question = self.completion.question = Question(endpoint.url.host, model, messages)
         async with endpoint.post("/chat/completions", body, STREAM, what=model) as answer:
             events, completion = Events(), self.completion
             async for data in answer.pieces:
                 for event in events.feed(data):
                     piece = completion.read(event)
+                    question.answered(len(piece))
                     if piece or type(piece) is CallBegins:
                         yield piece
                 if completion.over:             # the stream's own end may be a while
                     answer.finished = True
+                    answer.rest = lambda data: [completion.count(event) for event in events.feed(data)]
                     break
             completion.check(settings.max_tokens)
 
@@ -187,10 +195,11 @@ class Watch:
 class Completion:
     """What the chunks of a streamed completion come to."""
 
-    __slots__ = ("over", "_finish", "_empty", "_function", "_arguments", "_id")
+    __slots__ = ("over", "question", "_finish", "_empty", "_function", "_arguments", "_id")
 
     def __init__(self):
         self.over = False               # no more text will come
+        self.question: Question | None = None       # what it costs is told there
         self._finish = ""               # why it ended
         self._empty = True
         self._function = ""             # the first function that is called; others are not
@@ -217,6 +226,8 @@ class Completion:
             chunk = orjson.loads(event)
             if chunk.get("error"):
                 raise EngineError("The model's endpoint broke its answer off with an error.")
+            if self.question is not None and (usage := chunk.get("usage")):
+                self.question.told(usage)
             if not (choices := chunk.get("choices")):
                 return ""               # usage, or what a filter thought of the question
             choice = choices[0]
@@ -231,6 +242,12 @@ class Completion:
         except (ValueError, TypeError, AttributeError, LookupError):
             raise EngineError("The model's endpoint sent an event that is no chunk of a completion.") from None
 
+    def count(self, event: bytes) -> None:
+        """An event after the end: of interest only for what it says of the tokens."""
+        if b'"usage"' in event:
+            with suppress(ValueError, AttributeError):
+                self.question.told(orjson.loads(event).get("usage"))
+
     def _called(self, calls: list[dict]) -> bool:
         """The next pieces of function calls; whether one begins."""
         began = False
@@ -240,6 +257,8 @@ class Completion:
                 if (name := function.get("name")) and not self._function:
                     began, self._function, self._id = True, str(name)[:100], str(call.get("id") or "")[:100]
                 self._arguments.append(function.get("arguments") or "")
+                if self.question is not None:
+                    self.question.answered(len(self._arguments[-1]))
         return began
 
     def check(self, max_tokens: int) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 from .. import EngineError
 from .._fastpath import RATES, SEGMENT_SAMPLES, SEGMENTS
 from ..config import Config
+from ..usage import current
 from .endpoint import Endpoint
 from .preference import Preference
 from .speech import Speech
@@ -41,6 +42,8 @@ AGAIN_SECONDS = 0.2             # between two of these, or longer where the endp
 
 class Tts:
     """Speech by an endpoint."""
+
+    counts = True                               # it tells usage.current what was asked for
 
     def __init__(self, config: Config):
         self.settings = config.openai
@@ -149,12 +152,18 @@ class Tts:
         body = {"model": target.model, "input": text[:LONGEST], "voice": voice, "response_format": "pcm"}
         what = f"voice {voice} of {target.model}"
         first, gap = (FIRST_SECONDS, GAP_SECONDS) if last else (target.first_seconds, target.gap_seconds)
+        item = usage.item("tts", endpoint.url.host, target.model) if (usage := current.get()) is not None else None
+        if item is not None:
+            item.requests += 1
+            item.characters += len(text)
         async with endpoint.post("/audio/speech", body, AUDIO, what=what, within=first) as answer:
             longest = min(LONGEST_SECONDS, SLOW_SECONDS + len(text) / SLOWEST)
             sound = Sound(answer.field("content-type"), rate, longest)
             wait = first
             while data := await answer.next(wait):
                 if len(pcm := sound.feed(data)):
+                    if item is not None:
+                        item.seconds += len(pcm) / rate
                     yield pcm
                 wait = gap
             rest = sound.finish(text)

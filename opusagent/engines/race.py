@@ -29,7 +29,7 @@ AGAIN_SECONDS = (0.02, 0.08)    # until the same endpoint is asked once more aft
 class Hedging:
     """What a worker knows about its model's first tokens, and what it may spend on them."""
 
-    __slots__ = ("share", "credit", "requests", "hedges", "won", "lost", "retries", "_recent", "_sorted")
+    __slots__ = ("share", "credit", "requests", "hedges", "won", "lost", "retries", "spared", "_recent", "_sorted")
 
     def __init__(self, share: float):
         self.share = share                          # of the requests; 0: never
@@ -38,6 +38,7 @@ class Hedging:
         self.hedges = 0                             # ... twice, because the first token was late
         self.won = self.lost = 0                    # hedges whose second request was first, and the others
         self.retries = 0                            # ... of the same endpoint, because it had failed
+        self.spared = False                         # the worker is too busy to ask twice
         self._recent: deque[float] = deque(maxlen=REMEMBERED)   # seconds to the first token, the latest last
         self._sorted: list[float] = []              # the same
 
@@ -62,7 +63,7 @@ class Hedging:
     @property
     def after(self) -> float | None:
         """Seconds without a first token after which it is late; None: not known, or never."""
-        if not self.share or len(self._sorted) < ENOUGH:
+        if self.spared or not self.share or len(self._sorted) < ENOUGH:
             return None
         return self._sorted[int(PERCENTILE * (len(self._sorted) - 1))]
 

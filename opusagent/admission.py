@@ -1,0 +1,213 @@
+"""Admission: what a worker is loaded with, what it leaves out before it is too much, and whether it takes new calls.
+
+Each measure is a share of its own limit, and the load is the greatest of them.  Below the load at which calls are refused
+stands a ladder: at each of its steps something is left out that callers need least.  The rules: a limit is reached
+before the live calls notice, for the calls that were let in since the load was measured count with what a call usually
+takes; and what was left out comes back only when the load has fallen well below its step.
+"""
+import os
+import resource
+import time
+from collections import deque
+from pathlib import Path
+
+from . import ProtocolError
+
+SECOND = 1_000_000_000          # ns
+WINDOW = 5                      # looks (seconds) of which the 99th percentiles are
+ENOUGH = 200                    # ticks that they need
+LEARNING = 0.2                  # of what a second shows of a call's cost
+KNOWN_FROM = 10                 # calls, from which on it shows anything
+RETRY_SECONDS = 5               # after which a call that was refused may be tried again
+
+# The ladder: from which part of `refuse_above` on, and what is left out.
+STEPS = ((0.80, "no_speculation"), (0.86, "no_turn_model"), (0.92, "no_hedging"), (0.97, "cached_prompts_only"))
+
+
+class Ladder:
+    """Which steps are taken at a load, and whether calls are refused: up at once, down when it has fallen by `gap`."""
+
+    __slots__ = ("refuse_above", "gap", "level", "full")
+
+    def __init__(self, refuse_above: float, resume_below: float):
+        self.refuse_above = refuse_above
+        self.gap = refuse_above - resume_below
+        self.level = 0                  # steps taken
+        self.full = False               # no new calls
+
+    def look(self, load: float) -> None:
+        bounds = [share * self.refuse_above for share, _ in STEPS]
+        while self.level < len(bounds) and load > bounds[self.level]:
+            self.level += 1
+        while self.level and load < bounds[self.level - 1] - self.gap:
+            self.level -= 1
+        self.full = load > (self.refuse_above - self.gap if self.full else self.refuse_above)
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        return tuple(name for _, name in STEPS[:self.level])
+
+
+class Admission:
+    """One worker's."""
+
+    def __init__(self, server):
+        self.server = server
+        self.config = server.config.admission
+        self.ladder = Ladder(self.config.refuse_above, self.config.resume_below)
+        self.load = 0.0                             # at the last look, at most 1
+        self.by = ""                                # the measure that it is of
+        self.shares: dict[str, float] = {}          # each measure's, of its limit
+        self.cost = self.config.refuse_above / server.config.max_calls      # of a call: a share of a core
+        self.let_in: deque[set] = deque([set(), set()], 2)      # whom, since the last look and in the second before
+        self.lags: deque[list[int]] = deque([[]], WINDOW)      # ns by which ticks were late, second by second
+        self.lates: deque[list[int]] = deque([[]], WINDOW)     # ... and frames
+        self.memory = Memory(server.config.workers or os.cpu_count())
+        self._spent = (server.now, self._worked())
+
+    @property
+    def full(self) -> bool:
+        """True while new calls are not taken, whatever the reason."""
+        return self.why() != ""
+
+    def why(self) -> str:
+        """Why a new call would be refused for the load: "full", or "" where it would not."""
+        server = self.server
+        there = sum(len(let_in & server.connections) for let_in in self.let_in)
+        expected = self.load + self.cost * there
+        if len(server.calls) >= server.config.max_calls:
+            return "full"
+        return "full" if self.ladder.full or expected > self.config.refuse_above > self.config.resume_below else ""
+
+    def check(self, connection) -> None:
+        """Raises ProtocolError(503) for a new call that is not taken; one that is counts from now on, while it is there."""
+        server = self.server
+        for reason, sentence in (("broken", server.broken),
+                                 ("draining", server.draining and "This server is draining; new calls go elsewhere."),
+                                 (self.why(), "This server is full.")):
+            if reason and sentence:
+                server.metrics.count("refused_calls", reason=reason)
+                error = ProtocolError(503, sentence)
+                error.retry_after = RETRY_SECONDS
+                raise error
+        self.let_in[-1].add(connection)
+
+    # -- what is measured ----------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """What it took to get ready is nobody's load."""
+        self._spent = self.server.clock(), self._worked()
+        self.load, self.by, self.shares = 0.0, "", {}
+        self.ladder = Ladder(self.config.refuse_above, self.config.resume_below)
+        self._ease()
+        self._tell()
+
+    def tick(self, lag: int, due: list, now: int) -> None:
+        """The loop came so late to a tick, ns, and these calls are due; while there are no calls nobody waits."""
+        if self.server.calls:
+            self.lags[-1].append(lag)
+            times = [call.due for call in due if call.due]
+            if times:
+                self.lates[-1].append(now - min(times))
+
+    def look(self, now: int) -> None:
+        """Once a second."""
+        server, config = self.server, self.config
+        (then, before), spent = self._spent, self._worked()
+        self._spent = now, spent
+        cpu = (spent - before) / max(1, now - then)
+        if len(server.calls) >= KNOWN_FROM and not any(self.let_in):
+            self.cost += (cpu / len(server.calls) - self.cost) * LEARNING
+        self.let_in.append(set())
+        files, most_files = open_files()
+        behind = getattr(getattr(server.studio, "stt", None), "lag_ms", 0) if server.calls else 0
+        measured = {"cpu": (cpu, 1.0), "loop_lag": (p99(self.lags) / 1e6, config.lag_ms),
+                    "frames": (p99(self.lates) / 1e6, config.late_ms), "engines": (behind, config.engine_ms),
+                    "descriptors": (files, most_files), "memory": (self.memory.used(), self.memory.limit)}
+        for values in (self.lags, self.lates):
+            values.append([])
+        self.shares = {name: value / limit for name, (value, limit) in measured.items() if limit > 0}
+        self.by = max(self.shares, key=self.shares.get)
+        self.load = min(1.0, self.shares[self.by])
+        self.ladder.look(self.load)
+        self._ease()
+        self._tell()
+
+    def _ease(self) -> None:
+        """What the ladder leaves out."""
+        studio, steps = self.server.studio, self.ladder.steps
+        studio.hearing.spared = "no_turn_model" in steps
+        if (hedging := getattr(getattr(studio, "llm", None), "hedging", None)) is not None:
+            hedging.spared = "no_hedging" in steps
+        eased = "no_speculation" in steps, "cached_prompts_only" in steps
+        for call in list(self.server.calls.values()):
+            if getattr(call.mouth, "eased", eased) != eased:
+                call.mouth.ease(*eased)
+
+    def _tell(self) -> None:
+        server, metrics = self.server, self.server.metrics
+        metrics.gauge("load", round(self.load, 4))
+        for name, share in self.shares.items():
+            metrics.gauge("load_share", round(share, 4), by=name)
+        for i, (_, name) in enumerate(STEPS):
+            metrics.gauge("load_step", int(i < self.ladder.level), step=name)
+        if server.seat is not None:
+            server.seat.put("full", int(self.full or bool(server.broken)))
+
+    def _worked(self) -> int:
+        """ns that this worker has computed so far; what it spent looking for something to do is no work."""
+        return time.process_time_ns() - self.server.epoll.spun
+
+
+class Memory:
+    """What this process holds, and its part of what there is: of its control group's limit, or of the machine."""
+
+    __slots__ = ("limit",)
+
+    def __init__(self, workers: int):
+        self.limit = (group_limit() or machine_memory()) / max(1, workers)      # bytes
+
+    @staticmethod
+    def used() -> int:
+        """Bytes that are its own: those that it shares (the arena, prompts) are there once, and files can be dropped."""
+        try:
+            resident, shared = map(int, Path("/proc/self/statm").read_text().split()[1:3])
+        except OSError:
+            return 0                            # there is no descriptor left, which open_files() says
+        return (resident - shared) * resource.getpagesize()
+
+
+def group_limit() -> int:
+    """The limit of our control group (cgroup2), bytes; 0 where there is none."""
+    try:
+        group = Path("/proc/self/cgroup").read_text().strip().rpartition("::")[2].lstrip("/")
+        texts = [(Path("/sys/fs/cgroup") / group / name).read_text().strip() for name in ("memory.high", "memory.max")]
+    except OSError:
+        return 0
+    return min((int(text) for text in texts if text.isdigit()), default=0)
+
+
+def machine_memory() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * resource.getpagesize()
+
+
+def open_files() -> tuple[int, int]:
+    """Descriptors that this process has open, and how many it may have; 0 of 0 where there is none left to look with."""
+    try:
+        return len(os.listdir("/proc/self/fd")), resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    except OSError:
+        return 1, 1
+
+
+def p99(seconds: deque[list[int]]) -> int:
+    """Of what was noted in the last seconds; 0 while that is too little to say anything."""
+    values = sorted(value for second in seconds for value in second)
+    return values[len(values) * 99 // 100] if len(values) >= ENOUGH else 0
+
+
+def state(metrics) -> dict:
+    """What /health says of the most loaded worker: `load`, `load_by`, and the steps that any worker has taken."""
+    shares = {dict(labels)["by"]: value for (name, labels), value in metrics.gauges.items() if name == "load_share"}
+    steps = {dict(labels)["step"] for (name, labels), value in metrics.gauges.items() if name == "load_step" and value}
+    return {"load": metrics.gauges.get(("load", ()), 0.0), "load_by": max(shares, key=shares.get, default=""),
+            "left_out": [name for _, name in STEPS if name in steps]}
