@@ -2,6 +2,7 @@
 
     python bench/calls.py [--fifo] [--seconds 20] [--turns 300] [--ramp 100,200,300] [--peer-ramp 5,10,15] [--quick]
     python bench/calls.py --embedded [...]      the embedded engines instead, see embedded_calls.py
+    python bench/calls.py --dialect [NAME ...]  what a frame costs in a dialect, beside Twilio's: see dialects.py
 
 Callers in C (callers.c) hold calls in the Twilio dialect with OpusAgent and with Pipecat, one server and one load after
 the other, on the same core; both ask the same model (stub_llm.py, which answers at once).  Beside them stands the floor
@@ -14,6 +15,7 @@ import os
 import sys
 from dataclasses import replace
 
+from dialects import main as dialects
 from embedded_calls import bare_timer
 from embedded_calls import main as embedded
 from figures import table
@@ -134,6 +136,8 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     if "--embedded" in argv:
         return embedded([word for word in argv if word != "--embedded"])
+    if "--dialect" in argv:
+        return dialects([word for word in argv if word != "--dialect"])
     args, cores = parse(argv), None
     cores = Cores.here(args.fifo)
     os.environ["OPENAI_API_KEY"] = "stub"

@@ -21,6 +21,7 @@ from figures import Ratio, median, median_interval, paired_ratio, table
 from subjects import machine
 
 from opusagent import _fastpath
+from opusagent.dialects import Audible
 
 RATES = ((8000, 16000), (16000, 8000), (8000, 24000), (24000, 8000), (16000, 24000), (24000, 16000), (16000, 48000),
          (48000, 16000))
@@ -61,7 +62,8 @@ def names() -> dict:
               "out": memoryview(bytearray(320)).cast("h"), "coded": bytearray(160), "codes": bytes(codes),
               "alaw": bytes(alaw), "codes_array": numpy.frombuffer(codes, numpy.uint8), "TABLE": table_of,
               "array": numpy.frombuffer(noise.bytes(640), numpy.int16), "text": text, "HEAD": HEAD, "TAIL": b'"}}',
-              "message": INBOUND % text, "record": _fastpath.Histogram().record, "nothing": lambda argument: None}
+              "message": INBOUND % text, "room": Audible(160, "PCMU"), "record": _fastpath.Histogram().record,
+              "nothing": lambda argument: None}
     for rate in (8000, 16000, 24000, 48000):
         found[f"frame{rate}"] = noise.normal(0, 3000, rate // 50).astype(numpy.int16)
         found[f"bytes{rate}"] = found[f"frame{rate}"].tobytes()
@@ -98,10 +100,10 @@ def rows() -> list[Row]:
                                                             "binascii": "binascii.a2b_base64(text)"}),
         Row("base64 encode", "base64_encode(codes)", {"pybase64": "pybase64.b64encode(codes)",
                                                       "binascii": "binascii.b2a_base64(codes, newline=False)"}),
-        Row("Twilio message to samples", "twilio_media(message, out)", {
+        Row("Twilio message to samples", "room.media(message)", {
             "orjson + pybase64 + audioop": PARSE.format(decode="pybase64.b64decode", loads="orjson.loads"),
             "json + base64 + audioop": PARSE.format(decode="base64.b64decode", loads="json.loads")}),
-        Row("samples to Twilio message", "twilio_message(HEAD, pcm, TAIL)", {
+        Row("samples to Twilio message", "media_message(HEAD, pcm, TAIL, 'PCMU')", {
             "orjson + pybase64 + audioop": BUILD.format(dumps="orjson.dumps", encode="pybase64.b64encode"),
             "json + base64 + audioop": BUILD.format(dumps="json.dumps", encode="base64.b64encode")}),
         *resampling,

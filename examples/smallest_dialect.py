@@ -5,55 +5,36 @@ called by `opusagent call ws://HOST:PORT/ws/tiny --wav one.wav`.  The rule: only
 """
 from urllib.parse import SplitResult
 
-from opusagent._fastpath import ulaw_decode, ulaw_encode
+from opusagent._fastpath import codes_of
 from opusagent.dialects import BINARY, TEXT, Audible, Audio, Start, Stop
-
-
-class Mulaw:
-    """Bytes of mu-law to samples, and back."""
-
-    __slots__ = ("_audible",)
-
-    def __init__(self):
-        self._audible = Audible(1600)           # 200 ms; it grows
-
-    def decode(self, payload) -> Audio | None:
-        if len(payload) > len(self._audible.pcm):
-            self._audible.reserve(len(payload))
-        return self._audible.first(ulaw_decode(payload, self._audible.pcm)) if len(payload) else None
-
-    @staticmethod
-    def encode(pcm) -> bytes:
-        codes = bytearray(len(pcm))
-        ulaw_encode(pcm, codes)
-        return bytes(codes)
 
 
 class Tiny:
     """Mu-law, and nothing around it."""                # the first line stands in /docs
 
-    __slots__ = ("ignored", "outbox", "_facts", "_mulaw")
+    __slots__ = ("ignored", "outbox", "_facts", "_heard")
     name, rate, opcode = "tiny", 8000, BINARY
     lead_ms = 60                # nothing is taken back from this platform: stay close to the listener
     max_message = 8000          # bytes: a second
 
     def __init__(self, query: dict[str, str]):
         self.ignored, self.outbox = 0, []
-        self._facts, self._mulaw = dict(query), Mulaw()
+        self._facts = dict(query)
+        self._heard = Audible(1600, "PCMU")     # room for 200 ms; it grows
 
     def open(self) -> Start:
         return Start(self._facts.pop("call_id", ""), self._facts)       # the open socket is the call
 
     def receive(self, opcode: int, payload) -> Audio | Stop | None:
         if opcode == BINARY:
-            return self._mulaw.decode(payload)
+            return self._heard.codes(payload)
         if bytes(payload) == b"bye":
             return Stop()
         self.ignored += 1
         return None
 
     def audio(self, pcm) -> bytes:
-        return self._mulaw.encode(pcm)
+        return codes_of(pcm, "PCMU")
 
     def mark(self, name: str) -> None: ...              # nothing tells what has been heard
 
@@ -69,9 +50,9 @@ class TinyCaller:
     name, rate = "tiny", 8000
 
     def __init__(self, url: SplitResult):
-        self.call_id, self._mulaw = "call", Mulaw()
+        self.call_id, self._heard = "call", Audible(1600, "PCMU")
         self.open, self.mark, self.stop = list, lambda name: None, lambda: (TEXT, b"bye")
-        self.audio = lambda pcm: (BINARY, self._mulaw.encode(pcm))
+        self.audio = lambda pcm: (BINARY, codes_of(pcm, "PCMU"))
 
     def receive(self, opcode: int, payload) -> Audio | Stop | None:
-        return self._mulaw.decode(payload) if opcode == BINARY else Stop()
+        return self._heard.codes(payload) if opcode == BINARY else Stop()

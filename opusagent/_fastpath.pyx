@@ -20,6 +20,7 @@ It is one module in several files, which see each other's names as if they were 
     histogram    Histogram
     base64       base64_decode, base64_encode
     media        the carriers' media messages, in one pass
+    room         Room, media_message, codes_of: samples as they stand on the wire, both ways
 """
 import mmap
 import os
@@ -49,3 +50,4 @@ include "fastpath/resampler.pxi"
 include "fastpath/histogram.pxi"
 include "fastpath/base64.pxi"
 include "fastpath/media.pxi"
+include "fastpath/room.pxi"

@@ -33,11 +33,11 @@ WORDS = ("ten of clubs", "seven of clubs")
 BARGE_IN_MS = 800           # into what is said about the second card, which takes 3.5 s
 ECHO_FRAMES = 50
 # Each dialect as it comes, and what else its URL can make of the wire.
-ROUTES = [*CALLERS, "pcm?rate=48000", "telnyx?codec=PCMA&disorder=7", "telnyx?codec=L16&rate=16000&l16=big",
-          "plivo?codec=L16&rate=16000", "vonage?rate=24000", "asterisk?format=ulaw&control=json", "asterisk?format=slin48",
-          "jambonz?player=chunked", "jambonz?rate=16000", "freeswitch?play=json",
-          "freeswitch?module=fork&rate=16000&player=chunked", "openai-realtime?format=pcmu",
-          "openai-realtime?format=pcma&beta=1"]
+ROUTES = [*CALLERS, "twilio?exotel=8000", "twilio?exotel=16000", "pcm?rate=48000", "telnyx?codec=PCMA&disorder=7",
+          "telnyx?codec=L16&rate=16000&l16=big", "plivo?codec=L16&rate=16000", "vonage?rate=24000",
+          "asterisk?format=ulaw&control=json", "asterisk?format=slin48", "jambonz?player=chunked",
+          "jambonz?rate=16000", "freeswitch?play=json", "freeswitch?module=fork&rate=16000&player=chunked",
+          "openai-realtime?format=pcmu", "openai-realtime?format=pcma&beta=1"]
 APART = 0.1                 # seconds between the calls' beginnings
 
 
@@ -76,7 +76,8 @@ async def echo(server, route):
     def tick():
         if clock.beats > ECHO_FRAMES:
             return clock.stop()
-        line.send(*dialect.audio(noise[clock.beats - 1]))
+        if (message := dialect.audio(noise[clock.beats - 1])) is not None:
+            line.send(*message)
         answer(line, dialect)
     clock = Metronome(tick)
     line = await Line.dial(url, on_message, lambda *ending: lost.append(ending))

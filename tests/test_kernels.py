@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opusagent._fastpath import (RATES, SILENCE_DBFS, Histogram, Resampler, _lowpass, alaw_decode, alaw_encode,
-                                 base64_decode, base64_encode, dbfs, energy, peak, twilio_media, twilio_message,
-                                 ulaw_decode, ulaw_encode)
+                                 base64_decode, base64_encode, dbfs, energy, peak, ulaw_decode, ulaw_encode)
 
 ALL_CODES = bytes(range(256))
 ALL_SAMPLES = numpy.arange(-32768, 32768).astype(numpy.int16)
@@ -339,17 +338,6 @@ def test_base64_that_is_not_canonical_is_left_to_others(text):
     assert base64_decode(text.encode(), bytearray(99)) == -1
 
 
-@pytest.mark.parametrize("count", [*LENGTHS, 240, 241, 480, 482])
-def test_a_twilio_message_holds_its_samples(count):
-    pcm = noise(count)
-    codes = encoded(ulaw_encode, pcm)
-    message = twilio_message(b'{"event":"media","media":{"payload":"', pcm, b'"}}')
-    assert message == b'{"event":"media","media":{"payload":"%b"}}' % base64.b64encode(codes)
-    out = numpy.zeros(count, numpy.int16)
-    assert twilio_media(message, out) == (count or -1)
-    assert (out == decoded(ulaw_decode, codes)).all()
-
-
 # ---- borrowed memory -------------------------------------------------------------------------------------------------
 
 WRONG = [
@@ -357,8 +345,7 @@ WRONG = [
     (ulaw_encode, bytearray(6), bytearray(2), "room for 2"), (ulaw_encode, bytearray(5), bytearray(8), "2 bytes"),
     (alaw_encode, numpy.zeros(4, numpy.float32), bytearray(8), "not 4"),
     (alaw_encode, numpy.zeros((4, 2), numpy.int16)[:, 0], bytearray(8), "contiguous"),
-    (ulaw_decode, bytearray(2), bytes(8), "writable"), (twilio_media, bytearray(2), bytes(8), "writable"),
-    (twilio_media, bytearray(2), bytearray(3), "2 bytes"), (base64_decode, bytearray(b"AAAA"), bytes(8), "writable"),
+    (ulaw_decode, bytearray(2), bytes(8), "writable"), (base64_decode, bytearray(b"AAAA"), bytes(8), "writable"),
 ]
 
 

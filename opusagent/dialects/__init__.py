@@ -47,6 +47,7 @@ from dataclasses import dataclass, field
 import orjson
 
 from .. import ProtocolError
+from .._fastpath import Room
 
 TEXT, BINARY = 1, 2         # RFC 6455 opcodes
 REMEMBERED_MARKS = 256      # a peer that echoes none costs no more memory than this
@@ -119,27 +120,16 @@ class Clear:
     """To a caller only: drop what has not been played, and give its marks back."""
 
 
-class Audible:
-    """The int16 memory behind a dialect's Audio, and the Audio itself."""
+class Audible(Room):
+    """The memory behind a dialect's Audio, with the readers that fill it, and the Audio itself.
 
-    __slots__ = ("memory", "pcm", "event")
+    `encoding`: PCMU, PCMA, L16 (little-endian) or L16BE, which is how samples come.
+    """
 
-    def __init__(self, samples: int):
-        self.event = Audio(memoryview(b"").cast("h"))
-        self.reserve(samples)
+    __slots__ = ()
 
-    def reserve(self, samples: int) -> None:
-        """Room for at least so many; earlier views keep the old memory."""
-        self.memory = memoryview(bytearray(2 * samples))
-        self.pcm = self.memory.cast("h")
-        self.event.pcm = self.pcm[:0]
-
-    def first(self, samples: int) -> Audio:
-        """The event, its pcm being the first so many samples of the memory."""
-        event = self.event
-        if len(event.pcm) != samples:
-            event.pcm = self.pcm[:samples]
-        return event
+    def __new__(cls, samples: int, encoding: str = "L16"):
+        return super().__new__(cls, Audio(memoryview(b"").cast("h")), samples, encoding)
 
 
 class Marks:

@@ -15,12 +15,12 @@ from urllib.parse import SplitResult, parse_qsl
 import orjson
 
 from .. import ProtocolError
-from .._fastpath import alaw_decode, alaw_encode, ulaw_decode, ulaw_encode
-from . import BINARY, TEXT, Audible, Audio, Clear, Dtmf, Mark, Marks, Start, Stop, digit_of, facts_of, parse, text_of
-from .pcm import Samples
+from .._fastpath import codes_of
+from . import BINARY, TEXT, Audio, Clear, Dtmf, Mark, Marks, Start, Stop, digit_of, facts_of, parse, text_of
+from .channels import SAMPLE_BYTES, Channels
 
 FORMATS = {"ulaw": 8000, "alaw": 8000, "slin": 8000, "slin16": 16000, "slin24": 24000, "slin48": 48000}     # Hz
-G711 = {"ulaw": (ulaw_decode, ulaw_encode), "alaw": (alaw_decode, alaw_encode)}
+G711 = {"ulaw": "PCMU", "alaw": "PCMA"}
 PTIME_MS = 20               # of each of these formats
 MAX_COMMAND = 128           # bytes; Asterisk ignores longer ones
 QUEUE, XOFF, XON = 1000, 900, 800   # frames
@@ -30,31 +30,16 @@ EXPECTED = ("QUEUE_DRAINED", "MEDIA_BUFFERING_COMPLETED", "STATUS")     # events
 class Format:
     """Audio as one of FORMATS, both ways."""
 
-    __slots__ = ("name", "rate", "frame", "_samples", "_audible", "_decode", "_encode")
+    __slots__ = ("name", "rate", "frame", "channel")
 
     def __init__(self, name: str):
         if name not in FORMATS:
             raise ProtocolError(1008, f"asterisk: the format is one of {', '.join(FORMATS)} here, not {name[:20]!r}")
+        encoding = G711.get(name, "L16")
         self.name = name
         self.rate = FORMATS[name]
-        self._decode, self._encode = G711.get(name, (None, None))
-        self.frame = self.rate * PTIME_MS // 1000 * (1 if self._decode else 2)      # bytes
-        self._samples = Samples(self.rate // 10)
-        self._audible = Audible(self.rate // 10)
-
-    def decode(self, payload) -> Audio | None:
-        if self._decode is None:
-            return self._samples.push(payload)
-        if len(payload) > len(self._audible.pcm):
-            self._audible.reserve(len(payload))
-        return self._audible.first(self._decode(payload, self._audible.pcm)) if payload else None
-
-    def encode(self, pcm) -> bytes:
-        if self._encode is None:
-            return bytes(pcm)
-        codes = bytearray(len(pcm))
-        self._encode(pcm, codes)
-        return bytes(codes)
+        self.frame = self.rate * PTIME_MS // 1000 * SAMPLE_BYTES[encoding]      # bytes
+        self.channel = Channels(encoding)
 
 
 def event_of(payload) -> tuple[str, dict, bool]:
@@ -93,7 +78,7 @@ class Asterisk:
 
     def receive(self, opcode: int, payload) -> Start | Audio | Dtmf | Mark | None:
         if opcode == BINARY and self._format is not None:
-            return self._format.decode(payload)
+            return self._format.channel.decode(payload)
         event, expected = None, False
         if opcode == TEXT:
             name, fields, is_json = event_of(payload)
@@ -130,7 +115,7 @@ class Asterisk:
         return f"{name} {argument}".rstrip().encode()
 
     def audio(self, pcm) -> bytes:
-        return self._format.encode(pcm)
+        return self._format.channel.encode(pcm)
 
     def mark(self, name: str) -> bytes | None:
         """None for a name that is too long to be asked about."""
@@ -190,7 +175,7 @@ class AsteriskCaller:
             self._full = False
             self.outbox.append(self._event("MEDIA_XON"))
         self._queued = max(0, self._queued - 1)
-        return BINARY, self._format.encode(pcm)
+        return BINARY, self._format.channel.encode(pcm)
 
     def dtmf(self, digit: str) -> tuple[int, bytes]:
         return self._event("DTMF_END", f"digit:{digit} channel_id:{self.call_id}", digit=digit)
@@ -227,7 +212,7 @@ class AsteriskCaller:
         if self._queued >= XOFF and not self._full:
             self._full = True
             self.outbox.append(self._event("MEDIA_XOFF"))
-        return self._format.decode(payload)
+        return self._format.channel.decode(payload)
 
     def _obey(self, command: str, argument: str) -> Mark | Clear | Stop:
         match command:

@@ -129,7 +129,7 @@ class AudioCodes:
 
     def receive(self, opcode: int, payload) -> Start | Audio | Dtmf | Pause | Stop | None:
         if self._live and self._hearing and not self._header \
-                and (audio := self._payload.streamed(payload, self._who)) is not None:
+                and (audio := self._payload.audible.streamed(payload, b"userStream.chunk", b"audioChunk", self._who)) is not None:
             return audio                        # as nearly always
         message = parse(payload, self.name)
         read = READ.get(text_of(message.get("type")))

@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from uuid import UUID as Uuid
 
 from .. import ProtocolError
+from .._fastpath import codes_of
 from . import BINARY, Audio, Dtmf, Start, Stop, digit_of
-from .pcm import Samples
+from .channels import Channels
 
 HANGUP, UUID, DTMF, AUDIO, ERROR = 0x00, 0x01, 0x03, 0x10, 0xFF
 OTHER_RATES = range(0x11, 0x19)
@@ -50,7 +51,7 @@ class Messages:
 class AudioSocket:
     """One call by AudioSocket, with the functions of a dialect; the opcode that it receives is a message's kind."""
 
-    __slots__ = ("ignored", "outbox", "_samples", "_live", "_over")
+    __slots__ = ("ignored", "outbox", "_channel", "_live", "_over")
     name = "audiosocket"
     opcode = BINARY
     rate = 8000
@@ -60,7 +61,7 @@ class AudioSocket:
     def __init__(self, query: dict[str, str]):
         self.ignored = 0
         self.outbox: list[tuple[int, bytes]] = []
-        self._samples = Samples(1600)
+        self._channel = Channels("L16")
         self._live = False              # between the UUID and the end
         self._over = False
 
@@ -69,7 +70,7 @@ class AudioSocket:
 
     def receive(self, opcode: int, payload) -> Start | Audio | Dtmf | Stop | None:
         if opcode == AUDIO and self._live:
-            return self._samples.push(payload)
+            return self._channel.decode(payload)
         if opcode in OTHER_RATES:
             raise ProtocolError(1008, "audiosocket: audio is slin at 8000 Hz here: leave out c(...), or say c(slin)")
         event = self._read(opcode, payload)
@@ -91,7 +92,7 @@ class AudioSocket:
         return None
 
     def audio(self, pcm) -> bytes:
-        return message(AUDIO, bytes(pcm))
+        return message(AUDIO, codes_of(pcm, "L16"))
 
     def mark(self, name: str) -> None:
         return None

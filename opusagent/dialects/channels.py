@@ -1,20 +1,20 @@
-"""Audio in binary messages, of one channel or of several interleaved: mu-law or 16-bit little-endian.  No dialect.
+"""Audio in binary messages, of one channel or of several interleaved: G.711 or 16-bit little-endian.  No dialect.
 
 One of the channels is heard, and one is spoken.  The rule: messages are of any length; what comes of a sample of all
 channels that is not whole yet waits for the rest.
 """
 import numpy as np
 
-from .._fastpath import ulaw_decode, ulaw_encode
+from .._fastpath import codes_of
 from . import Audible, Audio
 
 ROOM = 1600                 # samples that are taken without new memory: 200 ms at 8 kHz
-SAMPLE_BYTES = {"PCMU": 1, "L16": 2}
-SILENCE = {"PCMU": b"\xff", "L16": b"\0\0"}
+SAMPLE_BYTES = {"PCMU": 1, "PCMA": 1, "L16": 2}
+SILENCE = {"PCMU": b"\xff", "PCMA": b"\xd5", "L16": b"\0\0"}
 
 
 class Channels:
-    """`encoding`: PCMU or L16; `channels`: how many are interleaved; `at`: which of them is ours, from 0."""
+    """`encoding`: PCMU, PCMA or L16; `channels`: how many are interleaved; `at`: which of them is ours, from 0."""
 
     __slots__ = ("_encoding", "_channels", "_at", "_audible", "_rest")
 
@@ -22,37 +22,25 @@ class Channels:
         self._encoding = encoding
         self._channels = channels
         self._at = at
-        self._audible = Audible(ROOM)
+        self._audible = Audible(ROOM, encoding)
         self._rest = b""                # what came of a sample of all channels that is not whole yet
 
     def decode(self, payload) -> Audio | None:
         """What our channel says, valid until the next; None of no samples."""
-        if self._channels > 1 or self._rest or len(payload) % SAMPLE_BYTES[self._encoding]:
-            payload = self._separated(payload)
-        size = len(payload)
-        if size > len(self._audible.pcm):
-            self._audible.reserve(size)
-        if self._encoding == "L16":
-            self._audible.memory[:size] = payload
-            return self._audible.first(size // 2) if size else None
-        return self._audible.first(ulaw_decode(payload, self._audible.pcm)) if size else None
+        if self._rest or (audio := self._audible.codes(payload, self._channels, self._at)) is None:
+            return self._pieced(payload)
+        return audio
 
-    def _separated(self, payload) -> bytes:
+    def _pieced(self, payload) -> Audio | None:
         step = self._channels * SAMPLE_BYTES[self._encoding]
         data = self._rest + bytes(payload)
         whole = len(data) // step * step
         data, self._rest = data[:whole], data[whole:]
-        if self._encoding == "PCMU":
-            return data[self._at::self._channels]
-        return np.frombuffer(data, "<i2")[self._at::self._channels].tobytes()
+        return self._audible.codes(data, self._channels, self._at)
 
     def encode(self, pcm) -> bytes:
         """One channel."""
-        if self._encoding == "L16":
-            return np.asarray(pcm).astype("<i2").tobytes()
-        codes = bytearray(len(pcm))
-        ulaw_encode(pcm, codes)
-        return bytes(codes)
+        return codes_of(pcm, self._encoding)
 
     def interleaved(self, pcm) -> bytes:
         """All channels: ours says this, the others say nothing."""

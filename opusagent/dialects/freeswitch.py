@@ -20,10 +20,10 @@ from urllib.parse import SplitResult, parse_qsl
 import orjson
 
 from .. import ProtocolError
-from .._fastpath import RATES, base64_decode, base64_encode
+from .._fastpath import RATES, base64_decode, codes_of, media_message
 from . import BINARY, TEXT, Audio, Clear, Dtmf, Mark, Start, Stop, facts_of, parse, text_of
 from .jambonz import DEAF_MS, DISCONNECT, KILL, LEAD_MS, Played, Player, dtmf_of
-from .pcm import Samples
+from .channels import Channels
 
 STREAM, FORK = "stream", "fork"
 CLOSE_MS = 60                   # ahead of the listener where nothing can be taken back
@@ -50,7 +50,7 @@ def object_of(payload) -> dict:
 class FreeSwitch:
     """FreeSWITCH, by mod_audio_stream or mod_audio_fork: raw 16-bit samples."""
 
-    __slots__ = ("rate", "opcode", "lead_ms", "deaf_ms", "ignored", "outbox", "_query", "_samples", "_player",
+    __slots__ = ("rate", "opcode", "lead_ms", "deaf_ms", "ignored", "outbox", "_query", "_channel", "_player",
                  "_before", "_live", "_over")
     name = "freeswitch"
     max_message = 64 << 10
@@ -66,7 +66,7 @@ class FreeSwitch:
         self.ignored = 0
         self.outbox: list[tuple[int, bytes]] = []
         self._query = query
-        self._samples = Samples(self.rate // 10)
+        self._channel = Channels("L16")
         self._player = Player(self.rate) if fork else None
         self._before = BEFORE % self.rate if in_json else b""
         self._live = False              # from the first message to the end
@@ -96,7 +96,7 @@ class FreeSwitch:
                 self._live, self._over = False, True
                 return Stop()
             self._player.beat(self.outbox)
-        return self._samples.push(payload)
+        return self._channel.decode(payload)
 
     def _read(self, message: dict) -> Dtmf | Mark | None:
         if message.get("type") == "mark" and self._player is not None:
@@ -106,7 +106,7 @@ class FreeSwitch:
     def audio(self, pcm) -> bytes:
         if self._player is not None:
             return self._player.audio(pcm)
-        return self._before + base64_encode(pcm) + AFTER if self._before else bytes(pcm)
+        return media_message(self._before, pcm, AFTER, "L16") if self._before else codes_of(pcm, "L16")
 
     def mark(self, name: str) -> bytes | None:
         return None if self._player is None else self._player.mark(name)
@@ -127,7 +127,7 @@ class FreeSwitch:
 class FreeSwitchCaller:
     """The modules' side, with the modes of the URL that is called; for the fork, ?player=chunked as in jambonz.py."""
 
-    __slots__ = ("rate", "call_id", "protocols", "_play", "_samples", "_played", "_codes")
+    __slots__ = ("rate", "call_id", "protocols", "_play", "_channel", "_played", "_codes")
     name = "freeswitch"
     _calls = itertools.count(1)
 
@@ -138,7 +138,7 @@ class FreeSwitchCaller:
         fork = mode_of(query, "module") == FORK
         self.protocols = ("audio.drachtio.org",) if fork else ()
         self._play = mode_of(query, "play")
-        self._samples = Samples(self.rate // 10)
+        self._channel = Channels("L16")
         self._played = Played(self.rate, query.get("player") == "chunked") if fork else None
         self._codes = memoryview(bytearray(1 << 16))
 
@@ -148,7 +148,7 @@ class FreeSwitchCaller:
     def audio(self, pcm) -> tuple[int, bytes]:
         if self._played is not None:
             self._played.beat()
-        return BINARY, bytes(pcm)
+        return BINARY, codes_of(pcm, "L16")
 
     def dtmf(self, digit: str) -> tuple[int, bytes]:
         return TEXT, orjson.dumps({"event": "dtmf", "dtmf": digit})
@@ -164,11 +164,11 @@ class FreeSwitchCaller:
         if self._played is not None:
             return self._played.receive(opcode, payload)
         if opcode == BINARY and self._play == "binary":
-            return self._samples.push(payload)
+            return self._channel.decode(payload)
         match object_of(payload) if opcode == TEXT else {}:
             case {"type": "streamAudio", "data": {"audioDataType": "raw", "sampleRate": self.rate,
                                                   "audioData": str(text)}}:
-                return self._samples.push(self._codes[:max(0, base64_decode(text, self._codes))])
+                return self._channel.decode(self._codes[:max(0, base64_decode(text, self._codes))])
             case {"type": "killAudio"}:
                 return None             # what it holds, it plays
             case {"type": "disconnect"}:

@@ -14,9 +14,9 @@ import numpy as np
 import orjson
 
 from .. import ProtocolError
-from .._fastpath import RATES
+from .._fastpath import RATES, codes_of
 from . import BINARY, TEXT, Audio, Clear, Dtmf, Mark, Marks, Start, Stop, digit_of, facts_of, parse, text_of
-from .pcm import Samples
+from .channels import Channels
 
 KILL = b'{"type":"killAudio"}'
 DISCONNECT = b'{"type":"disconnect"}'
@@ -51,7 +51,7 @@ class Player:
 
     def audio(self, pcm) -> bytes:
         self._collects, self._idle = True, 0
-        message = bytes(pcm)
+        message = codes_of(pcm, "L16")
         if self._marked and TAKEN_FOR_MARK in message:      # perhaps across two samples; then nothing changes
             samples = np.asarray(pcm)
             message = (samples + (samples == -1)).tobytes()
@@ -109,7 +109,7 @@ def dtmf_of(message: dict) -> Dtmf | None:
 class Jambonz:
     """jambonz, the listen verb: raw 16-bit samples both ways, commands in JSON."""
 
-    __slots__ = ("rate", "ignored", "outbox", "_samples", "_player", "_live", "_over")
+    __slots__ = ("rate", "ignored", "outbox", "_channel", "_player", "_live", "_over")
     name = "jambonz"
     opcode = BINARY
     lead_ms = LEAD_MS
@@ -121,7 +121,7 @@ class Jambonz:
         self.rate = 8000
         self.ignored = 0
         self.outbox: list[tuple[int, bytes]] = []
-        self._samples = Samples(1600)
+        self._channel = Channels("L16")
         self._player = Player(self.rate)
         self._live = False              # between the first text message and the end
         self._over = False
@@ -135,7 +135,7 @@ class Jambonz:
                 self._live, self._over = False, True
                 return Stop()
             self._player.beat(self.outbox)
-            return self._samples.push(payload)
+            return self._channel.decode(payload)
         event = self._read(parse(payload, self.name)) if opcode == TEXT else None
         self.ignored += event is None
         return event
@@ -174,10 +174,10 @@ class Jambonz:
 class Played:
     """mod_audio_fork's player as a caller has it.  Stricter than it: what it would forget or mistake ends the call."""
 
-    __slots__ = ("_samples", "_marks", "_deaf", "_wanted", "_chunk", "_pieces")
+    __slots__ = ("_channel", "_marks", "_deaf", "_wanted", "_chunk", "_pieces")
 
     def __init__(self, rate: int, chunked: bool):
-        self._samples = Samples(rate // 10)
+        self._channel = Channels("L16")
         self._marks: list[str] = []             # not given back yet
         self._deaf = False                      # from a killAudio to the next beat
         self._wanted = rate * FIRST_MS // 1000 if chunked else 0    # samples that are passed on together: the first ...
@@ -192,7 +192,7 @@ class Played:
         return self._play(payload) if opcode == BINARY else self._obey(parse(payload, "mod_audio_fork"))
 
     def _play(self, payload) -> Audio | None:
-        event = self._samples.push(payload)
+        event = self._channel.decode(payload)
         if event is None:
             return None
         if self._marks and (np.asarray(event.pcm) == -1).any():
@@ -251,7 +251,7 @@ class JambonzCaller:
 
     def audio(self, pcm) -> tuple[int, bytes]:
         self._played.beat()
-        return BINARY, bytes(pcm)
+        return BINARY, codes_of(pcm, "L16")
 
     def dtmf(self, digit: str) -> tuple[int, bytes]:
         return TEXT, orjson.dumps({"event": "dtmf", "dtmf": digit, "duration": 1600})

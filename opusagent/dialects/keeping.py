@@ -12,7 +12,6 @@ from .asterisk import Format
 from .channels import Channels
 from .jambonz import Player
 from .payload import Payload
-from .pcm import Samples
 from .telnyx import Order
 
 # part -> how it is made anew, from its state and the rate of the dialect
@@ -21,9 +20,8 @@ PARTS = {
     Format: lambda state, rate: Format(state["name"]),
     Marks: lambda state, rate: Marks(),
     Order: lambda state, rate: Order(),
-    Payload: lambda state, rate: Payload(state["encoding"], state["_big_endian"]),
+    Payload: lambda state, rate: Payload(state["encoding"], state["_wire"] == "L16BE"),
     Player: lambda state, rate: Player(rate),
-    Samples: lambda state, rate: Samples(rate // 10),
 }
 BY_NAME = {part.__name__: part for part in PARTS}
 LENT = (Audible, memoryview)            # room that the next message fills

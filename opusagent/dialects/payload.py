@@ -6,15 +6,13 @@ The rule: a payload becomes samples or a ProtocolError(1007), and a message goes
 """
 import binascii
 
-import numpy as np
-
 from .. import ProtocolError
-from .._fastpath import alaw_decode, audiocodes_chunk, base64_decode, media_message, media_samples, ulaw_decode
+from .._fastpath import media_message
 from . import Audible, Audio
 
 ROOM = 1600                 # samples that are taken without new memory: ten usual messages of 8 kHz
 PCMU, PCMA, L16 = "PCMU", "PCMA", "L16"
-EXPAND = {PCMU: ulaw_decode, PCMA: alaw_decode}
+CODE_BYTES = {PCMU: 1, PCMA: 1, L16: 2}
 
 
 def part(message: dict, name: str, dialect: str) -> dict:
@@ -26,65 +24,30 @@ def part(message: dict, name: str, dialect: str) -> dict:
 
 
 class Payload:
-    """One encoding of audio, both ways."""
+    """One encoding of audio, both ways: messages that are plain are read by `audible` itself."""
 
-    __slots__ = ("encoding", "chunk", "_big_endian", "_expand", "_audible", "_bytes", "_codes")
+    __slots__ = ("encoding", "audible", "_wire")
 
     def __init__(self, encoding: str, big_endian: bool = False):
         self.encoding = encoding                # PCMU, PCMA or L16
-        self.chunk = -1                         # number of the last message that was plain(); -1: it had none
-        self._big_endian = big_endian           # of L16
-        self._expand = EXPAND.get(encoding)     # bytes to samples; None of L16, which is samples
-        self._reserve(ROOM)
-
-    def _reserve(self, samples: int) -> None:
-        self._audible = Audible(samples)
-        self._bytes = memoryview(bytearray(samples)) if self._expand else self._audible.memory
-        self._codes = self._bytes[:0]           # the part of it that the last payload filled
-
-    def plain(self, message) -> Audio | None:
-        """The audio of a whole media message like Twilio's, if it is one that can be read in one pass."""
-        if self._big_endian:
-            return None
-        samples, self.chunk = media_samples(message, self._audible.pcm, self.encoding)
-        return self._audible.first(samples) if samples > 0 else None
-
-    def streamed(self, message, participant: bytes | None) -> Audio | None:
-        """The same of a userStream.chunk like AudioCodes', of this participant."""
-        samples = audiocodes_chunk(message, self._audible.pcm, self.encoding, participant)
-        return self._audible.first(samples) if samples > 0 else None
+        self._wire = "L16BE" if encoding == L16 and big_endian else encoding
+        self.audible = Audible(ROOM, self._wire)
 
     def decode(self, text, dialect: str) -> Audio | None:
         """The samples of a payload, valid until the next; None of no samples."""
         if not isinstance(text, str):
             raise ProtocolError(1007, f"{dialect}: a payload is not text")
-        count = base64_decode(text, self._bytes)
-        if count < 0:
-            count = self._decode_unusual(text, dialect)
-        if self._expand is None:
-            return self._linear(count // 2)
-        if len(self._codes) != count:
-            self._codes = self._bytes[:count]
-        return self._audible.first(self._expand(self._codes, self._audible.pcm)) if count else None
+        audio = self.audible.text(text)
+        return audio if audio is not None else self._decode_unusual(text, dialect)
 
-    def _decode_unusual(self, text: str, dialect: str) -> int:
-        """Base64, padded or not, with bits left over or not; how many bytes it is."""
+    def _decode_unusual(self, text: str, dialect: str) -> Audio | None:
+        """Base64, padded or not, with bits left over or not; what is there of half a sample is nothing."""
         try:
             codes = binascii.a2b_base64(text + "=" * (-len(text) % 4), strict_mode=True)
         except ValueError:          # binascii.Error is one
             raise ProtocolError(1007, f"{dialect}: a payload is not base64") from None
-        if len(codes) > len(self._bytes):
-            self._reserve(len(codes))
-        self._bytes[:len(codes)] = codes
-        return len(codes)
-
-    def _linear(self, samples: int) -> Audio | None:
-        if self._big_endian:
-            np.asarray(self._audible.pcm)[:samples].byteswap(inplace=True)
-        return self._audible.first(samples) if samples else None
+        return self.audible.codes(codes[:len(codes) - len(codes) % CODE_BYTES[self.encoding]])
 
     def message(self, before: bytes, pcm, after: bytes) -> bytes:
         """A media message: int16 samples as a payload between its two ends."""
-        if self._big_endian:
-            pcm = np.asarray(pcm).byteswap()
-        return media_message(before, pcm, after, self.encoding)
+        return media_message(before, pcm, after, self._wire)

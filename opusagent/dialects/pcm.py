@@ -23,8 +23,9 @@ from urllib.parse import SplitResult, parse_qsl
 import orjson
 
 from .. import ProtocolError
-from .._fastpath import RATES
-from . import BINARY, TEXT, Audible, Audio, Clear, Dtmf, Mark, Marks, Start, Stop, digit_of, facts_of, parse, text_of
+from .._fastpath import RATES, codes_of
+from . import BINARY, TEXT, Audio, Clear, Dtmf, Mark, Marks, Start, Stop, digit_of, facts_of, parse, text_of
+from .channels import Channels
 
 CLEAR = b'{"event":"clear"}'
 END = b'{"event":"end"}'
@@ -41,31 +42,10 @@ def mark_message(name: str) -> bytes:
     return orjson.dumps({"event": "mark", "name": name})
 
 
-class Samples:
-    """Bytes in pieces of any length, out as whole samples."""
-
-    __slots__ = ("_audible", "_half")
-
-    def __init__(self, room: int):
-        self._audible = Audible(room)
-        self._half = b""        # the first byte of a sample whose second has not come
-
-    def push(self, payload) -> Audio | None:
-        if self._half or len(payload) % 2:
-            pieced = self._half + bytes(payload)
-            whole = len(pieced) // 2 * 2
-            payload, self._half = pieced[:whole], pieced[whole:]
-        size = len(payload)
-        if size > len(self._audible.memory):
-            self._audible.reserve(size // 2)
-        self._audible.memory[:size] = payload
-        return self._audible.first(size // 2) if size else None
-
-
 class Pcm:
     """Raw 16-bit samples at 8, 16, 24 or 48 kHz as binary messages: our own plain protocol."""
 
-    __slots__ = ("rate", "ignored", "outbox", "_query", "_expected", "_live", "_samples", "_marks")
+    __slots__ = ("rate", "ignored", "outbox", "_query", "_expected", "_live", "_channel", "_marks")
     name = "pcm"
     opcode = BINARY
     lead_ms = 100
@@ -78,7 +58,7 @@ class Pcm:
         self._query = query
         self._expected = query.get("start") == "message"    # a start message is still to come
         self._live = False                                  # between Start and Stop
-        self._samples = Samples(self.rate // 10)
+        self._channel = Channels("L16")
         self._marks = Marks()
 
     def open(self) -> Start | None:
@@ -90,7 +70,7 @@ class Pcm:
 
     def receive(self, opcode: int, payload) -> Start | Audio | Dtmf | Mark | Stop | None:
         if opcode == BINARY and self._live:
-            return self._samples.push(payload)
+            return self._channel.decode(payload)
         event = None if opcode == BINARY else self._read(parse(payload, self.name))
         self.ignored += event is None
         return event
@@ -111,7 +91,7 @@ class Pcm:
         return None
 
     def audio(self, pcm) -> bytes:
-        return bytes(pcm)
+        return codes_of(pcm, "L16")
 
     def mark(self, name: str) -> bytes:
         self._marks.sent(name)
@@ -131,7 +111,7 @@ class Pcm:
 class PcmCaller:
     """A client of the plain protocol."""
 
-    __slots__ = ("rate", "call_id", "_samples", "_announce")
+    __slots__ = ("rate", "call_id", "_channel", "_announce")
     name = "pcm"
     _calls = itertools.count(1)
 
@@ -139,7 +119,7 @@ class PcmCaller:
         query = dict(parse_qsl(url.query))
         self.rate = rate_of(query)
         self.call_id = query.get("call_id") or f"caller-{next(self._calls)}"
-        self._samples = Samples(self.rate // 10)
+        self._channel = Channels("L16")
         self._announce = query.get("start") == "message"
 
     def open(self) -> list[tuple[int, bytes]]:
@@ -148,7 +128,7 @@ class PcmCaller:
         return [(TEXT, orjson.dumps({"event": "start", "call_id": self.call_id, "facts": {}}))]
 
     def audio(self, pcm) -> tuple[int, bytes]:
-        return BINARY, bytes(pcm)
+        return BINARY, codes_of(pcm, "L16")
 
     def dtmf(self, digit: str) -> tuple[int, bytes]:
         return TEXT, orjson.dumps({"event": "dtmf", "digit": digit})
@@ -161,7 +141,7 @@ class PcmCaller:
 
     def receive(self, opcode: int, payload) -> Audio | Mark | Clear | Stop | None:
         if opcode == BINARY:
-            return self._samples.push(payload)
+            return self._channel.decode(payload)
         match parse(payload, self.name):
             case {"event": "mark", "name": str(name)}:
                 return Mark(name)

@@ -82,7 +82,7 @@ class Plivo:
     def receive(self, opcode: int, payload) -> Start | Audio | Dtmf | Mark | Stop | None:
         if opcode != TEXT:
             raise ProtocolError(1003, "plivo: messages are text")
-        if self._live and (audio := self._payload.plain(payload)) is not None:
+        if self._live and (audio := self._payload.audible.media(payload)) is not None:
             return audio
         message = parse(payload, self.name)
         event = self._read(message)

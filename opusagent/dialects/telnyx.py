@@ -67,43 +67,36 @@ def named(parameters):
 class Order:
     """Audio by the number of its chunk; what comes too early is kept a while."""
 
-    __slots__ = ("_next", "_held")
+    __slots__ = ("due", "held")
 
     def __init__(self):
-        self._next = 1
-        self._held: dict[int, bytes] = {}
-
-    def passes(self, chunk: int | None) -> bool:
-        """True if a chunk is due and nothing waits for it, as nearly always; it has passed then."""
-        if chunk != self._next or self._held:
-            return chunk is None
-        self._next += 1
-        return True
+        self.due = 1                        # the number that comes next
+        self.held: dict[int, bytes] = {}    # later chunks that came before it
 
     def push(self, chunk: int, pcm: memoryview) -> list[bytes] | None:
         """What can be heard now that this chunk has come, in order; None: we had it, or went on without it."""
-        held = self._held
-        if chunk in held or self._next - FAR <= chunk < self._next:
+        held = self.held
+        if chunk in held or self.due - FAR <= chunk < self.due:
             return None
-        if abs(chunk - self._next) > FAR:
+        if abs(chunk - self.due) > FAR:
             due = [*self._release(), bytes(pcm)]
-            self._next = chunk + 1
+            self.due = chunk + 1
             return due
         held[chunk] = bytes(pcm)
         due = []
-        while self._next in held:
-            due.append(held.pop(self._next))
-            self._next += 1
+        while self.due in held:
+            due.append(held.pop(self.due))
+            self.due += 1
         if len(held) >= WINDOW or (chunk in held and len(pcm) > ROOM):
             due += self._release()
         return due
 
     def _release(self) -> list[bytes]:
         """Everything that is held; what is missing is not waited for any longer."""
-        chunks = sorted(self._held)
-        due = [self._held.pop(chunk) for chunk in chunks]
+        chunks = sorted(self.held)
+        due = [self.held.pop(chunk) for chunk in chunks]
         if chunks:
-            self._next = chunks[-1] + 1
+            self.due = chunks[-1] + 1
         return due
 
 
@@ -135,11 +128,12 @@ class Telnyx:
     def receive(self, opcode: int, payload) -> Start | Audio | Dtmf | Mark | Stop | None:
         if opcode != TEXT:
             raise ProtocolError(1003, "telnyx: messages are text")
-        if self._live and (audio := self._heard.plain(payload)) is not None:
-            chunk = self._heard.chunk
-            if chunk >= 0 and not self._order.passes(chunk):
-                return self._in_order(chunk, audio)
-            return audio
+        if self._live and (audio := (audible := self._heard.audible).media(payload)) is not None:
+            chunk, order = audible.chunk, self._order
+            if chunk == order.due and not order.held:
+                order.due = chunk + 1
+                return audio            # as nearly always
+            return audio if chunk < 0 else self._in_order(chunk, audio)
         message = parse(payload, self.name)
         name = message.get("event")
         if name == "media" and self._live:
@@ -154,7 +148,7 @@ class Telnyx:
             audio = self._heard.decode(media.get("payload"), self.name)
             if audio is not None:
                 chunk = number_of(media.get("chunk"))
-                return audio if self._order.passes(chunk) else self._in_order(chunk, audio)
+                return audio if chunk is None else self._in_order(chunk, audio)
         self.ignored += 1
         return None
 
@@ -276,7 +270,7 @@ class TelnyxCaller:
     def receive(self, opcode: int, payload) -> Audio | Mark | Clear:
         if opcode != TEXT:
             raise ProtocolError(1003, "telnyx: a binary message")
-        if (audio := self._payload.plain(payload)) is not None:
+        if (audio := self._payload.audible.media(payload)) is not None:
             return self._playable(audio)
         match parse(payload, self.name):
             case {"event": "media", "media": {"payload": text}}:

@@ -14,8 +14,9 @@ from urllib.parse import SplitResult, parse_qsl
 import orjson
 
 from .. import ProtocolError
+from .._fastpath import codes_of
 from . import BINARY, TEXT, Audio, Clear, Dtmf, Mark, Marks, Start, Stop, digit_of, facts_of, parse, text_of
-from .pcm import Samples
+from .channels import Channels
 from .payload import part
 
 RATES = ("8000", "16000", "24000")      # Hz
@@ -38,7 +39,7 @@ def rate_of(content) -> int:
 class Vonage:
     """Vonage Voice WebSockets: raw 16-bit samples in messages of 20 ms.  The Video API's Audio Connector, too."""
 
-    __slots__ = ("rate", "ignored", "outbox", "_samples", "_marks", "_live", "_over")
+    __slots__ = ("rate", "ignored", "outbox", "_channel", "_marks", "_live", "_over")
     name = "vonage"
     opcode = BINARY
     lead_ms = 100
@@ -48,7 +49,7 @@ class Vonage:
         self.rate = 16000
         self.ignored = 0
         self.outbox: list[tuple[int, bytes]] = []
-        self._samples = Samples(self.rate // 10)
+        self._channel = Channels("L16")
         self._marks = Marks()
         self._live = False              # between websocket:connected and the end
         self._over = False
@@ -58,7 +59,7 @@ class Vonage:
 
     def receive(self, opcode: int, payload) -> Start | Audio | Dtmf | Mark | Stop | None:
         if opcode == BINARY and self._live:
-            return self._samples.push(payload)
+            return self._channel.decode(payload)
         if opcode == BINARY:
             self.ignored += 1
             return None
@@ -94,7 +95,7 @@ class Vonage:
 
     def audio(self, pcm) -> bytes:
         """Of 20 ms, as Vonage wants it, when `pcm` is: the playout cuts so, and what is echoed has come so."""
-        return bytes(pcm)
+        return codes_of(pcm, "L16")
 
     def mark(self, name: str) -> bytes:
         self._marks.sent(name)
@@ -112,7 +113,7 @@ class Vonage:
 class VonageCaller:
     """Vonage's side of a websocket: ?rate=8000, 16000 (default) or 24000.  It takes 20 ms a message, and what fits."""
 
-    __slots__ = ("rate", "call_id", "outbox", "_samples", "_frame", "_queued", "_waiting")
+    __slots__ = ("rate", "call_id", "outbox", "_channel", "_frame", "_queued", "_waiting")
     name = "vonage"
     _calls = itertools.count(1)
 
@@ -120,7 +121,7 @@ class VonageCaller:
         self.rate = rate_of(f"{CONTENT};rate={dict(parse_qsl(url.query)).get('rate', '16000')}")
         self.call_id = f"{next(self._calls):032x}"
         self.outbox: list[tuple[int, bytes]] = []
-        self._samples = Samples(self.rate // 10)
+        self._channel = Channels("L16")
         self._frame = self.rate // 50 * 2       # bytes of 20 ms
         self._queued = 0                        # messages not played yet
         self._waiting: list[str] = []           # notifications not reached yet
@@ -132,7 +133,7 @@ class VonageCaller:
     def audio(self, pcm) -> tuple[int, bytes]:
         """Each is 20 ms of the call, in which one of those queued is played."""
         self._queued = max(0, self._queued - 1)
-        return BINARY, bytes(pcm)
+        return BINARY, codes_of(pcm, "L16")
 
     def dtmf(self, digit: str) -> tuple[int, bytes]:
         return TEXT, orjson.dumps({"event": "websocket:dtmf", "digit": digit, "duration": 260})
@@ -168,4 +169,4 @@ class VonageCaller:
         self._queued += 1
         if self._queued > BUFFERED:
             raise ProtocolError(1008, f"vonage: more than {BUFFERED} messages wait, the rest would be lost")
-        return self._samples.push(payload)
+        return self._channel.decode(payload)

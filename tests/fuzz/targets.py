@@ -11,14 +11,14 @@ from test_websocket import Plain
 
 from opusagent import http11
 from opusagent._fastpath import FrameParser
-from opusagent.dialects import BINARY, TABLE, payload, twilio
+from opusagent.dialects import BINARY, TABLE, Audible
 
 from .standing import UPGRADE, Call
 from .streams import Shared
 from .test_connections import DEED_LIST, plain_call, without_reason
 from .test_frames import LIMIT, parsed
 from .test_heads import check_answer, plain_right, read
-from .test_messages import doubtful, slow
+from .test_messages import doubtful, untaken
 
 
 
@@ -62,9 +62,7 @@ def conversation(dialect, sent):
 
 
 def slow_conversation(dialect, sent):
-    with (mock.patch.object(twilio, "twilio_media", slow), mock.patch.object(payload, "base64_decode", slow),
-          mock.patch.object(payload, "media_samples", lambda *_: (-1, -1)),
-          mock.patch.object(payload, "audiocodes_chunk", slow)):
+    with mock.patch.multiple(Audible, media=untaken, streamed=untaken, text=untaken):
         yield from conversation(dialect, sent)
 
 

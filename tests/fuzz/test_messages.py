@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_dialects import CALLS, TEXT, media_messages, messages, outcome, read, wire
 
-from opusagent.dialects import BINARY, TABLE, Audio, payload, twilio
+from opusagent.dialects import BINARY, TABLE, Audible, Audio
 
 from . import examples
 from .streams import pieces
@@ -15,15 +15,12 @@ from .streams import pieces
 RECORDED = sorted({path.parent.name for path in CALLS} & TABLE.keys())
 
 
-def slow(*_) -> int:
-    """In place of a compiled function: it takes nothing, so that all is left to Python."""
-    return -1
+def untaken(*_) -> None:
+    """In place of a compiled reader: it takes nothing, so that all is left to Python."""
 
 
 def slowly(dialect, opcode, message):
-    with (mock.patch.object(twilio, "twilio_media", slow), mock.patch.object(payload, "base64_decode", slow),
-          mock.patch.object(payload, "media_samples", lambda *_: (-1, -1)),
-          mock.patch.object(payload, "audiocodes_chunk", slow)):
+    with mock.patch.multiple(Audible, media=untaken, streamed=untaken, text=untaken):
         return outcome(dialect, opcode, message)
 
 
@@ -61,7 +58,7 @@ def test_one_pass_and_python_make_the_same_of_any_call(name, data):
 @examples(300)
 @given(st.lists(media_messages(), min_size=1, max_size=3))
 def test_twilio_in_one_pass_is_twilio_through_the_json_parser(texts):
-    fast, plain = twilio.Twilio({}), twilio.Twilio({})
+    fast, plain = TABLE["twilio"]({}), TABLE["twilio"]({})
     for dialect in (fast, plain):
         dialect.receive(TEXT, b'{"event":"start","streamSid":"MZ1","start":{}}')
     for text in texts:

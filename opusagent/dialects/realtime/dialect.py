@@ -200,6 +200,8 @@ class OpenAIRealtime:
 
     def receive(self, opcode: int, payload) -> Ask | Audio | Dtmf | None:
         self._client_event = None
+        if (audio := self._in.audible.streamed(payload, b"input_audio_buffer.append", b"audio")) is not None:
+            return self._hear(audio)            # as nearly always
         try:
             message = orjson.loads(payload)
         except orjson.JSONDecodeError:
@@ -235,8 +237,9 @@ class OpenAIRealtime:
             audio = (self._in if usual else Payload(self._in.encoding)).decode(text, self.name)
         except ProtocolError:
             return self.refuse(Fault("invalid_value", "audio must be base64 of the input format's samples.", "audio"))
-        if audio is None:
-            return None
+        return self._hear(audio) if audio is not None else None
+
+    def _hear(self, audio: Audio) -> Audio | None:
         self._used = True
         self.appended += len(audio.pcm)
         if self._in_resampler is not None:
@@ -368,15 +371,12 @@ class OpenAIRealtime:
 
     def mark(self, name: str) -> None:
         """The client says what was heard when it truncates, and only then."""
-        return None
 
     def clear(self) -> None:
         """The client stops playing when it learns that the caller speaks."""
-        return None
 
     def stop(self) -> None:
         """There is no word for it: the connection is closed."""
-        return None
 
     def tell(self, news: str, *details) -> None:
         if news in TELL:
