@@ -214,6 +214,7 @@ class Call:
 
     def _utterance_starts(self, onset: int) -> None:
         ear = self.ear
+        self.keys, self.keys_by = "", 0         # what has come after them is the answer
         if ear.overhearing:
             ear.overhearing = False
         else:
@@ -222,7 +223,6 @@ class Call:
             self.mouth.out.tell(SPEECH_STARTED)
 
     def _listen(self, position: int) -> None:
-        self.keys = ""
         self.ear.listen(position)
 
     def _pause(self, position: int) -> None:
@@ -323,8 +323,10 @@ class Call:
             self._reply(self.dialogue.failure())
 
     def _answer_keys(self) -> None:
-        keys, self.keys, self.keys_by = self.keys, "", 0
+        keys = self.keys
         self.ear.listen_no_more()
+        if self.mouth.turn is not None:
+            self._stop_talking("keys")
         self.ledger.begin(self.server.clock())
         self._reply(self.dialogue.dtmf(keys))
 
@@ -333,6 +335,7 @@ class Call:
     def _reply(self, reply: Reply) -> None:
         """A decision is made: it counts, and is spoken from now on."""
         now = self.server.clock()
+        self.keys, self.keys_by = "", 0         # what has come after them is the answer
         if self.mouth.turn is not None:
             self._stop_talking("superseded")
         trace = self.ledger.trace or self.ledger.begin(now)

@@ -348,3 +348,15 @@ def test_what_is_said_as_the_agent_ends_is_an_answer():
     call.silence(1000)
     call.listens()
     assert call.state == "bye" and len([entry for entry in call.studio.stt.log if entry[0] == "listen"]) == 2
+
+
+def test_keys_that_something_else_has_come_after_are_forgotten():
+    call = Conversation(FLOW)
+    call.receive(b'{"event":"dtmf","dtmf":{"digit":"5"}}')              # no answer, and another may follow
+    call.speech(600, "ten of clubs")
+    call.silence(400)
+    assert call.state == "sure" and not call.call.keys and not call.call.keys_by
+    call.listens()
+    assert [receipt["kind"] for receipt in call.receipts] == ["begin", "answer"]
+    call.says("yes")
+    assert call.state == "bye"
