@@ -7,6 +7,7 @@ from all seats.  The rule: a seat has one writer, and nobody ever waits for anyb
 import mmap
 import os
 from collections.abc import Iterator
+from itertools import chain, islice, zip_longest
 
 import orjson
 
@@ -115,14 +116,16 @@ class Seat:
     def record(self, call_id: str) -> bytes | None:
         """The latest record of a call, as JSON."""
         wanted = b'{"id":' + orjson.dumps(call_id) + b","
+        return next((bytes(record) for record in self.latest() if record[:len(wanted)] == wanted), None)
+
+    def latest(self) -> Iterator[memoryview]:
+        """The records there are, as JSON, the newest first."""
         newest = self.records
         for number in range(newest - 1, max(-1, newest - 1 - RECORDS), -1):
             at = self.first_record + number % RECORDS * RECORD
             body = at + RECORD_HEAD
-            if self.memory[body:body + len(wanted)] == wanted:
-                size = int.from_bytes(self.memory[at:body], "little")
-                return bytes(self.memory[body:body + size]) if size else None
-        return None
+            if size := int.from_bytes(self.memory[at:body], "little"):
+                yield self.memory[body:body + size]
 
 
 class Board:
@@ -171,6 +174,13 @@ class Board:
         for histogram in seat.histograms.values():
             histogram.reset()
         seat.numbers[:] = memoryview(bytes(HEADER)).cast("q")
+
+    def latest(self, most: int) -> list[dict]:
+        """The records of the latest calls, about so many from all workers in turn, a call once: live if it is."""
+        turns = chain.from_iterable(zip_longest(*(seat.latest() for seat in self.seats[1:])))
+        records = [orjson.loads(record) for record in islice(filter(None, turns), most)]
+        live = {record["id"] for record in records if record["live"]}
+        return [record for record in records if record["live"] or record["id"] not in live]
 
     def sum(self, name: str) -> int:
         return sum(getattr(seat, name) for seat in self.living())

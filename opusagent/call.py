@@ -9,13 +9,12 @@ import math
 import secrets
 
 from . import departure, interruption, journal, silence, stereo
-from .dialects import (FACTS, HYPOTHESIS, RECOGNITION, REPLIED, SPEECH_STARTED, SPEECH_STOPPED, Audio, Dtmf, Mark,
-                       Pause, Start, Stop)
+from .dialects import (FACTS, HYPOTHESIS, RECOGNITION, REPLIED, REPLYING, SPEECH_STARTED, SPEECH_STOPPED, Audio, Dtmf,
+                       Mark, Pause, Start, Stop)
 from .ear import Ear
 from .flow import ANSWERS, COMMIT, COMPLETE, FAILURE, Dialogue, Reply
 from .journal import entry, noted
 from .ledger import Ledger
-from .logs import about
 from .mouth import NEVER, Mouth
 from .pipeline import Turn
 from .transaction import Transaction
@@ -58,7 +57,7 @@ class Call:
         self.mouth = Mouth(self, server, connection, dialect)
         self.transaction: Transaction | None = None
         # what is told of it
-        self.ledger = Ledger(server.metrics, kept)
+        self.ledger = Ledger(server.metrics, kept, self.mouth.out.tell)
         self.recording: stereo.Stereo | None = None
         self.began = server.now             # ns
         self.done = False                   # the flow came to its end
@@ -119,15 +118,13 @@ class Call:
         if self.slot is not None:
             return                          # a second start changes nothing
         self.id = event.call_id or secrets.token_hex(8)
-        self.ledger.call_id = self.id
+        self.ledger.named(self.id, self.dialect)
         self.server.call_begins(self, event)
         if self.journal is not None:
             self.journal.start(self.id)
         self.slot = self.studio.arena.slot(self.studio.free.pop())
         self.dialogue = self._dialogue(event.facts)
         self._open_line()
-        log.info("call %s begins: %s at %d Hz", self.id, self.dialect.name, self.dialect.rate,
-                 extra=about(self.id, "begin", dialect=self.dialect.name, rate=self.dialect.rate))
         self._begin()
 
     def _dialogue(self, facts: dict) -> Dialogue:
@@ -382,6 +379,7 @@ class Call:
         self.transaction.certain()
         turn = self.mouth.turn
         turn.trace.mark("playout", now + self.mouth.playout.quiet_ns)
+        self.mouth.out.tell(REPLYING, " ".join(turn.texts))
         self.has_floor(turn.reply.interruptible, turn.reply.interrupt == ANSWERS)
 
     def turn_done(self, turn: Turn, heard: str, now: int) -> None:

@@ -5,8 +5,10 @@ in the audio itself, by the definition that callers measure with.
 """
 import logging
 from collections import deque
+from collections.abc import Callable
 
 from .audio import last_voiced
+from .dialects import RECEIPT
 from .logs import about
 from .metrics import Metrics, TurnTrace
 
@@ -22,11 +24,12 @@ class Ledger:
     `aside` is that of a turn of which is not known yet whether it is one: the reply before it may go on.
     """
 
-    __slots__ = ("metrics", "journal", "call_id", "receipts", "trace", "aside", "_arrivals")
+    __slots__ = ("metrics", "journal", "tell", "call_id", "receipts", "trace", "aside", "_arrivals")
 
-    def __init__(self, metrics: Metrics, journal=None):
+    def __init__(self, metrics: Metrics, journal=None, tell: Callable = lambda *news: None):
         self.metrics = metrics
         self.journal = journal
+        self.tell = tell                # who may want to hear of a receipt (Outbound.tell)
         self.call_id = ""               # for the log
         self.receipts: list[dict] = []
         self.trace: TurnTrace | None = None
@@ -73,7 +76,14 @@ class Ledger:
             if self.journal is not None:
                 self.journal.note("receipt", receipt)
             self.metrics.turn(receipt)
+            self.tell(RECEIPT, receipt)
             log.info("call %s turn %d", self.call_id, receipt["turn"], extra=about(self.call_id, "turn", **receipt))
+
+    def named(self, call_id: str, dialect) -> None:
+        """The call has begun."""
+        self.call_id = call_id
+        log.info("call %s begins: %s at %d Hz", call_id, dialect.name, dialect.rate,
+                 extra=about(call_id, "begin", dialect=dialect.name, rate=dialect.rate))
 
     def end(self, outcome: str, seconds: float, state: str, code: int) -> None:
         """The call is over."""

@@ -1,21 +1,23 @@
 """The pages of a worker: health, readiness, metrics, a call's record, the routes.
 
-A page is a function from the server and the request head to (status, body, content type); PAGES is the table of
-them.  The rule: a page reads, it changes nothing.
+A page is a function from the server and the request head to (status, body, content type) and perhaps header fields;
+PAGES is the table of them.  The rule: a page reads, it changes nothing.
 """
 import hmac
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import median
 
 import orjson
 
-from . import ProtocolError, __version__
+from . import ProtocolError, __version__, console
 from .admission import state
 from .dialects import DIALECTS
 
 JSON = "application/json"
 PLAIN = "text/plain; charset=utf-8"
 HTML = "text/html; charset=utf-8"
+LISTED = 20                     # calls in a list
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -76,6 +78,23 @@ def total(server):
     return server.board.total()
 
 
+def calls(server, head) -> tuple[int, bytes, str]:
+    """The calls that are live, and the latest that have ended, in a line each."""
+    if server.board is None:
+        records = [*(call.record() for call in server.calls.values()), *reversed(server.records)]
+    else:
+        records = sorted(server.board.latest(LISTED), key=lambda record: not record["live"])
+    return 200, orjson.dumps({"calls": [line(record) for record in records[:LISTED]]}), JSON
+
+
+def line(record: dict) -> dict:
+    """What a list of calls says of one; `voice_to_voice_ms` is the median of its turns that were measured."""
+    measured = [turn["voice_to_voice_ms"] for turn in record["turns"] if turn["measured"]]
+    answered = [ms for ms in measured if ms is not None]
+    return {**{key: record[key] for key in ("id", "dialect", "state", "done", "live")}, "turns": len(record["turns"]),
+            "voice_to_voice_ms": round(median(answered), 1) if answered else None}
+
+
 def call(server, head) -> tuple[int, bytes, str]:
     """GET /calls/<id>: where a call is and the receipts of its turns, live or ended lately."""
     name = head.path.removeprefix("/calls/")
@@ -124,10 +143,13 @@ extension costs memory for every connection.</p>
 """
 
 PAGES: dict[str, Page] = {
+    "/": Page(console.index),
+    "/console/": Page(console.part),
     "/health": Page(health, open=True),
     "/livez": Page(livez, open=True),
     "/readyz": Page(readyz, open=True),
     "/metrics": Page(metrics),
+    "/calls": Page(calls),
     "/calls/": Page(call),
     "/docs": Page(docs),
 }

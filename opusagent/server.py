@@ -306,8 +306,7 @@ class Server:
             raise ProtocolError(404, "There is no such page here.")
         if not page.open:
             self._check_trusted(connection, head)
-        status, body, content_type = page.render(self, head)
-        return http11.response(status, body, content_type, head_only=head.method == "HEAD")
+        return http11.response(*page.render(self, head), head_only=head.method == "HEAD")
 
     @staticmethod
     def protocols(head: http11.Head) -> tuple[str, ...]:
@@ -389,9 +388,10 @@ class Server:
         origin, host = head.get("origin"), head.get("host")
         if self.gate.has_token(head) or origin in self.config.origins:
             return
-        if origin is not None and not (net.same_place(origin, host) and net.is_loopback_name(host)):
+        by_name = net.is_loopback_name(host)        # another name may be a site's that was made to lead here
+        if origin is not None and not (net.same_place(origin, host) and by_name):
             raise ProtocolError(403, "This origin is not on the list of origins.")
-        if not self.gate.local(connection, head):
+        if not (by_name and self.gate.local(connection, head)):
             raise ProtocolError(401, "This needs loopback, an allowed origin or the admin token.")
 
     # -- calls ---------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ LAYERS = [
     {"pipeline"},
     {"meter", "archive", "stereo", "garbage", "journal", "prompts", "studio", "ledger", "outbound", "tools", "ear", "silence", "mouth", "transaction", "departure", "interruption",
      "call", "resumption", "assistant", "realtime", "relay", "script", "echo", "replay", "whatif"},
-    {"connection", "audiosocket", "flowcheck", "pages", "gate", "webhooks", "door", "limits", "admission", "handover", "takeover", "server",
+    {"connection", "audiosocket", "flowcheck", "console", "pages", "gate", "webhooks", "door", "limits", "admission", "handover", "takeover", "server",
      "recording", "timeline", "terminal", "telephone", "caller", "localserver", "people", "demo", "latency", "rehearse", "client"},
     {"upgrade", "succession", "supervisor", "daemon"},
     {"unit", "doctor"},

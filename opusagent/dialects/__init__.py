@@ -57,7 +57,9 @@ SPEECH_STARTED = "SPEECH_STARTED"       # the caller speaks
 SPEECH_STOPPED = "SPEECH_STOPPED"       # and has finished
 HYPOTHESIS = "HYPOTHESIS"               # text: what it is recognised as so far
 RECOGNITION = "RECOGNITION"             # text, confidence (0 to 1): what it was, "" for nothing
+REPLYING = "REPLYING"                   # text: what the agent begins to say, as far as it is known
 REPLIED = "REPLIED"                     # kind of the reply (flow/dialogue.py), text: all of it has been heard
+RECEIPT = "RECEIPT"                     # dict: the receipt of the turn that is over (metrics.TurnTrace)
 FACTS = "FACTS"                         # dict of str: what the conversation came to; stop() follows
 
 

@@ -12,6 +12,10 @@ ws://HOST:PORT/ws/pcm[/<agent>]?rate=16000      8000, 16000 (default), 24000 or 
                             {"event":"clear"}               drop what is not yet played, send its marks back at once
                             {"event":"end"}                 the agent has hung up; the close follows
                             {"event":"transfer","target":"+49..."}      hand the caller over, then close
+                        and with ?tell=yes what happens in the conversation: {"event":"speech","of":"caller"} while the
+                        caller is heard and {"event":"silence","of":"caller"}, {"event":"hypothesis","text":"..."},
+                        {"event":"recognition","text":"...","confidence":0.9}, {"event":"replying","text":"..."},
+                        {"event":"receipt", and all that a receipt says}
 
 The call begins with the socket; its id and its facts are the query (?call_id=...&name=value&...).  With ?start=message
 it begins with the first start message instead, for clients that cannot write a query or have more to say.
@@ -24,11 +28,21 @@ import orjson
 
 from .. import ProtocolError
 from .._fastpath import RATES, codes_of
-from . import BINARY, TEXT, Audio, Clear, Dtmf, Mark, Marks, Start, Stop, digit_of, facts_of, parse, text_of
+from . import (BINARY, HYPOTHESIS, RECEIPT, RECOGNITION, REPLYING, SPEECH_STARTED, SPEECH_STOPPED, TEXT, Audio, Clear,
+               Dtmf, Mark, Marks, Start, Stop, digit_of, facts_of, parse, text_of)
 from .channels import Channels
 
 CLEAR = b'{"event":"clear"}'
 END = b'{"event":"end"}'
+OURS = ("rate", "start", "call_id", "tell")     # of the query; all else is a fact
+TOLD = {
+    SPEECH_STARTED: lambda: {"event": "speech", "of": "caller"},
+    SPEECH_STOPPED: lambda: {"event": "silence", "of": "caller"},
+    HYPOTHESIS: lambda text: {"event": "hypothesis", "text": text},
+    RECOGNITION: lambda text, confidence: {"event": "recognition", "text": text, "confidence": round(confidence, 3)},
+    REPLYING: lambda text: {"event": "replying", "text": text},
+    RECEIPT: lambda receipt: {"event": "receipt", **receipt},
+}
 
 
 def rate_of(query: dict[str, str]) -> int:
@@ -65,7 +79,7 @@ class Pcm:
         if self._expected:
             return None
         self._live = True
-        facts = {name: value for name, value in self._query.items() if name not in ("rate", "start", "call_id")}
+        facts = {name: value for name, value in self._query.items() if name not in OURS}
         return Start(self._query.get("call_id", ""), facts)
 
     def receive(self, opcode: int, payload) -> Start | Audio | Dtmf | Mark | Stop | None:
@@ -106,6 +120,10 @@ class Pcm:
 
     def stop(self) -> bytes:
         return END
+
+    def tell(self, news: str, *details) -> None:
+        if news in TOLD and self._query.get("tell") == "yes":
+            self.outbox.append((TEXT, orjson.dumps(TOLD[news](*details))))
 
 
 class PcmCaller:
