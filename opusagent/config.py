@@ -85,25 +85,30 @@ class History:
 
 @dataclass(frozen=True, slots=True)
 class OpenAI:
-    """The engine `openai`: any endpoint that speaks this API."""
+    """The engines `openai` and `realtime`: any endpoint that speaks this API."""
 
     base_url: str = setting("", "the endpoint; empty is the package's own", "URL", also="OPENAI_BASE_URL")
     api_key: str = setting("", "the key", secret=True, also="OPENAI_API_KEY")
     stt_base_url: str = setting("", "another endpoint that recognises", "URL")
     llm_base_url: str = setting("", "another endpoint that answers", "URL")
     tts_base_url: str = setting("", "another endpoint that speaks", "URL")
+    realtime_base_url: str = setting("", "another endpoint for speech to speech", "URL")
     stt_api_key: str = setting("", "its key", secret=True)
     llm_api_key: str = setting("", "its key", secret=True)
     tts_api_key: str = setting("", "its key", secret=True)
+    realtime_api_key: str = setting("", "its key", secret=True)
     stt_model: str = setting("gpt-4o-mini-transcribe", "model that recognises", "name")
     llm_model: str = setting("gpt-4o-mini", "model that answers", "name")
     tts_model: str = setting("gpt-4o-mini-tts", "model that speaks", "name")
+    realtime_model: str = setting("gpt-realtime", "model that hears and speaks", "name")
     stt_first_seconds: float = setting(0.7, "wait for a recogniser's answer, then the next endpoint is asked",
                                        low=0.05, high=60)
     llm_first_seconds: float = setting(1.0, "wait for an endpoint's first token, then the next one is asked",
                                        low=0.05, high=60)
     tts_first_seconds: float = setting(0.7, "wait for the first audio of a segment, then the next endpoint is asked",
                                        low=0.05, high=60)
+    realtime_first_seconds: float = setting(1.0, "wait for the beginning of a spoken answer, then the next endpoint is "
+                                            "asked", low=0.05, high=60)
     stt_realtime: bool = setting(True, "transcribe over Realtime sessions where the endpoint has them")
     hedge_share: float = setting(0.1, "share of the model's requests that may be made twice, when the first token is "
                                  "later than 95 % of them are; 0 is off", "share", low=0, high=1)

@@ -262,10 +262,11 @@ def conversation(config: Config) -> Iterator[Finding]:
 
 
 def keys(config: Config) -> Iterator[Finding]:
-    for stage in STAGES:
-        if getattr(config, stage) == "openai" and not all(at.api_key or at.base_url != URL
-                                                          for at in targets(config, stage)):
-            yield Finding(BREAKS, f"The {stage} engine is openai, and there is no key: set OPENAI_API_KEY.")
+    for stage in STAGES[:3]:
+        engine = getattr(config, stage)
+        asked = targets(config, stage if engine == "openai" else "realtime")
+        if engine in ("openai", "realtime") and not all(at.api_key or at.base_url != URL for at in asked):
+            yield Finding(BREAKS, f"The {stage} engine is {engine}, and there is no key: set OPENAI_API_KEY.")
 
 
 CHECKS = (python, packages, cores, pinning, files, sysctls, backlog, huge_pages, sockets, scheduling, directories,

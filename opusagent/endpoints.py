@@ -1,8 +1,8 @@
 """Where the engines `openai` and `realtime` ask: the endpoints of each stage, in order of preference.
 
 [openai] describes one endpoint for all stages, and with names like llm_base_url another for one of them.  A file can
-have several instead, as tables [[endpoints.stt]], [[endpoints.llm]] and [[endpoints.tts]]; what a table leaves out is
-what [openai] says.  The rule: a key is sent to the origin it was given for, and to no other.
+have several instead, as tables [[endpoints.stt]], [[endpoints.llm]], [[endpoints.tts]] and, of those that do all three
+over one session, [[endpoints.realtime]]; what a table leaves out is what [openai] says.  The rule: a key is sent to the origin it was given for, and to no other.
 """
 import json
 import re
@@ -15,7 +15,7 @@ from . import ConfigError
 from .credentials import resolved
 from .settings import known_settings, setting
 
-STAGES = ("stt", "llm", "tts")
+STAGES = ("stt", "llm", "tts", "realtime")     # the last one is all three over one session
 URL = "https://api.openai.com/v1"       # the package's own
 
 Tables = Mapping[str, tuple["Target", ...]]     # by stage

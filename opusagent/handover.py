@@ -96,7 +96,7 @@ def turn_state(turn: Turn | None) -> dict | None:
     """The reply on its way.  One that is only speculated is nothing: the turn's end begins it again."""
     if turn is None or turn.state != SPEAKING:
         return None
-    return fields(turn, TURN) | {"reply": fields(turn.reply, REPLY), "waiting": list(turn.waiting),
+    return fields(turn, TURN) | {"reply": fields(turn.reply, REPLY), "waiting": [each for each in turn.waiting if isinstance(each[0], str)],
                                  "segments": segments_of(turn), "acts": bool(turn.reply.call or turn.reply.tools)}
 
 

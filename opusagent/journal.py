@@ -20,6 +20,7 @@ import orjson
 
 from . import EngineError, __version__
 from .dialects import TEXT
+from .engines.spoken import Spoken
 
 VERSION = 1                     # of the format
 DECISIVE = ("turns.", "history.", "openai.")    # settings that decisions depend on begin so
@@ -34,6 +35,7 @@ ASKED, PIECE, ANSWERED, BROKE = "asked", "piece", "answered", "broke"
 EASED = "eased"
 PROMPT = "prompt"               # not an input: what is known of a prompt when the call first wants it
 DECISION = "="
+SPOKEN = {"spoken": True}       # a piece that is the model's own speech, which SPEECH tells of
 
 
 def noted(kind: str):
@@ -222,7 +224,7 @@ class _Model:
         journal.close()
         try:
             async for piece in self._llm.reply(messages, *more):
-                journal.open(PIECE, (number, piece))
+                journal.open(PIECE, (number, SPOKEN if isinstance(piece, Spoken) else piece))
                 try:
                     yield piece
                 finally:

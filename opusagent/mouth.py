@@ -30,7 +30,7 @@ class Mouth:
 
     __slots__ = ("call", "journal", "connection", "dialect", "out", "metrics", "clock", "voice", "slot", "playout",
                  "stage", "epoch", "turn", "held", "audible", "thrown", "most_thrown", "lowered", "echo", "sounded",
-                 "resumes", "held_back", "usage", "metered", "eased")
+                 "resumes", "held_back", "usage", "metered", "eased", "model")
 
     def __init__(self, call, server, connection, dialect):
         self.call = call
@@ -51,6 +51,7 @@ class Mouth:
         self.slot = None
         self.playout: Playout | None = None
         self.stage: Stage | None = None
+        self.model = None                   # the language model as this call has it
         self.echo: Echo | None = None       # what went out, to know it again when it comes back; None: nobody asks
         self.sounded = 0                    # samples of the caller's when something last went out
         # what is said
@@ -70,16 +71,20 @@ class Mouth:
         if self.call.server.config.turns.echo:
             self.echo = Echo(slot.rate_in, wire_rate)
         watch = self.journal.watch if self.journal is not None else lambda prompt, llm: (prompt, llm)
-        prompt, llm = watch(studio.prompt, MeteredModel(studio.llm, self.usage))
+        in_text = getattr(self.call, "assistant", False)    # its client wants to see every word before it is spoken
+        self.model = studio.llm.of(self) if hasattr(studio.llm, "of") and not in_text else studio.llm
+        prompt, llm = watch(studio.prompt, MeteredModel(self.model, self.usage))
         tools = studio.toolbox(flow, self.call.id, self.on_tool, self._late)
         self.stage = Stage(slot, self.playout, prompt, partial(speak, self, self.usage),
-                           partial(self.voice.played, self), llm, flow.voice, deadlines,
+                           partial(self.voice.played, self), llm, flow.manner, deadlines,
                            flow.filler.fill({}), self.clock, dialogue, tools.start, self)
 
     def close(self) -> None:
         """The call is over."""
         self.drop()
-        self.slot = self.stage = None       # a late voice finds nobody; the stage leads back to us
+        if self.model is not None and hasattr(self.model, "forget"):
+            self.model.forget()
+        self.slot = self.stage = self.model = None      # a late voice finds nobody; the stage leads back to us
 
     # -- what is said --------------------------------------------------------------------------------------------------
 
@@ -166,6 +171,12 @@ class Mouth:
             self.voice.cancel(self)
             self.playout.clear()
             self.out.late.clear()
+
+    @property
+    def speaks(self) -> str:
+        """The voice of the reply that is being made."""
+        turn = self.turn or self.held
+        return turn.reply.voice if turn is not None and turn.reply.voice else self.stage.voice
 
     # -- the level -----------------------------------------------------------------------------------------------------
 

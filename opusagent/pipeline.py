@@ -3,7 +3,7 @@
 A reply is a sequence of texts, known at once (a script) or coming (a model).  Each becomes a segment of speech:
 taken from the prompts, or synthesised into one of the slot's segment buffers, several side by side.  The rule:
 segments are handed to the playout in the order of their texts, whatever order they get ready in; and once the
-turn's epoch has passed, nothing of it has any effect.
+turn's epoch has passed, nothing of it has any effect.  A model that speaks itself fills such a buffer, too.
 
 A reply may go on: with what a tool has found, or what a model wanted done.  Then it has several parts, decided by the
 dialogue one after the other, and they count together with the turn.
@@ -12,8 +12,11 @@ import asyncio
 import logging
 from collections import deque
 
+import numpy as np
+
 from . import EngineError
 from ._fastpath import SEGMENTS, Slot
+from .engines.spoken import Spoken
 from .flow import COMMIT, PURE, Cutter, FunctionCall, Outcome, Reply
 from .playout import Playout, Segment
 
@@ -58,7 +61,7 @@ class Turn:
     One that is held is begun before the caller's turn is certain to be over; commit() makes it count.
     """
 
-    __slots__ = ("stage", "first", "reply", "epoch", "trace", "state", "texts", "waiting", "buffers", "speaking",
+    __slots__ = ("stage", "first", "reply", "epoch", "trace", "state", "texts", "waiting", "buffers", "speaking", "own",
                  "complete", "error", "broken", "audible", "began", "last_piece", "acting", "kept", "_parts", "_task",
                  "_due", "_fillers", "_quiet")
 
@@ -70,9 +73,11 @@ class Turn:
         self.trace = trace
         self.state = HELD if held else SPEAKING
         self.texts: list[str] = []                  # generated: all that was decided to be said, in order; no filler
-        self.waiting: deque[tuple[str, str]] = deque()      # (text, voice) of these and the filler, no segments yet
+        self.waiting: deque[tuple[str | Segment, str]] = deque()    # (text, voice) of these and the filler, no segments
+                                                    # yet; or (a model's own speech, "") that has no buffer yet
         self.buffers = list(range(SEGMENTS))        # segment buffers of the slot that are free
         self.speaking: dict[int, Segment] = {}      # buffer -> the segment synthesised into it or played from it
+        self.own: list[Segment] = []                # those that the model speaks itself
         self.complete = False                       # no more texts will come
         self.error = ""                             # why the model's answer ended early, or a segment is not spoken
         self.broken = False                         # that error left out something that was to be said
@@ -138,7 +143,7 @@ class Turn:
         for k, segment in list(self.speaking.items()):
             if segment.supplied and segment.read != self.stage.slot.segment_read(k):
                 self.stage.slot.set_segment_read(k, segment.read)
-                self.stage.played(k)
+                self.stage.played(k) if segment.source is None else segment.source.played()
             if segment.finished:
                 del self.speaking[k]
                 self.buffers.append(k)
@@ -175,6 +180,8 @@ class Turn:
         if self._task is not None:
             self._task.cancel()
         self._due = False
+        for segment in self.own:
+            segment.source.stop(self.stage.playout.heard_of(segment, self.stage.clock()))
         self.waiting.clear()
         if self.state is not DONE:
             self.state = CANCELLED
@@ -192,6 +199,11 @@ class Turn:
         stage = self.stage
         while self.waiting:
             text, voice = self.waiting[0]
+            if isinstance(text, Segment):
+                if not self.buffers:
+                    return
+                self._hear_model(text)
+                continue
             pause = SENTENCE_PAUSE_MS if text.rstrip().endswith((".", "?", "!")) else CLAUSE_PAUSE_MS
             prompt = stage.prompt(voice, text, stage.slot.rate_out)
             if prompt is not None:
@@ -207,6 +219,15 @@ class Turn:
             self.waiting.popleft()
             stage.playout.push(segment)
 
+    def _hear_model(self, segment: Segment) -> None:
+        """The model's own speech has a buffer."""
+        k = self.buffers.pop(0)
+        self.waiting.popleft()
+        segment.pcm = np.asarray(self.stage.slot.segment(k))
+        self.speaking[k] = segment
+        segment.source.write(self.stage.owner, self.epoch, k)
+        self.stage.playout.push(segment)
+
     def _heard(self, segment: Segment) -> None:
         """There is something of it to be heard."""
         self.trace.mark("synthesis", self.stage.clock())
@@ -217,13 +238,18 @@ class Turn:
 
     async def _think(self) -> None:
         """Say what the model answers.  Of an answer that breaks off, what is no whole segment is never said."""
-        cutter, said, call = Cutter(), [], None
+        cutter, said, call, spoken = Cutter(), [], None, None
         try:
             async for piece in self.stage.llm.reply(self.reply.messages, self.reply.tools):
                 self.last_piece = self.stage.clock()
                 self.trace.mark("llm_first_token", self.last_piece)
                 if isinstance(piece, FunctionCall):
                     call = piece
+                elif isinstance(piece, Spoken):
+                    spoken = self._say_spoken(piece)
+                elif spoken is not None:
+                    spoken.text += piece
+                    self.texts[-1] += piece
                 else:
                     said.append(piece)
                     self._say_segments(cutter.feed(piece))
@@ -251,6 +277,17 @@ class Turn:
         for text in texts:
             self.trace.mark("segment", self.stage.clock())
             self._say(text)
+
+    def _say_spoken(self, piece: Spoken) -> Segment:
+        """The model speaks itself; the text of it comes while it does."""
+        segment = Segment("", (), pause_ms=SENTENCE_PAUSE_MS, growing=True)
+        segment.source = piece
+        self.own.append(segment)
+        self.texts.append("")
+        self.waiting.append((segment, ""))
+        self.trace.mark("segment", self.stage.clock())
+        self._advance()
+        return segment
 
     def _end_of_answer(self) -> None:
         self.complete = True

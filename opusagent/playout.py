@@ -22,7 +22,7 @@ RESUME_MS = 60                  # within which the level is up again, once it wa
 class Segment:
     """A stretch of speech: whole from the start (a prompt), or growing in a ring of shared memory."""
 
-    __slots__ = ("text", "pcm", "lead", "pause_ms", "supplied", "read", "written", "start", "done", "ends")
+    __slots__ = ("text", "pcm", "lead", "pause_ms", "supplied", "read", "written", "start", "done", "ends", "source")
 
     def __init__(self, text: str, pcm, lead: int = 0, pause_ms: int = 0, growing: bool = False, ends=()):
         self.text = text
@@ -35,6 +35,7 @@ class Segment:
         self.written = 0 if growing else len(self.pcm)      # counter after the last sample there is
         self.done = not growing         # no more will come
         self.ends = ends                # samples of it after which each word of the text ends; () if no voice told
+        self.source = None              # who makes it, if that is not the voice: it is told what was played
 
     @property
     def finished(self) -> bool:
@@ -221,11 +222,12 @@ class Playout:
 
     def _fade_out(self, now: int) -> int:
         """The listener has heard all there is of a segment that is not over: it ends at nothing, and goes on from
-        nothing.  How many samples, whole frames, go out for that: 0 where it is not so."""
+        nothing.  How many samples, whole frames, go out for that: 0 where it is not so, or has been done.  What the
+        samples are does not matter: a call that is replayed has none."""
         filled, frame = self._filled, self._frame
         last = int(frame[filled - 1]) if filled else self._last
         speaking = bool(self.queue) and self.queue[0].read > self.queue[0].start
-        if not last or not speaking or self._origin is None or now < self._due() + self.lead:
+        if self._gap or not speaking or self._origin is None or now < self._due() + self.lead:
             return 0
         count, fade = (filled // self.size + 1) * self.size, self.rate * FADE_MS // 1000
         frame[filled:count] = 0
@@ -336,6 +338,14 @@ class Playout:
         if self._origin is None:
             return 0
         return max(0, min(self.sent, (now - self._origin - self._lag) * self.rate // 1_000_000_000))
+
+    def heard_of(self, segment: Segment, now: int) -> int:
+        """... of one segment of it."""
+        for i, (begun, place) in enumerate(self._places):
+            if begun is segment:
+                end = self._places[i + 1][1] if i + 1 < len(self._places) else self.sent
+                return max(0, min(self.heard(now), end, place + segment.written - segment.start) - place)
+        return 0
 
     def playing(self, now: int) -> bool:
         """True while something is queued, or sent and not yet heard."""

@@ -25,6 +25,7 @@ from .config import Config
 from .departure import Departures
 from .dialects import TABLE as DIALECTS
 from .dialects import TEXT
+from .engines.spoken import Spoken
 from .flow import Flow, FunctionCall
 from .metrics import Metrics
 from .realtime import call_of
@@ -373,8 +374,10 @@ TAKE_IN = {
 }
 
 
-def answered(piece) -> str | FunctionCall:
+def answered(piece) -> str | FunctionCall | Spoken:
     """A piece of a model's answer, as it comes back from a file."""
+    if piece == journal.SPOKEN:
+        return Spoken()
     return FunctionCall(**piece) if type(piece) is dict else piece
 
 

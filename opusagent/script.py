@@ -17,6 +17,7 @@ class Script:
     __slots__ = ("out", "dialect", "clock", "interruptible", "text", "pending", "closed", "began", "ends")
     rate_out = 0                            # there are no samples
     queue = ()
+    held = False                            # a stop is one: what was sent is spoken by others
 
     held = False                            # what was sent cannot be held, as a Playout can be
 

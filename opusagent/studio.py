@@ -38,6 +38,9 @@ class Studio:
         self.stt = engines.make("stt", config)
         self.llm = engines.make("llm", config)
         self.tts = engines.make("tts", config)
+        for engine in (self.llm, self.tts):
+            if hasattr(engine, "join"):
+                engine.join(self.stt)
         self.prompts = Prompts(self.tts, open_store(config, os.environ))
         self.prompt = self.prompts.get                          # (voice, text, rate): a text that was spoken ahead
 

@@ -82,7 +82,7 @@ def test_the_printed_configuration_has_them_and_hides_their_keys(tmp_path):
     ("endpoints = 1", "opusagent.toml: endpoints are written as tables, each as [[endpoints.llm]]."),
     ("[endpoints.llm]\nmodel = 'x'", "opusagent.toml: endpoints.llm is a list of tables, each written as "
                                      "[[endpoints.llm]]."),
-    ("[[endpoints.vad]]", "opusagent.toml: there are no endpoints.vad; there are those of stt, llm, tts."),
+    ("[[endpoints.vad]]", "opusagent.toml: there are no endpoints.vad; there are those of stt, llm, tts, realtime."),
     ("\n[[endpoints.tts]]\nmodle = 'x'", "opusagent.toml:2: there is no 'modle' of an endpoint; there are base_url, "
      "api_key, model, voice, first_seconds, gap_seconds."),
     ("[[endpoints.tts]]\nbase_url = 'localhost:9'", "opusagent.toml:1: base_url must begin with http:// or https://."),

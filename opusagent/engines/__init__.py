@@ -1,7 +1,8 @@
 """Engines: what recognises, answers and speaks.  One file each, chosen by name from TABLE.
 
 A stage of an engine is a class made from the configuration; it lives in the worker and never blocks its loop.
-    all     async open(...), async close(), measure(metrics); may have fault(): a sentence while it cannot serve, else ""
+    all     async open(...), async close(), measure(metrics); may have fault(): a sentence while it cannot serve, else "";
+            may have join(stt), before open(): what it shares with the recogniser
     stt     open(arena, searches): the searches of all flows, by number; a search has the words that are expected
             listen(call, position)      an utterance begins there in the slot: call.utterance, for call.search, which
                                     is likely to be one of call.terms
@@ -22,9 +23,12 @@ A stage of an engine is a class made from the configuration; it lives in the wor
                                         or (text, pcm, ends) with the samples after which each word ends
             back: call.on_speech(epoch, k, start, written, done), call.on_speech_failed(epoch, k, sentence), and from a
             voice that knows its words call.on_word_ends(epoch, k, ends), before it has spoken them
+            a voice is a flow.manner's name: it may say a rate and a language, too
     llm     open()
             reply(messages, tools=())   asynchronously yields pieces of text, and last a flow.FunctionCall where the
                                         model calls one of the tools (in OpenAI's form); EngineError
+            may have of(call): the model as one call has it, with reply() as above and forget(); its pieces may be
+                                        spoken.Spoken, too, each before the text that it says
 The rule: what a stage says carries the number of the utterance or the epoch it was asked for, and whoever hears it
 drops what is late.
 """
@@ -37,6 +41,7 @@ from ..config import Config
 TABLE: dict[str, dict[str, str]] = {
     "embedded": {"stt": "local:Stt", "tts": "local:Tts"},
     "openai": {"stt": "openai_stt:Stt", "llm": "openai:Llm", "tts": "openai_tts:Tts"},
+    "realtime": {"stt": "realtime:Stt", "llm": "realtime:Llm", "tts": "realtime:Tts"},
     "scripted": {"stt": "scripted:Stt", "llm": "scripted:Llm", "tts": "scripted:Tts"},
 }
 

@@ -285,6 +285,12 @@ class Sound:
         self._speech.finish()
         return self._ready()
 
+    @property
+    def skipped_ms(self) -> int:
+        """The silence before the first sample that was kept."""
+        edges = self._speech.edges
+        return 0 if edges is None else edges.dropped * 1000 // self.rate
+
     def _keep(self, pcm: np.ndarray) -> bool:
         self._out.append(pcm)
         return True

@@ -85,7 +85,7 @@ class Edges:
                 self.dropped += len(pcm) - len(self.held)
                 return pcm[:0]
             self.begun = True
-            silence = max(0, loud[0] * self.window - self.lead)
+            silence = max(0, int(loud[0]) * self.window - self.lead)
             self.dropped += silence
             pcm = pcm[silence:]
             pcm[:self.fade] = pcm[:self.fade] * np.linspace(0, 1, self.fade)[:len(pcm)]

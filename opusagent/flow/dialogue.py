@@ -73,7 +73,7 @@ class Reply:
     rounds: int = 0                             # functions that it has called in this turn
     refused: bool = False                       # this goes on from a function call that was not allowed
     transfer: str = ""                          # where the call is put through to when it has been spoken
-    voice: str = ""                             # the engine's name of it
+    voice: str = ""                             # the engine's name of it, with rate and language (manner.py)
     rate: float = 1.0
     language: str = ""
 
@@ -256,7 +256,7 @@ class Dialogue:
     def _in(self, reply: Reply, state: State, **changes) -> Reply:
         """The reply, said in this state's way."""
         return replace(reply, next=state.name, end=state.end, interruptible=state.interruptible,
-                       interrupt=state.interrupt, transfer=state.transfer, voice=state.voice, rate=state.rate,
+                       interrupt=state.interrupt, transfer=state.transfer, voice=state.manner, rate=state.rate,
                        language=state.language, **changes)
 
     def _follow(self, kind: str, match: tuple[int, str] | None, caller: str) -> Reply:

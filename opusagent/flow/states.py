@@ -13,6 +13,7 @@ from pathlib import Path
 from .. import ConfigError
 from .check import faults, reached, unknown_words, with_machine
 from .expect import Answer, Expect, Search, Waits
+from .manner import Manner
 from .phrasing import Text
 from .tomlfile import Document
 from .tools import FAILURE, TIMEOUT, Target, Tool, Use
@@ -98,6 +99,11 @@ class State:
     @property
     def interruptible(self) -> bool:
         return self.interrupt != NEVER
+
+    @property
+    def manner(self) -> str:
+        """How it is spoken here, as engines are told."""
+        return Manner(self.voice, self.rate, self.language).name
 
     @property
     def ladders(self) -> tuple[Ladder, ...]:
@@ -233,19 +239,24 @@ class Flow:
         return tuple(dict.fromkeys(text for name, text in self.renders() if voice is None or name == voice))
 
     def voices(self) -> tuple[str, ...]:
-        """Those that speak in it."""
-        return tuple(dict.fromkeys((self.voice, *(state.voice for state in self.states.values()))))
+        """Those that speak in it, each with its rate and language."""
+        return tuple(dict.fromkeys((self.manner, *(state.manner for state in self.states.values()))))
+
+    @property
+    def manner(self) -> str:
+        """How it is spoken where no state says anything else, as engines are told."""
+        return Manner(self.voice, self.rate, self.language).name
 
     def renders(self) -> Iterator[tuple[str, str]]:
         """(voice, segment) of all that can be rendered ahead, those that are needed first before the others."""
         values = self.values()
         first = self.states[self.start]
-        texts = [(first.voice, text) for text in (first.say, self.filler, *first.failure.say)]
+        texts = [(first.manner, text) for text in (first.say, self.filler, *first.failure.say)]
         graph = with_machine(self, {name: [*state.ways()] for name, state in self.states.items()})
         order = [self.states[name] for name in reached(self.start, graph)]
         for state in order:
-            texts += [(state.voice, text) for text, _ in state.texts()]
-            texts += [(state.voice, self.farewell)] if not state.end and not state.silence.go else []
+            texts += [(state.manner, text) for text, _ in state.texts()]
+            texts += [(state.manner, self.farewell)] if not state.end and not state.silence.go else []
         texts += [(voice, text) for voice in self.voices() for text in (self.filler, self.parting)]
         yield from dict.fromkeys((voice, segment) for voice, text in texts if text for segment in text.ahead(values))
 
