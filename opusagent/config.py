@@ -199,6 +199,19 @@ class Bounds:
 
 
 @dataclass(frozen=True, slots=True)
+class Webhook:
+    """Who is told of each call that has ended, by a signed POST."""
+
+    url: str = setting("", "where to; empty is nobody", "URL")
+    secret: str = setting("", "what its signatures are made with, at least 16 characters", secret=True)
+    transcript: bool = setting(True, "tell the turns and facts of the call, too, which hold what was said")
+    timeout_seconds: float = setting(5.0, "wait for its answer", low=0.1, high=60)
+    attempts: int = setting(10, "times that it is tried, ever more rarely; then a notice is given up", low=1, high=100)
+    directory: str = setting("", "where what could not be delivered at a stop waits for the next start; empty keeps nothing",
+                             "directory")
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """All settings of a process.  Config() is the defaults; load() reads, checks and remembers where each came from."""
 
@@ -246,6 +259,7 @@ class Config:
     prompts: Prompts = Prompts()
     admission: Admission = Admission()
     limits: Bounds = Bounds()
+    webhook: Webhook = Webhook()
     archive: Archive = Archive()
 
     endpoints: "endpoints.Tables" = field(default_factory=dict)       # of a file, by stage; see endpoints.targets()
@@ -341,6 +355,10 @@ def _check(config: Config) -> None:
     for key in ("openai.base_url", *(f"openai.{stage}_base_url" for stage in endpoints.STAGES)):
         if config.get(key) and not config.get(key).startswith(("http://", "https://")):
             refuse(key, f"{key} must begin with http:// or https://.")
+    if config.webhook.url and not re.fullmatch(r"https?://[^/@?#\s]+(/[^#\s]*)?", config.webhook.url):
+        refuse("webhook.url", "webhook.url is written https://HOST[:PORT][/PATH].")
+    if config.webhook.url and len(config.webhook.secret) < 16:
+        refuse("webhook.url", "webhook.secret is missing or has fewer than 16 characters: notices could be forged.")
     if config.admission.resume_below > config.admission.refuse_above:
         refuse("admission.resume_below", "admission.resume_below must not exceed admission.refuse_above.")
     try:

@@ -78,6 +78,7 @@ MEANING = {
     "engine_records_waiting": "Records that found an engine process's ring full.",
     "recogniser_lag_seconds": "Audio that the recogniser had not got to when it last said something: its queue delay.",
     "archive_dropped": "Files of calls that end early or are not kept: the disk was too slow, or has too little space.",
+    "webhook": "Notices of ended calls: delivered, failed (one attempt), given up, dropped.",
     "log_dropped": "Log lines that nobody read in time.",
     "active_calls": "Calls at this moment.",
     "active_connections": "Connections at this moment.",

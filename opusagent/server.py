@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 from datetime import date
 
-from . import ProtocolError, garbage, http11, journal, net, pages, webhooks
+from . import ProtocolError, garbage, http11, journal, net, notices, pages, webhooks
 from . import config as settings
 from ._fastpath import EpollSet, ReceiveBuffer
 from .admission import Admission
@@ -89,6 +89,7 @@ class Server:
         self._doors: list[Door] = []
         self._moved = (0, self.now)                 # samples of all calls at the last look, and when that changed
         self.archive: Archive | None = None         # made by begin(), where calls are kept
+        self.notices: notices.Notices | None = None     # ... and where somebody is told of their ends
         net_config = config.net
         self.wide = Limits(net_config.max_message, 1 << 17, 60.0, net_config.ping_timeout_seconds)
         self.narrow = Limits(net_config.max_message_telephony, 16, 5.0, net_config.media_timeout_seconds,
@@ -114,6 +115,7 @@ class Server:
     def begin(self) -> None:
         """Serve the calls that are given to us; nobody can connect yet."""
         self.archive = kept(self.config.archive, self.metrics)
+        self.notices = notices.begin(self.config.webhook, self.metrics.count)
         self.epoll.spin = self.config.net.spin_us * 1000
         attach(self.epoll)
         self.studio.hearing.on_waiting = self._window_waits
@@ -171,6 +173,8 @@ class Server:
         self._timer.cancel()
         if self.archive is not None:
             self.archive.close()
+        if self.notices is not None:
+            await self.notices.close()
         detach(self.epoll)
         garbage.end()
 
@@ -421,7 +425,8 @@ class Server:
             self.limits.ends(call)
             call.usage.measure(self.metrics)
             self.records.append(call.record())
-            self.archive.ended(self.records[-1]) if self.archive else None
+            for told in filter(None, (self.archive, self.notices)):
+                told.ended(self.records[-1])
             self.calls_changed()
             if self.keeper is not None:
                 self.keeper.ended(call)

@@ -53,7 +53,7 @@ def units(config: Config, file: str | None, user: str, program: list[str]) -> di
              "TimeoutStopSec": str(int(config.drain_seconds) + STOP_BESIDES), "User": user, "Group": _group(user)}
     if any(word.startswith(("/home/", "/root/")) for word in words):
         lines["ProtectHome"] = "read-only"      # or it would not find itself
-    written = [path for path in (config.archive.directory, config.prompts.directory) if path]
+    written = [path for path in (config.archive.directory, config.prompts.directory, config.webhook.directory) if path]
     if written:
         lines["UMask"] = "0077\nReadWritePaths=" + " ".join(_quoted(os.path.abspath(path)) for path in written)
     listen = {"ListenStream": _listening(config), "Backlog": str(config.net.backlog)}

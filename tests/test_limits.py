@@ -341,15 +341,15 @@ def fetch(server, path):
         return answer.read()
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    flow = tmp_path_factory.mktemp("limits") / "flow.toml"
+@pytest.fixture
+def server(request, tmp_path):
+    flow = tmp_path / "flow.toml"
     flow.write_text(TALK)
-    with serving(*SCRIPTED[2:], "--workers", "2", "--flow", str(flow), "--limits-calls-per-caller", "2",
-                 "--limits-silence-seconds", "3") as server:
+    with serving(*SCRIPTED[2:], *request.param, "--flow", str(flow)) as server:
         yield server
 
 
+@pytest.mark.parametrize("server", [("--workers", "2", "--limits-calls-per-caller", "2")], indirect=True)
 def test_a_third_call_of_the_same_number_is_refused_by_whichever_worker(server, dial):
     assert [dial("/ws/pcm?caller=%2B491&call_id=" + name).status for name in ("a", "b")] == [101, 101]
     for _ in range(4):
@@ -359,6 +359,7 @@ def test_a_third_call_of_the_same_number_is_refused_by_whichever_worker(server, 
     assert told(server, 'refused_calls_total{reason="calls_per_caller"}') == 4
 
 
+@pytest.mark.parametrize("server", [("--workers", "1", "--limits-silence-seconds", "3")], indirect=True)
 def test_a_silent_call_is_ended_with_its_outcome_in_the_record(server, dial):
     assert dial("/ws/pcm?call_id=silent").until_closed(15) == 1000
     until = time.monotonic() + 5
