@@ -268,14 +268,12 @@ class Call:
         """
         self.ear.listen_no_more()
         self.mouth.forget()
-        if self.mouth.held_back:
-            self.ledger.aside = None
-            return self._listen(self.ear.heard_from)
-        if self.mouth.turn is not None:
-            self.mouth.drop()
-            self.transaction.take_back()
-        self.transaction.certain()
-        self.ledger.finish("going on")
+        if not self.mouth.held_back:
+            if self.mouth.turn is not None:
+                self.mouth.drop()
+                self.transaction.take_back()
+            self.transaction.certain()
+            self.ledger.finish("going on")
         self._listen(self.ear.heard_from)
 
     def _no_input(self, position: int) -> None:
@@ -438,14 +436,6 @@ class Call:
 ON_EVENT = {Start: Call.on_start, Audio: Call.on_audio, Dtmf: Call.on_dtmf, Mark: Call.on_mark, Pause: Call.on_pause,
             Stop: Call.on_stop}
 
-ON_TURN = {
-    UTTERANCE_START: Call._utterance_starts,
-    PAUSE: Call._pause,
-    RESUME: Call._resume,
-    END_OF_TURN: Call._end_of_turn,
-    BARGE_IN: Call._barge_in,
-    DUCK: Call._duck,
-    WEIGH: Call._weigh,
-    RESTORE: Call._restore,
-    NO_INPUT: Call._no_input,
-}
+ON_TURN = {UTTERANCE_START: Call._utterance_starts, PAUSE: Call._pause, RESUME: Call._resume, DUCK: Call._duck,
+           WEIGH: Call._weigh, RESTORE: Call._restore, BARGE_IN: Call._barge_in, END_OF_TURN: Call._end_of_turn,
+           NO_INPUT: Call._no_input}
