@@ -193,6 +193,10 @@ class Life:
         self.tell({"say": "frozen", "slots": takeover.freeze(self.server)})
         self.drain()
 
+    def news(self, message: dict, fds: list[int]) -> None:
+        """A platform has told another worker of a call that may be ours."""
+        self.server.answered_by(message["call"], message["who"], message["asked"])
+
     def retire(self, message: dict, fds: list[int]) -> None:
         self.server.close_doors()
         self.drain()
@@ -213,5 +217,5 @@ class Life:
         self.over.set()
 
 
-ORDERS = {"adopt": Life.adopt, "adopted": Life.adopted, "freeze": Life.freeze, "retire": Life.retire,
-          "drain": Life.drain, "part": Life.part}
+ORDERS = {"adopt": Life.adopt, "adopted": Life.adopted, "freeze": Life.freeze, "news": Life.news,
+          "retire": Life.retire, "drain": Life.drain, "part": Life.part}

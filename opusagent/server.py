@@ -7,7 +7,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from datetime import date
@@ -47,6 +47,7 @@ SWEPT = 64                      # connections looked at in one tick, at least
 TIDY_NS = 1_000_000_000         # between two collections of garbage, and looks at the load
 FASTEST_CALL = 128 << 10        # bytes a second on a telephony route: four times what the widest of them needs
 CONTROL_RATE = 8                # control frames a second on a telephony route
+LONGEST_ID = 1000               # of a call that another worker is asked about
 WARN_EVERY_NS = 1_000_000_000   # between two warnings of slow wake-ups
 KEPT_CALLS = 256                # records of ended calls kept for GET /calls/<id>
 PARTING_NS = 10_000_000_000     # for the last words to callers whose calls must end
@@ -414,10 +415,15 @@ class Server:
             self._arm(min(self._next_tick, self.clock() + TICK_NS))
         self.metrics.gauge("active_calls", len(self.calls))
 
-    def answered_by(self, call_id: str, who: str) -> None:
-        """News of a call that we made: see webhooks.py."""
-        call = self.calls.get(call_id)
-        call.answered_by(who) if call else self.metrics.count("strange_news")
+    def answered_by(self, call_id: str, who: str, asked: Sequence[int] | None = ()) -> None:
+        """News of a call that we made: see webhooks.py.  Where another worker has it, they are for that one; `asked`:
+        the seats of those that have it not, None where all were asked."""
+        if (call := self.calls.get(call_id)) is not None:
+            call.answered_by(who)
+        elif self.keeper is None or asked is None or len(call_id) > LONGEST_ID:
+            self.metrics.count("strange_news")
+        else:
+            self.keeper.tell({"say": "news", "call": call_id, "who": who, "asked": asked})
 
     def call_ends(self, call: Call) -> None:
         if self.calls.get(call.id) is call:

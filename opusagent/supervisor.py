@@ -240,6 +240,12 @@ class Supervisor:
             os.close(fd)
             self.notify.forget(stored("call", worker.seat, message["slot"]))
 
+    def _news(self, worker: Worker, message: dict, fds: list[int]) -> None:
+        """A platform says something of a call that this worker has not: it is for the next one, until all were asked."""
+        asked = [*message["asked"], worker.seat]
+        other = next((each for each in self.workers if each.control is not None and each.seat not in asked), None)
+        self.say(other or worker, do="news", call=message["call"], who=message["who"], asked=asked if other else None)
+
     def give(self, worker: Worker, calls: dict[int, int], all: bool) -> None:
         """Calls of another process, by slot, are the worker's from now on; `all`: nobody else uses its arena."""
         for slot, fd in calls.items():
@@ -387,4 +393,5 @@ SAYS = {
     "call": Supervisor._call,
     "over": Supervisor._over,
     "frozen": Supervisor._frozen,
+    "news": Supervisor._news,
 }

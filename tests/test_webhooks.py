@@ -41,14 +41,20 @@ end = true
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
+def configured(tmp_path_factory):
+    """The flags of a server with this flow and these keys."""
     folder = tmp_path_factory.mktemp("webhooks")
     (folder / "flow.toml").write_text(FLOW)
     (folder / "opusagent.toml").write_text(
         f'public_url = "{PLACE}"\n' + "".join(f'[auth.{name}]\nsecrets = ["{SECRET}"]\n' for name in
                                              ("twilio", "plivo", "vonage", "jambonz"))
         + f'[auth.telnyx]\nsecrets = ["{SECRET}"]\npublic_keys = ["{PUBLIC}"]\n')
-    with serving(*SCRIPTED, "--flow", str(folder / "flow.toml"), "--config", str(folder / "opusagent.toml")) as running:
+    return "--flow", str(folder / "flow.toml"), "--config", str(folder / "opusagent.toml")
+
+
+@pytest.fixture(scope="module")
+def server(configured):
+    with serving(*SCRIPTED, *configured) as running:
         yield running
 
 
@@ -192,25 +198,49 @@ def test_a_machine_that_answers_is_told_to_the_stream(server):
     assert stream_of("twilio", request(server, *as_twilio("/twilio/voice", form))[2])[1]["answered_by"] == "machine"
 
 
-def test_who_has_answered_is_told_while_the_call_is_on(server):
-    """A flow that has a state for machines goes there, whatever it was saying."""
+async def told_of(server, count):
+    """The records of so many calls, each told on a connection of its own, once all are there, that a machine answered."""
     url = server.ws("/ws/twilio")
-    caller = CALLERS["twilio"](urlsplit(url))
-
-    async def call():
-        ended = asyncio.Event()
-        heads = signing.headers("twilio", urlsplit("wss://calls.example.com/ws/twilio"), SECRET, 0, "")
-        line = await Line.dial(url, lambda *message: None, lambda *ending: ended.set(), (), heads)
+    heads = signing.headers("twilio", urlsplit("wss://calls.example.com/ws/twilio"), SECRET, 0, "")
+    calls = []
+    for _ in range(count):
+        caller, ended = CALLERS["twilio"](urlsplit(url)), asyncio.Event()
+        calls.append((caller.call_id, ended))
+        line = await Line.dial(url, lambda *message: None, lambda *ending, over=ended: over.set(), (), heads)
         for message in caller.open():
             line.send(*message)
-        await asyncio.sleep(0.2)
-        form = {"CallSid": caller.call_id, "AnsweredBy": "machine_start"}
+    await asyncio.sleep(0.2)
+    for call_id, _ in calls:
+        form = {"CallSid": call_id, "AnsweredBy": "machine_start"}
         assert (await asyncio.to_thread(request, server, *as_twilio("/twilio/machine", form)))[0] == 200
+    for _, ended in calls:
         await asyncio.wait_for(ended.wait(), 10)
-        record = await asyncio.to_thread(request, server, "GET", f"/calls/{caller.call_id}")
-        return json.loads(record[2])
-    record = asyncio.run(call())
+    return [json.loads((await asyncio.to_thread(request, server, "GET", f"/calls/{call_id}"))[2]) for call_id, _ in calls]
+
+
+def strange(server):
+    """How often news came of a call that nobody has."""
+    page = request(server, "GET", "/metrics")[2].decode()
+    return sum(float(line.split()[-1]) for line in page.splitlines() if line.startswith("opusagent_strange_news_total"))
+
+
+def test_who_has_answered_is_told_while_the_call_is_on(server):
+    """A flow that has a state for machines goes there, whatever it was saying."""
+    record, = asyncio.run(told_of(server, 1))
     assert record["state"] == "message" and record["done"] and record["facts"]["answered_by"] == "machine"
+
+
+def test_it_reaches_the_worker_that_has_the_call(configured):
+    """Of several workers any may be told: that all calls are with those who are, by chance, is 1 in 1024."""
+    with serving(*SCRIPTED[2:], "--workers", "2", *configured) as server:
+        records = asyncio.run(told_of(server, 10))
+        assert [(record["state"], record["done"]) for record in records] == [("message", True)] * 10
+        form = {"CallSid": "CA-nobody", "AnsweredBy": "machine_start"}
+        assert request(server, *as_twilio("/twilio/machine", form))[0] == 200
+        deadline = time.monotonic() + 10
+        while (count := strange(server)) < 1 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert count == 1, "counted once, by whichever worker was asked last"
 
 
 def test_a_flow_says_what_to_do_with_a_machine():
