@@ -8,11 +8,11 @@ import logging
 import math
 import secrets
 
-from . import departure, interruption, journal, silence, stereo
+from . import departure, interruption, journal, keypad, silence, stereo
 from .dialects import (FACTS, HYPOTHESIS, RECOGNITION, REPLIED, REPLYING, SPEECH_STARTED, SPEECH_STOPPED, Audio, Dtmf,
                        Mark, Pause, Start, Stop)
 from .ear import Ear
-from .flow import ANSWERS, COMMIT, COMPLETE, FAILURE, Dialogue, Reply
+from .flow import ANSWERS, FAILURE, Dialogue, Reply
 from .journal import entry, noted
 from .ledger import Ledger
 from .mouth import NEVER, Mouth
@@ -163,19 +163,8 @@ class Call:
         self.ear.hear_silence(now)
 
     def on_dtmf(self, event: Dtmf) -> None:
-        if self.slot is None:
-            return
-        if self.mouth.turn is not None:
-            if self.mouth.turn.acting == COMMIT:
-                return                      # what is being done is done; a key cannot stop it any more
-            self._stop_talking("keys")
-        self.keys += event.digit
-        self.usage.keys += 1
-        expect = self.dialogue.expect
-        if expect.judge_keys(self.keys) == COMPLETE:
-            self._answer_keys()
-        else:
-            self.keys_by = self.server.now + expect.waits.keys * MS
+        if self.slot is not None:
+            keypad.press(self, event.digit)
 
     @entry(journal.ANSWERED_BY)
     def answered_by(self, who: str) -> None:
@@ -211,7 +200,7 @@ class Call:
 
     def _utterance_starts(self, onset: int) -> None:
         ear = self.ear
-        self.keys, self.keys_by = "", 0         # what has come after them is the answer
+        keypad.forget(self)
         if ear.overhearing:
             ear.overhearing = False
         else:
@@ -317,20 +306,12 @@ class Call:
         if not overheard:                       # else the agent speaks on, and nobody was to answer
             self._reply(self.dialogue.failure())
 
-    def _answer_keys(self) -> None:
-        keys = self.keys
-        self.ear.listen_no_more()
-        if self.mouth.turn is not None:
-            self._stop_talking("keys")
-        self.ledger.begin(self.server.clock())
-        self._reply(self.dialogue.dtmf(keys))
-
     # -- the reply -----------------------------------------------------------------------------------------------------
 
     def _reply(self, reply: Reply) -> None:
         """A decision is made: it counts, and is spoken from now on."""
         now = self.server.clock()
-        self.keys, self.keys_by = "", 0         # what has come after them is the answer
+        keypad.forget(self)
         if self.mouth.turn is not None:
             self._stop_talking("superseded")
         trace = self.ledger.trace or self.ledger.begin(now)
@@ -367,7 +348,7 @@ class Call:
             self.mouth.play(now)
         self.ear.tick(now)
         if self.keys_by and now > self.keys_by:
-            self._answer_keys()
+            keypad.answer(self)
         if self.slot.written > self.watched:
             self.watched = silence.notice(self)
         self.due = 0 if self.done else min(self.ear.due, self.mouth.due, self.keys_by or NEVER)
