@@ -20,7 +20,7 @@ from .pipeline import Turn
 from .transaction import Transaction
 from .turns import (BARGE_IN, DUCK, END_OF_TURN, NO_INPUT, PAUSE, PAUSED, RESTORE, RESUME, UTTERANCE_START, WEIGH,
                     Settings, TurnTaking)
-from .usage import DRAINED, Usage
+from .usage import Usage
 
 log = logging.getLogger("opusagent")
 
@@ -147,10 +147,9 @@ class Call:
         self._reply(self.dialogue.begin())
 
     @entry(journal.PARTED)
-    def part(self, outcome: str = DRAINED) -> None:
+    def part(self) -> None:
         """The server has to end this call: it says so, and hangs up."""
         if self.slot is not None and not self.done:
-            self.usage.outcome = outcome
             self.ear.listen_no_more()
             self._reply(self.dialogue.parting())
 

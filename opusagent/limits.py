@@ -156,7 +156,8 @@ class Limits:
             return True
         self.metrics.count("limited_calls", limit=limit)
         log.info("call %s has to end: limits.%s", call.id, limit)
-        call.part(limit)
+        call.usage.outcome = limit
+        call.part()
         return False
 
     def _exceeded(self, call, seen: Seen, now: int) -> str:

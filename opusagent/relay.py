@@ -23,7 +23,7 @@ from .outbound import Outbound
 from .pipeline import DONE, SPEAKING, Stage, Turn
 from .script import Script, Tokens, Written
 from .transaction import Transaction
-from .usage import DRAINED, Usage
+from .usage import Usage
 
 log = logging.getLogger("opusagent")
 
@@ -341,10 +341,9 @@ class RelayCall:
         self.due = 0 if self.turn is not None or self.done else self.keys_by or self.silent_by
 
     @entry(journal.PARTED)
-    def part(self, outcome: str = DRAINED) -> None:
+    def part(self) -> None:
         """The server has to end this call: it says so, and hangs up."""
         if self.live and not self.done:
-            self.usage.outcome = outcome
             self._reply(self.dialogue.parting())
 
     @entry(journal.ANSWERED_BY)

@@ -151,6 +151,7 @@ class Server:
         """Tell every caller that the call has to end, and return when they have heard it."""
         self.draining = True
         for call in list(self.calls.values()):
+            call.usage.parts()
             call.part()
         await self._empty(PARTING_NS)
 

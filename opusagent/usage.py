@@ -106,6 +106,10 @@ class Usage:
         """The conversation is over with this turn; a limit that has ended it stays what has ended it."""
         self.outcome = self.outcome or (FAILED if turn.failed else TRANSFERRED if turn.reply.transfer else COMPLETED)
 
+    def parts(self) -> None:
+        """The server has to end it."""
+        self.outcome = self.outcome or DRAINED
+
     def ends(self, code: int, seconds: float) -> None:
         """The connection has ended, with this close code, and the call was so long."""
         self.telephone_seconds = seconds
