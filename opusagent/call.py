@@ -6,9 +6,8 @@ the agent says is mouth.py's, and how that is made pipeline.py's.
 """
 import logging
 import math
-import secrets
 
-from . import departure, interruption, journal, keypad, silence, stereo
+from . import departure, earlier, interruption, journal, keypad, silence, stereo
 from .dialects import (FACTS, HYPOTHESIS, RECOGNITION, REPLIED, REPLYING, SPEECH_STARTED, SPEECH_STOPPED, Audio, Dtmf,
                        Mark, Pause, Start, Stop)
 from .ear import Ear
@@ -33,8 +32,9 @@ class Call:
 
     def __init__(self, server, connection, dialect, agent: str, kept: "journal.Journal | None" = None, begins=True):
         self.journal = kept                 # what it notes; None: nothing is kept
+        self.earlier: dict | None = earlier.of(connection, dialect)    # where it stood, if it was held elsewhere
         if kept is not None:
-            kept.open(journal.BEGIN, ())
+            kept.open(journal.BEGIN, earlier.noted(self.earlier))
             server, connection = kept.seen(server, connection)
         self.server = server                # what it is made with
         self.studio = server.studio
@@ -117,13 +117,13 @@ class Call:
     def on_start(self, event: Start) -> None:
         if self.slot is not None:
             return                          # a second start changes nothing
-        self.id = event.call_id or secrets.token_hex(8)
+        self.id = event.call_id or earlier.name(self.earlier)
         self.ledger.named(self.id, self.dialect)
         self.server.call_begins(self, event)
         if self.journal is not None:
             self.journal.start(self.id)
         self.slot = self.studio.arena.slot(self.studio.free.pop())
-        self.dialogue = self._dialogue(event.facts)
+        self.dialogue = earlier.recalled(self, self._dialogue(event.facts))
         self._open_line()
         self._begin()
 

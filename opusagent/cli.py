@@ -115,6 +115,8 @@ def call_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dialect", metavar="NAME", default=None, help="default: as the URL says")
     parser.add_argument("--secret", metavar="env:NAME", default=None,
                         help="where the platform's secret is, or USER:SECRET: env:NAME or file:NAME")
+    parser.add_argument("--returns", metavar="N", type=int, default=0,
+                        help="dial again, so often, when the connection breaks, as the platform does; default 0")
     parser.add_argument("--save", metavar="OUT.wav", default=None,
                         help="write the call, the caller left, the agent right")
     parser.add_argument("--json", action="store_true", help="print one JSON object")

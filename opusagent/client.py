@@ -30,7 +30,7 @@ async def call(args: argparse.Namespace, terminal: Terminal) -> int:
     dialect = dialect_of(args.url, args.dialect)
     if args.save and not Path(args.save).parent.is_dir():
         raise ConfigError(f"{args.save} cannot be written: there is no such directory.")
-    caller = Caller(args.url, dialect, [], credentials_of(args.secret))
+    caller = Caller(args.url, dialect, [], credentials_of(args.secret), args.returns)
     caller.script.says += read_script(args.wav, caller.rate)
     rows = []
     async for turn in caller.converse():
@@ -44,10 +44,18 @@ async def call(args: argparse.Namespace, terminal: Terminal) -> int:
     if args.json:
         terminal.say(json.dumps({
             "url": args.url, "dialect": dialect, "call_id": caller.call_id, "turns": rows,
-            "voice_to_voice_ms": summary(gaps), "caller_late_ms": summary(late), "closed": caller.closed}))
+            "voice_to_voice_ms": summary(gaps), "caller_late_ms": summary(late), "closed": caller.closed,
+            "away_ms": [(back - broke) / 1e6 for broke, back in whole(caller.away)]}))
     else:
+        for broke, back in whole(caller.away):
+            terminal.say(f"The connection broke; the agent was heard again after {(back - broke) / 1e6:.0f} ms.")
         print_end(terminal, caller.closed, gaps, late)
     return 0 if len(gaps) == len(args.wav) else 1
+
+
+def whole(away: list[list[int]]) -> list[list[int]]:
+    """Those absences after which the agent was heard again."""
+    return [times for times in away if len(times) == 2]
 
 
 def credentials_of(name: str | None) -> str:

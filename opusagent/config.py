@@ -212,6 +212,19 @@ class Webhook:
 
 
 @dataclass(frozen=True, slots=True)
+class Redis:
+    """Where nodes tell one another of their calls, so that one that comes back to another node goes on there."""
+
+    url: str = setting("", "redis://[:PASSWORD@]HOST[:PORT][/DATABASE], rediss:// or unix://PATH; empty is none", secret=True)
+    prefix: str = setting("opusagent", "what the names of our keys begin with", "name")
+    lease_seconds: float = setting(1.5, "time after which a node that does not answer has lost its calls", low=0.3, high=60)
+    timeout_ms: int = setting(250, "wait for an answer; without one it is done without, and nobody asks again until there is "
+                              "one", low=5, high=5000)
+    waiting: int = setting(10000, "entries that may wait while there is none; then the oldest are dropped", low=1,
+                           high=1_000_000)
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """All settings of a process.  Config() is the defaults; load() reads, checks and remembers where each came from."""
 
@@ -261,6 +274,7 @@ class Config:
     limits: Bounds = Bounds()
     webhook: Webhook = Webhook()
     archive: Archive = Archive()
+    redis: Redis = Redis()
 
     endpoints: "endpoints.Tables" = field(default_factory=dict)       # of a file, by stage; see endpoints.targets()
     places: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)      # key -> where it was set
@@ -361,6 +375,10 @@ def _check(config: Config) -> None:
         refuse("webhook.url", "webhook.secret is missing or has fewer than 16 characters: notices could be forged.")
     if config.admission.resume_below > config.admission.refuse_above:
         refuse("admission.resume_below", "admission.resume_below must not exceed admission.refuse_above.")
+    if config.redis.url and not re.fullmatch(r"(rediss?://|unix:/)\S+", config.redis.url):
+        refuse("redis.url", "redis.url is written redis://[:PASSWORD@]HOST[:PORT][/DATABASE], or rediss://, or unix://PATH.")
+    if config.redis.timeout_ms > config.redis.lease_seconds * 1000 / 3:
+        refuse("redis.timeout_ms", "redis.timeout_ms must not exceed a third of redis.lease_seconds.")
     try:
         admin = config.admin_address
     except ValueError:

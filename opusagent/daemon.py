@@ -123,6 +123,8 @@ class Life:
 
     def __init__(self, config: Config, flow: Flow, listening: tuple, mine: Worker, board: Board):
         from ._fastpath import SLOT_SIZE, Arena
+        from .continuity import Continuity
+        from .registry import Registry
         from .server import Server
         from .studio import Studio
         self.listening = listening
@@ -130,8 +132,11 @@ class Life:
         self.seat = board.seats[mine.seat]
         arena = Arena(os.fstat(mine.arena).st_size // SLOT_SIZE, mine.arena)
         self.studio = Studio(config, flow, arena)
-        keeper = takeover.Keeper(self.seat, self.tell)
-        self.server = Server(config, self.studio, self.seat.metrics(), board, self.seat, keeper)
+        metrics = self.seat.metrics()
+        self.registry = Registry(config.redis, config.net.resume_seconds, metrics) if config.redis.url else None
+        continuity = Continuity(self.registry, metrics, config.net.resume_seconds)
+        keeper = takeover.Keeper(self.seat, self.tell, continuity)
+        self.server = Server(config, self.studio, metrics, board, self.seat, keeper)
         self.over = asyncio.Event()
         self.ways: list[asyncio.Task] = []          # in which it comes to its end: drained, parted
 
@@ -141,6 +146,8 @@ class Life:
         outlet = logs.begin(self.server.config, self.server.metrics)
         try:
             self.server.begin()
+            if self.registry is not None:
+                await self.registry.open()
             opening = asyncio.ensure_future(self.studio.open(self.server.metrics))
             if self.studio.take_prompts():
                 await asyncio.sleep(0)              # the engines are starting; calls of another worker need not wait
@@ -157,6 +164,8 @@ class Life:
             return 0
         finally:
             await self.studio.close()
+            if self.registry is not None:
+                await self.registry.close()
             outlet.close()
 
     # -- the supervisor ------------------------------------------------------------------------------------------------

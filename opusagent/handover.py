@@ -16,7 +16,7 @@ from .call import Call
 from .dialects.keeping import resumed, state_of
 from .ear import FINAL_WITHIN
 from .flow import Reply
-from .flow.dialogue import Exchange
+from .flow.dialogue import checkpoint_of, dialogue_state
 from .metrics import TurnTrace
 from .pipeline import SPEAKING, Turn
 from .playout import Segment
@@ -55,21 +55,6 @@ def fill(part, state: dict, names: tuple[str, ...]) -> None:
             setattr(part, name, state[name])
 
 
-def dialogue_state(checkpoint: tuple) -> list:
-    """What Dialogue.checkpoint() gives, or nothing, as JSON can hold it."""
-    if not checkpoint:
-        return []
-    state, facts, history, *rest = checkpoint
-    return [state, facts, [[each.caller, each.agent, each.turn] for each in history], *rest]
-
-
-def checkpoint_of(state: list) -> tuple:
-    if not state:
-        return ()
-    name, facts, history, *rest = state
-    return name, facts, tuple(Exchange(*each) for each in history), *rest
-
-
 def reply_of(state: dict) -> Reply:
     known = {name: value for name, value in state.items() if name in REPLY}
     return Reply(**known | {name: tuple(known[name]) for name in ("say", "messages", "words")})
@@ -102,21 +87,37 @@ def turn_state(turn: Turn | None) -> dict | None:
 
 # -- a snapshot --------------------------------------------------------------------------------------------------------
 
-def snapshot(call: Call) -> bytes:
-    """All of a call that does not lie in its slot."""
+def kept_of(call: Call) -> dict:
+    """All of a call that does not lie in its slot, as JSON can hold it."""
     agent = next(name for name, flow in call.studio.flows.items() if flow is call.flow)
     mouth, trace = call.mouth, call.ledger.trace
-    state = {
+    tenure = getattr(call.connection, "tenure", None)
+    return {
         "version": VERSION, "dialect": call.dialect.name, "spoken": state_of(call.dialect), "agent": agent,
         "call": fields(call, CALL) | {"excused": call.excused if call.excused != math.inf else NEVER},
         "dialogue": dialogue_state(call.dialogue.checkpoint()),
         "today": call.dialogue.today,
         "unheard": dialogue_state(call.transaction._unheard), "undo": dialogue_state(call.transaction._undo),
-        "turns": fields(call.turns, TURNS), "ear": fields(call.ear, EAR), "mouth": fields(mouth, MOUTH), "turn": turn_state(mouth.turn),
+        "turns": fields(call.turns, TURNS), "ear": fields(call.ear, EAR), "mouth": fields(mouth, MOUTH),
+        "turn": turn_state(mouth.turn),
         "dropped": mouth.out.dropped, "trace": fields(trace, TRACE) if trace else None,
         "receipts": call.ledger.receipts, "tenant": getattr(call.connection, "tenant", ""),
         "usage": call.usage.kept(),
+        "tenure": tenure.state if tenure is not None else None,
     }
+
+
+def committed(call: Call) -> dict:
+    """The same for a node that has neither slot nor socket of the call: where the conversation stands, and no reply
+    that is under way.  `age`: ns since the call began.  The receipts are told beside it."""
+    spoken = state_of(call.dialect) if hasattr(call.dialect, "come_back") else {}
+    return kept_of(call) | {"turn": None, "receipts": [], "tenure": None, "spoken": spoken,
+                            "age": call.server.epoll.now - call.began}
+
+
+def snapshot(call: Call) -> bytes:
+    """What lies beside a call's slot for another worker."""
+    state = kept_of(call)
     written = orjson.dumps(state)
     while len(written) > LONGEST and state["receipts"]:
         state["receipts"] = state["receipts"][1 + len(state["receipts"]) // 8:]

@@ -241,5 +241,6 @@ def header(dialect: str, query: dict[str, str], agent: str, flow, config, known,
     """The first line.  `today` is the date of the call; `known` are the settings there are; only what decisions depend on is told, and no secret."""
     settings = {key: config.get(key) for key, setting in known.items()
                 if key.startswith(DECISIVE) and not setting.secret and config.get(key) != setting.default}
+    query = {name: value for name, value in query.items() if name != "resume"}         # by which a client may come back
     return {"opusagent": __version__, "journal": VERSION, "dialect": dialect, "query": query, "agent": agent,
             "flow": flow.file, "flow_text": flow.source, "today": today, "settings": settings}

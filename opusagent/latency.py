@@ -11,7 +11,8 @@ from . import ConfigError, ProtocolError
 from .caller import Say
 from .localserver import LocalServer
 from .people import person
-from .telephone import Caller, Probe, address, dialect_of, line_rate, run
+from .probe import Probe
+from .telephone import Caller, address, dialect_of, line_rate, run
 from .terminal import TOO_BUSY, Terminal, histogram, summary, summary_line, too_late
 
 PROBES = 2                      # echo calls that time frames while the others talk

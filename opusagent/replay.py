@@ -154,6 +154,7 @@ class Connection:
     def __init__(self, readings: Readings):
         self._readings = readings
         self.closed: tuple | None = None
+        self.earlier: dict | None = None        # where the call stood, if it was held elsewhere before
 
     @property
     def congested(self) -> bool:
@@ -298,8 +299,9 @@ class Replay:
         if self.call.ear.vad is not None:
             self.call.ear.vad = MUTE
 
-    async def _begin(self) -> None:
+    async def _begin(self, earlier: dict | None = None) -> None:
         header = self.tape.header
+        self.world.connection.earlier = earlier
         self.call = call_of(header["dialect"])(self.world, self.world.connection,
                                                DIALECTS[header["dialect"]](header["query"]), header["agent"],
                                                self.rehearsal)

@@ -20,15 +20,19 @@ SECOND = 1_000_000_000
 class Line:
     """What a call takes for its connection: the one that there is at the moment, or nobody."""
 
-    __slots__ = ("connection", "session", "tenant")
+    __slots__ = ("connection", "session", "tenant", "tenure", "earlier")
 
-    def __init__(self, connection):
+    def __init__(self, connection, tenure=None, earlier: dict | None = None):
         self.connection = connection            # None while nobody is there
+        self.tenure = tenure                    # by which the call is ours (continuity.py); None: nobody asks
+        self.earlier = earlier                  # where the conversation stood when it was held elsewhere
         self.session: Resumable | None = None
         self.tenant = connection.tenant
 
     @property
     def congested(self) -> bool:
+        if self.tenure is not None and self.tenure.muted:
+            return True                         # until it is known again that nobody else speaks
         return self.connection is not None and self.connection.congested
 
     @property
@@ -57,10 +61,10 @@ class Resumable:
 
     __slots__ = ("server", "line", "call", "again", "until", "moved")
 
-    def __init__(self, server, connection, make):
+    def __init__(self, server, connection, make, tenure=None, earlier: dict | None = None):
         """`make(line)` is the call."""
         self.server = server
-        self.line = Line(connection)
+        self.line = Line(connection, tenure, earlier)
         self.line.session = self
         self.again = False                      # the agent was cut short, or owed an answer
         self.until = 0                          # ns: until when somebody may come back; 0: somebody is there
@@ -72,7 +76,8 @@ class Resumable:
     def on_message(self, opcode: int, payload: memoryview) -> None:
         if self.moved is not None:
             return self.moved.call.on_message(opcode, payload)
-        if self.call.slot is None and (name := self.call.dialect.resumes(payload)):
+        if self.call.slot is None and hasattr(self.call.dialect, "resumes") and self.line.earlier is None and (
+                name := self.call.dialect.resumes(payload)):
             earlier = self._earlier(name)
             if earlier is not None:
                 self.moved = earlier
@@ -88,7 +93,9 @@ class Resumable:
     def lost(self, code: int, reason: str) -> None:
         """The connection is over; the call may not be."""
         call, seconds = self.call, self.server.config.net.resume_seconds
-        if call.slot is None or call.done or not call.dialect.resumable or not seconds or self.server.draining:
+        waits = hasattr(call.dialect, "resumes") and call.dialect.resumable and not (
+            self.line.tenure is not None and self.line.tenure.lost)
+        if call.slot is None or call.done or not waits or not seconds or self.server.draining:
             return call.lost(code, reason)
         self.line.connection = None
         self.until = self.server.now + int(seconds * SECOND)

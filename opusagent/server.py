@@ -23,6 +23,7 @@ from .board import Board, Seat
 from .call import Call
 from .config import Config
 from .connection import SECOND, Connection, Limits
+from .continuity import meet
 from .departure import Departures
 from .dialects import DIALECTS, OpenAIRealtime, Start
 from .door import Door
@@ -68,6 +69,7 @@ class Server:
         self.departures = Departures(config, metrics)   # how calls are handed over
         self.board, self.seat = board, seat         # what all workers know of one another, and our place there
         self.keeper = keeper                        # takeover.Keeper: of what another worker needs for our calls
+        self.continuity = keeper and keeper.continuity      # for calls that come back
         self.buffer = ReceiveBuffer(65536)          # every connection of the worker receives into it
         self.view = self.buffer.view
         self.epoll = EpollSet(self.buffer, metrics.frames, on_slow=self._slow)
@@ -344,10 +346,8 @@ class Server:
         if agent == "echo":
             return limits, lambda connection: EchoCall(self, connection, spoken, agent)
         make = call_of(name)
-        if hasattr(dialect, "resumes"):
-            return limits, lambda connection: Resumable(self, connection, lambda line: make(
-                self, line, spoken, agent, self._journal(spoken, query, agent)))
-        return limits, lambda connection: make(self, connection, spoken, agent, self._journal(spoken, query, agent))
+        return limits, lambda connection: meet(self, connection, spoken, agent, lambda line: make(
+            self, line, spoken, agent, self._journal(spoken, query, agent)))
 
     def allowance(self, dialect, agent: str) -> Limits:
         """What the peer of such a call may do."""

@@ -51,9 +51,10 @@ class Kept:
 class Keeper:
     """A worker's: keeps every call's state in its slot, its record on the board, and its socket with the supervisor."""
 
-    def __init__(self, seat, tell):
+    def __init__(self, seat, tell, continuity=None):
         self.seat = seat
         self.tell = tell                            # (message, descriptors): to the supervisor
+        self.continuity = continuity                # of what other workers and nodes need
         self.known: dict[Call, Kept] = {}
         self.complaints: deque[str] = deque(maxlen=1000)    # ids of calls whose state could not be kept
 
@@ -64,6 +65,8 @@ class Keeper:
                 continue
             try:
                 self._look(call, now)
+                if self.continuity is not None:
+                    self.continuity.keep(call, now)
             except Exception as error:              # it could not be taken over, but it is held
                 self._complain(call, error)
 
@@ -99,6 +102,8 @@ class Keeper:
         return kept
 
     def ended(self, call: Call) -> None:
+        if self.continuity is not None:
+            self.continuity.ended(call)
         kept = self.known.pop(call, None)
         if kept is None:
             kept = Kept(NEVER, self.seat.new_record())
@@ -145,7 +150,7 @@ def _resume(server, slot, fd: int) -> None:
     connection.go_on(os.dup(fd), server.allowance(dialect, state["agent"]), slot.framing)
     connection.tenant = state["tenant"]
     try:
-        if hasattr(dialect, "resumes"):
+        if state.get("tenure") or hasattr(dialect, "resumes"):
             connection.session = Resumable(server, connection, lambda line: resume(server, line, slot, state))
             call = connection.session.call
         else:
@@ -161,6 +166,8 @@ def _resume(server, slot, fd: int) -> None:
     server.limits.goes_on(call, now)
     if server.keeper is not None:
         server.keeper.begun(call, connection.wire)
+    if server.continuity is not None and state.get("tenure"):
+        server.continuity.adopt(call, state["tenure"])
     go_on(call, state, now)
     server.epoll.again()
 

@@ -25,6 +25,8 @@ from .http11 import ClientHandshake
 from .websocket import ABNORMAL, CLOSED, WebSocket
 
 FRAME_NS = 20_000_000
+REDIAL_SECONDS = 0.1        # between two attempts to come back
+COME_BACK_SECONDS = 10      # for all of them
 MAX_MESSAGE = 16 << 20
 DIAL_SECONDS = 10
 NAMED = ("pcm", "openai-realtime")      # dialects whose calls are named in the URL
@@ -279,9 +281,16 @@ class Metronome:
 class Caller:
     """One call: a script spoken into a line, and an ear at its other end."""
 
-    def __init__(self, url: str, dialect: str, says: list[Say], credentials: str = ""):
-        """`credentials`: SECRET or USER:SECRET, which the platform signs the call with, or shows."""
+    def __init__(self, url: str, dialect: str, says: list[Say], credentials: str = "", returns: int = 0):
+        """`credentials`: SECRET or USER:SECRET, which the platform signs the call with, or shows.  `returns`: how often
+        it dials again when its connection breaks, as its platform does; ConfigError for a dialect in which none does."""
+        if returns and not hasattr(CALLERS[dialect], "again"):
+            raise ConfigError(f"A call in {dialect} does not come back when its connection breaks.")
+        if returns and dialect == "pcm" and "resume=" not in url:
+            url += ("&" if address(url).query else "?") + f"resume={secrets.token_hex(16)}"
         self.url, self.dialect = place(url, dialect)
+        self.returns = returns
+        self.away: list[list[int]] = []         # ns: when the connection broke, and when the agent was heard again
         self._credentials = credentials
         self.rate: int = self.dialect.rate
         self.ear = Ear(self.rate)
@@ -290,6 +299,7 @@ class Caller:
         self.over = False               # the conversation has ended
         self.closed = ""                # how, if we did not hang up
         self._line: Line | None = None
+        self._coming: asyncio.Future | None = None      # the attempt to come back
         self._samples = samples_of(self.rate)
         self._microphone = np.zeros(self._samples, np.int16)    # what leaves at the next beat
         self._told = 0                  # turns that have been passed on
@@ -316,16 +326,33 @@ class Caller:
             self.clock.stop()
             self._line.abort()
 
+    async def _come_back(self) -> None:
+        """Another connection for the same call; what the platform had buffered is gone."""
+        self.ear.clear(self._position(time.monotonic_ns()))
+        for _ in range(int(COME_BACK_SECONDS / REDIAL_SECONDS)):
+            try:
+                line = await Line.dial(self.url, self._heard, self._lost, protocols_of(self.dialect),
+                                       shown(self.dialect.name, self.url, self._credentials))
+            except (OSError, ProtocolError):
+                await asyncio.sleep(REDIAL_SECONDS)
+                continue
+            for message in self.dialect.again():
+                line.send(*message)
+            self._line = line
+            return
+        self._end("nobody answers any more", self._position(time.monotonic_ns()))
+
     def hang_up(self) -> None:
         """Ends the conversation before its script does."""
         self._finish(self._position(time.monotonic_ns()))
 
     def _tick(self) -> None:
-        if (message := self.dialect.audio(self._microphone)) is not None:
-            self._line.send(*message)
         position = self.clock.beats * self._samples
-        self._give_back(self.ear.reached(position))
-        answer(self._line, self.dialect)
+        if not self._line.transport.is_closing():
+            if (message := self.dialect.audio(self._microphone)) is not None:
+                self._line.send(*message)
+            self._give_back(self.ear.reached(position))
+            answer(self._line, self.dialect)
         self._microphone = self.script.frame(position, self._samples)
         self._tell()
         if self.script.phase is OVER:
@@ -336,6 +363,8 @@ class Caller:
         match self.dialect.receive(opcode, payload):
             case Audio(pcm=pcm):
                 self.ear.hear(position, np.asarray(pcm))
+                if self.away and len(self.away[-1]) == 1:
+                    self.away[-1].append(now)
             case Mark(name=name):
                 self.ear.mark(position, name)
             case Clear():
@@ -351,6 +380,11 @@ class Caller:
                 self._line.send(*message)
 
     def _lost(self, code: int, reason: str) -> None:
+        if code != 1000 and self.returns and not self.over:
+            self.returns -= 1
+            self.away.append([time.monotonic_ns()])
+            self._coming = asyncio.ensure_future(self._come_back())
+            return
         self._end(ending(code, reason), self._position(time.monotonic_ns()))
 
     def _end(self, how: str, position: int) -> None:
@@ -382,41 +416,3 @@ class Caller:
     def _position(self, now: int) -> int:
         """In the call's samples; 0 before it has begun."""
         return max(0, now - self.clock.began) * self.rate // 1_000_000_000 if self.clock.began else 0
-
-
-class Probe:
-    """A call to the echo agent that times each frame's round trip."""
-
-    def __init__(self, url: str, dialect: str):
-        self.url, self.dialect = place(url, dialect)
-        self.round_trips: list[int] = []                # ns
-        self.clock = Metronome(self._tick)
-        self._line: Line | None = None
-        self._sent: deque[int] = deque()                # when those left that are on their way
-        self._frame = np.random.default_rng(1).normal(0, 3000, samples_of(self.dialect.rate)).astype(np.int16)
-
-    async def run(self, seconds: float) -> None:
-        """Raises as Line.dial does."""
-        self._line = await Line.dial(self.url, self._heard, lambda code, reason: self.clock.stop(),
-                                     protocols_of(self.dialect))
-        try:
-            for message in self.dialect.open():
-                self._line.send(*message)
-            self.clock.start()
-            await asyncio.sleep(seconds)
-            self.clock.stop()
-            await self._line.hang_up()
-        finally:
-            self.clock.stop()
-            self._line.abort()
-
-    def _tick(self) -> None:
-        if (message := self.dialect.audio(self._frame)) is not None:
-            self._sent.append(time.monotonic_ns())
-            self._line.send(*message)
-        answer(self._line, self.dialect)
-
-    def _heard(self, opcode: int, payload: memoryview, now: int) -> None:
-        if isinstance(self.dialect.receive(opcode, payload), Audio) and self._sent:
-            self.round_trips.append(now - self._sent.popleft())
-        answer(self._line, self.dialect)

@@ -14,7 +14,8 @@ from opusagent.client import call_command
 from opusagent.dialects import TABLE, Audio, Mark, Start, Stop
 from opusagent.localserver import fetch_json, matching
 from opusagent.recording import read_wav, write_wav
-from opusagent.telephone import Caller, Line, Probe, dialect_of
+from opusagent.probe import Probe
+from opusagent.telephone import Caller, Line, dialect_of
 from opusagent.websocket import CLOSED, WebSocket
 
 MS = 8
@@ -252,7 +253,7 @@ def test_a_receipt_belongs_to_the_turn_that_ended_where_it_says():
 
 def run_call(tmp_path, capsys, wavs, *flags, **plan):
     """`opusagent call` in a thread of its own loop, against an agent on this one; (exit code, stdout)."""
-    args = argparse.Namespace(wav=wavs, dialect=None, secret=None, save=str(tmp_path / "out.wav"),
+    args = argparse.Namespace(wav=wavs, dialect=None, secret=None, returns=0, save=str(tmp_path / "out.wav"),
                               json="json" in flags)
 
     async def both():

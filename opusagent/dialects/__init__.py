@@ -25,6 +25,10 @@ and may have (one in TEXTUAL has no audio, and other events and messages: see re
     patient         True where audio that the peer has not taken yet waits instead of being dropped
     message_ms      the most audio in one message of a reply, where the platform counts messages (otherwise 20)
     parting_ms      how long after stop() the platform may end the call itself, before we close (otherwise not at all)
+    came(opcode, payload) -> str | None         the call that a connection's first messages say it is of, where its platform
+                                                comes back with the same over a new connection; "": it begins; None while
+                                                they do not say; or `token`, the same from the URL; and `resumable`: it may
+    come_back()                                 what was kept of a call's state is filled in, and a new connection follows
     resumes(payload) -> str                     the call that a connection's first message wants to go on with, or "";
                                                 and `resumable`: ours may; paused(): see resumption.py
     transfer(target) -> bytes                   "hand the caller over", to +49... or sip:...
@@ -38,6 +42,8 @@ is dialled and has `name`, `rate`, `call_id`; its messages are (opcode, bytes):
     dtmf(digit) -> message
     mark(name), stop() -> message | None        "this has been played, or cleared", "the caller hangs up"; None where
                                                 the platform is silent about it
+    again() -> list of messages                 and how it begins anew, over a connection that follows one that broke; a
+                                                platform that has none does not come back
     receive(opcode, payload) -> Audio | Mark (to be given back when played) | Clear | Stop | None
     outbox                                      as above, where the platform's protocol has answers of its own
 """

@@ -10,9 +10,7 @@ cut (a header may begin any chunk, whole); which of several participants is the 
 first).  After session.resume on a new socket the caller's stream is started anew.
 The rule: only a message that is no JSON object, or audio that is none, ends a call; the rest is ignored and counted.
 """
-import binascii
 import itertools
-import struct
 from urllib.parse import SplitResult, parse_qsl
 
 import orjson
@@ -21,15 +19,14 @@ from .. import ProtocolError
 from .._fastpath import base64_encode
 from . import (HYPOTHESIS, RECOGNITION, REPLIED, SPEECH_STARTED, SPEECH_STOPPED, TEXT, Audio, Clear, Dtmf, Pause, Start,
                Stop, digits_of, facts_of, parse, text_of)
-from .payload import L16, PCMU, Payload
+from .payload import Payload
+from .wav import FORMATS, RIFF, bytes_of, wav_content, wav_header
 
-CODECS = {"mulaw": (PCMU, 8000), "lpcm16": (L16, 16000), "lpcm16_8": (L16, 8000), "lpcm16_24": (L16, 24000)}
-FORMATS = {f"{container}/{codec}": CODECS[codec] for container in ("raw", "wav") for codec in CODECS}
 USUAL = "raw/lpcm16"            # what is meant where no format is offered
 CALLER = "caller"
-RIFF = "UklGR"                  # how a chunk that begins with a WAV header begins
 AFTER_CHUNK = b'"}'
 MOST_UNPLAYED_MS = 2000         # the simulated platform holds no more
+BEGINNINGS = ("session.initiate", "session.resume")
 HANGUP = {"type": "event", "name": "hangup"}
 NO_AUDIO = f"This bot speaks audio: it needs directSTT, directTTS and one of {', '.join(FORMATS)}"
 
@@ -48,48 +45,12 @@ def chosen(offer) -> str | None:
     return raw if raw in known else known[0]
 
 
-def bytes_of(text: str) -> bytes:
-    """Base64, padded or not; ProtocolError(1007) for what is none."""
-    try:
-        return binascii.a2b_base64(text + "=" * (-len(text) % 4), strict_mode=True)
-    except ValueError:
-        raise ProtocolError(1007, "audiocodes: a chunk is not base64") from None
-
-
-def wav_header(media_format: str) -> bytes:
-    """What a WAV stream of unknown length begins with; b"" for a raw format."""
-    if media_format.startswith("raw/"):
-        return b""
-    encoding, rate = FORMATS[media_format]
-    tag, width = (7, 1) if encoding == PCMU else (1, 2)
-    head = struct.pack("<4sI4s4sIHHIIHHH", b"RIFF", 0xFFFFFFFF, b"WAVE", b"fmt ", 18, tag, 1, rate, rate * width, width,
-                       8 * width, 0)
-    return head + struct.pack("<4sI", b"data", 0xFFFFFFFF)
-
-
-def wav_content(data: bytes, media_format: str) -> bytes:
-    """The samples behind a WAV header; ProtocolError for a header that is broken, or of another format."""
-    encoding, rate = FORMATS[media_format]
-    at, described = 12, None
-    while len(data) >= at + 8:
-        name, size = struct.unpack_from("<4sI", data, at)
-        at += 8
-        if name == b"data" and described is not None:
-            return data[at:]
-        if name == b"fmt " and len(data) >= at + 16:
-            tag, channels, its_rate = struct.unpack_from("<HHI", data, at)
-            described = tag, channels, its_rate
-            if described != (7 if encoding == PCMU else 1, 1, rate):
-                raise ProtocolError(1008, f"audiocodes: a WAV header says something else than {media_format}")
-        at += size + size % 2
-    raise ProtocolError(1007, "audiocodes: a WAV header is not whole")
-
-
 class AudioCodes:
     """AudioCodes VoiceAI Connect and Live Hub: the Bot API's streaming mode, audio in both directions."""
 
     __slots__ = ("rate", "ignored", "outbox", "_format", "_payload", "_header", "_conversation", "_facts", "_live",
-                 "_over", "_heard", "_who", "_hearing", "_paused", "_reason", "_streams", "_playing", "_before_chunk")
+                 "_over", "_heard", "_who", "_hearing", "_paused", "_reason", "_streams", "_playing", "_before_chunk",
+                 "_comes_back")
     name = "audiocodes"
     opcode = TEXT
     lead_ms = 100
@@ -112,6 +73,7 @@ class AudioCodes:
         self._streams = 0               # play streams opened
         self._playing = False           # the last of them is open
         self._before_chunk = b""        # how its chunks begin
+        self._comes_back = False        # the conversation was held elsewhere; session.resume begins it here
 
     def _speak(self, media_format: str) -> None:
         self._format = media_format
@@ -163,11 +125,24 @@ class AudioCodes:
         self._facts = facts_of({name: message.get(name) for name in ("botName", "caller")})
         self._answer("session.accepted", mediaFormat=media_format)
 
-    def _resume(self, message: dict) -> None:
+    def _resume(self, message: dict) -> Start | None:
         name = text_of(message.get("conversationId"))
         if name == self._conversation:
-            return self._answer("session.accepted", mediaFormat=self._format)
+            self._answer("session.accepted", mediaFormat=self._format)
+            comes_back, self._comes_back = self._comes_back, False
+            return self._start() if comes_back else None
         self._answer("session.error", conversationId=name, reason="conversation not found")
+
+    def come_back(self) -> None:
+        """What was kept of a conversation is ours: its play stream has ended, the caller's is yet to be started anew."""
+        self.outbox.clear()
+        self._comes_back = True
+        self._live = self._playing = self._hearing = self._paused = False
+
+    @classmethod
+    def came(cls, opcode: int, payload) -> str | None:
+        message = parse(payload, cls.name) if opcode == TEXT else {}
+        return text_of(message.get("conversationId")) if message.get("type") in BEGINNINGS else None
 
     @staticmethod
     def resumes(payload) -> str:
@@ -304,7 +279,7 @@ class AudioCodesCaller:
     with ?bargeIn=off, VoiceAI Connect's default, it does not hear the caller from a recognition to the reply's end."""
 
     __slots__ = ("rate", "call_id", "outbox", "_offer", "_payload", "_player", "_playing", "_barges_in", "_accepted",
-                 "_streaming", "_stream", "_streams", "_unplayed", "_before_chunk")
+                 "_streaming", "_stream", "_streams", "_unplayed", "_before_chunk", "_resumes")
     name = "audiocodes"
     _calls = itertools.count(1)
 
@@ -326,6 +301,7 @@ class AudioCodesCaller:
         self._streams: set[str] = set()     # and all that were
         self._unplayed = 0          # samples
         self._before_chunk = b""
+        self._resumes = False       # the session is to be gone on with, not begun
 
     def _send(self, kind: str, **fields) -> tuple[int, bytes]:
         return message_of(kind, conversationId=self.call_id, **fields)
@@ -337,6 +313,10 @@ class AudioCodesCaller:
         self._before_chunk = self._send("userStream.chunk", audioChunk="")[1][:-len(AFTER_CHUNK)]
         return [self._send("session.initiate", botName="bot", caller="+15550100", expectAudioMessages=True,
                            supportedMediaFormats=self._offer)]
+
+    def again(self) -> list[tuple[int, bytes]]:
+        self._resumes, self._streaming, self._stream, self._unplayed = True, False, "", 0
+        return [self._send("session.resume")]
 
     def audio(self, pcm) -> tuple[int, bytes] | None:
         self._unplayed = max(0, self._unplayed - len(pcm))
@@ -365,6 +345,8 @@ class AudioCodesCaller:
         if self._accepted not in self._offer or FORMATS[self._accepted][1] != self.rate:
             raise ProtocolError(1008, "audiocodes: a format was accepted that was not offered, or at another rate")
         self._payload = Payload(FORMATS[self._accepted][0])
+        if self._resumes:
+            return self.outbox.append(self._send("userStream.start"))
         parties = {"caller": "+15550100", "callee": "+15550199"}
         self.outbox.append(self._event("start", parameters={"locale": "en-US", **parties}))
         self.outbox.append(self._send("userStream.start"))

@@ -129,6 +129,16 @@ class Jambonz:
     def open(self) -> None:
         return None
 
+    @classmethod
+    def came(cls, opcode: int, payload) -> str | None:
+        """A call whose stream has ended goes on to its next verb: where that is a redirect, a new stream follows."""
+        message = parse(payload, cls.name) if opcode == TEXT else {}
+        return text_of(message.get("callSid")) if "sampleRate" in message else None
+
+    @property
+    def resumable(self) -> bool:
+        return self._live
+
     def receive(self, opcode: int, payload) -> Start | Audio | Dtmf | Mark | Stop | None:
         if opcode == BINARY and self._live:
             if not payload:
@@ -174,15 +184,19 @@ class Jambonz:
 class Played:
     """mod_audio_fork's player as a caller has it.  Stricter than it: what it would forget or mistake ends the call."""
 
-    __slots__ = ("_channel", "_marks", "_deaf", "_wanted", "_chunk", "_pieces")
+    __slots__ = ("_rate", "_chunked", "_channel", "_marks", "_deaf", "_wanted", "_chunk", "_pieces")
 
     def __init__(self, rate: int, chunked: bool):
+        self._rate, self._chunked = rate, chunked
         self._channel = Channels("L16")
         self._marks: list[str] = []             # not given back yet
         self._deaf = False                      # from a killAudio to the next beat
         self._wanted = rate * FIRST_MS // 1000 if chunked else 0    # samples that are passed on together: the first ...
         self._chunk = rate * CHUNK_MS // 1000 if chunked else 0     # ... and the others
         self._pieces = np.zeros(0, np.int16)    # what is collected
+
+    def anew(self) -> "Played":
+        return Played(self._rate, self._chunked)
 
     def beat(self) -> None:
         """Another 20 ms of the call."""
@@ -248,6 +262,11 @@ class JambonzCaller:
         about = {"sampleRate": self.rate, "mixType": "mono", "callSid": self.call_id, "direction": "inbound",
                  "from": "+15550100", "to": "+15550199", "callStatus": "in-progress", "sipStatus": 200}
         return [(TEXT, orjson.dumps(about))]
+
+    def again(self) -> list[tuple[int, bytes]]:
+        """The call has gone on to a redirect, which leads to another stream."""
+        self._played = self._played.anew()
+        return self.open()
 
     def audio(self, pcm) -> tuple[int, bytes]:
         self._played.beat()

@@ -41,6 +41,14 @@ def resumed(name: str, state: dict[str, Any]):
     return dialect
 
 
+def come_back(dialect, state: dict[str, Any]) -> None:
+    """The platform goes on, over a new connection, with what was spoken up to `state`: where that needs no more than
+    what it says again (a dialect without come_back), nothing."""
+    if hasattr(dialect, "come_back"):
+        _fill(dialect, state, state.get("rate", dialect.rate))
+        dialect.come_back()
+
+
 def _fill(part: Any, state: dict[str, Any], rate: int) -> None:
     known = {name for kind in type(part).__mro__ for name in getattr(kind, "__slots__", ())}
     for name, written in state.items():

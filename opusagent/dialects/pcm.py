@@ -17,6 +17,9 @@ ws://HOST:PORT/ws/pcm[/<agent>]?rate=16000      8000, 16000 (default), 24000 or 
                         {"event":"recognition","text":"...","confidence":0.9}, {"event":"replying","text":"..."},
                         {"event":"receipt", and all that a receipt says}
 
+With ?resume=SECRET, 16 to 128 letters and digits of the client's own choice, a call whose connection broke goes on where it
+was when the same URL is dialled again; docs/scaling.md says for how long and where.
+
 The call begins with the socket; its id and its facts are the query (?call_id=...&name=value&...).  With ?start=message
 it begins with the first start message instead, for clients that cannot write a query or have more to say.
 The rule: an unknown event is ignored, a message that is no JSON object ends the call.
@@ -34,7 +37,7 @@ from .channels import Channels
 
 CLEAR = b'{"event":"clear"}'
 END = b'{"event":"end"}'
-OURS = ("rate", "start", "call_id", "tell")     # of the query; all else is a fact
+OURS = ("rate", "start", "call_id", "tell", "resume")     # of the query; all else is a fact
 TOLD = {
     SPEECH_STARTED: lambda: {"event": "speech", "of": "caller"},
     SPEECH_STOPPED: lambda: {"event": "silence", "of": "caller"},
@@ -43,6 +46,7 @@ TOLD = {
     REPLYING: lambda text: {"event": "replying", "text": text},
     RECEIPT: lambda receipt: {"event": "receipt", **receipt},
 }
+SHORTEST_TOKEN, LONGEST_TOKEN = 16, 128     # characters
 
 
 def rate_of(query: dict[str, str]) -> int:
@@ -52,6 +56,14 @@ def rate_of(query: dict[str, str]) -> int:
     return int(text)
 
 
+def token_of(query: dict[str, str]) -> str:
+    """The secret by which a client may come back; "" where it cannot."""
+    token = query.get("resume", "")
+    if token and not (token.isascii() and token.isalnum() and SHORTEST_TOKEN <= len(token) <= LONGEST_TOKEN):
+        raise ProtocolError(400, f"resume is a secret of {SHORTEST_TOKEN} to {LONGEST_TOKEN} letters and digits.")
+    return token
+
+
 def mark_message(name: str) -> bytes:
     return orjson.dumps({"event": "mark", "name": name})
 
@@ -59,7 +71,7 @@ def mark_message(name: str) -> bytes:
 class Pcm:
     """Raw 16-bit samples at 8, 16, 24 or 48 kHz as binary messages: our own plain protocol."""
 
-    __slots__ = ("rate", "ignored", "outbox", "_query", "_expected", "_live", "_channel", "_marks")
+    __slots__ = ("rate", "ignored", "outbox", "token", "_query", "_expected", "_live", "_channel", "_marks")
     name = "pcm"
     opcode = BINARY
     lead_ms = 100
@@ -69,6 +81,7 @@ class Pcm:
         self.rate = rate_of(query)
         self.ignored = 0
         self.outbox: list[tuple[int, bytes]] = []
+        self.token = token_of(query)
         self._query = query
         self._expected = query.get("start") == "message"    # a start message is still to come
         self._live = False                                  # between Start and Stop
@@ -81,6 +94,10 @@ class Pcm:
         self._live = True
         facts = {name: value for name, value in self._query.items() if name not in OURS}
         return Start(self._query.get("call_id", ""), facts)
+
+    @property
+    def resumable(self) -> bool:
+        return self._live and bool(self.token)
 
     def receive(self, opcode: int, payload) -> Start | Audio | Dtmf | Mark | Stop | None:
         if opcode == BINARY and self._live:
@@ -144,6 +161,10 @@ class PcmCaller:
         if not self._announce:
             return []
         return [(TEXT, orjson.dumps({"event": "start", "call_id": self.call_id, "facts": {}}))]
+
+    def again(self) -> list[tuple[int, bytes]]:
+        self._channel = Channels("L16")
+        return self.open()
 
     def audio(self, pcm) -> tuple[int, bytes]:
         return BINARY, codes_of(pcm, "L16")

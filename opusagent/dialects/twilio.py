@@ -93,6 +93,19 @@ class Twilio:
     def open(self) -> None:
         return None
 
+    @classmethod
+    def came(cls, opcode: int, payload) -> str | None:
+        """A call whose stream has ended goes on to its next verb: where that is a <Redirect>, a new stream follows."""
+        message = parse(payload, cls.name) if opcode == TEXT else {}
+        if message.get("event") == "connected":
+            return None
+        start = message.get("start") if message.get("event") == "start" else None
+        return text_of(field(start, "callSid", "call_sid")) if isinstance(start, dict) else ""
+
+    @property
+    def resumable(self) -> bool:
+        return self._live
+
     def receive(self, opcode: int, payload) -> Start | Audio | Dtmf | Mark | Stop | None:
         if opcode != TEXT:
             raise ProtocolError(1003, "twilio: messages are text")
@@ -193,6 +206,12 @@ class TwilioCaller:
         start = {"accountSid": ACCOUNT, "streamSid": self.stream, "callSid": self.call_id, "tracks": ["inbound"],
                  "mediaFormat": {"encoding": NAMES[PCMU][0], "sampleRate": 8000, "channels": 1}, "customParameters": {}}
         return [(TEXT, b'{"event":"connected","protocol":"Call","version":"1.0.0"}'), self._message("start", start)]
+
+    def again(self) -> list[tuple[int, bytes]]:
+        """The call has gone on to a <Redirect>, which leads to another stream."""
+        self.stream = f"{self.stream[:-32]}{next(self._calls):032x}"
+        self._number = self._chunk = self._samples = 0
+        return self.open()
 
     def audio(self, pcm) -> tuple[int, bytes] | None:
         if not self._exotel:

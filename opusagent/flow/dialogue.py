@@ -45,6 +45,22 @@ class Exchange:
     turn: int
 
 
+def dialogue_state(checkpoint: tuple) -> list:
+    """What Dialogue.checkpoint() gives, or nothing, as JSON can hold it."""
+    if not checkpoint:
+        return []
+    state, facts, history, *rest = checkpoint
+    return [state, facts, [[each.caller, each.agent, each.turn] for each in history], *rest]
+
+
+def checkpoint_of(state: list) -> tuple:
+    """The same for Dialogue.restore()."""
+    if not state:
+        return ()
+    name, facts, history, *rest = state
+    return name, facts, tuple(Exchange(*each) for each in history), *rest
+
+
 @dataclass(frozen=True, slots=True)
 class Reply:
     """A decision.  Two replies are equal if what follows from them is the same, however the caller put it.

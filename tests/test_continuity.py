@@ -1,0 +1,205 @@
+"""Nodes and Redis, real processes: what dies, stops or is slow, and what of it a caller hears."""
+import asyncio
+import re
+import signal
+import time
+
+import pytest
+
+import several
+from opusagent.dialects import BINARY
+from opusagent.telephone import Line
+from several import RETURNING, Nodes, RedisServer, Talk, eventually
+
+pytestmark = pytest.mark.skipif(several.missing is not None, reason=several.missing or "")
+pytest.importorskip("redis", reason="the extra redis is not installed")
+AGAIN_SECONDS = 3.0             # from a node's death to the agent's voice from another one
+
+
+@pytest.fixture(scope="module")
+def redis():
+    server = RedisServer()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def nodes(redis):
+    nodes = Nodes(2, redis)
+    yield nodes
+    nodes.stop()
+
+
+def metric(node, name: str) -> float:
+    from urllib.request import urlopen
+    text = urlopen(f"http://127.0.0.1:{node.port}/metrics", timeout=5).read().decode()
+    return sum(float(value) for value in re.findall(rf"^opusagent_{name}(?:{{[^}}]*}})? (\S+)$", text, re.MULTILINE))
+
+
+def questions(record: dict) -> list[str]:
+    """What the agent was heard to say, in order."""
+    return [turn["agent"] for turn in record["turns"]]
+
+
+async def until_in_the_middle(talks: list[Talk]) -> None:
+    await eventually(lambda: all(len(talk.caller.script.turns) >= 1 for talk in talks), 30,
+                     lambda: [talk.caller.closed for talk in talks])
+
+
+def test_a_node_dies_and_its_calls_go_on_at_another(nodes):
+    """Each platform dials the other node as soon as its connection breaks."""
+    async def scenario():
+        talks = []
+        for dialect in RETURNING:
+            for _ in range(2):
+                talk = Talk(nodes.node[0].ws(f"/ws/{dialect}"), dialect)
+                talks.append(talk)
+        await until_in_the_middle(talks)
+        for talk in talks:
+            talk.caller.url = talk.caller.url.replace(f":{nodes.ports[0]}/", f":{nodes.ports[1]}/")
+        died = time.monotonic_ns()
+        nodes.kill(0)
+        await asyncio.wait_for(asyncio.gather(*(talk.task for talk in talks)), 60)
+        assert all(talk.ended_well for talk in talks), [talk.caller.closed for talk in talks]
+        heard = [(talk.caller.away[0][1] - died) / 1e9 for talk in talks]
+        assert max(heard) < AGAIN_SECONDS, heard
+        return [await nodes.record(1, talk.caller.call_id) for talk in talks]
+    for record in asyncio.run(scenario()):
+        assert record["state"] == "bye" and record["done"]
+        asked = " ".join(questions(record))
+        assert asked.count("first") == 1, asked         # the conversation did not begin anew
+
+
+def test_redis_dies_and_nobody_notices(nodes, redis):
+    """Calls go on, new ones begin; when it is back, and knows nothing, what goes on can be taken over again."""
+    async def scenario():
+        before = Talk(nodes.node[0].ws("/ws/twilio"), "twilio")
+        await until_in_the_middle([before])
+        redis.kill()
+        begun = time.monotonic()
+        during = Talk(nodes.node[0].ws("/ws/jambonz"), "jambonz")
+        await eventually(lambda: during.caller.ear.speech, 5)
+        waited = time.monotonic() - begun
+        await eventually(lambda: before.answers >= 2, 30)
+        assert not before.caller.away and metric(nodes.node[0], "registry_up") == 0
+        redis.start()
+        await eventually(lambda: metric(nodes.node[0], "registry_up") == metric(nodes.node[1], "registry_up") == 1)
+        await until_in_the_middle([during])
+        await asyncio.sleep(0.5)
+        during.caller.url = during.caller.url.replace(f":{nodes.ports[0]}/", f":{nodes.ports[1]}/")
+        nodes.kill(0)
+        before.caller.hang_up()
+        await asyncio.wait_for(during.task, 60)
+        assert during.ended_well and waited < 1.5, (during.caller.closed, waited)
+        return await nodes.record(1, during.caller.call_id)
+    record = asyncio.run(scenario())
+    assert record["done"] and " ".join(questions(record)).count("first") == 1
+    said = nodes.node[0].written()
+    assert said.count("does not serve") == 1 and said.count("serves again") == 1 and "Traceback" not in said
+
+
+def test_redis_is_slow_and_nobody_notices(nodes, redis):
+    async def scenario():
+        before = Talk(nodes.node[0].ws("/ws/twilio"), "twilio")
+        await until_in_the_middle([before])
+        redis.process.send_signal(signal.SIGSTOP)
+        try:
+            begun = time.monotonic()
+            during = Talk(nodes.node[0].ws("/ws/twilio"), "twilio")
+            await eventually(lambda: during.caller.ear.speech, 5)
+            waited = time.monotonic() - begun
+            await asyncio.wait_for(before.task, 60)
+        finally:
+            redis.process.send_signal(signal.SIGCONT)
+        await asyncio.wait_for(during.task, 60)
+        assert before.ended_well and during.ended_well and not before.caller.away and waited < 1.5, waited
+        await eventually(lambda: metric(nodes.node[0], "registry_waiting") == 0 and metric(nodes.node[0], "registry_up") == 1)
+        assert metric(nodes.node[0], "registry_dropped") == 0
+    asyncio.run(scenario())
+    assert "Traceback" not in nodes.node[0].written()
+
+
+class Listener:
+    """One connection of a client of the plain protocol, silent, and when it heard what."""
+
+    def __init__(self):
+        self.heard: list[float] = []            # of each audio message, monotonic seconds
+        self.closed: int | None = None
+        self.line: Line | None = None
+
+    @classmethod
+    async def dial(cls, url: str) -> "Listener":
+        peer = cls()
+        peer.line = await Line.dial(url, peer._heard, peer._lost)
+        return peer
+
+    def _heard(self, opcode, payload, now) -> None:
+        if opcode == BINARY:
+            self.heard.append(time.monotonic())
+
+    def _lost(self, code, reason) -> None:
+        self.closed = code
+
+
+SILENCE = bytes(320)
+TOKEN = "?rate=8000&call_id=one&resume=0123456789abcdef"
+
+
+async def speaking(peer: Listener, seconds: float = 10.0) -> None:
+    """The agent is heard on the connection."""
+    count = len(peer.heard)
+    give_up = time.monotonic() + seconds
+    while len(peer.heard) < count + 3:
+        assert time.monotonic() < give_up
+        peer.line.send(BINARY, SILENCE)
+        await asyncio.sleep(0.02)
+
+
+def test_two_connections_for_one_call_and_never_two_that_speak(nodes):
+    """The one that comes later has the call; the agent has fallen silent on the other before it speaks there."""
+    async def scenario():
+        url = nodes.node[0].ws("/ws/pcm") + TOKEN
+        first = await Listener.dial(url)
+        await speaking(first)
+        await asyncio.sleep(0.2)
+        second = await Listener.dial(url.replace(f":{nodes.ports[0]}/", f":{nodes.ports[1]}/"))
+        await speaking(second)
+        await eventually(lambda: first.closed is not None, 5)
+        third = await Listener.dial(url)                 # and back again
+        await speaking(third)
+        await eventually(lambda: second.closed is not None, 5)
+        third.line.abort()
+        return first, second, third
+    first, second, third = asyncio.run(scenario())
+    assert (first.closed, second.closed) == (1000, 1000)
+    assert first.heard[-1] < second.heard[0] and second.heard[-1] < third.heard[0]
+    assert third.heard[0] - second.heard[-1] < 1.0      # who is alive says at once that it has stopped
+
+
+def test_a_node_that_stood_still_has_lost_its_calls(nodes):
+    async def scenario():
+        url = nodes.node[0].ws("/ws/pcm") + TOKEN.replace("one", "two")
+        first = await Listener.dial(url)
+        await speaking(first)
+        nodes.signal(0, signal.SIGSTOP)
+        stopped = time.monotonic()
+        second = await Listener.dial(url.replace(f":{nodes.ports[0]}/", f":{nodes.ports[1]}/"))
+        await speaking(second)
+        await asyncio.sleep(0.5)
+        before = len(first.heard)
+        nodes.signal(0, signal.SIGCONT)
+        await eventually(lambda: first.closed is not None, 10)
+        second.line.abort()
+        return before, len(first.heard), first.closed, second.heard[0] - stopped
+    before, after, closed, waited = asyncio.run(scenario())
+    assert after == before and closed == 1000 and waited < AGAIN_SECONDS, (before, after, closed, waited)
+
+
+def test_nobody_reads_the_password_of_redis(nodes, redis):
+    redis.kill()
+    until = time.monotonic() + 10
+    while "does not serve" not in nodes.node[0].written():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    redis.start()
+    assert several.PASSWORD not in nodes.node[0].written() + nodes.node[1].written()
