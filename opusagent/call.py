@@ -52,7 +52,8 @@ class Call:
         self.keys = ""                      # DTMF pressed since the agent's last word
         self.keys_by = 0                    # ns: until when another key may follow
         self.watched = 0                    # position from which silence.py looks again
-        self.excused = 0                    # silence before this position is the platform's doing, not the caller's
+        # silence before this position is the platform's doing, not the caller's; who is not spoken to need not answer
+        self.excused = math.inf if getattr(dialect, "mute", False) else 0
         # the agent's side
         self.mouth = Mouth(self, server, connection, dialect)
         self.transaction: Transaction | None = None
@@ -178,7 +179,7 @@ class Call:
 
     def on_pause(self, event: Pause) -> None:
         if self.slot is not None:
-            self.excused = self.slot.written if event.over else math.inf
+            self.excused = self.slot.written if event.over and not self.mouth.stage.mute else math.inf
 
     def on_stop(self, event: Stop) -> None:
         self.connection.close(1000)

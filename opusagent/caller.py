@@ -147,9 +147,9 @@ class Script:
     A turn is finished when the next begins, or the call ends: by then its answer has been heard, or given up on.
     """
 
-    __slots__ = ("says", "ear", "turns", "tape", "phase", "_begun", "_at", "_since")
+    __slots__ = ("says", "ear", "turns", "tape", "phase", "_begun", "_at", "_since", "_patience_ms")
 
-    def __init__(self, says: list[Say], ear: Ear):
+    def __init__(self, says: list[Say], ear: Ear, patience_ms: int = PATIENCE_MS):
         self.says = says
         self.ear = ear
         self.turns: list[Measured] = []     # those that are finished
@@ -158,6 +158,7 @@ class Script:
         self._begun: int | None = None      # where the turn that is not finished began
         self._at = 0                        # samples of it that have been spoken
         self._since = 0                     # where the listening began
+        self._patience_ms = patience_ms
 
     def frame(self, position: int, n: int) -> np.ndarray:
         """What the caller says during the `n` samples from `position` on."""
@@ -227,7 +228,7 @@ class Script:
                         answered is None and self._out_of_patience(until))
 
     def _out_of_patience(self, position: int) -> bool:
-        return self.phase is LISTENING and position - self._since >= self._samples(PATIENCE_MS)
+        return self.phase is LISTENING and position - self._since >= self._samples(self._patience_ms)
 
     def _samples(self, ms: int) -> int:
         return ms * self.ear.rate // 1000

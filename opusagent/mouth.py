@@ -78,6 +78,7 @@ class Mouth:
         self.stage = Stage(slot, self.playout, prompt, partial(speak, self, self.usage),
                            partial(self.voice.played, self), llm, flow.manner, deadlines,
                            flow.filler.fill({}), self.clock, dialogue, tools.start, self)
+        self.stage.mute = getattr(self.dialect, "mute", False)
 
     def close(self) -> None:
         """The call is over."""
@@ -106,8 +107,9 @@ class Mouth:
     def _takes_time(self, reply) -> bool:
         stage = self.stage
         voice = reply.voice or stage.voice
-        return bool(reply.messages) or reply.call is not None or any(
-            stage.prompt(voice, text, stage.slot.rate_out) is None for text in reply.say)
+        if reply.call is not None or stage.mute:
+            return reply.call is not None
+        return bool(reply.messages) or any(stage.prompt(voice, text, stage.slot.rate_out) is None for text in reply.say)
 
     def forget(self) -> None:
         """The caller goes on: what was held is thrown away."""

@@ -34,7 +34,7 @@ class Stage:
     """What a turn plays on: the parts of a call that it uses, and nothing above them."""
 
     __slots__ = ("slot", "playout", "prompt", "speak", "played", "llm", "voice", "deadlines", "filler", "clock",
-                 "dialogue", "perform", "owner", "cached_only")
+                 "dialogue", "perform", "owner", "cached_only", "mute")
 
     def __init__(self, slot: Slot, playout: Playout, prompt, speak, played, llm, voice: str, deadlines,
                  filler: tuple[str, ...], clock, dialogue=None, perform=None, owner=None):
@@ -51,6 +51,7 @@ class Stage:
         self.dialogue = dialogue        # asked() and outcome(): how a reply goes on
         self.perform = perform          # (epoch, part, ToolCall): run it; what is returned can be cancelled
         self.cached_only = False        # nothing but the reply itself is synthesised
+        self.mute = False               # nobody listens: nothing is said, and no model asked for what would be
         self.owner = owner              # certain, acts(turn), goes_on(turn): a tool may have its effect, has it now,
                                         # there is another part that counts
 
@@ -117,14 +118,14 @@ class Turn:
 
     def _proceed(self) -> None:
         """Say what the latest part says, and begin what it asks for."""
-        for text in self.reply.say:
+        for text in () if self.stage.mute else self.reply.say:
             self._say(text)
         if self.reply.call:
             self.acting = self.reply.call.tool.effect
             self._due = self.acting != PURE
             if not self._due:
                 self._act()
-        elif self.reply.messages:
+        elif self.reply.messages and not self.stage.mute:
             self._task = asyncio.ensure_future(self._think())
         else:
             self.complete = True
@@ -154,7 +155,7 @@ class Turn:
             self._act()
         if self._task is not None and not self.acting:
             self._keep_deadlines(now)
-        if self.state is SPEAKING:
+        if self.state is SPEAKING and not self.stage.mute:
             self._bridge(now)
         if self.complete and not self.waiting and not self.stage.playout.queue and self.state is SPEAKING:
             self.state = DONE

@@ -19,7 +19,7 @@ import numpy as np
 import uvloop
 
 from . import ConfigError, ProtocolError, signing
-from .caller import OVER, Ear, Measured, Say, Script
+from .caller import OVER, PATIENCE_MS, Ear, Measured, Say, Script
 from .dialects import CALLERS, TEXTUAL, Audio, Clear, Mark, Stop
 from .http11 import ClientHandshake
 from .websocket import ABNORMAL, CLOSED, WebSocket
@@ -294,7 +294,7 @@ class Caller:
         self._credentials = credentials
         self.rate: int = self.dialect.rate
         self.ear = Ear(self.rate)
-        self.script = Script(says, self.ear)
+        self.script = Script(says, self.ear, getattr(self.dialect, "patience_ms", PATIENCE_MS))
         self.clock = Metronome(self._tick)
         self.over = False               # the conversation has ended
         self.closed = ""                # how, if we did not hang up

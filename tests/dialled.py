@@ -2,7 +2,7 @@
 
 The rule: everything the call sends is read by that caller at once, and what it would not take fails the test.
 """
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import numpy as np
 
@@ -17,7 +17,7 @@ class Dialled(Conversation):
         self.caller = CALLERS[dialect](urlsplit(f"ws://127.0.0.1/ws/{dialect}?{query}"))
         self.heard = []
         self.read = 0                   # of what the call has sent
-        super().__init__(flow, dialect, begin=False)
+        super().__init__(flow, dialect, dict(parse_qsl(query)), begin=False)
         for message in self.caller.open():
             self.send(message)
         self.exchange()

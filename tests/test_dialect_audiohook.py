@@ -308,3 +308,92 @@ def test_whatever_comes_our_numbers_have_no_gap_and_events_are_in_order(steps):
     assert Stop not in kind or kind[-1] is Stop
     pauses = [event.over for event in events if isinstance(event, Pause)]
     assert pauses == [False, True] * (len(pauses) // 2) + [False] * (len(pauses) % 2)
+
+
+# ---- the monitor, which is not spoken to -----------------------------------------------------------------------------
+
+MONITORED = """
+start = "listening"
+facts = { card = "" }
+[states.listening]
+say = "This would be heard, if anybody could."
+on = [{ phrases = ["ten of clubs"], fact = "card", go = "more" }]
+[states.more]
+say = "Thank you."
+on = [{ phrases = ["that is all"], go = "done" }]
+[states.done]
+say = "Goodbye."
+end = true
+"""
+
+
+def entities(call):
+    """The data of the events that Genesys was sent, by type."""
+    texts = [json.loads(message) for opcode, message in call.sent if opcode == TEXT]
+    return [(entity["type"], entity["data"]) for text in texts if text["type"] == "event"
+            for entity in text["parameters"]["entities"]]
+
+
+@pytest.mark.parametrize("query", ["mode=monitor", "mode=monitor&channels=both&media=L16"])
+def test_a_monitor_follows_what_is_said_and_says_nothing(query):
+    call = Dialled(MONITORED, "audiohook", query)
+    call.says("ten of clubs")
+    assert call.state == "more"
+    call.silence(60_000)                            # an agent in the flesh talks, and nobody has to answer us
+    call.says("that is all")
+    call.exchange()
+    assert call.call.done and call.connection.closed == (1000, "") and call.call.dialogue.facts["card"] == "ten of clubs"
+    assert not [opcode for opcode, _ in call.sent if opcode == BINARY] and not any(call.agent_says)
+    assert [receipt["caller"] for receipt in call.receipts if receipt["caller"]] == ["ten of clubs", "that is all"]
+    said = entities(call)
+    assert {kind for kind, _ in said} == {"transcript"}
+    assert [data["alternatives"][0]["interpretations"][0]["transcript"] for _, data in said] == ["ten of clubs",
+                                                                                               "that is all"]
+    assert len({data["id"] for _, data in said}) == 2 and {data["channelId"] for _, data in said} == {0}
+    parting = [json.loads(message) for opcode, message in call.sent if b'"disconnect"' in message]
+    assert [message["parameters"] for message in parting] == [{"reason": "completed"}]
+
+
+def test_a_monitor_asks_no_model_and_is_not_reprompted_after_a_hold():
+    call = Dialled(MONITORED.replace('say = "Thank you."', 'prompt = "Be kind."'), "audiohook", "mode=monitor")
+    call.says("ten of clubs")
+    call.send(call.caller._message("paused", {}))
+    call.passes(20_000)
+    call.send(call.caller._message("resumed", {"start": "PT1S", "discarded": "PT20S"}))
+    call.silence(30_000)
+    assert call.state == "more" and call.studio.llm.asked == []
+    assert [receipt["kind"] for receipt in call.receipts] == ["begin", "answer"]
+
+
+def test_the_channel_that_is_heard_is_chosen():
+    ours = AudioHook({"mode": "monitor", "channel": "internal"})
+    caller = caller_of("mode=monitor&channels=both")
+    (opcode, message), = caller.open()
+    assert isinstance(ours.receive(opcode, memoryview(message)), Start)
+    assert list(ours.receive(BINARY, memoryview(b"\x80\x00\x80\x00")).pcm) == [-32124, -32124]
+    ours.tell("RECOGNITION", "good morning", 0.5)
+    assert json.loads(ours.outbox[-1][1])["parameters"]["entities"][0]["data"]["channelId"] == 1
+    ours.tell("RECOGNITION", "", 0.0)
+    ours.tell("REPLIED", "answer", "x")
+    assert len(ours.outbox) == 2, "nothing else is told"
+    alone = AudioHook({"mode": "monitor", "channel": "internal"})
+    (opcode, message), = caller_of("mode=monitor").open()
+    assert alone.receive(opcode, memoryview(message)) is None and b'"disconnect"' in alone.outbox[-1][1]
+    for query in ({"mode": "listen"}, {"channel": "both"}):
+        with pytest.raises(ProtocolError) as refused:
+            AudioHook(query)
+        assert refused.value.code == 400
+
+
+@pytest.mark.parametrize("message", [(BINARY, b"\xff"), (TEXT, "barge_in"), (TEXT, "bot_turn_response")])
+def test_a_simulated_monitor_takes_neither_audio_nor_what_a_bot_says(message):
+    opcode, content = message
+    caller, ours = caller_of("mode=monitor"), AudioHook({"mode": "monitor"})
+    (first, opened), = caller.open()
+    ours.receive(first, memoryview(opened))
+    exchange(caller, ours)
+    if opcode == TEXT:
+        data = {} if content == "barge_in" else {"disposition": "match"}
+        content = server_message(caller, parameters={"entities": [{"type": content, "data": data}]})
+    with pytest.raises(ProtocolError):
+        caller.receive(opcode, content)

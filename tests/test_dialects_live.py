@@ -38,6 +38,7 @@ ROUTES = [*CALLERS, "twilio?exotel=8000", "twilio?exotel=16000", "pcm?rate=48000
           "asterisk?format=ulaw&control=json", "asterisk?format=slin48", "jambonz?player=chunked",
           "jambonz?rate=16000", "freeswitch?play=json", "freeswitch?module=fork&rate=16000&player=chunked",
           "openai-realtime?format=pcmu", "openai-realtime?format=pcma&beta=1"]
+MONITOR = "audiohook?mode=monitor&channels=both"        # which nothing is said to
 APART = 0.1                 # seconds between the calls' beginnings
 
 
@@ -110,7 +111,7 @@ def calls(tmp_path_factory):
         return await call(server, route)
 
     async def all_at_once(server):
-        keys = [(call, route) for route in ROUTES for call in (converse, echo)]
+        keys = [(call, route) for route in ROUTES for call in (converse, echo)] + [(converse, MONITOR)]
         results = await asyncio.gather(*(later(call, server, route, i) for i, (call, route) in enumerate(keys)),
                                        return_exceptions=True)
         return dict(zip(keys, results))
@@ -135,6 +136,13 @@ def test_a_conversation_reaches_its_end_and_the_caller_may_interrupt(calls, rout
     assert all(turn.gap_ms is not None for turn in turns)
     assert (turns[1].reaction_ms or 0) < 1000
     assert [turn["stopped_by"] for turn in record["turns"]].count("barge-in") == 1
+
+
+def test_a_monitored_conversation_is_followed_to_its_end_in_silence(calls):
+    caller, turns, record = result(calls, converse, MONITOR)
+    assert (record["done"], record["state"]) == (True, "bye"), caller.closed
+    assert [turn["caller"] for turn in record["turns"] if turn["caller"]] == list(WORDS)
+    assert all(turn.gap_ms is None for turn in turns) and not any(turn["agent"] for turn in record["turns"])
 
 
 @pytest.mark.parametrize("route", ROUTES)

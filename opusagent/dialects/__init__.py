@@ -21,6 +21,7 @@ and may have (one in TEXTUAL has no audio, and other events and messages: see re
     platform        whose credentials its calls show (auth.py), where that is not its name
     protocols       subprotocols; the server chooses the first of them that is offered
     held            True while the platform asks us to send no audio; what is due waits
+    mute            True where the platform takes no audio: nothing is said, and nobody has to answer
     deaf_ms         how long after a clear the platform may drop what it is sent, too; what is due waits
     patient         True where audio that the peer has not taken yet waits instead of being dropped
     message_ms      the most audio in one message of a reply, where the platform counts messages (otherwise 20)
@@ -45,6 +46,7 @@ is dialled and has `name`, `rate`, `call_id`; its messages are (opcode, bytes):
     again() -> list of messages                 and how it begins anew, over a connection that follows one that broke; a
                                                 platform that has none does not come back
     receive(opcode, payload) -> Audio | Mark (to be given back when played) | Clear | Stop | None
+    patience_ms                                 without an answer for so long, the caller goes on (usually 12 s)
     outbox                                      as above, where the platform's protocol has answers of its own
 """
 from collections import deque

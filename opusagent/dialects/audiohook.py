@@ -1,4 +1,6 @@
-"""Genesys Cloud AudioHook, protocol version 2, as the Audio Connector speaks it: a bot inside an Architect flow.
+"""Genesys Cloud AudioHook, protocol version 2: the Audio Connector, a bot inside an Architect flow, and the Monitor.
+
+ws://HOST:PORT/ws/audiohook[/<agent>][?mode=monitor][&channel=internal]
 
 JSON text messages in one envelope, numbered without gaps in each direction, and binary audio of any length: PCMU, or
 L16, at 8 kHz, external (the caller) and internal interleaved where both are sent.  Genesys begins and ends sessions: we
@@ -8,24 +10,28 @@ implementers have seen accepted), well ahead; after such an error the agent is s
 counted in the caller's audio.  A barge-in makes it drop what it holds.
 Uncertain: the byte order of L16 (little-endian, as the reference implementation reads it); whether `pause` and `resume`
 come from Genesys too (taken as `paused` and `resumed`); when a bot_turn_response is due (ours comes when the reply has
-been heard); what a bot may send to a stream with two channels (one channel here).  A monitor, which takes no audio at
-all, cannot be told from a connector; ours is for the connector.
+been heard); what a bot may send to a stream with two channels (one channel here).
+A monitor cannot be told from a connector by what it says, so the URL does.  It takes no audio: the flow follows what is
+said on one of its channels, the customer's unless `channel` says internal, and what is recognised there goes back as
+transcripts.
 The rule: only text that is no JSON object ends a call; what has no sense where it comes is ignored and counted.
 """
 import itertools
 import re
 from urllib.parse import SplitResult, parse_qsl
+from uuid import NAMESPACE_URL, uuid5
 
 import orjson
 
 from .. import ProtocolError
-from . import (BINARY, FACTS, REPLIED, TEXT, Audio, Clear, Dtmf, Mark, Pause, Start, Stop, digits_of, facts_of, parse,
-               text_of)
-from .channels import SAMPLE_BYTES, Channels
+from . import (BINARY, FACTS, RECOGNITION, REPLIED, TEXT, Audio, Clear, Dtmf, Mark, Pause, Start, Stop, digits_of,
+               facts_of, parse, text_of)
+from .channels import Channels
 
 RATE = 8000
 NOBODY = "00000000-0000-0000-0000-000000000000"     # conversation and participant of a probe
 EXTERNAL, INTERNAL = "external", "internal"
+MODES = ("connector", "monitor")
 DISPOSITIONS = {"silence": "no_input", "no_match": "no_match", "failure": "no_match"}   # of a reply's kind
 NO_AUDIO = {"reason": "error", "info": "The caller's audio is needed, as PCMU or L16 at 8 kHz."}
 
@@ -47,23 +53,23 @@ def part(message: dict, name: str) -> dict:
     return value if isinstance(value, dict) else {}
 
 
-def chosen(offer) -> dict | None:
-    """The entry of an offer that we take: the caller alone if it can be, else among others; None if there is none."""
+def chosen(offer, heard: str = EXTERNAL) -> dict | None:
+    """The entry of an offer that we take: whom we hear alone if it can be, else among others; None if there is none."""
     def hearable(entry) -> bool:
         match entry:
             case {"format": "PCMU" | "L16", "channels": [*channels]}:
                 return entry.get("type", "audio") == "audio" and text_of(entry.get("rate", RATE)) == str(RATE) \
-                    and EXTERNAL in channels and len(channels) <= 2
+                    and heard in channels and len(channels) <= 2
         return False
     entries = [entry for entry in offer if hearable(entry)] if isinstance(offer, list) else []
     return min(entries, key=lambda entry: len(entry["channels"]), default=None)
 
 
 class AudioHook:
-    """Genesys Cloud Audio Connector (AudioHook, version 2): numbered JSON messages and binary PCMU or L16."""
+    """Genesys Cloud AudioHook, version 2 (Audio Connector, Monitor): numbered JSON messages and binary PCMU or L16."""
 
-    __slots__ = ("ignored", "outbox", "_id", "_seq", "_clientseq", "_channels", "_live", "_over", "_paused", "_playing",
-                 "_mark", "_outcome", "_hold")
+    __slots__ = ("mute", "ignored", "outbox", "_wanted", "_at", "_told", "_id", "_seq", "_clientseq", "_channels",
+                 "_live", "_over", "_paused", "_playing", "_mark", "_outcome", "_hold")
     name = "audiohook"
     opcode = BINARY
     rate = RATE
@@ -73,8 +79,14 @@ class AudioHook:
     max_message = 64 << 10
 
     def __init__(self, query: dict[str, str]):
+        mode, self._wanted = query.get("mode", MODES[0]), query.get("channel", EXTERNAL)
+        if mode not in MODES or self._wanted not in (EXTERNAL, INTERNAL):
+            raise ProtocolError(400, "The mode is connector or monitor, the channel external or internal.")
+        self.mute = mode == "monitor"
         self.ignored = 0
         self.outbox: list[tuple[int, bytes]] = []
+        self._at = 0                    # the channel that is heard, among those that come
+        self._told = 0                  # transcripts
         self._id: str | None = None     # of the session; None before it was opened
         self._seq = 0                   # of our last message
         self._clientseq = 0             # of the last one we have read
@@ -126,7 +138,7 @@ class AudioHook:
         if self._id is not None:
             return None
         self._id = text_of(message.get("id"))
-        media = chosen(parameters.get("media"))
+        media = chosen(parameters.get("media"), self._wanted)
         participant = part(parameters, "participant")
         probe = text_of(parameters.get("conversationId")) == text_of(participant.get("id")) == NOBODY
         if media is None and not probe:
@@ -138,7 +150,8 @@ class AudioHook:
         self._answer("opened", opened)
         if probe:
             return None
-        self._channels = Channels(media["format"], len(media["channels"]), media["channels"].index(EXTERNAL))
+        self._at = media["channels"].index(self._wanted)
+        self._channels = Channels(media["format"], len(media["channels"]), self._at)
         self._live = True
         return Start(self._id, self._facts(parameters, participant), text_of(parameters.get("organizationId")))
 
@@ -187,7 +200,9 @@ class AudioHook:
     def held(self) -> bool:
         return self._hold > 0
 
-    def audio(self, pcm) -> bytes:
+    def audio(self, pcm) -> bytes | None:
+        if self.mute:
+            return None
         self._playing, self._mark = True, None
         return self._channels.encode(pcm)
 
@@ -203,8 +218,9 @@ class AudioHook:
         return self._message("event", {"entities": [{"type": "barge_in", "data": {}}]})
 
     def stop(self) -> bytes:
-        """Genesys closes, and goes on in its Architect flow."""
-        return self._message("disconnect", {"reason": "completed", "outputVariables": self._outcome})
+        """Genesys closes, and goes on in its Architect flow, which a monitor knows nothing of."""
+        outcome = {} if self.mute else {"outputVariables": self._outcome}
+        return self._message("disconnect", {"reason": "completed", **outcome})
 
     def transfer(self, target: str) -> bytes:
         """The output variable `transfer` says to whom; what follows is for the Architect flow to do."""
@@ -212,13 +228,25 @@ class AudioHook:
         return self.stop()
 
     def tell(self, news: str, *details) -> None:
-        if news == REPLIED:
+        if self.mute:
+            if news == RECOGNITION and details[0]:
+                self._transcribe(*details)
+        elif news == REPLIED:
             self._playing = False
             kind, text = details
             turn = {"disposition": DISPOSITIONS.get(kind, "match"), "text": text}
             self._answer("event", {"entities": [{"type": "bot_turn_response", "data": turn}]})
         elif news == FACTS:
             self._outcome = dict(details[0])
+
+
+    def _transcribe(self, text: str, confidence: float) -> None:
+        self._told += 1
+        shown = {"type": "display", "transcript": text}
+        name = uuid5(NAMESPACE_URL, f"{self._id}/{self._told}")
+        transcript = {"id": str(name), "channelId": self._at, "isFinal": True,
+                      "alternatives": [{"confidence": round(confidence, 3), "interpretations": [shown]}]}
+        self._answer("event", {"entities": [{"type": "transcript", "data": transcript}]})
 
 
 READ = {
@@ -243,11 +271,12 @@ BURST = 10                              # messages that may come at once where t
 
 class AudioHookCaller:
     """Genesys's side: ?media=L16 (default PCMU), ?channels=both for a stream with two, ?frame_ms=200 for messages as
-    the reference client sends them (default 20), ?limit=5 to end the call at more messages a second."""
+    the reference client sends them (default 20), ?limit=5 to end the call at more messages a second, ?mode=monitor to
+    listen only."""
 
     __slots__ = ("call_id", "outbox", "_offer", "_channels", "_player", "_frame", "_limit", "_seq", "_serverseq",
                  "_open", "_closing", "_position", "_held", "_held_samples", "_unplayed", "_plays", "_ping",
-                 "_next_ping", "_budget")
+                 "_next_ping", "_budget", "_monitor", "patience_ms")
     name = "audiohook"
     rate = RATE
     _calls = itertools.count(1)
@@ -255,7 +284,7 @@ class AudioHookCaller:
     def __init__(self, url: SplitResult):
         query = dict(parse_qsl(url.query))
         media, frame, limit = query.get("media", "PCMU"), query.get("frame_ms", "20"), query.get("limit", "0")
-        if media not in SAMPLE_BYTES or not frame.isdecimal() or not limit.isdecimal():
+        if media not in ("PCMU", "L16") or not frame.isdecimal() or not limit.isdecimal():
             raise ProtocolError(400, "media is PCMU or L16, frame_ms and limit are whole numbers.")
         channels = [EXTERNAL, INTERNAL] if query.get("channels") == "both" else [EXTERNAL]
         self._offer = {"type": "audio", "format": media, "channels": channels, "rate": RATE}
@@ -275,6 +304,8 @@ class AudioHookCaller:
         self._ping: int | None = None   # seq of the ping that has not been answered
         self._next_ping = FIRST_PING
         self._budget = float(BURST)     # messages that may come now, where they are counted
+        self._monitor = query.get("mode") == "monitor"
+        self.patience_ms = 2000 if self._monitor else 12_000
 
     # -- what it sends -------------------------------------------------------------------------------------------------
 
@@ -288,7 +319,7 @@ class AudioHookCaller:
         caller = {"id": f"{1:032x}", "ani": "tel:+15550100", "aniName": "", "dnis": "tel:+15550199"}
         return [self._message("open", {"organizationId": ORGANIZATION, "conversationId": self.call_id,
                                        "participant": caller, "media": [self._offer], "language": "en-US",
-                                       "inputVariables": {}})]
+                                       **({} if self._monitor else {"inputVariables": {}})})]
 
     def audio(self, pcm) -> tuple[int, bytes] | None:
         """A beat of the caller's clock, too: what is played is played by it, and pings go out."""
@@ -363,8 +394,8 @@ class AudioHookCaller:
         return take(self, message, message["parameters"])
 
     def _hear(self, payload) -> Audio | None:
-        if not self._open or not 0 < len(payload) <= LONGEST:
-            raise ProtocolError(1008, "audiohook: audio that is too long, or too early")
+        if not self._open or self._monitor or not 0 < len(payload) <= LONGEST:
+            raise ProtocolError(1008, "audiohook: audio that is too long or too early, or for a monitor (error 415)")
         audio = self._player.decode(payload)
         if audio is not None and not self._plays:
             self._plays = True
@@ -384,10 +415,14 @@ class AudioHookCaller:
 
     def _event(self, message: dict, parameters: dict) -> Clear | None:
         match parameters:
-            case {"entities": [{"type": "barge_in", "data": {}}]}:
+            case {"entities": [{"type": "transcript", "data": {"id": str(), "channelId": 0 | 1, "isFinal": True,
+                  "alternatives": [{"interpretations": [{"type": "display", "transcript": str()}]}]}}]}:
+                return None
+            case {"entities": [{"type": "barge_in", "data": {}}]} if not self._monitor:
                 self._unplayed = 0
                 return Clear()
-            case {"entities": [{"type": "bot_turn_response", "data": {"disposition": str(what)}}]} if what in TURNS:
+            case {"entities": [{"type": "bot_turn_response", "data": {"disposition": str(what)}}]} if what in TURNS \
+                    and not self._monitor:
                 return None
         raise ProtocolError(1008, "audiohook: an event of which nothing is known")
 
