@@ -86,7 +86,7 @@ class Succession:
     def _done(self, pid: int) -> None:
         """It has everything, and speaks to systemd from now on; we stay for what could not move."""
         supervisor = self.supervisor
-        supervisor.notify.tell(f"MAINPID={pid}")
+        supervisor.notify.tell("READY=1", f"MAINPID={pid}")     # in one: what it has said itself went unheard
         supervisor.notify.close()
         supervisor.reports.tell(True, f"Process {pid} has taken over from process {os.getpid()}.")
         supervisor.reports.leave()

@@ -46,12 +46,13 @@ def with_lines(text: str, lines: dict[str, str]) -> str:
     return "\n".join(out) + "\n"
 
 
-def units(config: Config, file: str | None, user: str, program: list[str]) -> dict[str, str]:
-    """The texts by file name.  `file` is the configuration, as an absolute path; None is none."""
+def units(config: Config, file: str | None, user: str, program: list[str], besides: tuple = ()) -> dict[str, str]:
+    """The texts by file name.  `file` is the configuration, as an absolute path; None is none.  `program` starts the
+    server, and it needs what lies at `besides`, too."""
     words = [*program, "serve", *(["--config", file] if file else [])]
     lines = {"ExecStart": " ".join(_quoted(word) for word in words),
              "TimeoutStopSec": str(int(config.drain_seconds) + STOP_BESIDES), "User": user, "Group": _group(user)}
-    if any(word.startswith(("/home/", "/root/")) for word in words):
+    if any(place.startswith(("/home/", "/root/")) for place in (*words, *besides)):
         lines["ProtectHome"] = "read-only"      # or it would not find itself
     written = [path for path in (config.archive.directory, config.prompts.directory, config.webhook.directory) if path]
     if written:
@@ -91,7 +92,7 @@ def install_command(config: Config, file: str | None, user: str, directory: str,
     """Write the two files, or print them."""
     if file is not None:
         file = os.path.abspath(file)
-    texts = units(config, file, user, command_line())
+    texts = units(config, file, user, command_line(), (os.path.realpath(sys.executable), __file__))
     if show:
         print("\n".join(f"# {Path(directory, name)}\n{text}" for name, text in texts.items()), end="")
         return 0
