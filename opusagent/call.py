@@ -8,8 +8,8 @@ import logging
 import math
 
 from . import departure, earlier, interruption, journal, keypad, silence, stereo
-from .dialects import (FACTS, HYPOTHESIS, RECOGNITION, REPLIED, REPLYING, SPEECH_STARTED, SPEECH_STOPPED, Audio, Dtmf,
-                       Mark, Pause, Start, Stop)
+from .dialects import (FACTS, HYPOTHESIS, RECOGNITION, REPLIED, REPLYING, SPEECH_STARTED, SPEECH_STOPPED, Audio,
+                       Complaint, Dtmf, Mark, Pause, Start, Stop)
 from .ear import Ear
 from .flow import ANSWERS, FAILURE, Dialogue, Reply
 from .journal import entry, noted
@@ -180,6 +180,9 @@ class Call:
     def on_pause(self, event: Pause) -> None:
         if self.slot is not None:
             self.excused = self.slot.written if event.over and not self.mouth.stage.mute else math.inf
+
+    def on_complaint(self, event: Complaint) -> None:
+        self.mouth.out.blamed(self.id, event)
 
     def on_stop(self, event: Stop) -> None:
         self.connection.close(1000)
@@ -415,7 +418,7 @@ class Call:
 
 
 ON_EVENT = {Start: Call.on_start, Audio: Call.on_audio, Dtmf: Call.on_dtmf, Mark: Call.on_mark, Pause: Call.on_pause,
-            Stop: Call.on_stop}
+            Complaint: Call.on_complaint, Stop: Call.on_stop}
 
 ON_TURN = {UTTERANCE_START: Call._utterance_starts, PAUSE: Call._pause, RESUME: Call._resume, DUCK: Call._duck,
            WEIGH: Call._weigh, RESTORE: Call._restore, BARGE_IN: Call._barge_in, END_OF_TURN: Call._end_of_turn,

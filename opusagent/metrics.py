@@ -47,7 +47,7 @@ MEANING = {
     "echoes": "Windows of a caller's audio that were the agent's own words, come back.",
     "recogniser_failures": "Utterances that the recogniser gave no answer to.",
     "voice_failures": "Segments that the voice could not speak.",
-    "platform_errors": "Complaints of a platform about what it was sent, where it says so.",
+    "platform_errors": "Complaints of a platform about what it was sent, where it says so; the log has their codes.",
     "tools": "Tools that were run for a reply: done, or failed.",
     "refused_calls": "Calls that were not let in, by reason: full, draining, broken, or the limit of [limits].",
     "refused_functions": "Functions that a language model called and the state did not allow.",

@@ -3,11 +3,15 @@
 It knows no conversation and paces nothing.  The rules: what the dialect has put into its outbox goes out before
 whatever it was asked for, and only audio is ever dropped, the oldest first, for a peer that reads slowly.
 """
+import logging
 from collections import deque
 
-from .dialects import TEXT
+from .dialects import TEXT, Complaint
+
+log = logging.getLogger("opusagent")
 
 MS = 1_000_000                  # ns
+CODES = 10                      # different complaints of one call that are logged
 LATE_CHUNKS = 5                 # audio messages kept for a peer that reads slowly; then the oldest is dropped
 
 
@@ -21,7 +25,7 @@ def send_answers(connection, dialect) -> None:
 class Outbound:
     """One call's.  The news in `tell` reach dialects whose platform wants to hear of the conversation."""
 
-    __slots__ = ("connection", "dialect", "late", "dropped", "_deaf_ns", "_deaf_until", "_tell", "_told", "_metrics",
+    __slots__ = ("connection", "dialect", "late", "dropped", "_blamed", "_deaf_ns", "_deaf_until", "_tell", "_told", "_metrics",
                  "_patient")
 
     def __init__(self, connection, dialect, metrics):
@@ -29,6 +33,7 @@ class Outbound:
         self.dialect = dialect
         self.late: deque[bytes] = deque(maxlen=LATE_CHUNKS)     # audio the peer has not taken
         self.dropped = 0                                        # audio messages a slow peer never got
+        self._blamed: set[str] = set()                          # codes of complaints that were logged
         self._deaf_ns = getattr(dialect, "deaf_ms", 0) * MS
         self._deaf_until = 0                                    # ns: what is sent before then may be dropped
         self._tell = getattr(dialect, "tell", None)
@@ -74,6 +79,15 @@ class Outbound:
             self._told = news
             self._tell(*news)
             self.answers()
+
+    def blamed(self, call_id: str, complaint: Complaint) -> None:
+        """The platform could not do something with what it was sent: counted, and logged once for each code."""
+        code = complaint.code
+        self._metrics.count("platform_errors", platform=self.dialect.name)
+        if code not in self._blamed and len(self._blamed) < CODES:
+            self._blamed.add(code)
+            log.warning("call %s: %s says%s: %s", call_id, self.dialect.name, f" ({code})" if code else "",
+                        complaint.sentence or "an error")
 
     def drained(self) -> None:
         """The peer reads again: what is left of the late audio goes out."""

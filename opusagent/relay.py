@@ -10,8 +10,8 @@ import secrets
 
 from . import departure, journal, realtime
 from .call import MS, START_WITHIN, Call
-from .dialects import FACTS, Dtmf, Start
-from .dialects.relay import Complaint, Interrupt, Prompt, TwilioRelay
+from .dialects import FACTS, Complaint, Dtmf, Start
+from .dialects.relay import Interrupt, Prompt, TwilioRelay
 from .flow import ANSWERS, COMMIT, COMPLETE, FAILURE, Dialogue, Outcome, Reply
 from .flow.phrasing import MARKUP
 from .journal import entry
@@ -183,8 +183,7 @@ class RelayCall:
         self.last = None
 
     def on_complaint(self, event: Complaint) -> None:
-        log.warning("call %s: Twilio says: %s", self.id, event.sentence or "an error")
-        self.server.metrics.count("platform_errors")
+        self.out.blamed(self.id, event)
 
     def _answer_keys(self) -> None:
         keys, self.keys, self.keys_by = self.keys, "", 0

@@ -7,6 +7,7 @@ import pytest
 
 from conversation import Conversation
 from opusagent._fastpath import ulaw_decode
+from opusagent.outbound import CODES
 
 FLOW = """
 start = "card"
@@ -360,3 +361,13 @@ def test_keys_that_something_else_has_come_after_are_forgotten():
     assert [receipt["kind"] for receipt in call.receipts] == ["begin", "answer"]
     call.says("yes")
     assert call.state == "bye"
+
+
+def test_what_the_platform_complains_of_is_counted_and_logged_once_for_each_code(caplog):
+    call = Conversation(FLOW, "telnyx", begin=False)
+    call.receive(b'{"event":"start","stream_id":"s","start":{"call_control_id":"c"}}')
+    for code in (100003, 100003, *range(30)):
+        call.receive(b'{"event":"error","payload":{"code":%d,"title":"malformed_frame"}}' % code)
+    lines = [record.message for record in caplog.records if "telnyx says" in record.message]
+    assert lines[0] == "call c: telnyx says (100003): malformed_frame" and len(lines) == CODES
+    assert call.server.metrics.counters["platform_errors", (("platform", "telnyx"),)] == 32

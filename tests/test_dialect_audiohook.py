@@ -10,7 +10,7 @@ from test_call import FLOW
 
 from dialled import Dialled
 from opusagent import ProtocolError
-from opusagent.dialects import BINARY, TEXT, Audio, Clear, Dtmf, Mark, Pause, Start, Stop
+from opusagent.dialects import BINARY, TEXT, Audio, Clear, Complaint, Dtmf, Mark, Pause, Start, Stop
 from opusagent.dialects.audiohook import AudioHook, AudioHookCaller
 
 LINES = ["", "media=L16", "channels=both", "media=L16&channels=both", "frame_ms=200"]
@@ -303,7 +303,7 @@ def test_whatever_comes_our_numbers_have_no_gap_and_events_are_in_order(steps):
         ours.outbox.clear()
     assert [json.loads(message)["seq"] for message in sent] == list(range(1, len(sent) + 1))
     kind = [type(event) for event in events if event is not None]
-    assert set(kind) <= {Start, Audio, Dtmf, Mark, Pause, Stop} and kind.count(Start) <= 1 and kind.count(Stop) <= 1
+    assert set(kind) <= {Start, Audio, Dtmf, Mark, Pause, Complaint, Stop} and kind.count(Start) <= 1 and kind.count(Stop) <= 1
     assert not kind or kind[0] is Start
     assert Stop not in kind or kind[-1] is Stop
     pauses = [event.over for event in events if isinstance(event, Pause)]

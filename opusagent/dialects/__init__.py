@@ -119,6 +119,16 @@ class Ask:
     details: dict = field(default_factory=dict)
 
 
+SENTENCE = 200              # characters of a complaint that are kept
+
+
+@dataclass(frozen=True, slots=True)
+class Complaint:
+    """The platform could not do something with what we sent; the call goes on."""
+    sentence: str
+    code: str = ""          # the platform's own, "" if it has none
+
+
 @dataclass(frozen=True, slots=True)
 class Stop:
     """The other side has ended the call."""

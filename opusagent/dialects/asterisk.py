@@ -16,7 +16,8 @@ import orjson
 
 from .. import ProtocolError
 from .._fastpath import codes_of
-from . import BINARY, TEXT, Audio, Clear, Dtmf, Mark, Marks, Start, Stop, digit_of, facts_of, parse, text_of
+from . import (BINARY, SENTENCE, TEXT, Audio, Clear, Complaint, Dtmf, Mark, Marks, Start, Stop, digit_of, facts_of,
+               parse, text_of)
 from .channels import SAMPLE_BYTES, Channels
 
 FORMATS = {"ulaw": 8000, "alaw": 8000, "slin": 8000, "slin16": 16000, "slin24": 24000, "slin48": 48000}     # Hz
@@ -76,7 +77,7 @@ class Asterisk:
     def open(self) -> None:
         return None
 
-    def receive(self, opcode: int, payload) -> Start | Audio | Dtmf | Mark | None:
+    def receive(self, opcode: int, payload) -> Start | Audio | Dtmf | Mark | Complaint | None:
         if opcode == BINARY and self._format is not None:
             return self._format.channel.decode(payload)
         event, expected = None, False
@@ -101,12 +102,15 @@ class Asterisk:
         call_id = text_of(fields.get("channel_id")) or text_of(fields.get("channel"))
         return Start(call_id, given | facts_of(fields.get("channel_variables")))
 
-    def _read(self, name: str, fields: dict) -> Dtmf | Mark | None:
+    def _read(self, name: str, fields: dict) -> Dtmf | Mark | Complaint | None:
         if name == "DTMF_END":
             digit = digit_of(fields.get("digit"))
             return Dtmf(digit) if digit else None
         if name == "MEDIA_MARK_PROCESSED":
             return self._marks.echoed(text_of(fields.get("correlation_id")))
+        if name == "ERROR":
+            whole = text_of(fields.get("correlation_id")).partition("error_text:")[2]
+            return Complaint((whole or text_of(fields.get("error_text")))[:SENTENCE])
         return None
 
     def _command(self, name: str, argument: str = "") -> bytes:

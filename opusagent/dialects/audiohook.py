@@ -24,8 +24,8 @@ from uuid import NAMESPACE_URL, uuid5
 import orjson
 
 from .. import ProtocolError
-from . import (BINARY, FACTS, RECOGNITION, REPLIED, TEXT, Audio, Clear, Dtmf, Mark, Pause, Start, Stop, digits_of,
-               facts_of, parse, text_of)
+from . import (BINARY, FACTS, RECOGNITION, REPLIED, SENTENCE, TEXT, Audio, Clear, Complaint, Dtmf, Mark, Pause, Start,
+               Stop, digits_of, facts_of, parse, text_of)
 from .channels import Channels
 
 RATE = 8000
@@ -112,7 +112,7 @@ class AudioHook:
 
     # -- from Genesys --------------------------------------------------------------------------------------------------
 
-    def receive(self, opcode: int, payload) -> Start | Audio | Dtmf | Mark | Pause | Stop | None:
+    def receive(self, opcode: int, payload) -> Start | Audio | Dtmf | Mark | Pause | Complaint | Stop | None:
         if opcode == BINARY:
             self.ignored += not self._live
             audio = self._channels.decode(payload) if self._live else None
@@ -125,7 +125,7 @@ class AudioHook:
         self.ignored += event is None and len(self.outbox) == answers
         return event
 
-    def _read(self, message: dict) -> Start | Dtmf | Mark | Pause | Stop | None:
+    def _read(self, message: dict) -> Start | Dtmf | Mark | Pause | Complaint | Stop | None:
         read = READ.get(text_of(message.get("type")))
         name = text_of(message.get("id"))
         if read is None or self._over or self._id is not None and name != self._id:
@@ -169,9 +169,11 @@ class AudioHook:
         live, self._live, self._over = self._live, False, True
         return Stop(text_of(parameters.get("reason"))) if live else None
 
-    def _error(self, message: dict, parameters: dict) -> None:
-        if text_of(parameters.get("code")) == "429":
+    def _error(self, message: dict, parameters: dict) -> Complaint | None:
+        code = text_of(parameters.get("code"))[:20]
+        if code == "429":
             self._hold = int(seconds_of(parameters.get("retryAfter")) * RATE)
+        return Complaint(text_of(parameters.get("message"))[:SENTENCE], code) if self._live else None
 
     def _pause(self, message: dict, parameters: dict) -> Pause | None:
         if not self._live or self._paused:

@@ -6,7 +6,7 @@ checkpoints: `playedStream` comes only for what was really played; after `clearA
 Uncertain: the order of the bytes of L16 (what Plivo's own code does is done here); whether a `stop` comes at the end
 (taken if it does, the close of the socket says the same); how extra_headers are put into text (k=v with ; or , between,
 or JSON: all are read); the fields of dtmf beside `digit`.
-The rule: only what makes audio impossible ends a call; anything else is ignored and counted, also `error`.
+The rule: only what makes audio impossible ends a call; anything else is ignored and counted; an `error` is told on.
 """
 import itertools
 from urllib.parse import SplitResult, parse_qsl
@@ -14,7 +14,8 @@ from urllib.parse import SplitResult, parse_qsl
 import orjson
 
 from .. import ProtocolError
-from . import TEXT, Audio, Clear, Dtmf, Mark, Marks, Start, Stop, digit_of, facts_of, parse, text_of
+from . import (SENTENCE, TEXT, Audio, Clear, Complaint, Dtmf, Mark, Marks, Start, Stop, digit_of, facts_of, parse,
+               text_of)
 from .payload import L16, PCMU, Payload, part
 
 ENCODINGS = {                               # as Plivo names them: the encoding, and the rates of each, Hz
@@ -79,7 +80,7 @@ class Plivo:
     def open(self) -> None:
         return None
 
-    def receive(self, opcode: int, payload) -> Start | Audio | Dtmf | Mark | Stop | None:
+    def receive(self, opcode: int, payload) -> Start | Audio | Dtmf | Mark | Complaint | Stop | None:
         if opcode != TEXT:
             raise ProtocolError(1003, "plivo: messages are text")
         if self._live and (audio := self._payload.audible.media(payload)) is not None:
@@ -89,7 +90,7 @@ class Plivo:
         self.ignored += event is None and message.get("event") != "clearedAudio"
         return event
 
-    def _read(self, message: dict) -> Start | Audio | Dtmf | Mark | Stop | None:
+    def _read(self, message: dict) -> Start | Audio | Dtmf | Mark | Complaint | Stop | None:
         name = message.get("event")
         if name == "start" and not self._live and not self._over:
             return self._start(message)
@@ -102,6 +103,8 @@ class Plivo:
             return Dtmf(digit) if digit else None
         if name in ("playedStream", "played"):
             return self._marks.echoed(text_of(message.get("name")))
+        if name in ("error", "playFailed"):
+            return Complaint(text_of(message.get("reason"))[:SENTENCE], name)
         if name == "clearedAudio":
             self._marks.forget_cleared()
         if name == "stop":

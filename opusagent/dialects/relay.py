@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import orjson
 
 from .. import ProtocolError
-from . import FACTS, TEXT, Dtmf, Start, digit_of, facts_of, parse, text_of
+from . import FACTS, SENTENCE, TEXT, Complaint, Dtmf, Start, digit_of, facts_of, parse, text_of
 
 LONGEST = 4_000             # characters that are looked at of what a caller said, or heard
 DIGITS = frozenset("0123456789w#*")
@@ -30,12 +30,6 @@ class Interrupt:
     """The caller has interrupted: Twilio has stopped speaking and thrown away what it had been sent."""
     heard: str              # what it had spoken by then
     ms: int = 0             # of speech
-
-
-@dataclass(frozen=True, slots=True)
-class Complaint:
-    """Twilio could not do something that we sent; the session goes on."""
-    sentence: str
 
 
 class TwilioRelay:
@@ -76,7 +70,7 @@ class TwilioRelay:
             return Start(text_of(message.get("callSid")) or text_of(message.get("sessionId")),
                          known | facts_of(message.get("customParameters")), text_of(message.get("accountSid")))
         if kind == "error":
-            return Complaint(text_of(message.get("description"))[:200])
+            return Complaint(text_of(message.get("description"))[:SENTENCE])
         if not self._live:
             return None
         if kind == "prompt" and isinstance(message.get("voicePrompt"), str):

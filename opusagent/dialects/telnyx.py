@@ -8,7 +8,7 @@ otherwise; L16 where we hear L16.  Both have one rate.  Messages may arrive out 
 later ones back until it is filled, or WINDOW of them have come; a stream in order waits for nothing.
 Uncertain: the bytes of L16 (little-endian here, as most who have tried say; `l16=big` for the order of RFC 3551);
 whether chunk counts from 1; what a clear does to a mark whose echo is on its way.  G722, OPUS and AMR-WB are refused.
-The rule: only what makes audio impossible ends a call; anything else is ignored and counted, also an `error`.
+The rule: only what makes audio impossible ends a call; anything else is ignored and counted; an `error` is told on.
 """
 import itertools
 from urllib.parse import SplitResult, parse_qsl
@@ -16,7 +16,8 @@ from urllib.parse import SplitResult, parse_qsl
 import orjson
 
 from .. import ProtocolError
-from . import TEXT, Audible, Audio, Clear, Dtmf, Mark, Marks, Start, Stop, digit_of, facts_of, parse, text_of
+from . import (SENTENCE, TEXT, Audible, Audio, Clear, Complaint, Dtmf, Mark, Marks, Start, Stop, digit_of, facts_of,
+               parse, text_of)
 from .payload import L16, PCMA, PCMU, ROOM, Payload, part
 
 ENCODINGS = {PCMU: (8000,), PCMA: (8000,), L16: (8000, 16000, 24000, 48000)}       # and the rates of each, Hz
@@ -62,6 +63,13 @@ def named(parameters):
         return parameters
     return {each["name"]: each.get("value") for each in parameters
             if isinstance(each, dict) and isinstance(each.get("name"), str)}
+
+
+def complaint_of(told) -> Complaint:
+    """Of what stands in an `error`."""
+    told = told if isinstance(told, dict) else {}
+    parts = [text for name in ("title", "detail") if (text := text_of(told.get(name)))]
+    return Complaint(": ".join(parts)[:SENTENCE], text_of(told.get("code"))[:20])
 
 
 class Order:
@@ -125,7 +133,7 @@ class Telnyx:
     def open(self) -> None:
         return None
 
-    def receive(self, opcode: int, payload) -> Start | Audio | Dtmf | Mark | Stop | None:
+    def receive(self, opcode: int, payload) -> Start | Audio | Dtmf | Mark | Complaint | Stop | None:
         if opcode != TEXT:
             raise ProtocolError(1003, "telnyx: messages are text")
         if self._live and (audio := (audible := self._heard.audible).media(payload)) is not None:
@@ -163,7 +171,7 @@ class Telnyx:
         self._joined.memory[:len(pcm)] = pcm
         return self._joined.first(len(pcm) // 2)
 
-    def _read(self, name, message: dict) -> Start | Dtmf | Mark | Stop | None:
+    def _read(self, name, message: dict) -> Start | Dtmf | Mark | Complaint | Stop | None:
         if name == "start" and not self._live and not self._over:
             return self._start(part(message, "start", self.name))
         if name == "dtmf" and self._live:
@@ -171,6 +179,8 @@ class Telnyx:
             return Dtmf(digit) if digit else None
         if name == "mark" and self._live:
             return self._marks.echoed(text_of(part(message, "mark", self.name).get("name")))
+        if name == "error" and self._live:
+            return complaint_of(message.get("payload"))
         if name == "stop" and self._live:
             self._live, self._over = False, True
             return Stop()
