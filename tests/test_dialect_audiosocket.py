@@ -255,7 +255,7 @@ def test_messages_of_any_kind_end_at_most_their_own_call(server):
     ((), False, False)])
 def test_strangers_are_refused_for_nothing_says_who_they_are(peer, insecure, allowed):
     room = Mock(config=SimpleNamespace(insecure=insecure))
-    room._check_room.side_effect = EOFError                 # it got as far as that
+    room.admission.check.side_effect = EOFError             # it got as far as that
     with pytest.raises(EOFError if allowed else ProtocolError):
         Server.bare_session(room, SimpleNamespace(peer=peer), None)
 
