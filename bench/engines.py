@@ -23,6 +23,7 @@ from subjects import BENCH, Absent, machine
 
 from opusagent.audio import first_voiced, voiced
 from opusagent.engines import embedded, flite
+from opusagent.engines.voices import Voices
 from opusagent.flow import Flow
 from opusagent.recording import read_wav, resample
 
@@ -253,7 +254,7 @@ def share(part: int, whole: int) -> str:
 
 
 def voices(args: argparse.Namespace) -> dict:
-    speakers = flite.Voices("rms")
+    speakers = Voices("rms")
     lines, figures = [["voice", "first audio ms", "90 %", "x real time", "lead ms", "dBFS"]], {}
     for name in flite.VOICES:
         firsts, spent, spoken, lead, level = [], 0.0, 0.0, [], []

@@ -27,6 +27,7 @@ from opusagent.audio import VadBatch, first_voiced, last_voiced, voiced
 from opusagent._fastpath import Vad, ulaw_decode, ulaw_encode
 from opusagent.config import Turns
 from opusagent.engines import embedded, flite
+from opusagent.engines.voices import Voices
 from opusagent.flow import Dialogue, Flow, Waits
 from opusagent.recording import read_wav, resample
 from opusagent.turns import BARGE_IN, DUCK, END_OF_TURN, PAUSE, RESTORE, SPEAKING, WEIGH, Settings, TurnTaking
@@ -406,7 +407,7 @@ def echoes(batch: VadBatch):
                 yield sound
 
 
-VOICES = flite.Voices("slt")
+VOICES = Voices("slt")
 ANSWERS_ONLY = Flow.parse('interrupt = "answers"\n' + FLOW, "answers.toml")
 
 

@@ -13,7 +13,7 @@ import sys
 import numpy as np
 from figures import table
 
-from opusagent.engines import flite
+from opusagent.engines.voices import Voices
 from opusagent.wording import estimated, proportional
 
 RATE = 8000
@@ -32,7 +32,7 @@ SENTENCES = (
 )
 
 
-def spoken(voices: flite.Voices, name: str, text: str) -> tuple[np.ndarray, np.ndarray]:
+def spoken(voices: Voices, name: str, text: str) -> tuple[np.ndarray, np.ndarray]:
     """The samples, and after which of them each word ends."""
     pieces: list[np.ndarray] = []
     ends = voices.speak(name, text, RATE, lambda pcm: pieces.append(np.array(pcm)) or True) and voices.voice(name).words
@@ -46,7 +46,7 @@ def differences(truth: np.ndarray, guess: np.ndarray, length: int) -> np.ndarray
 
 
 def measured(names: list[str]) -> dict[str, dict[str, float]]:
-    voices, found = flite.Voices(names[0]), {}
+    voices, found = Voices(names[0]), {}
     ways = {"from the sound": lambda text, pcm: estimated(text, pcm, RATE),
             "in proportion": lambda text, pcm: proportional(text, len(pcm))}
     for way, guess in ways.items():

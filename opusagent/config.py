@@ -126,8 +126,27 @@ class OpenAI:
 class Embedded:
     """The engines `embedded`: no account and no network."""
 
-    voice: str = setting("rms", "voice of flite", choices=("rms", "slt", "awb", "kal16", "kal"))
+    voice: str = setting("rms", "voice of flite, or espeak: espeak-ng where it is installed",
+                         choices=("rms", "slt", "awb", "kal16", "kal", "espeak"))
     processes: int = setting(1, "engine processes of each kind for a worker", low=1, high=64)
+
+
+@dataclass(frozen=True, slots=True)
+class Piper:
+    """The voices `piper`: Piper as a program, with voice files of your own."""
+
+    command: str = setting("piper", "the program", "file")
+    voice: str = setting("", "a voice: its .onnx file, with the .json beside it; a flow names others in its directory",
+                         "file")
+    processes: int = setting(2, "texts that a worker has spoken at once", low=1, high=64)
+
+
+@dataclass(frozen=True, slots=True)
+class Sherpa:
+    """The recogniser `sherpa`: a streaming model of sherpa-onnx, in engine processes."""
+
+    model: str = setting("", "the directory of a streaming transducer: tokens.txt, encoder*.onnx, decoder*.onnx and "
+                         "joiner*.onnx", "directory")
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,6 +287,8 @@ class Config:
     history: History = History()
     openai: OpenAI = OpenAI()
     embedded: Embedded = Embedded()
+    piper: Piper = Piper()
+    sherpa: Sherpa = Sherpa()
     scripted: Scripted = Scripted()
     prompts: Prompts = Prompts()
     admission: Admission = Admission()

@@ -234,7 +234,7 @@ def engines(config: Config) -> Iterator[Finding]:
     if config.stt == "embedded":
         yield from _made("the recogniser", "opusagent.engines.embedded", "model_path")
     if config.tts == "embedded":
-        yield from _made("the voice", "opusagent.engines.flite", "Voices", config.embedded.voice)
+        yield from _made("the voice", "opusagent.engines.voices", "Voices", config.embedded.voice)
     hearing = VadBatch().model_name
     yield Finding(FINE, "Callers are heard by Silero.") if hearing == "silero" else Finding(
         CHANGE, "Callers are heard by loudness alone, which takes noise for speech: pip install 'opusagent[local]'.")

@@ -6,10 +6,12 @@ refuse, `check` refuses with the same sentence.
 """
 import sys
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 from . import ConfigError, tools
 from .config import Config
+from .engines import voices
 from .engines.embedded import model_path
 from .engines.flite import VOICES
 from .flow import Flow
@@ -22,11 +24,21 @@ def load(path: str, waits, config: Config) -> Flow:
     """The flow in a file, checked against the engines it is to run with.  Raises ConfigError, a line for each fault."""
     flow = tools.load(path, waits)
     if config.tts == "embedded":
-        flow.check_voices(VOICES)
+        flow.check_voices(voices.NAMES)
+        refuse(flow.file, unread(flow, config.embedded.voice))
     if config.stt == "embedded" and (spoken := pronunciations(flow)) is not None:
         flow.check_words(spoken)
         refuse(flow.file, alike(flow.states.values(), lambda word: spoken.get(word, ())))
     return flow
+
+
+def unread(flow, voice: str) -> Iterator[tuple[int, str]]:
+    """(line, sentence) of the states in a language that their voice does not read."""
+    for state in flow.states.values():
+        name = state.voice or voice
+        if name in VOICES and state.language and not state.language.lower().startswith("en"):
+            yield state.line, (f"the voice {name} reads English and no {state.language}; espeak does, where espeak-ng is "
+                               "installed.")
 
 
 def pronunciations(flow) -> dict[str, tuple[tuple[str, ...], ...]] | None:

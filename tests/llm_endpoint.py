@@ -18,7 +18,7 @@ AUDIO_RATE = 24000              # Hz of audio/speech as PCM
 NUMBER, TEXT, FLAG, LIST = (int, float), (str,), (bool,), (list,)
 CHAT = {"tools": (list,), "model": TEXT, "messages": LIST, "stream": FLAG, "max_tokens": NUMBER, "max_completion_tokens": NUMBER,
         "temperature": NUMBER}
-SPEECH = {"model": TEXT, "input": TEXT, "voice": TEXT, "response_format": TEXT}
+SPEECH = {"model": TEXT, "input": TEXT, "voice": TEXT, "response_format": TEXT, "speed": NUMBER, "instructions": TEXT}
 TRANSCRIPTION = {"file", "model", "prompt", "stream", "response_format", "language"}
 ROLES = {"system", "user", "assistant"}
 

@@ -146,7 +146,7 @@ def test_what_others_put_into_the_environment_is_left_alone():
     ("[turns]\nthreshold = nan", "opusagent.toml:2: turns.threshold must be a number from 0.01 to 0.99, not 'nan'."),
     ("[turns]\n\npause_ms = -1", "opusagent.toml:3: turns.pause_ms must be a whole number from 20 to 5000, not '-1'."),
     ("turns.pause_ms = -1", "opusagent.toml:1: turns.pause_ms must be a whole number from 20 to 5000, not '-1'."),
-    ("[embedded]\nvoice = 'slr'", "opusagent.toml:2: embedded.voice must be one of rms, slt, awb, kal16, kal, "
+    ("[embedded]\nvoice = 'slr'", "opusagent.toml:2: embedded.voice must be one of rms, slt, awb, kal16, kal, espeak, "
                                   "not 'slr'."),
     ("log_level = 'warn'", "opusagent.toml:1: log_level must be one of debug, info, warning, error, not 'warn' "
                            "(did you mean warning?)."),

@@ -10,6 +10,7 @@ import pytest
 from opusagent import ConfigError, EngineError
 from opusagent._fastpath import ulaw_decode, ulaw_encode
 from opusagent.engines import embedded, flite
+from opusagent.engines.voices import Voices
 from opusagent.engines.cepstra import CEPSTRA, Cepstra
 from opusagent.recording import read_raw, read_wav, resample
 
@@ -309,7 +310,7 @@ def test_free_speech_has_a_language_model():
 
 @pytest.fixture(scope="module")
 def voices():
-    return flite.Voices("rms")
+    return Voices("rms")
 
 
 def spoken(voices, name, text, rate=16000):
@@ -399,4 +400,4 @@ def test_a_missing_library_is_one_sentence(monkeypatch):
 
     monkeypatch.setattr(ctypes, "CDLL", missing)
     with pytest.raises(ConfigError, match="apt install libflite1"):
-        flite.Voices("rms")
+        Voices("rms")

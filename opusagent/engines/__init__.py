@@ -42,6 +42,8 @@ TABLE: dict[str, dict[str, str]] = {
     "embedded": {"stt": "local:Stt", "tts": "local:Tts"},
     "openai": {"stt": "openai_stt:Stt", "llm": "openai:Llm", "tts": "openai_tts:Tts"},
     "realtime": {"stt": "realtime:Stt", "llm": "realtime:Llm", "tts": "realtime:Tts"},
+    "piper": {"tts": "piper:Tts"},
+    "sherpa": {"stt": "sherpa:Stt"},
     "scripted": {"stt": "scripted:Stt", "llm": "scripted:Llm", "tts": "scripted:Tts"},
 }
 

@@ -76,6 +76,10 @@ def weighed(jsgf: str) -> str:
     return jsgf
 
 
+def recogniser(setup: dict, searches: Iterable) -> "Recogniser":
+    return Recogniser(searches)
+
+
 class Recogniser:
     """All decoders of a process.  `searches` have id, kind ("grammar" or "free"), jsgf and words."""
 

@@ -30,7 +30,8 @@ EVENT_BYTES = 1 << 20           # of one server-sent event
 REFUSAL_BYTES = 1 << 16         # of the body of an error
 
 # Options that not every model takes, and what they are called where they are not; None: nothing
-RESPELT = {"max_tokens": "max_completion_tokens", "temperature": None, "prompt": None, "stream_options": None}
+RESPELT = {"max_tokens": "max_completion_tokens", "temperature": None, "prompt": None, "stream_options": None,
+           "speed": None, "instructions": None}
 
 OPENNESS = {CLOSED: 0, PROBING: 0.5, OPEN: 1}   # of a breaker, in the metrics
 FAULTS = (httpx.HTTPError, OSError, UnicodeError)       # a TimeoutError is an OSError

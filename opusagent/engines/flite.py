@@ -50,6 +50,8 @@ FUNCTIONS = {               # name -> (result, arguments)
     "new_audio_streaming_info": (ctypes.POINTER(_Streaming), []),
     "audio_streaming_info_val": (ctypes.c_void_p, [ctypes.POINTER(_Streaming)]),
     "feat_set": (None, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]),
+    "flite_get_param_float": (ctypes.c_float, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_float]),
+    "flite_feat_set_float": (None, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_float]),
     "utt_relation": (ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_char_p]),
     "relation_head": (ctypes.c_void_p, [ctypes.c_void_p]),
     "item_next": (ctypes.c_void_p, [ctypes.c_void_p]),
@@ -57,6 +59,7 @@ FUNCTIONS = {               # name -> (result, arguments)
     "path_to_item": (ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_char_p]),
 }
 TOKEN = b"R:SylStructure.parent.parent.R:Token.parent"     # from a sound to what was written there
+STRETCH = b"duration_stretch"
 GO_ON, STOP = 0, -1         # what a callback returns
 LONGEST = 2000              # characters spoken at once: a minute or two
 
@@ -69,32 +72,20 @@ def load(name: str) -> ctypes.CDLL:
         raise ConfigError(f"{INSTALL} ({error})") from None
 
 
-class Voices:
-    """The voices of a process, each loaded when it is first wanted; `default` at once."""
+class Library:
+    """flite itself, without a voice.  ConfigError where it is not installed."""
 
-    def __init__(self, default: str):
+    def __init__(self):
         self.library = load("libflite.so.1")
         for name, (result, arguments) in FUNCTIONS.items():
             function = getattr(self.library, name)
             function.restype, function.argtypes = result, arguments
         self.library.flite_init()
         self.library.srand = ctypes.CDLL(None).srand
-        self.default = default
-        self.loaded: dict[str, Voice] = {}
-        self.voice(default)
 
     def voice(self, name: str) -> "Voice":
-        """The voice of that name; "" is the default.  EngineError if there is none, ConfigError without its library."""
-        name = name or self.default
-        if name not in self.loaded:
-            if name not in VOICES:
-                raise EngineError(f"There is no embedded voice {name!r}; there are {', '.join(VOICES)}.")
-            self.loaded[name] = Voice(self.library, name)
-        return self.loaded[name]
-
-    def speak(self, name: str, text: str, rate: int, write: Callable[[np.ndarray], bool]) -> bool:
-        """Voice.speak() of that voice."""
-        return self.voice(name).speak(text, rate, write)
+        """One of VOICES.  ConfigError without its library."""
+        return Voice(self.library, name)
 
 
 class Voice:
@@ -111,16 +102,20 @@ class Voice:
         streaming.contents.on_piece = self.on_piece
         streaming.contents.least = PIECE_MS * 16
         library.feat_set(self.voice.contents.features, b"streaming_info", library.audio_streaming_info_val(streaming))
+        self.stretch = library.flite_get_param_float(self.voice.contents.features, STRETCH, 1.0)   # of its own
         self.speech: Speech | None = None           # in progress
         self.text = ""                              # ... of this
         self.ends: list[float] | None = None        # seconds of the voice's own after which each of its words ends
         self.error: Exception | None = None         # what `write` raised, which cannot cross flite
 
-    def speak(self, text: str, rate: int, write: Callable[[np.ndarray], bool]) -> bool:
+    def speak(self, text: str, rate: int, write: Callable[[np.ndarray], bool], speed: float = 1.0,
+              language: str = "") -> bool:
         """Speak `text` at `rate` Hz: write(pcm) for each piece, until it returns False.  True if all was spoken.
 
-        pcm is int16 and new each time.  Nothing is written of a text without a word in it.
+        pcm is int16 and new each time.  Nothing is written of a text without a word in it.  It reads English, whatever
+        the language is; `speed` is 1 as the voice was recorded.
         """
+        self.library.flite_feat_set_float(self.voice.contents.features, STRETCH, self.stretch / speed)
         self.speech, self.error, self.text, self.ends = Speech(rate, self.gain, write), None, text, None
         self.library.srand(1)               # flite makes its breath noise with rand()
         wave = self.library.flite_text_to_wave(ascii_text(text)[:LONGEST], self.voice)

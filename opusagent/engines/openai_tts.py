@@ -14,11 +14,14 @@ from contextlib import aclosing
 import numpy as np
 
 from .. import EngineError
-from .._fastpath import RATES, SEGMENT_SAMPLES, SEGMENTS
+from .._fastpath import SEGMENT_SAMPLES, SEGMENTS
 from ..config import Config
+from ..flow.manner import manner_of
 from ..usage import current
 from .endpoint import Endpoint
 from .preference import Preference
+from .level import Level, levelled
+from .rates import of_speech
 from .speech import Speech
 
 log = logging.getLogger("opusagent")
@@ -51,6 +54,7 @@ class Tts:
         best = self.endpoints.best.target               # prompts that it spoke are kept, and are no other's
         self.identity = f"openai {best.base_url} {best.model} {best.voice or self.settings.voice}"
         self.pace = MS_PER_CHARACTER / 1000             # seconds of speech for a character, as it has been so far
+        self.levels: dict[str, Level] = {}              # by voice
         self.resumed = 0                                # segments that another endpoint went on with
         self.speaking: dict[tuple[object, int], Speaking] = {}      # by call and buffer
 
@@ -112,7 +116,7 @@ class Tts:
     async def _whole(self, text: str, voice: str, rate: int) -> np.ndarray:
         for tries_left in reversed(range(TRIES)):
             try:
-                return np.concatenate([pcm async for pcm in self._pcm(text, voice, rate)])
+                return levelled(np.concatenate([pcm async for pcm in self._pcm(text, voice, rate)]), rate)
             except EngineError:
                 if not tries_left or not self.endpoints.best.breaker.closed:
                     raise
@@ -147,9 +151,11 @@ class Tts:
 
     async def _ask(self, endpoint: Endpoint, text: str, voice: str, rate: int, last: bool) -> AsyncIterator[np.ndarray]:
         """`last`: there is no other endpoint to ask, so this one has more time."""
-        target = endpoint.target
-        voice = target.voice or voice or self.settings.voice
+        target, manner = endpoint.target, manner_of(voice)
+        voice = target.voice or manner.voice or self.settings.voice
         body = {"model": target.model, "input": text[:LONGEST], "voice": voice, "response_format": "pcm"}
+        body |= {"speed": manner.rate} if manner.rate != 1.0 else {}
+        body |= {"instructions": f"Speak {manner.language}."} if manner.language else {}
         what = f"voice {voice} of {target.model}"
         first, gap = (FIRST_SECONDS, GAP_SECONDS) if last else (target.first_seconds, target.gap_seconds)
         item = usage.item("tts", endpoint.url.host, target.model) if (usage := current.get()) is not None else None
@@ -158,7 +164,8 @@ class Tts:
             item.characters += len(text)
         async with endpoint.post("/audio/speech", body, AUDIO, what=what, within=first) as answer:
             longest = min(LONGEST_SECONDS, SLOW_SECONDS + len(text) / SLOWEST)
-            sound = Sound(answer.field("content-type"), rate, longest)
+            level = self.levels.setdefault(f"{target.base_url} {target.model} {voice}", Level())
+            sound = Sound(answer.field("content-type"), rate, longest / manner.rate, level)
             wait = first
             while data := await answer.next(wait):
                 if len(pcm := sound.feed(data)):
@@ -247,13 +254,13 @@ class Sound:
 
     __slots__ = ("rate", "longest", "samples", "_speech", "_out", "_head", "_odd")
 
-    def __init__(self, content_type: str, rate: int, longest: float = LONGEST_SECONDS):
+    def __init__(self, content_type: str, rate: int, longest: float = LONGEST_SECONDS, level: float | Level = 1.0):
         stated = re.search(r"\brate=(\d{1,6})", content_type)
         self.rate = int(stated[1]) if stated else RATE      # Hz of what comes
         self.longest = longest                              # seconds of speech that it can be
         self.samples = 0                                    # of what comes
         self._out: list[np.ndarray] = []                    # what is ready
-        self._speech = Speech(rate, 1.0, self._keep)
+        self._speech = Speech(rate, level, self._keep)
         self._head: bytes | None = b""                      # of a WAV file, perhaps; None: it was looked at
         self._odd = b""                                     # half a sample
 
@@ -265,7 +272,7 @@ class Sound:
         whole = len(data) & ~1
         self._odd = data[whole:]
         if whole:
-            if self.rate not in RATES:
+            if not of_speech(self.rate):
                 raise EngineError(f"The voice's endpoint sends audio at {self.rate} Hz, which is not supported.")
             self.samples += whole // 2
             self._speech.push(np.frombuffer(data[:whole], "<i2"), self.rate)

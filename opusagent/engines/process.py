@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from collections import deque
+from importlib import import_module
 from typing import NamedTuple
 
 import numpy as np
@@ -101,10 +102,10 @@ class Recognising:
     """The loop's work in an stt process."""
 
     def __init__(self, channel: Channel, arena: Arena, setup: dict):
-        from .embedded import Recogniser
+        module = import_module(f".{setup.get('recogniser', 'embedded')}", __package__)
         self.channel = channel
         self.arena = arena
-        self.recogniser = Recogniser([Search(*search) for search in setup["searches"]])
+        self.recogniser = module.recogniser(setup, [Search(*search) for search in setup["searches"]])
         self.listening: dict[int, Listening] = {}           # by slot
         self.room = np.empty(16000 * PIECE_MS // 1000, np.int16)
 
@@ -237,7 +238,7 @@ class Speaking:
     """The loop's work in a tts process."""
 
     def __init__(self, channel: Channel, arena: Arena, setup: dict):
-        from .flite import Voices
+        from .voices import Voices
         self.channel = channel
         self.arena = arena
         self.voices = Voices(setup["voice"])

@@ -22,6 +22,7 @@ from ..config import Config
 from ..flow import FunctionCall
 from ..flow.manner import manner_of
 from .conversation import Conversation, parts, update
+from .level import levelled
 from .openai_tts import AT_ONCE, TRIES, Speaking
 from .reserve import Reserve
 from .spoken import Spoken
@@ -254,7 +255,7 @@ class Tts:
                     raise
             else:
                 if same_words("".join(said), text):
-                    return pcm
+                    return levelled(pcm, rate)
         raise EngineError(f"The voice reads something else than what is written: {text[:60]!r}.")
 
     async def _pcm(self, text: str, voice: str, rate: int, said: list[str] | None = None) -> AsyncIterator[np.ndarray]:

@@ -10,6 +10,7 @@ from typing import Any
 from .. import EngineError
 from ..config import Config
 from .endpoint import Endpoint
+from .level import Level
 from .preference import Preference
 from .session import Session, complaint
 from .transport import CONNECT_SECONDS, PAUSES
@@ -31,6 +32,7 @@ class Reserve:
         self.update = update                    # session.update's session, as every session is set at first
         self.idle: list[Session] = []
         self.busy: dict[Session, float] = {}    # those in use -> since when somebody waits for them, 0: nobody does
+        self.levels: dict[str, Level] = {}      # by voice: how loud it is
         self.opened = 0                         # sessions ever
         self.suspected = 0                      # ... taken for dead
         self._lacking = asyncio.Event()

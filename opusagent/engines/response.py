@@ -16,6 +16,7 @@ from ..flow import FunctionCall
 from ..usage import Question
 from .context import ASSISTANT, CALL, Item
 from .endpoint import CODE
+from .level import Level
 from .openai_tts import EDGE_MS, Sound, Speaking, split
 from .spoken import Spoken
 
@@ -177,7 +178,9 @@ class OwnSpeech(Spoken):
 
     async def pcm(self, rate: int) -> AsyncIterator[np.ndarray]:
         """int16 at `rate`, while it comes; what breaks off ends at nothing.  Raises EngineError."""
-        self.sound = Sound(f"audio/pcm;rate={self.rate}", rate, LONGEST_SECONDS)
+        conversation = self.response.conversation
+        level = conversation.reserve.levels.setdefault(conversation.voice, Level())
+        self.sound = Sound(f"audio/pcm;rate={self.rate}", rate, LONGEST_SECONDS, level)
         tail = np.zeros(0, np.int16)
         try:
             while (data := await self._data.get()) is not None:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .._fastpath import Resampler
+from .level import Level
+from .rates import resampler
 
 QUIET = 32768 * 10 ** (-45 / 20)    # root mean square of a window below which speech has not begun
 OVER = 32768 * 10 ** (-40 / 20)     # ... below which it may be over
@@ -20,14 +21,16 @@ FADE_MS = 4                 # at both ends
 class Speech:
     """One text on its way out: levelled, without its silences, at the listener's rate."""
 
-    __slots__ = ("rate", "gain", "write", "edges", "resampler", "skip", "wanted")
+    __slots__ = ("rate", "gain", "level", "write", "edges", "resampler", "skip", "wanted")
 
-    def __init__(self, rate: int, gain: float, write: Callable[[np.ndarray], bool]):
+    def __init__(self, rate: int, gain: float | Level, write: Callable[[np.ndarray], bool]):
+        """`gain`: that of a voice which is known, or what is learned of one that is not."""
+        self.level = gain if isinstance(gain, Level) else None
         self.rate = rate
-        self.gain = gain
+        self.gain = gain.gain if isinstance(gain, Level) else gain
         self.write = write
         self.edges: Edges | None = None
-        self.resampler: Resampler | None = None
+        self.resampler = None               # from the voice's rate, where that is another
         self.skip = 0                       # samples of the resampler's delay that are still to come
         self.wanted = True
 
@@ -36,8 +39,10 @@ class Speech:
         if self.edges is None:
             self.edges = Edges(rate)
             if rate != self.rate:
-                self.resampler = Resampler(rate, self.rate)
+                self.resampler = resampler(rate, self.rate)
                 self.skip = self.resampler.delay
+        if self.level is not None:
+            self.level.hears(piece, rate)
         self._out(self.edges.push(np.clip(piece * self.gain, -32768, 32767).astype(np.int16)))
         return self.wanted
 

@@ -1,0 +1,320 @@
+"""Voices that are programs: Piper, and espeak-ng; how fast and in which language a flow has something said; how loud."""
+import asyncio
+import importlib.util
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from llm_endpoint import KEY
+from test_openai_speech import Caller, engine, sound, speaks
+from test_openai_speech import listen as heard
+
+from opusagent import ConfigError, EngineError, flowcheck
+from opusagent._fastpath import Resampler
+from opusagent.config import Config, OpenAI, Piper, Sherpa
+from opusagent.engines import piper, rates, sherpa
+from opusagent.engines.level import Level, levelled
+from opusagent.engines.openai_tts import Tts
+from opusagent.engines.voices import Voices
+from opusagent.flow import Flow
+from opusagent.flow.manner import Manner, manner_of
+from opusagent.studio import waits
+
+TEXT = "Your order left today."
+PROGRAM = Path(__file__).with_name("piper_program.py")
+espeaks = pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed: apt install espeak-ng")
+
+
+def loudness(pcm, rate):
+    """dBFS of what is voiced."""
+    level = Level()
+    level.hears(pcm, rate)
+    return 10 * np.log10(level.power / 32768 ** 2)
+
+
+# -- manners -----------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("manner, name", [
+    (Manner(), ""), (Manner("rms"), "rms"), (Manner("rms", 1.25), "rms|1.25|"),
+    (Manner("", 1.0, "en-GB"), "|1|en-GB"), (Manner("espeak", 0.5, "de"), "espeak|0.5|de")])
+def test_a_manner_has_one_name(manner, name):
+    assert manner.name == name and manner_of(name) == manner
+
+
+FLOW = """
+start = "hello"
+rate = 1.2
+[states.hello]
+say = "Hello."
+on = [{ phrases = ["slow"], go = "slow" }, { phrases = ["german"], go = "german" }]
+[states.slow]
+say = "Slowly."
+rate = 0.8
+end = true
+[states.german]
+say = "Guten Tag."
+voice = "espeak"
+language = "de"
+end = true
+"""
+
+
+def test_prompts_are_spoken_in_the_manner_of_their_state():
+    flow = Flow.parse(FLOW, "flow.toml")
+    assert flow.voices() == ("|1.2|", "|0.8|", "espeak|1.2|de")
+    assert "Slowly." in flow.prompts("|0.8|") and "Slowly." not in flow.prompts("|1.2|")
+    assert "Guten Tag." in flow.prompts("espeak|1.2|de")
+
+
+def test_a_language_that_a_voice_does_not_read_is_a_mistake(tmp_path):
+    path = tmp_path / "flow.toml"
+    path.write_text(FLOW.replace('voice = "espeak"\n', ""))
+    with pytest.raises(ConfigError, match='flow.toml:[0-9]+: the voice rms reads English and no de; espeak does'):
+        flowcheck.load(str(path), waits(Config()), Config(stt="scripted"))
+    path.write_text(FLOW)
+    assert flowcheck.load(str(path), waits(Config()), Config(stt="scripted"))
+
+
+# -- rates -------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("rate_in", [22050, 11025, 44100])
+@pytest.mark.parametrize("rate_out", [8000, 16000, 48000])
+def test_any_rate_becomes_one_of_a_line(rate_in, rate_out):
+    times = np.arange(rate_in // 2) / rate_in
+    pcm = np.rint(10000 * np.sin(2 * np.pi * 440 * times)).astype(np.int16)
+    whole = rates.AnyResampler(rate_in, rate_out)
+    out = np.concatenate((whole.push(pcm), whole.flush()))
+    cut = rates.AnyResampler(rate_in, rate_out)
+    pieces = [cut.push(pcm[at:at + 333]) for at in range(0, len(pcm), 333)]
+    assert np.array_equal(np.concatenate((*pieces, cut.flush())), out)
+    assert len(out) == -(-len(pcm) * rate_out // rate_in)
+    right = 10000 * np.sin(2 * np.pi * 440 * np.arange(len(out)) / rate_out)
+    assert np.abs(out - right)[200:-200].max() < 8
+
+
+def test_the_rates_of_lines_are_the_compiled_one_s():
+    assert isinstance(rates.resampler(24000, 8000), Resampler)
+    with pytest.raises(ValueError, match="7 Hz is no rate of speech"):
+        rates.resampler(7, 8000)
+
+
+# -- how loud ----------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("peak", [1000, 3000, 20000])
+def test_what_is_rendered_is_as_loud_as_any_other(peak):
+    rng = np.random.default_rng(1)
+    pcm = (rng.uniform(-peak, peak, 16000) * np.repeat(rng.uniform(0.5, 1, 20), 800)).astype(np.int16)
+    assert abs(loudness(levelled(pcm, 16000), 16000) + 20) < 1.5
+    assert np.abs(levelled(pcm, 16000)).max() <= 32767
+
+
+def test_a_voice_of_an_endpoint_is_levelled_by_what_it_has_said(run):
+    async def scenario(scale):
+        data = [(sound(900).astype(float) * scale).astype("<i2").tobytes()] * 3
+        async with engine(Tts, *[speaks(each) for each in data]) as (_, tts):
+            call, told = Caller(), []
+            for _ in data:
+                call.heard.clear(), call.told.clear()
+                told.append(loudness((await heard(tts, call))[0], 8000))
+            return told
+    soft, loud = run(scenario(0.1)), run(scenario(2.0))
+    assert abs(soft[-1] - loud[-1]) < 3 and abs(loud[-1] + 20) < 2 and abs(soft[-1] + 20) < 2
+    assert soft[0] < -25                                        # it was not known yet
+
+
+def test_how_fast_and_in_which_language_an_endpoint_is_asked_for(run):
+    async def scenario():
+        async with engine(Tts, *[speaks(sound(800).tobytes())] * 2) as (endpoint, tts):
+            await heard(tts, Caller(), voice="nova|1.5|en-GB")
+            await heard(tts, Caller(), voice="nova")
+            return [each.body for each in endpoint.seen]
+    first, second = run(scenario())
+    assert (first["voice"], first["speed"], first["instructions"]) == ("nova", 1.5, "Speak en-GB.")
+    assert not {"speed", "instructions"} & second.keys()
+
+
+# -- espeak-ng ---------------------------------------------------------------------------------------------------------
+
+def said(voices, name, rate=8000, text=TEXT):
+    pieces = []
+    assert voices.speak(name, text, rate, lambda pcm: pieces.append(pcm) or True)
+    return np.concatenate(pieces)
+
+
+@pytest.fixture(scope="module")
+def voices():
+    return Voices("espeak")
+
+
+@espeaks
+@pytest.mark.parametrize("rate", [8000, 16000, 24000, 48000])
+def test_espeak_speaks_at_the_rate_of_the_line(voices, rate):
+    pcm = said(voices, "", rate)
+    assert 0.8 < len(pcm) / rate < 3 and abs(loudness(pcm, rate) + 20) < 2.5
+    assert np.array_equal(pcm, said(voices, "", rate))
+
+
+@espeaks
+def test_espeak_speaks_faster_and_other_languages(voices):
+    assert len(said(voices, "espeak|1.5|")) < 0.8 * len(said(voices, "espeak"))
+    german = said(voices, "espeak|1|de", text="Ihre Bestellung ist unterwegs.")
+    assert not np.array_equal(german, said(voices, "espeak", text="Ihre Bestellung ist unterwegs."))
+
+
+@espeaks
+@pytest.mark.parametrize("language, sentence", [("xx", "does not speak 'xx'"), ("--help", "'--help' is no language")])
+def test_what_espeak_does_not_speak_is_a_sentence(voices, language, sentence):
+    with pytest.raises(EngineError, match=sentence):
+        voices.speak(f"espeak|1|{language}", TEXT, 8000, lambda pcm: True)
+
+
+def test_espeak_that_is_not_installed_is_a_sentence(monkeypatch):
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(ConfigError, match="apt install espeak-ng"):
+        Voices("espeak")
+
+
+# -- Piper -------------------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def voice(tmp_path):
+    """A voice file, and the program that speaks it."""
+    program = tmp_path / "piper"
+    program.write_text(f"#!{sys.executable}\n{PROGRAM.read_text()}")
+    program.chmod(0o755)
+    for name, rate in (("anna", 22050), ("bob", 16000)):
+        (tmp_path / f"{name}.onnx").write_bytes(b"onnx")
+        (tmp_path / f"{name}.onnx.json").write_text(json.dumps({"audio": {"sample_rate": rate}}))
+    return tmp_path
+
+
+def pipers(voice, told, **settings):
+    async def scenario():
+        config = Config(piper=Piper(command=str(voice / "piper"), voice=str(voice / "anna.onnx"), **settings))
+        tts = piper.Tts(config)
+        await tts.open(None)
+        try:
+            return await told(tts)
+        finally:
+            await tts.close()
+    return scenario
+
+
+def test_piper_speaks_one_text_after_another_with_one_process(run, voice):
+    async def told(tts):
+        spoken = [await heard(tts, Caller(rate_out=8000), text=text) for text in (TEXT, "Yes.", TEXT)]
+        return [len(pcm) for pcm, _ in spoken], [last[0] for _, last in spoken], tts.started
+    lengths, kinds, started = run(pipers(voice, told)())
+    assert kinds == ["speech"] * 3 and started == 1
+    assert all(abs(count - len(text) * 480) < 400 for count, text in zip(lengths, (TEXT, "Yes.", TEXT)))
+    assert lengths[0] == lengths[2]                             # nothing of one is in the next
+
+
+def test_piper_speaks_with_the_voice_and_the_speed_of_the_flow(run, voice):
+    async def told(tts):
+        plain, _ = await heard(tts, Caller(rate_out=8000), text=TEXT)
+        fast, _ = await heard(tts, Caller(rate_out=8000), text=TEXT, voice="bob|1.5|")
+        files = {each.file for idle in tts.idle.values() for each in idle}
+        rendered = [pcm async for _, pcm in tts.render([TEXT], "bob", 16000)]
+        return len(plain), len(fast), files, loudness(rendered[0], 16000)
+    plain, fast, files, level = run(pipers(voice, told)())
+    assert abs(plain - 1.5 * fast) < 800 and {Path(file).name for file in files} == {"anna.onnx", "bob.onnx"}
+    assert abs(level + 20) < 1.5
+
+
+def test_piper_that_dies_before_a_word_is_started_again(run, voice, caplog):
+    async def told(tts):
+        next(iter(tts.idle.values()))[0].process.kill()
+        await asyncio.sleep(0.1)
+        pcm, last = await heard(tts, Caller(rate_out=8000), text=TEXT)
+        return len(pcm), last, tts.started
+    count, last, started = run(pipers(voice, told)())
+    assert last[0] == "speech" and abs(count - len(TEXT) * 480) < 400 and started == 2
+
+
+@pytest.mark.parametrize("text, sentence", [
+    ("Please die later, I said.", "Piper ended in the middle of a text."), ("Please hang, I said.", "said nothing for"),
+    ("Please die at once.", "Piper ended in the middle of a text.")])
+def test_piper_that_breaks_off_is_a_sentence_and_the_next_text_is_spoken(run, voice, monkeypatch, text, sentence):
+    monkeypatch.setattr(piper, "GAP_SECONDS", 0.3)
+
+    async def told(tts):
+        broken = await heard(tts, Caller(rate_out=8000), text=text)
+        return broken, await heard(tts, Caller(rate_out=8000), text=TEXT)
+    (pcm, last), (_, after) = run(pipers(voice, told)())
+    assert last[0] == "failed" and sentence in last[-1] and after[0] == "speech"
+    assert not len(pcm) or abs(int(pcm[-1])) < 300              # it ends at nothing
+
+
+def test_piper_that_nobody_listens_to_any_more_is_not_waited_for(run, voice):
+    async def told(tts):
+        call = Caller(rate_out=8000)
+        tts.speak(call, call.epoch, 0, "Please hang, I said.", "")
+        await call.until(lambda: call.told)
+        tts.cancel(call)
+        await asyncio.sleep(0.1)
+        pcm, last = await heard(tts, Caller(rate_out=8000), text=TEXT)
+        await asyncio.sleep(0)
+        return last[0], len(tts.speaking)
+    assert run(pipers(voice, told)()) == ("speech", 0)
+
+
+@pytest.mark.parametrize("change, sentence", [
+    (lambda at: Piper(), "set piper.voice to"), (lambda at: Piper(command="no-piper", voice=str(at / "anna.onnx")),
+                                                 "there is no program 'no-piper'"),
+    (lambda at: Piper(command=str(at / "piper"), voice=str(at / "eve.onnx")), "eve.onnx.json: the description of the voice"),
+    (lambda at: Piper(command=str(at / "piper"), voice=str(at / "odd.onnx")), "does not say audio.sample_rate")])
+def test_what_piper_lacks_is_a_sentence(voice, change, sentence):
+    (voice / "odd.onnx.json").write_text("[]")
+    with pytest.raises(ConfigError, match=sentence):
+        piper.Tts(Config(piper=change(voice)))
+
+
+# -- sherpa ------------------------------------------------------------------------------------------------------------
+
+has_sherpa = pytest.mark.skipif(importlib.util.find_spec("sherpa_onnx") is None,
+                                reason="sherpa-onnx is not installed: pip install 'opusagent[sherpa]'")
+
+
+def test_without_sherpa_the_sentence_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'opusagent\[sherpa\]'"):
+        sherpa.Stt(Config(sherpa=Sherpa(model="/tmp")))
+
+
+@pytest.mark.parametrize("names, sentence", [
+    (None, "there is no directory"), ((), "has no tokens.txt"), (("tokens.txt",), r"has no encoder\*.onnx"),
+    (("tokens.txt", "encoder-1.onnx", "decoder.onnx"), r"has no joiner\*.onnx")])
+def test_a_directory_that_is_no_model_is_a_sentence(tmp_path, monkeypatch, names, sentence):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    model = tmp_path / "model"
+    if names is not None:
+        model.mkdir()
+        for name in names:
+            (model / name).write_bytes(b"")
+    with pytest.raises(ConfigError, match=sentence):
+        sherpa.Stt(Config(sherpa=Sherpa(model=str(model))))
+    with pytest.raises(ConfigError, match="set sherpa.model"):
+        sherpa.Stt(Config())
+
+
+def test_of_two_sizes_the_smaller_one_is_loaded(tmp_path):
+    for name in ("tokens.txt", "encoder-a.onnx", "encoder-a.int8.onnx", "decoder-a.onnx", "joiner-a.int8.onnx"):
+        (tmp_path / name).write_bytes(b"")
+    assert sherpa.files(str(tmp_path))["encoder"].endswith("encoder-a.int8.onnx")
+
+
+@has_sherpa
+def test_the_package_takes_what_it_is_given():
+    import inspect
+
+    from sherpa_onnx import OnlineRecognizer
+    inspect.signature(OnlineRecognizer.from_transducer).bind(
+        tokens="", encoder="", decoder="", joiner="", num_threads=1, sample_rate=sherpa.RATE, feature_dim=80,
+        decoding_method="greedy_search", enable_endpoint_detection=False, provider="cpu")
+    for name in ("create_stream", "is_ready", "decode_stream", "get_result"):
+        assert callable(getattr(OnlineRecognizer, name))
