@@ -12,18 +12,22 @@ from .flow.phrases import bare, murmured, words
 
 BETA = "openai-beta.realtime-v1"        # a subprotocol
 NEVER = 86_400_000              # ms
+LEAST = 0.5                     # of a silence that the client has asked for
 EAGERNESS = {"low": (1000, 8000), "medium": (600, 4000), "auto": (600, 4000), "high": (400, 2000)}
 
 
 def waits_of(detector: dict | None) -> Waits:
-    """The silences that end a turn on an agent that leads no dialogue: [ms] after a sentence, and after half of one."""
+    """The silences that end a turn on an agent that leads no dialogue: [ms] after a sentence, and after half of one.
+
+    They follow the caller's own pauses and the turn model as a flow's do; no less than LEAST of them is waited for.
+    """
     if detector is None:
         return Waits(NEVER, NEVER, NEVER, NEVER)
     if detector["type"] == "semantic_vad":
         whole, half = EAGERNESS[detector["eagerness"]]
-        return Waits(whole, whole, half, NEVER)
+        return Waits(round(LEAST * whole), whole, half, NEVER)
     silence = detector["silence_duration_ms"]
-    return Waits(silence, silence, silence, detector["idle_timeout_ms"] or NEVER)
+    return Waits(round(LEAST * silence), silence, silence, detector["idle_timeout_ms"] or NEVER)
 
 
 class Assistant:

@@ -242,7 +242,8 @@ class Call:
         self.ear.floor = position
         if not self.ear.hearing:
             return interruption.go_on(self) if self.mouth.held_back else self._follow(self.turns.agent_done())
-        self.ledger.begin(now, self.slot, self.connection.rtt_ns, self.turns.position, self.mouth.held_back)
+        self.ledger.begin(now, self.slot, self.connection.rtt_ns, self.turns.position,
+                          self.mouth.resumes and self.mouth.turn is not None)
         self.mouth.out.tell(SPEECH_STOPPED)
         self.ear.finish(now)
 
@@ -260,6 +261,7 @@ class Call:
         """
         self.ear.listen_no_more()
         self.mouth.forget()
+        self.ledger.aside = None
         if not self.mouth.held_back:
             if self.mouth.turn is not None:
                 self.mouth.drop()
@@ -269,7 +271,7 @@ class Call:
         self._listen(self.ear.heard_from)
 
     def _no_input(self, position: int) -> None:
-        if position - self.turns.no_input < self.excused:
+        if self.mouth.turn is not None or position - self.turns.no_input < self.excused:
             return self._follow(self.turns.agent_done())
         self.ledger.begin(self.server.clock())
         self._reply(self.dialogue.silence())
@@ -289,10 +291,16 @@ class Call:
             if self.ear.hearing and self.turns.state is PAUSED:
                 self.mouth.prepare(self.dialogue.answer(text), self.server.clock())
 
+    def on_prosody(self, complete: float) -> None:
+        """How probable it is by its sound that the utterance is complete."""
+        self._follow(self.turns.sway(complete))
+
     def on_heard(self, text: str, confidence: float) -> None:
         """What the utterance was."""
         if self.mouth.held_back and not interruption.heard(self, text):
             return
+        if self.ledger.aside is not None:       # a reply is on its way still
+            self._stop_talking("superseded")
         self.ledger.trace.mark("recognition", self.server.clock())
         self.ledger.trace.confidence = confidence
         self.mouth.out.tell(RECOGNITION, text, confidence)

@@ -62,6 +62,8 @@ class Turns:
                                  low=20, high=10000)
     no_input_ms: int = setting(6000, "silence after which the caller is asked again", low=200, high=120000)
     adapt: bool = setting(True, "let the waits follow the caller's own pauses, by three quarters to one and a half")
+    model: str = setting("", "a turn model (ONNX, as smart-turn v3) that hears in each pause whether that was all, and "
+                         "shortens or lengthens the wait; empty is none", "file")
     barge_in_ms: int = setting(200, "speech over our own that stops it, if its words are an interruption",
                                low=20, high=5000)
     insist_ms: int = setting(480, "voice over our own that stops it while nothing is known of its words; at least "

@@ -11,6 +11,7 @@ from . import acoustics, journal
 from ._fastpath import Resampler
 from .audio import Vad
 from .journal import entry
+from .turns import PAUSED
 
 log = logging.getLogger("opusagent")
 
@@ -26,7 +27,7 @@ class Ear:
     the call: `slot`, `utterance`, `search`, `terms`, on_partial(), on_final() and on_failure().
     """
 
-    __slots__ = ("call", "journal", "connection", "studio", "stt", "slot", "vad", "resampler", "utterance", "search",
+    __slots__ = ("call", "journal", "connection", "studio", "stt", "turn_model", "slot", "vad", "resampler", "utterance", "search",
                  "terms", "hearing", "overhearing", "heard_from", "floor", "final_by", "media_at")
 
     def __init__(self, call, server, connection):
@@ -35,6 +36,7 @@ class Ear:
         self.connection = connection
         self.studio = server.studio
         self.stt = server.studio.stt
+        self.turn_model = getattr(server.studio, "turn_model", None)
         # made by open()
         self.slot = None
         self.vad: Vad | None = None
@@ -66,6 +68,8 @@ class Ear:
         self.final_by = 0
         self.stt.cancel(self)
         self.stt.forget(self)
+        if self.turn_model is not None:
+            self.turn_model.forget(self)
         self.vad.close()
         self.slot = self.vad = None         # the detector leads back to us
 
@@ -127,9 +131,11 @@ class Ear:
         self.overhearing = self.hearing
 
     def ask(self) -> None:
-        """The best text so far is wanted now."""
+        """The best text so far is wanted now, and whether that sounds like all of it."""
         if self.hearing:
             self.stt.ask(self)
+            if self.turn_model is not None and not self.overhearing:
+                self.turn_model.ask(self, self.heard_from, self.slot.written)
 
     def finish(self, now: int) -> None:
         """The utterance is over: its last word is awaited."""
@@ -170,6 +176,15 @@ class Ear:
         if utterance == self.utterance and (self.hearing or self.final_by):
             log.warning("call %s: %s", self.call.id, sentence)
             self.call.on_deaf()
+
+    @entry(journal.COMPLETE)
+    def on_complete(self, utterance: int, position: int, probability: float) -> None:
+        """The turn model has heard it up to `position`: probably it is complete, or it is not."""
+        turns = self.call.turns
+        late = utterance != self.utterance or not self.hearing or turns.state != PAUSED or position < turns.ended
+        self.call.server.metrics.count("turn_model", outcome="late" if late else "heeded")
+        if not late:
+            self.call.on_prosody(probability)
 
     @property
     def due(self) -> int:

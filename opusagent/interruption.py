@@ -31,9 +31,9 @@ def words(call, text: str) -> None:
 def heard(call, text: str) -> bool:
     """The caller is done and said this; True if that was an interruption, which is to be answered."""
     if call.dialogue.interrupts(text):
-        trace = call.ledger.aside
         call._stop_talking("barge-in")
-        call.ledger.trace = trace or call.ledger.begin(call.server.clock())
+        if call.ledger.trace is None:           # another worker has begun it
+            call.ledger.begin(call.server.clock())
         return True
     go_on(call)
     return False

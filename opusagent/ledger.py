@@ -67,8 +67,8 @@ class Ledger:
                      for after, at in self._arrivals if after >= position), now)
 
     def finish(self, stopped_by: str = "") -> None:
-        """The turn is over, if one is being written."""
-        trace, self.trace, self.aside = self.trace, None, None
+        """The turn is over, if one is being written; the one aside is the next."""
+        trace, self.trace, self.aside = self.trace, self.aside, None
         if trace is not None:
             trace.stopped_by = trace.stopped_by or stopped_by
             receipt = trace.receipt()

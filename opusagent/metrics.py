@@ -31,6 +31,7 @@ MEANING = {
     "turns": "Turns of a caller that were answered.",
     "barge_ins": "Replies that a caller interrupted.",
     "false_stops": "Times that the agent stopped for a voice that was no interruption, and went on.",
+    "turn_model": "Answers of the turn model: heeded, or too late.",
     "slow_frames": "Frames that took more than 5 ms to process.",
     "protocol_errors": "Connections that broke the protocol, by HTTP status or close code.",
     "refused_credentials": "Calls and webhooks that did not show what their platform's [auth] asks for.",

@@ -370,7 +370,7 @@ TAKE_IN = {
     journal.LATE_TOOL: told("on_late_tool", MOUTH),
     journal.ANSWERED_BY: told("answered_by"), journal.NOT_HANDED_OVER: told("not_handed_over"),
     journal.CUT: done_to(resumption.cut), journal.BACK: done_to(resumption.back),
-    journal.PARTED: told("part"), journal.EASED: told("ease", MOUTH),
+    journal.PARTED: told("part"), journal.COMPLETE: told("on_complete", EAR), journal.EASED: told("ease", MOUTH),
     journal.ASKED: Replay._asked, journal.PIECE: Replay._piece, journal.ANSWERED: Replay._answered,
     journal.BROKE: Replay._broke,
 }

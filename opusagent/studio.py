@@ -14,6 +14,7 @@ from . import ConfigError, engines, tools
 from ._fastpath import RATES, Arena, Resampler
 from .audio import VadBatch
 from .config import Config
+from .engines import turn
 from .flow import Flow, Waits
 from .prompts import SPOKEN_RATE, Prompts, open_store
 
@@ -41,6 +42,7 @@ class Studio:
         for engine in (self.llm, self.tts):
             if hasattr(engine, "join"):
                 engine.join(self.stt)
+        self.turn_model = turn.make(config)         # None: there is none
         self.prompts = Prompts(self.tts, open_store(config, os.environ))
         self.prompt = self.prompts.get                          # (voice, text, rate): a text that was spoken ahead
 
@@ -51,6 +53,8 @@ class Studio:
             self.search_base[id(flow)] = len(searches)
             searches += [replace(search, id=len(searches) + search.id) for search in flow.searches]
         await asyncio.gather(self.stt.open(self.arena, searches), self.tts.open(self.arena), self.llm.open())
+        if self.turn_model is not None:
+            await self.turn_model.open(self.arena)
         for flow in self._distinct():
             await self._prepare(flow)
         for rate in RATES:
@@ -76,7 +80,7 @@ class Studio:
                  flow.name or flow.file, time.monotonic() - began, count - spoken)
 
     async def close(self) -> None:
-        for engine in (self.stt, self.tts, self.llm):
+        for engine in filter(None, (self.stt, self.tts, self.llm, self.turn_model)):
             await engine.close()
         for found in self._functions.values():
             await tools.close(found)
@@ -104,7 +108,7 @@ class Studio:
 
     def measure(self, metrics) -> None:
         """What the engines have to say in /metrics."""
-        for engine in (self.stt, self.tts, self.llm):
+        for engine in filter(None, (self.stt, self.tts, self.llm, self.turn_model)):
             engine.measure(metrics)
 
 

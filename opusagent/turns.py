@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from .pace import Pace
 
 PACE = (0.75, 1.5)              # bounds of what a caller's own pauses make of the waits
+SWAY = (1.75, 0.6)              # ... and of what the turn model does: what sounds unfinished, what sounds finished
 
 # ---- states: who has the floor ---------------------------------------------------------------------------------------
 LISTENING = "LISTENING"         # the caller, who has said nothing yet
@@ -165,7 +166,7 @@ class TurnTaking:
 
     __slots__ = ("state", "position", "speaking", "onset", "spoken", "last", "ended", "began", "wait", "no_input",
                  "reciting", "meant", "dismissed", "on", "off", "sure", "lag", "start", "pause", "barge_in", "insist",
-                 "run_on", "longest", "pace", "_silent", "_answers_only", "_waits", "_rate")
+                 "run_on", "longest", "pace", "swayed", "_judgement", "_silent", "_answers_only", "_waits", "_rate")
 
     def __init__(self, rate: int, waits, settings: Settings = Settings()):
         self._rate = rate
@@ -190,6 +191,8 @@ class TurnTaking:
         self.reciting = False       # the agent is speaking and will not be interrupted
         self.meant = False          # what is said over the agent is an interruption,
         self.dismissed = False      # ... or not, however long it is
+        self.swayed = 1.0           # what the turn model makes of the waits
+        self._judgement = None      # what the utterance comes to, as it was last told
         self._answers_only = False  # only words can be one
         self._silent = 0            # where the latest pause began
         self.pace = Pace(settings.pace_low, settings.pace_high)
@@ -229,8 +232,17 @@ class TurnTaking:
 
         A wait of 0 ms ends the turn at once, though the caller may still be speaking.
         """
-        self.wait = self._samples(self._waits.after(judgement, self.pace.factor))
+        self._judgement = judgement
+        self.wait = self._samples(self._waits.after(judgement, self.pace.factor * self.swayed))
         return self._settle()
+
+    def sway(self, complete: float) -> tuple[Event, ...]:
+        """How complete the utterance sounds, 0 to 1: the wait is shortened or lengthened by that, until more is said.
+
+        What the words complete is complete, whatever it sounds like, and no wait is shorter than that.
+        """
+        self.swayed = SWAY[0] + (SWAY[1] - SWAY[0]) * complete
+        return self.judge(self._judgement)
 
     def weigh(self, interrupts: bool | None) -> tuple[Event, ...]:
         """Whether what is said over the agent is an interruption, by its words so far; None: they do not say."""
@@ -305,6 +317,7 @@ class TurnTaking:
 
     def _forget(self) -> None:
         """What is said from here on has not been judged."""
+        self._judgement, self.swayed = None, 1.0
         self.wait = self._samples(self._waits.after(None, self.pace.factor))
 
     def _cut(self) -> None:

@@ -224,7 +224,7 @@ class Generated:
         book, call, receipts = self.book, self.call, self.talk.receipts
         for effect, _, number in book.ran:
             assert effect == "pure" or number not in book.revoked, "an effect of a turn that does not count"
-        counted = [receipt for receipt in receipts if receipt["stopped_by"] != "going on"]
+        counted = [receipt for receipt in receipts if receipt["kind"] and receipt["stopped_by"] != "going on"]
         history = [(each.caller, each.agent) for each in call.dialogue.history]
         for (caller, agent), row in zip(history, counted[-len(history):], strict=True):
             assert caller == clip(row["caller"], 100)

@@ -39,7 +39,7 @@ class EngineProcess:
     """One process and our end of its channel.  `on_record` gets each record, `on_exit` is called once."""
 
     def __init__(self, stage: str, arena: Arena, setup: dict, on_record: Callable, on_exit: Callable):
-        self.stage = stage                          # "stt" or "tts"
+        self.stage = stage                          # "stt", "tts" or "turn"
         self.on_record = on_record
         self.on_exit = on_exit
         self.to = Ring(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))

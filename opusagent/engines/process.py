@@ -20,8 +20,8 @@ import numpy as np
 
 from .. import ConfigError, EngineError
 from .._fastpath import SEGMENT_SAMPLES, Arena, Ring, Slot
-from .records import (ASK, CANCEL, ENDS, FAILED, FINAL, FINISH, FRESH, LEVEL, LISTEN, PARTIAL, READY, SPEAK, SPEECH,
-                      WORDS)
+from .records import (ASK, CANCEL, ENDS, FAILED, FINAL, FINISH, FRESH, JUDGE, JUDGED, LEVEL, LISTEN, PARTIAL, READY,
+                      SPEAK, SPEECH, WORDS)
 
 PR_SET_PDEATHSIG = 1
 NICE = 5                        # below the loop that feeds us
@@ -323,9 +323,47 @@ class Speaking:
         return False
 
 
+# ---- judging whether a turn is complete ------------------------------------------------------------------------------
+
+class Judging:
+    """The loop's work in a turn process: the latest question of each call, one after the other."""
+
+    def __init__(self, channel: Channel, arena: Arena, setup: dict):
+        from .prosody import SAMPLES, TurnModel
+        self.channel = channel
+        self.arena = arena
+        self.model = TurnModel(setup["model"])
+        self.most = SAMPLES
+        self.asked: dict[int, tuple] = {}               # slot -> (generation, utterance, from position, to position)
+
+    def on_record(self, kind: int, index: int, generation: int, number: int, a: int, b: int, data: bytes) -> None:
+        if kind == JUDGE:
+            self.asked[index] = generation, number, a, b
+
+    def work(self) -> bool:
+        """An answer; False when nobody has asked."""
+        if not self.asked:
+            return False
+        index = next(iter(self.asked))
+        generation, number, begin, end = self.asked.pop(index)
+        slot = self.arena.slot(index)
+        if slot.generation == generation:
+            begin = max(begin, end - self.most * slot.rate_in // 16000)
+            try:
+                probable = self.model.complete(slot.read(begin, end - begin), slot.rate_in)
+            except IndexError:                          # that audio is no longer kept
+                return True
+            self.channel.send(JUDGED, index, generation, number, end, round(probable * 1e6))
+        return True
+
+    def rest(self) -> bool:
+        """There is nothing to do ahead of time."""
+        return False
+
+
 # ---- the process -----------------------------------------------------------------------------------------------------
 
-WORK = {"stt": Recognising, "tts": Speaking}
+WORK = {"stt": Recognising, "tts": Speaking, "turn": Judging}
 
 
 def run(stage: str, slots: int, fds: list[int]) -> int:

@@ -12,12 +12,14 @@ FINISH = 3          #     position                                            "
 CANCEL = 4          #                                                         the number, or the epoch
 SPEAK = 5           #     buffer k        start or FRESH  voice, NUL, text    the turn's epoch
 SPACE = 6           #     buffer k: the worker has played some of it
+JUDGE = 7           #     from position   to position                         the utterance's number
 
 # from the engine process
 READY = 16          #
 PARTIAL = 17        #     position        ms of lag       text                the utterance's number
 FINAL = 18          #     confidence * 1e6  "             LEVEL, text         "
 SPEECH = 19         #     start           written         k, done (2 bytes)   the turn's epoch
+JUDGED = 22         #     to position     probability * 1e6                   the utterance's number
 WORDS = 21          #     buffer k                        ENDS                "  (before the first SPEECH, if at all)
 FAILED = 20         #     k (voice)                       a sentence          the number, or the epoch;
                     #     before READY: a is 1 if the configuration is to blame, and the process ends
