@@ -263,8 +263,21 @@ def toml_lines(known: Setting, value: Any, origin: str) -> list[str]:
     return [about, f"{name} = {written}  # {origin}"]
 
 
+class HelpAll(argparse.Action):
+    """The help with what is in sections, too."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        for flag in parser._actions:
+            flag.help = getattr(flag, "about", flag.help)
+        parser.print_help()
+        parser.exit()
+
+
 def add_flags(parser: argparse.ArgumentParser, settings: Iterable[Setting]) -> None:
-    """A flag for each setting but the secrets, grouped by section; `dest` is the key, the default None."""
+    """A flag for each setting but the secrets; `dest` is the key, the default None.
+
+    The help tells of those in no section; where there are others, --help-all tells of all, by section.
+    """
     groups: dict[str, Any] = {"": parser}
     for known in settings:
         if known.secret:
@@ -278,4 +291,8 @@ def add_flags(parser: argparse.ArgumentParser, settings: Iterable[Setting]) -> N
             kind = {"action": argparse.BooleanOptionalAction}
         default = "" if known.default in ("", (), False) else f"default {known.default}; "
         about = f"{known.doc} ({default}{known.variable})".replace("%", "%%")
-        groups[known.section].add_argument(known.flag, dest=known.key, default=None, help=about, **kind)
+        flag = groups[known.section].add_argument(known.flag, dest=known.key, default=None, **kind,
+                                                  help=argparse.SUPPRESS if known.section else about)
+        flag.about = about
+    if len(groups) > 1:
+        parser.add_argument("--help-all", action=HelpAll, nargs=0, help="show the settings of all sections, too")
