@@ -21,6 +21,7 @@
  *   -u PATH   request path                                                          [/]
  *   -C CPU    pin the client to this CPU
  *   -o FILE   a line of JSON for each turn
+ *   -r        a refusal (429 or 503) is counted and timed, and is no lost call
  *
  * Voiced: a 10 ms window above -45 dBFS and within 30 dB of its clip's peak.  Sample p of a caller is spoken p / 8000 s
  * after its call began, a frame leaves when its last sample has been spoken, and what arrives is heard in its order,
@@ -58,6 +59,7 @@ typedef struct {
     size_t in_len;
     unsigned char *out;         /* ROOM bytes the socket did not take */
     size_t out_len;
+    uint64_t dialled;           /* ns: when its connection was begun */
     uint64_t t0;                /* ns: when frame 0 was due */
     uint64_t k;                 /* frames sent */
     uint64_t number;            /* sequenceNumber of the last message */
@@ -78,7 +80,7 @@ typedef struct {
 } Call;
 
 static struct {
-    int calls, keys, cpu, npids, nfiles, port;
+    int calls, keys, cpu, npids, nfiles, port, refusable;
     double warm, secs, gap, silence, patience;
     const char *path, *host, *records;
     int pids[MAX_PIDS];
@@ -90,6 +92,9 @@ static struct {                 /* the measured time */
     uint64_t begun, ended;
     uint64_t sent, received, turns, unanswered, lost, skipped;
     Sched server, client;
+    uint32_t *answered[2];      /* us from the begin of a connection to its answer: refused, and taken */
+    size_t nanswered[2];
+    uint64_t speechless;        /* refusals without Retry-After */
     uint32_t *late;             /* us of each frame sent */
     size_t nlate, room;
 } m;
@@ -374,6 +379,19 @@ static void take_message(Call *c, unsigned char *p, size_t n, uint64_t now)
     }
 }
 
+static void note_answer(Call *c, int taken, uint64_t now)
+{
+    m.answered[taken][m.nanswered[taken]++] = (uint32_t)((now - c->dialled) / 1000);
+}
+
+static void turn_away(Call *c, const unsigned char *head, size_t n, uint64_t now)
+{
+    note_answer(c, 0, now);
+    m.speechless += !memmem(head, n, "\r\nRetry-After: ", 15);
+    c->phase = OVER;
+    close(c->fd);
+}
+
 static void open_call(Call *c)          /* the 101 is there */
 {
     tell(c, "{\"event\":\"connected\",\"protocol\":\"Call\",\"version\":\"1.0.0\"}");
@@ -396,7 +414,12 @@ static void receive(Call *c, uint64_t now)
     if (c->phase == CONNECTING) {
         unsigned char *body = memmem(p, c->in_len, "\r\n\r\n", 4);
         if (!body) return;
+        if (o.refusable && c->in_len > 12 && (!memcmp(p, "HTTP/1.1 503", 12) || !memcmp(p, "HTTP/1.1 429", 12))) {
+            turn_away(c, p, (size_t)(body + 2 - p), now);
+            return;
+        }
         if (c->in_len < 12 || memcmp(p, "HTTP/1.1 101", 12)) { lose(c, "the server refused the call"); return; }
+        note_answer(c, 1, now);
         p = body + 4;
         open_call(c);
     }
@@ -422,6 +445,7 @@ static void dial(Call *c)
     struct sockaddr_in a = { .sin_family = AF_INET, .sin_port = htons((uint16_t)o.port) };
     char request[512];
     int one = 1;
+    c->dialled = now_ns();
     c->fd = socket(AF_INET, SOCK_STREAM, 0);
     if (c->fd < 0) die("socket: %s", strerror(errno));
     if (inet_pton(AF_INET, o.host, &a.sin_addr) != 1) die("%s: not an IPv4 address", o.host);
@@ -487,10 +511,24 @@ static void run(void)
     m.client = since(m.client, sched_of(getpid()));
 }
 
-static double late_ms(double p)         /* of the sorted lateness */
+static double ms_of(const uint32_t *sorted, size_t n, double p)
 {
-    size_t i = (size_t)(p / 100 * (double)m.nlate);
-    return m.nlate ? m.late[i < m.nlate ? i : m.nlate - 1] / 1e3 : 0;
+    size_t i = (size_t)(p / 100 * (double)n);
+    return n ? sorted[i < n ? i : n - 1] / 1e3 : 0;
+}
+
+static double late_ms(double p) { return ms_of(m.late, m.nlate, p); }
+
+static void report_answers(void)
+{
+    static const char *names[] = { "refused", "taken" };
+    for (int i = 0; i < 2; i++) {
+        qsort(m.answered[i], m.nanswered[i], sizeof(uint32_t), compare_u32);
+        printf("\"%s\":%zu,\"%s_p50\":%.3f,\"%s_p99\":%.3f,\"%s_max\":%.3f,", names[i], m.nanswered[i], names[i],
+               ms_of(m.answered[i], m.nanswered[i], 50), names[i], ms_of(m.answered[i], m.nanswered[i], 99), names[i],
+               ms_of(m.answered[i], m.nanswered[i], 100));
+    }
+    printf("\"without_retry_after\":%llu,", (unsigned long long)m.speechless);
 }
 
 static void report(void)
@@ -503,7 +541,9 @@ static void report(void)
         if (calls[i].phase != OVER) put(&calls[i], bye, sizeof bye);
     }
     qsort(m.late, m.nlate, sizeof *m.late, compare_u32);
-    printf("{\"calls\":%d,\"open\":%llu,\"lost\":%llu,\"secs\":%.3f,\"turns\":%llu,\"unanswered\":%llu,\"sent\":%llu,"
+    printf("{");
+    report_answers();
+    printf("\"calls\":%d,\"open\":%llu,\"lost\":%llu,\"secs\":%.3f,\"turns\":%llu,\"unanswered\":%llu,\"sent\":%llu,"
            "\"received\":%llu,\"late_p50\":%.3f,\"late_p99\":%.3f,\"late_max\":%.3f,\"server_ns\":%llu,"
            "\"server_wait_ns\":%llu,\"client_ns\":%llu,\"client_wait_ns\":%llu}\n",
            o.calls, (unsigned long long)open, (unsigned long long)lost, secs, (unsigned long long)m.turns,
@@ -515,7 +555,7 @@ static void report(void)
 static void parse_options(int argc, char **argv)
 {
     static const char usage[] = "usage: callers [options] HOST PORT (see the head of callers.c)";
-    for (int c; (c = getopt(argc, argv, "f:kc:w:d:g:s:t:p:u:C:o:")) != -1;)
+    for (int c; (c = getopt(argc, argv, "f:kc:w:d:g:s:t:p:u:C:o:r")) != -1;)
         switch (c) {
         case 'f':
             if (o.nfiles == MAX_FILES) die("at most %d files", MAX_FILES);
@@ -535,6 +575,7 @@ static void parse_options(int argc, char **argv)
         case 'u': o.path = optarg; break;
         case 'C': o.cpu = atoi(optarg); break;
         case 'o': o.records = optarg; break;
+        case 'r': o.refusable = 1; break;
         default: die(usage);
         }
     if (argc - optind != 2 || o.calls < 1 || !o.nfiles) die(usage);
@@ -552,6 +593,7 @@ int main(int argc, char **argv)
     ep = epoll_create1(0);
     calls = alloc((size_t)o.calls, sizeof *calls);
     phases = alloc((size_t)o.calls, sizeof *phases);
+    for (int i = 0; i < 2; i++) m.answered[i] = alloc((size_t)o.calls, sizeof *m.answered[i]);
     for (int i = 0; i < o.calls; i++) {
         calls[i].index = i;
         phases[i] = (uint64_t)((double)rnd() / 4294967296.0 * (double)FRAME_NS);

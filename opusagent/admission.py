@@ -16,6 +16,7 @@ from . import ProtocolError
 SECOND = 1_000_000_000          # ns
 WINDOW = 5                      # looks (seconds) of which the 99th percentiles are
 ENOUGH = 200                    # ticks that they need
+CPU_WINDOW = 3                  # looks (seconds) over which CPU time is averaged: a second of refusals is no load
 LEARNING = 0.2                  # of what a second shows of a call's cost
 KNOWN_FROM = 10                 # calls, from which on it shows anything
 RETRY_SECONDS = 5               # after which a call that was refused may be tried again
@@ -59,11 +60,11 @@ class Admission:
         self.by = ""                                # the measure that it is of
         self.shares: dict[str, float] = {}          # each measure's, of its limit
         self.cost = self.config.refuse_above / server.config.max_calls      # of a call: a share of a core
-        self.let_in: deque[set] = deque([set(), set()], 2)      # whom, since the last look and in the second before
+        self.let_in: deque[set] = deque([set()], CPU_WINDOW + 1)     # whom, in the second since the last look and before
         self.lags: deque[list[int]] = deque([[]], WINDOW)      # ns by which ticks were late, second by second
         self.lates: deque[list[int]] = deque([[]], WINDOW)     # ... and frames
         self.memory = Memory(server.config.workers or os.cpu_count())
-        self._spent = (server.now, self._worked())
+        self._spent = deque([(server.now, self._worked())], CPU_WINDOW)
 
     @property
     def full(self) -> bool:
@@ -96,7 +97,7 @@ class Admission:
 
     def begin(self) -> None:
         """What it took to get ready is nobody's load."""
-        self._spent = self.server.clock(), self._worked()
+        self._spent = deque([(self.server.clock(), self._worked())], CPU_WINDOW)
         self.load, self.by, self.shares = 0.0, "", {}
         self.ladder = Ladder(self.config.refuse_above, self.config.resume_below)
         self._ease()
@@ -113,8 +114,8 @@ class Admission:
     def look(self, now: int) -> None:
         """Once a second."""
         server, config = self.server, self.config
-        (then, before), spent = self._spent, self._worked()
-        self._spent = now, spent
+        (then, before), spent = self._spent[0], self._worked()
+        self._spent.append((now, spent))
         cpu = (spent - before) / max(1, now - then)
         if len(server.calls) >= KNOWN_FROM and not any(self.let_in):
             self.cost += (cpu / len(server.calls) - self.cost) * LEARNING

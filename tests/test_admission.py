@@ -54,8 +54,10 @@ class Worker:
         self.admission.begin()
 
     def second(self, cpu=0.0):
+        """Another second, in which this is the share of a core that the last few come to."""
         self.now += SECOND
-        self.worked += round(cpu * SECOND)
+        then, before = self.admission._spent[0]
+        self.worked = before + round(cpu * (self.now - then))
         self.admission.look(self.now)
         return self.admission
 
