@@ -100,6 +100,11 @@ def twilio(shown: Shown, key: Key) -> bool:
     return signatures.twilio_signature(key.secrets, shown.urls, shown.field("x-twilio-signature") or "", shown.form)
 
 
+def twilio_stream(shown: Shown, key: Key) -> bool:
+    """A signature covers nothing but the address: whoever has seen it can use it again, unless the address is new."""
+    return twilio(shown, key) and (not key.once or ticketed(shown, key))
+
+
 def plivo(shown: Shown, key: Key) -> bool:
     nonce, header = shown.field("x-plivo-signature-v3-nonce") or "", shown.field("x-plivo-signature-v3") or ""
     found = False
@@ -172,7 +177,7 @@ def ticketed(shown: Shown, key: Key) -> bool:
 TABLE: dict[str, tuple[Callable[[Shown, Key], bool], ...]] = {
     "pcm": (token, secret),
     "realtime": (token, secret, api_key),
-    "twilio": (twilio, token),
+    "twilio": (twilio_stream, token),
     "telnyx": (token, secret, ticketed),
     "plivo": (plivo, token, ticketed),
     "vonage": (vonage, token, ticketed),

@@ -30,6 +30,7 @@ class Key:
     user: str = ""                      # the name beside a secret: AudioHook's API key, basic authentication's user
     agent: str = ""                     # the only agent that may be called; "": any that no other key is bound to
     tenant: str = ""                    # the account that the call must say it is of; "": any
+    once: bool = False                  # Twilio: only calls that a webhook here has connected, and each address once
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,8 @@ def key_of(platform: str, row, place: str) -> Key:
         raise ConfigError(f"{where}: a secret has fewer than {SHORTEST} characters, which can be guessed.")
     if platform == "audiohook" and key.secrets and not (key.user and all(map(is_base64, key.secrets))):
         raise ConfigError(f"{where} needs the API key as user, and its client secrets in base64.")
+    if key.once and platform != "twilio":
+        raise ConfigError(f"{where}.once is for twilio, whose signature of an upgrade does not change.")
     if not all(map(is_base64, key.public_keys)):
         raise ConfigError(f"{where}.public_keys are in base64, as Telnyx shows them.")
     return key

@@ -101,11 +101,13 @@ class Gate:
 
     def _shown(self, connection, head, agent: str, form: Mapping, body: bytes | None) -> auth.Shown:
         scheme, _, place = self.place(connection, head).partition("://")
+        _, ticket = without_ticket(head.path)
+        query = {**head.query, "ticket": ticket} if ticket else head.query
         names = ("wss", "ws") if body is None else ("https", "http")
         schemes = names[:1] if scheme == "https" else names         # TLS may have ended before us, and nobody told us
         return auth.Shown(
             method=head.method, urls=tuple(f"{name}://{place}{head.target}" for name in schemes), target=head.target,
-            authority=place.partition("/")[0], field=head.get, query=head.query, agent=agent, now=self.wall(),
+            authority=place.partition("/")[0], field=head.get, query=query, agent=agent, now=self.wall(),
             nonces=self.nonces, form=form, body=body)
 
     def has_token(self, head) -> bool:
@@ -116,6 +118,12 @@ class Gate:
         """ProtocolError(1008) unless a call is of the account that its credentials are of."""
         if tenant and not auth.signatures.same_tenant(tenant, claimed):
             raise ProtocolError(1008, "this call is of another account than its credentials")
+
+
+def without_ticket(path: str) -> tuple[str, str]:
+    """A route, and the ticket at its end, "" without one: where a platform allows no query, /ticket/... stands there."""
+    route, _, ticket = path.partition("/ticket/")
+    return route, ticket
 
 
 def without_secrets(query: Mapping[str, str]) -> dict[str, str]:

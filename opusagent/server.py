@@ -28,7 +28,7 @@ from .departure import Departures
 from .dialects import DIALECTS, OpenAIRealtime, Start
 from .door import Door
 from .echo import EchoCall, EchoSession
-from .gate import Gate, without_secrets
+from .gate import Gate, without_secrets, without_ticket
 from .limits import Limits as CallLimits
 from .limits import caller_of
 from .loop import attach, detach
@@ -323,7 +323,7 @@ class Server:
 
     def session(self, connection: Connection, head: http11.Head) -> tuple[Limits, Callable]:
         """What an upgrade asks for: its limits, and the function that begins its session once the 101 is out."""
-        parts = head.path.split("/")
+        parts = without_ticket(head.path)[0].split("/")
         if parts[1:] == ["ws", "echo"]:
             self._check_diagnostics(connection, head)
             self._check_origin(connection, head)

@@ -46,12 +46,13 @@ class Hook:
     query: Mapping[str, str]        # of its URL; these are facts, too
 
     def stream(self, dialect: str = "") -> str:
-        """The address of the call's audio, with a ticket where the platform does not sign what it opens there."""
+        """The address of the call's audio, with a ticket where the platform does not sign what it opens there, or is to
+        open each address once; Twilio allows no query there."""
         url = f"ws{self.place[4:]}/ws/{dialect or self.platform}" + (f"/{self.agent}" if self.agent else "")
-        if self.key is None or auth.ticketed not in auth.TABLE[self.platform]:
+        if self.key is None or not self.key.once and auth.ticketed not in auth.TABLE[self.platform]:
             return url
         ticket = auth.ticket(self.key, self.agent, self.server.gate.wall(), secrets.token_hex(16))
-        return f"{url}?{urlencode({'ticket': ticket})}"
+        return f"{url}/ticket/{ticket}" if self.key.once else f"{url}?{urlencode({'ticket': ticket})}"
 
     def facts(self, caller: str, callee: str, **more: str) -> dict[str, str]:
         """What the agent is told: the parties, whatever `more` there is, and what stands in the webhook's URL."""

@@ -322,3 +322,41 @@ def test_a_body_that_does_not_come_is_waited_for_as_long_as_a_head(server):
 def test_a_body_is_a_form_or_an_object(server, kind, body):
     status, _, said = request(server, "POST", "/twilio/voice", body, {"Content-Type": kind, "X-Twilio-Signature": "x"})
     assert status == 400 and said == b"The body is no form and no JSON object.\n"
+
+
+# ---- Twilio's streams, once ------------------------------------------------------------------------------------------
+
+def upgrade(server, target, secret=SECRET):
+    """The status of an upgrade as Twilio asks for it."""
+    heads = signing.headers("twilio", urlsplit(f"wss://calls.example.com{target}"), secret, 0, "")
+    with socket.create_connection((server.host, server.port), timeout=10) as line:
+        line.sendall("\r\n".join([f"GET {target} HTTP/1.1", "Host: calls.example.com", "Connection: Upgrade",
+                                  "Upgrade: websocket", "Sec-WebSocket-Version: 13",
+                                  "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+                                  *(f"{name}: {value}" for name, value in heads.items()), "", ""]).encode())
+        return int(line.recv(200).split()[1])
+
+
+@pytest.mark.parametrize("agent", ["", "/demo"])
+def test_a_stream_of_twilios_is_opened_once_where_that_is_asked_for(tmp_path, agent):
+    (tmp_path / "opusagent.toml").write_text(f'public_url = "{PLACE}"\n[auth.twilio]\nsecrets = ["{SECRET}"]\n'
+                                             "once = true\n")
+    with serving(*SCRIPTED, "--config", str(tmp_path / "opusagent.toml")) as server:
+        def address(query=""):
+            body = request(server, *as_twilio(f"/twilio/voice{agent}{query}", CALL))[2]
+            stream = ElementTree.fromstring(body)[0][0]
+            return stream.get("url").removeprefix("wss://calls.example.com")
+        first, second = address(), address()
+        assert first.startswith(f"/ws/twilio{agent}/ticket/") and first != second
+        assert upgrade(server, first, "another-secret") == 401
+        assert [upgrade(server, first) for _ in range(2)] == [101, 401]
+        assert upgrade(server, f"/ws/twilio{agent}") == 401
+        elsewhere = second.replace(f"twilio{agent}/", "twilio/" if agent else "twilio/demo/")
+        assert upgrade(server, elsewhere) == 401, "a ticket is for its agent"
+        assert upgrade(server, second[:-1] + ("0" if second[-1] != "0" else "1")) == 401
+        assert upgrade(server, second) == 101
+        assert upgrade(server, address("?relay=1")) == 101
+
+
+def test_a_stream_without_a_ticket_is_as_good_as_ever_where_nothing_is_asked_for(server):
+    assert [upgrade(server, "/ws/twilio") for _ in range(2)] == [101, 101]
