@@ -256,12 +256,15 @@ def test_what_the_parser_read_goes_straight_back_into_load():
     assert config.origins == ("https://a.example",)
 
 
-def test_help_names_default_and_variable_of_each_flag():
+def test_help_names_default_and_variable_of_each_flag_and_of_those_in_sections_when_asked(capsys):
     parser = argparse.ArgumentParser()
     add_flags(parser, [key for key in SETTINGS if key.startswith("net.") or key == "port"])
-    text = re.sub(r"\s+", " ", parser.format_help())
-    assert "--port PORT port to listen on; 0 is a free one (default 8000; OPUSAGENT_PORT)" in text
-    assert "--net-head-seconds SECONDS" in text and "--workers" not in text
+    for asked, there in (("--help", False), ("--help-all", True)):
+        with pytest.raises(SystemExit, match="0"):
+            parser.parse_args([asked])
+        text = re.sub(r"\s+", " ", capsys.readouterr().out)
+        assert "--port PORT port to listen on; 0 is a free one (default 8000; OPUSAGENT_PORT)" in text
+        assert ("--net-head-seconds SECONDS" in text) == there and "--workers" not in text
 
 
 def test_the_printed_configuration_loads_back_to_the_same(tmp_path):
