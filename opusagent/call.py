@@ -422,7 +422,8 @@ class Call:
         return {"id": self.id, "dialect": self.dialect.name, "state": self.dialogue.state if self.dialogue else "",
                 "done": self.done, "live": self.slot is not None, **self.usage.told(self.slot),
                 "floor": silence.whose(self) if self.slot is not None else "", "turns": self.ledger.receipts,
-                "facts": self.dialogue.facts if self.dialogue else {}, "dropped_chunks": self.mouth.out.dropped}
+                "facts": self.dialogue.facts if self.dialogue else {},
+                "ignored_messages": self.dialect.ignored, "dropped_chunks": self.mouth.out.dropped}
 
 
 ON_EVENT = {Start: Call.on_start, Audio: Call.on_audio, Dtmf: Call.on_dtmf, Mark: Call.on_mark, Pause: Call.on_pause,

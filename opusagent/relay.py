@@ -368,7 +368,8 @@ class RelayCall:
         """What GET /calls/<id> says."""
         return {"id": self.id, "dialect": self.dialect.name, "state": self.dialogue.state if self.dialogue else "",
                 "done": self.done, "live": self.live, **self.usage.told(), "turns": self.ledger.receipts,
-                "facts": self.dialogue.facts if self.dialogue else {}, "dropped_chunks": 0}
+                "facts": self.dialogue.facts if self.dialogue else {},
+                "ignored_messages": self.dialect.ignored, "dropped_chunks": 0}
 
 
 def joined(before: str, text: str) -> str:
