@@ -5,6 +5,7 @@ rule: what it starts dies with it.
 """
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import signal
@@ -75,7 +76,7 @@ class Systemd:
                                     units=self.units, etc=self.etc, program=PROGRAM))
         with open(Path(self.place.name, "said"), "wb") as said:
             self.process = subprocess.Popen(["unshare", *NAMESPACES, "--fork", "--kill-child", "--mount-proc", "sh", boot],
-                                            stdout=said, stderr=said)
+                                            stdout=said, stderr=said, preexec_fn=die_with_us)
         until = time.monotonic() + PATIENCE
         while not self.running():
             assert self.process.poll() is None and time.monotonic() < until, self.said
@@ -118,6 +119,11 @@ class Systemd:
             self.process.kill()
             self.process.wait()
         self.place.cleanup()
+
+
+def die_with_us() -> None:
+    """SIGKILL for the process that calls this when the one that started it is gone; prctl(2)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 def status(pid: int) -> dict[str, str]:
