@@ -9,7 +9,8 @@ that trusts them; bounds checks of the compiler are off only because of that.
 It is one module in several files, which see each other's names as if they were one:
 
     native       what C says better than Cython, and what the system lends
-    framing      ReceiveBuffer, FrameParser, build_frame, unmask, utf8_valid
+    frames       build_frame, unmask, utf8_valid
+    framing      ReceiveBuffer, FrameParser
     sockets      Wire, EpollSet
     memory       Arena, Slot, Ring, MappedFile: what is shared with the engine processes
     buffers      how the kernels borrow their arguments' memory
@@ -21,6 +22,7 @@ It is one module in several files, which see each other's names as if they were 
     base64       base64_decode, base64_encode
     media        the carriers' media messages, in one pass
     room         Room, media_message, codes_of: samples as they stand on the wire, both ways
+    unattended   Past, Arrivals, Intake, Stretch, Pacer: frames that need no decision
 """
 import mmap
 import os
@@ -39,6 +41,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from cpython.bytearray cimport PyByteArray_AS_STRING
 
 include "fastpath/native.pxi"
+include "fastpath/frames.pxi"
 include "fastpath/framing.pxi"
 include "fastpath/sockets.pxi"
 include "fastpath/memory.pxi"
@@ -51,3 +54,4 @@ include "fastpath/histogram.pxi"
 include "fastpath/base64.pxi"
 include "fastpath/media.pxi"
 include "fastpath/room.pxi"
+include "fastpath/unattended.pxi"

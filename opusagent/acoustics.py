@@ -6,7 +6,7 @@ explains nearly all of it (the peak of the normalised cross-correlation), so a c
 """
 import numpy as np
 
-from ._fastpath import Resampler
+from ._fastpath import Past, Resampler
 
 KEPT_MS = 800                   # of what was sent: the longest delay, what the platform buffers, and the stretch itself
 STRETCH_MS = 96                 # of the caller's audio that is compared; shorter ones resemble each other by chance
@@ -16,23 +16,14 @@ EXPLAINED = 0.7                 # correlation from which a stretch is an echo
 class Echo:
     """One call's: `sent` what went out, `explains` what came in."""
 
-    __slots__ = ("_rate", "_wire_rate", "_stretch", "_ring", "_at")
+    __slots__ = ("_rate", "_wire_rate", "_stretch", "past", "sent")
 
     def __init__(self, rate: int, wire_rate: int):
         """`rate`: of the caller's audio as it is heard, Hz; `wire_rate`: of what is sent."""
         self._rate, self._wire_rate = rate, wire_rate
         self._stretch = STRETCH_MS * rate // 1000                       # samples
-        self._ring = np.zeros(KEPT_MS * wire_rate // 1000, np.int16)    # what was sent
-        self._at = 0                                                    # where in it the next sample goes
-
-    def sent(self, pcm: np.ndarray) -> None:
-        """At most KEPT_MS of it."""
-        ring, at = self._ring, self._at
-        first = min(len(pcm), len(ring) - at)
-        ring[at:at + first] = pcm[:first]
-        if first < len(pcm):
-            ring[:len(pcm) - first] = pcm[first:]
-        self._at = (at + len(pcm)) % len(ring)
+        self.past = Past(KEPT_MS * wire_rate // 1000)                   # what was sent
+        self.sent = self.past.push
 
     def explains(self, heard: np.ndarray) -> bool:
         """True where the last STRETCH_MS of `heard`, int16, are an echo of what was sent."""
@@ -40,7 +31,7 @@ class Echo:
         power = float(stretch @ stretch)
         if len(stretch) < self._stretch or not power:
             return False
-        sent = np.concatenate((self._ring[self._at:], self._ring[:self._at]))       # the newest last
+        sent = self.past.last(len(self.past))
         if self._wire_rate != self._rate:
             sent = Resampler(self._wire_rate, self._rate).push(sent)
         sent = sent.astype(np.float32)

@@ -7,7 +7,7 @@ the agent says is mouth.py's, and how that is made pipeline.py's.
 import logging
 import math
 
-from . import departure, earlier, interruption, journal, keypad, silence, stereo
+from . import departure, earlier, interruption, journal, keypad, silence, stereo, unattended
 from .dialects import (FACTS, HYPOTHESIS, RECOGNITION, REPLIED, REPLYING, SPEECH_STARTED, SPEECH_STOPPED, Audio,
                        Complaint, Dtmf, Mark, Pause, Start, Stop)
 from .ear import Ear
@@ -143,6 +143,7 @@ class Call:
         self.transaction = Transaction(self.dialogue, self.turns)
         self.mouth.open(self.slot, wire_rate, self.studio, self.flow, self.server.config.openai, self.dialogue)
         self.recording = stereo.begin(getattr(self.server, "archive", None), self, self.recording)
+        unattended.begin(self)
 
     def _begin(self) -> None:
         self._reply(self.dialogue.begin())

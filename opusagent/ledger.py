@@ -4,9 +4,9 @@ It decides nothing and sends nothing.  The rule: a turn's waits are counted from
 in the audio itself, by the definition that callers measure with.
 """
 import logging
-from collections import deque
 from collections.abc import Callable
 
+from ._fastpath import Arrivals
 from .audio import last_voiced
 from .dialects import RECEIPT
 from .logs import about
@@ -14,7 +14,6 @@ from .metrics import Metrics, TurnTrace
 
 log = logging.getLogger("opusagent")
 
-ARRIVALS = 64                   # messages whose times are remembered
 LOOK_BACK_MS = 1500             # before an endpoint, to find the last voiced window in
 
 
@@ -24,7 +23,7 @@ class Ledger:
     `aside` is that of a turn of which is not known yet whether it is one: the reply before it may go on.
     """
 
-    __slots__ = ("metrics", "journal", "tell", "call_id", "receipts", "trace", "aside", "_arrivals")
+    __slots__ = ("metrics", "journal", "tell", "call_id", "receipts", "trace", "aside", "arrivals")
 
     def __init__(self, metrics: Metrics, journal=None, tell: Callable = lambda *news: None):
         self.metrics = metrics
@@ -34,11 +33,11 @@ class Ledger:
         self.receipts: list[dict] = []
         self.trace: TurnTrace | None = None
         self.aside: TurnTrace | None = None
-        self._arrivals: deque[tuple[int, int]] = deque(maxlen=ARRIVALS)    # (position after a message, ns)
+        self.arrivals = Arrivals()      # of the caller's audio
 
     def arrived(self, position: int, now: int) -> None:
         """The caller's audio up to `position` is here."""
-        self._arrivals.append((position, now))
+        self.arrivals.add(position, now)
 
     def begin(self, now: int, slot=None, rtt_ns: int = 0, decided: int = 0, aside: bool = False) -> TurnTrace:
         """A turn ends now.  With its audio in `slot`, of which `decided` samples have been judged, the wait for it is
@@ -63,8 +62,8 @@ class Ledger:
         count = min(LOOK_BACK_MS * rate // 1000, written)
         position = written - count + (last_voiced(slot.read(written - count, count), rate) or count)
         trace.end_ms = position * 1000 / rate
-        return next((at - (after - position) * 1_000_000_000 // rate
-                     for after, at in self._arrivals if after >= position), now)
+        after, at = self.arrivals.of(position) or (position, now)
+        return at - (after - position) * 1_000_000_000 // rate
 
     def finish(self, stopped_by: str = "") -> None:
         """The turn is over, if one is being written; the one aside is the next."""

@@ -6,7 +6,8 @@ nothing of it has an effect, until say() commits to it.
 """
 from functools import partial
 
-from . import journal
+from . import journal, unattended
+from ._fastpath import Stretch
 from .acoustics import Echo
 from .flow import COMMIT, Outcome
 from .journal import entry
@@ -30,7 +31,7 @@ class Mouth:
 
     __slots__ = ("call", "journal", "connection", "dialect", "out", "metrics", "clock", "voice", "slot", "playout",
                  "stage", "epoch", "turn", "held", "audible", "thrown", "most_thrown", "lowered", "echo", "sounded",
-                 "resumes", "held_back", "usage", "metered", "eased", "model")
+                 "resumes", "held_back", "usage", "metered", "eased", "model", "stretch")
 
     def __init__(self, call, server, connection, dialect):
         self.call = call
@@ -54,6 +55,7 @@ class Mouth:
         self.model = None                   # the language model as this call has it
         self.echo: Echo | None = None       # what went out, to know it again when it comes back; None: nobody asks
         self.sounded = 0                    # samples of the caller's when something last went out
+        self.stretch: Stretch | None = None     # frames that go out by themselves; None where none ever does
         # what is said
         self.epoch = 0                      # grows with each reply, and whenever one is dropped
         self.turn: Turn | None = None       # the reply on its way to the listener
@@ -83,6 +85,7 @@ class Mouth:
     def close(self) -> None:
         """The call is over."""
         self.drop()
+        self.stretch = None                 # it leads back to us
         if self.model is not None and hasattr(self.model, "forget"):
             self.model.forget()
         self.slot = self.stage = self.model = None      # a late voice finds nobody; the stage leads back to us
@@ -151,6 +154,7 @@ class Mouth:
     def hold_back(self, now: int) -> None:
         """The agent stops, as in stop(), but the reply may go on: it is made as far as there is room."""
         self.held_back = True
+        self._attend()
         self.playout.hold(now)
         self.out.late.clear()
         self.out.clear(now)
@@ -165,6 +169,7 @@ class Mouth:
     def drop(self) -> None:
         """Nothing of the reply, spoken or held, is made or sent any more."""
         self.held_back = False
+        self._attend()
         turn = self.turn or self.held
         self.turn = self.held = None
         if turn is not None:
@@ -184,10 +189,12 @@ class Mouth:
 
     def duck(self) -> None:
         """The caller makes a sound while the agent speaks: lower, until it is known what that is."""
+        self._attend()
         self.playout.gain(self.lowered, DUCK_MS)
 
     def restore(self) -> None:
         """It was nothing."""
+        self._attend()
         self.playout.gain(1.0, RESTORE_MS)
 
     # -- from the voice ------------------------------------------------------------------------------------------------
@@ -259,7 +266,15 @@ class Mouth:
     @property
     def due(self) -> int:
         """ns: before then play() has nothing to do, unless something happens; 0 for the next tick."""
-        return NEVER if self.turn is None else self.playout.due
+        if self.turn is None:
+            return NEVER
+        return self.stretch.ends if self.stretch is not None and self.stretch.left else self.playout.due
+
+    def _attend(self) -> None:
+        """Nothing goes out by itself any more."""
+        if self.stretch is not None:
+            self.stretch.end()
+            self.call.due = 0
 
     def play(self, now: int) -> None:
         """Send the speech that is due, and see whether the reply is over."""
@@ -282,6 +297,8 @@ class Mouth:
             if not out.late:
                 out.text(self.dialect.mark(f"{self.epoch}:{position}"))
         self.slot.note(*playout.place)
+        if self.stretch is not None:
+            unattended.follow(self)
         if turn.state is not SPEAKING and not playout.playing(now) and not out.late:
             self.turn = None
             self.call.turn_done(turn, playout.heard_text(now), now)

@@ -9,6 +9,7 @@ from collections import deque
 import numpy as np
 
 from . import wording
+from ._fastpath import Past
 
 FRAME_MS = 20
 MS = 1_000_000                  # ns
@@ -80,8 +81,8 @@ class Playout:
     """One call's.  `begin` starts a reply, `push` adds segments, `pop` gives what is due."""
 
     __slots__ = ("rate", "size", "most", "lead", "queue", "sent", "underruns", "_frame", "_filled", "_origin", "_lag",
-                 "_silence", "_places", "_marks", "_gain", "_target", "_step", "_last", "_faded", "_gap", "_kept", "_ends",
-                 "_again", "_held", "words")
+                 "_silence", "_places", "_marks", "_gain", "_target", "_step", "last", "_faded", "_gap", "kept",
+                 "_ends", "_again", "_held", "words")
 
     def __init__(self, rate: int, lead_ms: int = 0, message_ms: int = FRAME_MS):
         self.rate = rate                            # Hz on the wire
@@ -100,11 +101,11 @@ class Playout:
         self._marks: list[int] = []                 # ends of segments since take_marks()
         self._gain = self._target = 1.0
         self._step = 0.0                            # change of the gain per sample
-        self._last = 0                              # the last sample that went out, before the gain
+        self.last = 0                              # the last sample that went out, before the gain
         self._faded = False                         # the voice was late: what it says next is faded in
         self._gap = False                           # nothing has gone out since it was late; that is counted
         kept = KEPT_MS + min(lead_ms, MOST_LEAD_MS)
-        self._kept = np.zeros(rate * kept // 1000, np.int16)    # a ring of what went out last, as it was spoken
+        self.kept = Past(rate * kept // 1000)       # what went out last, as it was spoken
         self._ends: list[int] = []                  # of the segments that were given to take_marks()
         self.words = Segment.words                  # (segment, rate): where its words end; a journal wants to know
         self._again: Segment | None = None          # what is said once more, before anything else
@@ -118,7 +119,7 @@ class Playout:
         self._places.clear()
         self._marks.clear()
         self._gain = self._target = 1.0
-        self._last, self._faded, self._gap = 0, False, False
+        self.last, self._faded, self._gap = 0, False, False
         self._ends.clear()
         self._again = self._held = None
 
@@ -162,8 +163,8 @@ class Playout:
                 frame = self._next_whole()
                 if frame is not None:
                     self._set_off(now)
-                    self._gap, self._last = False, int(frame[-1])
-                    self._keep(frame)
+                    self._gap, self.last = False, int(frame[-1])
+                    self.kept.push(frame)
                     self.sent += self.size
                     return frame
             else:
@@ -177,8 +178,8 @@ class Playout:
             return None
         self._set_off(now)
         self._gap = late
-        self._last = int(self._frame[count - 1])
-        self._keep(self._frame[:count])
+        self.last = int(self._frame[count - 1])
+        self.kept.push(self._frame[:count])
         frames, rest = self._with_gain(self._frame[:count]), self._filled - count
         if rest > 0:
             frames = frames.copy()
@@ -187,25 +188,35 @@ class Playout:
         self.sent += count
         return frames
 
-    def _keep(self, frame: np.ndarray) -> None:
-        at, size = self.sent % len(self._kept), len(self._kept)
-        if at + len(frame) <= size:
-            self._kept[at:at + len(frame)] = frame
-        else:
-            self._kept[at:], self._kept[:at + len(frame) - size] = frame[:size - at], frame[size - at:]
-
     def _next_whole(self) -> np.ndarray | None:
         """A frame from the midst of a segment, where it lies, which is nearly every one; None where it takes more."""
+        if not self._whole(1):
+            return None
+        segment = self.queue[0]
+        at = segment.read % len(segment.pcm)
+        segment.read += self.size
+        return segment.pcm[at:at + self.size]
+
+    def _whole(self, most: int) -> int:
+        """How many frames, at most so many, lie in one piece in the midst of the segment and are sent as they are."""
         size, segment = self.size, self.queue[0]
         if size != self.most or self._gain != 1.0 or self._target != 1.0 or self._faded:
+            return 0
+        if not self._places or self._places[-1][0] is not segment:
+            return 0
+        room = len(segment.pcm)
+        in_one_piece = (room - segment.read % room) // size if room else 0
+        return min(most, (segment.written - segment.read - 1) // size, in_one_piece)
+
+    def ahead(self, most: int) -> tuple[Segment, int, int] | None:
+        """What follows without anything to decide, for a Stretch: of this segment so many frames, at most `most`, and
+        when the reply's first sample was due, ns.  None where there is no such frame."""
+        if self._origin is None or self.held or self._again is not None or self._gap or not self.queue:
             return None
-        if segment.written - segment.read <= size:
+        if self._filled or self._silence:
             return None
-        at = segment.read % len(segment.pcm)
-        if not self._places or self._places[-1][0] is not segment or at + size > len(segment.pcm):
-            return None
-        segment.read += size
-        return segment.pcm[at:at + size]
+        frames = self._whole(most)
+        return (self.queue[0], self._origin, frames) if frames > 0 else None
 
     def _ready(self, now: int) -> int:
         """How many samples, whole frames, go out now: as many as go together, or what there is if that is all of the
@@ -225,7 +236,7 @@ class Playout:
         nothing.  How many samples, whole frames, go out for that: 0 where it is not so, or has been done.  What the
         samples are does not matter: a call that is replayed has none."""
         filled, frame = self._filled, self._frame
-        last = int(frame[filled - 1]) if filled else self._last
+        last = int(frame[filled - 1]) if filled else self.last
         speaking = bool(self.queue) and self.queue[0].read > self.queue[0].start
         if self._gap or not speaking or self._origin is None or now < self._due() + self.lead:
             return 0
@@ -308,14 +319,15 @@ class Playout:
     def go_on(self, now: int, earlier: int) -> None:
         """From where it was heard, or at most about `earlier` samples before, at the beginning of a word."""
         heard, self._held = self._held, None
-        begin = max(0, self.sent - len(self._kept), self._word_before(heard, earlier))
-        sent = self._kept[np.arange(begin, self.sent) % len(self._kept)]
+        begin = max(0, self.sent - len(self.kept), self._word_before(heard, earlier))
+        sent = self.kept.last(self.sent - begin)
+        self.kept.take_back(self.sent - begin)
         again = np.concatenate((sent, self._frame[:self._filled]))
         self._again = Segment("", again) if len(again) else None
         self._marks += [end for end in self._ends if end > begin]
         self.sent, self._filled = begin, 0
         self._origin = now - begin * 1_000_000_000 // self.rate
-        self._last, self._faded, self._gap, self._gain = 0, False, False, 0.0
+        self.last, self._faded, self._gap, self._gain = 0, False, False, 0.0
         self.gain(1.0, RESUME_MS)
 
     def _word_before(self, heard: int, earlier: int) -> int:

@@ -14,7 +14,7 @@ from datetime import date
 
 from . import ProtocolError, garbage, http11, journal, net, notices, pages, webhooks
 from . import config as settings
-from ._fastpath import EpollSet, ReceiveBuffer
+from ._fastpath import EpollSet, Pacer, ReceiveBuffer
 from .admission import Admission
 from .archive import Archive, kept
 from .audiosocket import AudioSocketConnection
@@ -73,6 +73,7 @@ class Server:
         self.buffer = ReceiveBuffer(65536)          # every connection of the worker receives into it
         self.view = self.buffer.view
         self.epoll = EpollSet(self.buffer, metrics.frames, on_slow=self._slow)
+        self.pacer = Pacer()                        # what goes out of the calls by itself
         self.connections: set[Connection] = set()
         self.calls: dict[str, Call] = {}            # by call id
         self.waiting: set[Resumable] = set()        # of them those whose connection has ended
@@ -240,6 +241,7 @@ class Server:
             self._arm(max(self._next_tick, now - TICK_NS) + TICK_NS if self.calls else now + self._rest())
 
     def _look_after(self, now: int, late: int = 0) -> None:
+        self.pacer.run(now)
         due = [call for call in self.calls.values() if call.due <= now]
         self.admission.tick(late, due, now)
         for call in due:

@@ -15,7 +15,7 @@ LAYERS = [
      "ed25519", "nonces", "auth", "signing"},
     {"engines", "carriers"},
     {"pipeline"},
-    {"meter", "registry", "shelf", "earlier", "archive", "notices", "stereo", "garbage", "journal", "prompts", "studio", "ledger", "outbound", "tools", "ear", "silence", "mouth", "transaction", "departure", "interruption", "keypad",
+    {"meter", "registry", "shelf", "earlier", "archive", "notices", "stereo", "garbage", "journal", "prompts", "studio", "ledger", "outbound", "tools", "ear", "silence", "mouth", "transaction", "departure", "interruption", "unattended", "keypad",
      "call", "resumption", "assistant", "realtime", "relay", "script", "echo", "replay", "whatif"},
     {"connection", "audiosocket", "flowcheck", "console", "pages", "gate", "webhooks", "door", "limits", "admission", "handover", "continuity", "takeover", "server",
      "recording", "timeline", "terminal", "telephone", "probe", "caller", "localserver", "people", "demo", "latency", "rehearse", "client"},

@@ -90,6 +90,10 @@ class Twilio:
         head = orjson.dumps({"event": "media", **stream, "media": {"payload": ""}})
         self._before_payload = head[:-len(AFTER_PAYLOAD)]
 
+    @property
+    def media_ends(self) -> tuple[bytes, bytes]:
+        return self._before_payload, AFTER_PAYLOAD
+
     def open(self) -> None:
         return None
 

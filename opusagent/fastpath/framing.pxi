@@ -1,84 +1,8 @@
-# RFC 6455 section 5.  Opcodes and close codes have their numbers from there.
+# Whole messages out of a stream of bytes that is cut anywhere.
 
 cdef enum:
-    OP_CONTINUATION = 0x0
-    OP_TEXT = 0x1
-    OP_BINARY = 0x2
-    OP_CLOSE = 0x8
-    OP_PING = 0x9
-    OP_PONG = 0xA
     NEED_MORE = -1
     FIRST_SPILL = 4096          # bytes of the first buffer a partial message gets
-
-
-def unmask(buffer not None, bytes key not None, Py_ssize_t offset=0):
-    """XOR `buffer` in place with the 4-byte `key`, as if `offset` bytes of the payload came before it."""
-    cdef Py_buffer b
-    cdef uint32_t k
-    if len(key) != 4:
-        raise ValueError("a masking key has 4 bytes")
-    memcpy(&k, PyBytes_AS_STRING(key), 4)
-    PyObject_GetBuffer(buffer, &b, PyBUF_WRITABLE)
-    oa_xor(<uint8_t*>b.buf, b.len, oa_rotate(k, offset & 3))
-    PyBuffer_Release(&b)
-
-
-def utf8_valid(data not None) -> bool:
-    """True if `data` is whole, well-formed UTF-8."""
-    cdef Py_buffer b
-    cdef oa_utf8 state
-    state.need = 0
-    PyObject_GetBuffer(data, &b, PyBUF_SIMPLE)
-    cdef bint good = oa_utf8_push(&state, <const uint8_t*>b.buf, b.len) and state.need == 0
-    PyBuffer_Release(&b)
-    return good
-
-
-def build_frame(int opcode, payload not None, bint fin=True, bytes mask=None) -> bytes:
-    """One frame as bytes: header, masking key if `mask` (4 bytes) is given, payload (masked then)."""
-    cdef Py_buffer b
-    cdef uint8_t *out
-    cdef uint8_t *q
-    cdef uint32_t key = 0
-    cdef size_t head
-    cdef bint masked = mask is not None
-    if masked:
-        if len(mask) != 4:
-            raise ValueError("a masking key has 4 bytes")
-        memcpy(&key, PyBytes_AS_STRING(mask), 4)
-    PyObject_GetBuffer(payload, &b, PyBUF_SIMPLE)
-    try:
-        head = 2 if b.len < 126 else 4 if b.len < 65536 else 10
-        frame = PyBytes_FromStringAndSize(NULL, head + (4 if masked else 0) + b.len)
-        out = <uint8_t*>PyBytes_AS_STRING(frame)
-        write_head(out, opcode, fin, masked, b.len)
-        q = out + head
-        if masked:
-            memcpy(q, &key, 4)
-            q += 4
-        memcpy(q, b.buf, b.len)
-        if masked:
-            oa_xor(q, b.len, key)
-    finally:
-        PyBuffer_Release(&b)
-    return frame
-
-
-cdef inline void write_head(uint8_t *out, int opcode, bint fin, bint masked, uint64_t n) noexcept nogil:
-    cdef int i
-    out[0] = (0x80 if fin else 0) | <uint8_t>opcode
-    if n < 126:
-        out[1] = <uint8_t>n
-    elif n < 65536:
-        out[1] = 126
-        out[2] = <uint8_t>(n >> 8)
-        out[3] = <uint8_t>n
-    else:
-        out[1] = 127
-        for i in range(8):
-            out[2 + i] = <uint8_t>(n >> (56 - 8 * i))
-    if masked:
-        out[1] |= 0x80
 
 
 cdef class ReceiveBuffer:
@@ -122,6 +46,9 @@ cdef struct oa_parsing:                 # a FrameParser between two processes
     uint8_t control[125]
 
 
+cdef class Intake                       # below: what takes a call's plain media messages
+
+
 cdef class FrameParser:
     """Whole messages and control frames out of a byte stream that is cut anywhere.
 
@@ -163,11 +90,13 @@ cdef class FrameParser:
     cdef public bint stopped            # nothing more is read (the peer's close frame came, or its fault)
     # what next_message() found
     cdef readonly object payload        # memoryview, good until the next call of next_message() or feed()
+    cdef Py_ssize_t whole_at            # where the message lies in what is lent; -1: it does not, or is viewed already
 
     def __init__(self, uint64_t max_message, bint masked=True, uint32_t max_fragments=1 << 17):
         self.max_message = max_message
         self.max_fragments = max_fragments
         self.masked = masked
+        self.whole_at = -1
 
     @property
     def partial(self) -> bool:
@@ -263,14 +192,21 @@ cdef class FrameParser:
         while self.step(on_message, on_control):
             pass
 
-    cdef bint step(self, on_message, on_control) except -1:
-        """Hands over one message or control frame; False when the bytes ran out or nothing more is to be read."""
-        cdef int opcode = self.next_message()
+    cdef bint step(self, on_message, on_control, Intake intake=None, int64_t now=0) except -1:
+        """Hands over one message or control frame; False when the bytes ran out or nothing more is to be read.
+
+        What `intake` takes nobody else hears of; `now`: ns, when it came.
+        """
+        cdef int opcode = self.find_message()
         if opcode == NEED_MORE:
             return False
         if opcode & 0x8:
             on_control(opcode, self.payload)
         elif not self.muted:
+            if intake is not None and self.whole_at >= 0 and intake.take(
+                    opcode, self.lent.data + self.whole_at, self.at - self.whole_at, now):
+                return True
+            self.view_whole()
             on_message(opcode, self.payload)
         return True
 
@@ -283,8 +219,21 @@ cdef class FrameParser:
 
     cpdef int next_message(self) except -2:
         """The opcode of the next whole message (TEXT, BINARY) or control frame, its bytes in `.payload`; -1: none."""
+        cdef int found = self.find_message()
+        self.view_whole()
+        return found
+
+    cdef inline int view_whole(self) except -1:
+        if self.whole_at >= 0:
+            self.payload = self.window[self.whole_at:self.at]
+            self.whole_at = -1
+        return 0
+
+    cdef int find_message(self) except -2:
+        """As next_message(), but a message that lies whole in what is lent is only at `whole_at`, up to `at`."""
         cdef int found
         self.payload = None
+        self.whole_at = -1
         if self.stopped:
             self.at = self.end
             return NEED_MORE
@@ -388,7 +337,7 @@ cdef class FrameParser:
         if self.message == OP_TEXT and not oa_utf8_push(&self.utf8, p, here):
             raise self.refuse(1007, "text is not UTF-8")
         if whole and self.fin and self.spilled == 0:
-            self.payload = self.window[self.at:self.at + <Py_ssize_t>here]
+            self.whole_at = self.at
         else:
             self.spill_bytes(p, here)
         self.at += here
@@ -405,7 +354,7 @@ cdef class FrameParser:
         cdef int message = self.message
         if message == OP_TEXT and self.utf8.need:
             raise self.refuse(1007, "text ends inside a character")
-        if self.payload is None:
+        if self.whole_at < 0:
             self.payload = memoryview(self.spill if self.spill is not None else b"")[:self.spilled]
         self.spill = None
         self.spilled = 0

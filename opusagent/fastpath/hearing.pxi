@@ -114,21 +114,25 @@ cdef class Vad:
     def push(self, pcm):
         """Hear int16 samples.  More than 256 ms of them run the batch on the spot."""
         cdef Py_buffer view
-        cdef Py_ssize_t count = borrow(pcm, &view, 2), n
-        cdef const int16_t *sample = <const int16_t *> view.buf
+        cdef Py_ssize_t count = borrow(pcm, &view, 2)
         try:
-            while count:
-                if self.filled == self.room:
-                    self.make_room()
-                n = min(count, <Py_ssize_t> (self.room - self.filled))
-                memcpy(self.pcm + self.filled, sample, n * sizeof(int16_t))
-                self.filled += n
-                sample += n
-                count -= n
-                while self.filled - self.ready >= self.window:
-                    self.complete()
+            self.hear(<const int16_t *> view.buf, count)
         finally:
             PyBuffer_Release(&view)
+
+    cdef int hear(self, const int16_t *sample, Py_ssize_t count) except -1:
+        cdef Py_ssize_t n
+        while count:
+            if self.filled == self.room:
+                self.make_room()
+            n = min(count, <Py_ssize_t> (self.room - self.filled))
+            memcpy(self.pcm + self.filled, sample, n * sizeof(int16_t))
+            self.filled += n
+            sample += n
+            count -= n
+            while self.filled - self.ready >= self.window:
+                self.complete()
+        return 0
 
     def close(self):
         """The call is over: windows that wait are forgotten."""

@@ -149,18 +149,22 @@ cdef class Slot:
     def write(self, pcm not None) -> int:
         """Append int16 samples of the caller; the position after them.  At most `capacity` samples a call."""
         cdef Py_buffer b
-        cdef uint64_t n, at, first, capacity = self.header.capacity, written = self.header.written
         PyObject_GetBuffer(pcm, &b, PyBUF_SIMPLE)
         try:
-            n = b.len // 2
-            if b.len & 1 or n > capacity or not capacity:
-                raise ValueError("whole int16 samples are written, at most 10 s at once, into a slot that is taken")
-            at = written % capacity
-            first = min(n, capacity - at)
-            memcpy(self.caller + at, b.buf, 2 * first)
-            memcpy(self.caller, <char*>b.buf + 2 * first, 2 * (n - first))
+            if b.len & 1:
+                raise ValueError("whole int16 samples are written")
+            return self.append(<int16_t*>b.buf, b.len // 2)
         finally:
             PyBuffer_Release(&b)
+
+    cdef int64_t append(self, const int16_t *pcm, uint64_t n) except -1:
+        cdef uint64_t at, first, capacity = self.header.capacity, written = self.header.written
+        if n > capacity or not capacity:
+            raise ValueError("at most 10 s are written at once, into a slot that is taken")
+        at = written % capacity
+        first = min(n, capacity - at)
+        memcpy(self.caller + at, pcm, 2 * first)
+        memcpy(self.caller, pcm + first, 2 * (n - first))
         oa_store(&self.header.written, written + n)
         return written + n
 

@@ -43,6 +43,7 @@ cdef class Wire:
     cdef bint queued                    # it stands in the set's turns, once
     cdef public bint quickack           # acknowledge each receive at once: TCP_QUICKACK does not last
     cdef public bint lockstep           # do not read on while something is unsent (echo: the peer sets the pace)
+    cdef public Intake intake           # what takes plain media messages in place of on_message, or None
     cdef public Slot keeper             # where what is not parsed and not sent is kept for a successor, or None
 
     def __init__(self, int fd, FrameParser parser not None, on_message, on_control, on_fault, on_end, on_drained):
@@ -190,7 +191,7 @@ cdef class Wire:
             if left == 0 or self.held_back():
                 return self.wait_for_turn()
             left -= 1
-            if not self.parser.step(self.on_message, self.on_control):
+            if not self.parser.step(self.on_message, self.on_control, self.intake, self.home.now):
                 break
         self.waiting = False
         self.keep()
@@ -309,7 +310,7 @@ cdef class EpollSet:
         """The callbacks of closed wires lead back to them; without them each is freed at once, without a collector."""
         cdef Wire wire
         for wire in self.closed:
-            wire.on_message = wire.on_control = wire.on_fault = wire.on_end = wire.on_drained = None
+            wire.on_message = wire.on_control = wire.on_fault = wire.on_end = wire.on_drained = wire.intake = None
         self.closed = []
         return 0
 

@@ -1,0 +1,29 @@
+"""Which calls' frames go in and out without Python, as long as there is nothing to decide about them.
+
+The compiled Intake takes their caller's plain media messages, a Stretch sends the frames of their replies; anything else
+goes the ordinary way, through Call.on_message() and Mouth.play().  The rule: the two ways differ in nothing but their
+cost, so a call of which every step is noted (a journal), or whose connection is no plain socket, has the ordinary one.
+"""
+from ._fastpath import Intake, Stretch, Wire
+
+FRAMES = 5                      # of a reply that go out before the call is looked at again
+
+
+def begin(call) -> None:
+    """The call has its slot, its ear and its mouth, or has them anew."""
+    wire, ends = getattr(call.connection, "wire", None), getattr(call.dialect, "media_ends", None)
+    if not isinstance(wire, Wire) or ends is None or call.journal is not None:
+        return
+    if call.ear.resampler is None:
+        wire.intake = Intake(call, call.ear, call.slot, call.ear.vad, call.ledger.arrivals)
+    call.mouth.stretch = Stretch(call.mouth, wire, call.server.pacer, *ends)
+
+
+def follow(mouth) -> None:
+    """What follows in the reply goes out by itself, as far as nothing has to be decided."""
+    stretch, out = mouth.stretch, mouth.out
+    stretch.end()
+    if mouth.call.recording is None and not out.late and not mouth.connection.congested:
+        ahead = mouth.playout.ahead(FRAMES)
+        if ahead is not None:
+            stretch.begin(*ahead)
