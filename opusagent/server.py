@@ -49,6 +49,7 @@ TIDY_NS = 1_000_000_000         # between two collections of garbage, and looks 
 FASTEST_CALL = 128 << 10        # bytes a second on a telephony route: four times what the widest of them needs
 CONTROL_RATE = 8                # control frames a second on a telephony route
 LONGEST_ID = 1000               # of a call that another worker is asked about
+BROKEN_NS = 30_000_000_000      # without engines that answer, a worker is as good as dead
 WARN_EVERY_NS = 1_000_000_000   # between two warnings of slow wake-ups
 KEPT_CALLS = 256                # records of ended calls kept for GET /calls/<id>
 PARTING_NS = 10_000_000_000     # for the last words to callers whose calls must end
@@ -92,6 +93,7 @@ class Server:
         self._unswept: list = []                    # connections that this sweep has still to look at
         self._doors: list[Door] = []
         self._moved = (0, self.now)                 # samples of all calls at the last look, and when that changed
+        self._whole = self.now                      # ns: when all engines answered last
         self.archive: Archive | None = None         # made by begin(), where calls are kept
         self.notices: notices.Notices | None = None     # ... and where somebody is told of their ends
         net_config = config.net
@@ -255,6 +257,8 @@ class Server:
             self._next_tidying = now + TIDY_NS
             garbage.collect(busy=bool(self.calls) or len(self.connections) > SWEPT)
             self.broken = self.studio.fault()
+            if not self.broken:
+                self._whole = now
             self.admission.look(now)
             for session in list(self.waiting):
                 session.sweep(now)
@@ -276,12 +280,12 @@ class Server:
                 connection.sweep(now)
 
     def _beat(self, now: int) -> None:
-        """The supervisor sees that we live.  A loop whose calls stand still is as good as dead."""
+        """The supervisor sees that we live.  A worker whose calls stand still, or whose engines do, is as good as dead."""
         self.seat.publish(self.metrics)
         heard = [call.slot.written for call in self.calls.values() if call.slot is not None]
         if sum(heard) != self._moved[0] or not heard:
             self._moved = sum(heard), now
-        if now - self._moved[1] < SECOND:
+        if now - self._moved[1] < SECOND and now - self._whole < BROKEN_NS:
             self.seat.put("beat", now)
         self.show()
 

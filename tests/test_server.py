@@ -3,6 +3,7 @@ import asyncio
 import time
 from types import SimpleNamespace
 
+from opusagent.board import Board
 from opusagent.config import Config
 from opusagent.metrics import Metrics
 from opusagent.server import Server
@@ -45,3 +46,20 @@ def test_getting_ready_is_no_load():
         return server.admission.load
 
     assert asyncio.run(started()) < 0.7
+
+
+def test_a_worker_gives_no_sign_of_life_whose_engines_have_been_silent_for_long():
+    fault = "The stt process does not answer."
+    beats = []
+    board = Board(2)
+    server = Server(Config(), SimpleNamespace(hearing=SimpleNamespace(run=lambda: None), fault=lambda: fault), Metrics(),
+                    board, board.seats[1])
+    server.show = lambda: None
+    began = server.clock()
+    for second in range(40):
+        now = began + second * 1_000_000_000
+        fault = "The stt process does not answer." if second > 3 else ""
+        server._look_after(now)
+        beats.append((server.seat.beat - began) // 1_000_000_000)
+    server.epoll.close()
+    assert beats == [*range(33), *[32] * 7]         # 30 seconds from the last time that they answered
