@@ -228,6 +228,7 @@ class Call:
 
     def _weigh(self, onset: int) -> None:
         if self.ear.overhearing:
+            self.ear.weighed = True
             self.ear.ask()
         else:
             self._follow(self.turns.weigh(True))            # there are no words that could tell
@@ -236,7 +237,7 @@ class Call:
         """It was nothing."""
         self.mouth.restore()
         if self.ear.overhearing:
-            self.ear.listen_no_more()
+            interruption.over(self)
 
     def _end_of_turn(self, position: int) -> None:
         now = self.server.clock()
@@ -283,7 +284,9 @@ class Call:
         """What the utterance is so far."""
         self.due = 0
         if self.ear.overhearing:
-            self._follow(self.turns.weigh(self.dialogue.interrupts(text)))
+            interrupts = self.dialogue.interrupts(text)
+            self.ear.weighed = interrupts is not False
+            self._follow(self.turns.weigh(interrupts))
         if self.mouth.held_back:
             interruption.words(self, text)
         if self.ear.hearing and not self.ear.overhearing:
@@ -307,11 +310,16 @@ class Call:
         self.mouth.out.tell(RECOGNITION, text, confidence)
         self._reply(self.dialogue.answer(text))
 
+    def on_afterthought(self, text: str, confidence: float) -> None:
+        """What it was that was over before anybody knew."""
+        if interruption.afterthought(self, text):
+            self.on_heard(text, confidence)
+
     def on_deaf(self) -> None:
         """The recogniser has failed."""
         self.due = 0
         self.server.metrics.count("recogniser_failures")
-        overheard = self.ear.overhearing
+        overheard = self.ear.overhearing or self.ear.afterthought
         self.ear.listen_no_more()
         if self.mouth.held_back:
             return interruption.go_on(self)

@@ -28,7 +28,8 @@ class Ear:
     """
 
     __slots__ = ("call", "journal", "connection", "studio", "stt", "turn_model", "slot", "vad", "resampler", "utterance", "search",
-                 "terms", "hearing", "overhearing", "heard_from", "floor", "final_by", "media_at")
+                 "terms", "hearing", "overhearing", "weighed", "afterthought",
+                 "heard_from", "floor", "final_by", "media_at")
 
     def __init__(self, call, server, connection):
         self.call = call
@@ -47,6 +48,8 @@ class Ear:
         self.terms: tuple[str, ...] = ()    # the phrases of that
         self.hearing = False                # it is being recognised
         self.overhearing = False            # ... and may be none: it began while the agent speaks
+        self.weighed = False                # ... which its words have not denied, and it was long enough for one
+        self.afterthought = False           # its last word is awaited although the agent speaks on
         self.heard_from = 0                 # where it begins, pre-roll included
         self.floor = 0                      # none begins before this position: that belongs to the one before
         self.final_by = 0                   # ns: until when the recogniser may take for its last word; 0: not asked
@@ -118,7 +121,8 @@ class Ear:
         self._given()
         self.utterance += 1
         self.heard_from = position
-        self.overhearing = False
+        self.overhearing = self.weighed = self.afterthought = False
+        self.final_by = 0
         self.hearing = expect.id >= 0       # nothing that is said counts in some states
         if self.hearing:
             self.search, self.terms = self.studio.search(call.flow, expect.id), expect.terms
@@ -137,10 +141,11 @@ class Ear:
             if self.turn_model is not None and not self.overhearing:
                 self.turn_model.ask(self, self.heard_from, self.slot.written)
 
-    def finish(self, now: int) -> None:
+    def finish(self, now: int, afterthought: bool = False) -> None:
         """The utterance is over: its last word is awaited."""
         self._given()
         self.hearing = self.overhearing = False
+        self.afterthought = afterthought
         self.final_by = now + FINAL_WITHIN
         self.call.note("finish", self.utterance, self.slot.written)
         self.stt.finish(self, self.slot.written)
@@ -149,7 +154,7 @@ class Ear:
         """What was being recognised is of no use any more."""
         if self.hearing or self.final_by:
             self._given()
-            self.hearing = self.overhearing = False
+            self.hearing = self.overhearing = self.afterthought = False
             self.final_by = 0
             self.stt.cancel(self)
 
@@ -168,8 +173,11 @@ class Ear:
     @entry(journal.FINAL)
     def on_final(self, utterance: int, text: str, confidence: float = 1.0) -> None:
         if utterance == self.utterance and self.final_by:
-            self.final_by = 0
-            self.call.on_heard(text, confidence)
+            self.final_by, afterthought, self.afterthought = 0, self.afterthought, False
+            if afterthought:
+                self.call.on_afterthought(text, confidence)
+            else:
+                self.call.on_heard(text, confidence)
 
     @entry(journal.FAILURE)
     def on_failure(self, utterance: int, sentence: str) -> None:

@@ -27,7 +27,7 @@ LONGEST = 60_000                # bytes of a snapshot; the oldest receipts are l
 NEVER = -1                      # in place of infinity and of None, where a number is kept
 
 CALL = ("id", "keys", "keys_by", "began", "done", "leave_by")
-EAR = ("utterance", "hearing", "overhearing", "heard_from", "floor", "final_by")
+EAR = ("utterance", "hearing", "overhearing", "weighed", "afterthought", "heard_from", "floor", "final_by")
 MOUTH = ("epoch", "audible", "thrown", "held_back")
 TURNS = ("state", "position", "speaking", "onset", "spoken", "last", "ended", "began", "wait", "reciting", "meant",
          "dismissed", "_answers_only")

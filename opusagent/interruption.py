@@ -39,6 +39,26 @@ def heard(call, text: str) -> bool:
     return False
 
 
+def over(call) -> None:
+    """A voice over the agent has ended before it was known for an interruption: the agent speaks on, but if it was long
+    enough for a word, what it said is waited for."""
+    if call.ear.weighed and call.mouth.resumes:
+        call.ear.finish(call.server.clock(), afterthought=True)
+    else:
+        call.ear.listen_no_more()
+
+
+def afterthought(call, text: str) -> bool:
+    """That is known now; True if the agent has stopped for it, and it is to be answered."""
+    turn = call.mouth.turn
+    if call.done or call.turns.reciting or not call.dialogue.interrupts(text) or turn is not None and turn.acting == COMMIT:
+        return False
+    if turn is not None:
+        call._stop_talking("barge-in")
+    call.ledger.begin(call.server.clock(), call.slot, call.connection.rtt_ns, call.turns.position)
+    return True
+
+
 def go_on(call) -> None:
     """It was nothing: the agent goes on where it was heard last, or a little before that."""
     now, mouth = call.server.clock(), call.mouth

@@ -131,6 +131,54 @@ def test_a_second_murmur_in_the_same_reply():
     assert call.receipts[-1]["agent"] == TEXT and call.receipts[-1]["false_stops"] == 2
 
 
+# ---- what was over before its words were known ----
+
+def over_in_time(words, ms=300, flow=FLOW, when=lambda call: None):
+    """A call in which somebody has said that over the agent, and the recogniser has answered only later."""
+    call = Conversation(flow)
+    call.listens()
+    call.speech(600, "ten of clubs")
+    call.silence(500)
+    call.studio.stt.silent = True
+    call.speech(ms, words)
+    call.silence(400)
+    assert call.count("clear") == 0 and call.call.ear.afterthought == (ms >= 220)
+    when(call)
+    call.call.ear.on_final(call.call.ear.utterance, words, 1.0)
+    call.studio.stt.silent = False
+    call.listens()
+    return call
+
+
+def test_a_short_answer_that_is_understood_late_is_answered():
+    call = over_in_time("no")
+    cut, answer = call.receipts[-2:]
+    assert cut["stopped_by"] == "barge-in" and TEXT.startswith(cut["agent"]) and call.count("clear") == 1
+    assert answer["caller"] == "no" and answer["agent"] == "Which card?" and answer["voice_to_voice_ms"] > 0
+
+
+@pytest.mark.parametrize("words, ms", [("", 300), ("mm hm", 300), ("uh", 300), ("no", 120)])
+def test_a_murmur_or_a_cough_that_is_understood_late_changes_nothing(words, ms):
+    call = over_in_time(words, ms)
+    assert call.receipts[-1]["agent"] == TEXT and call.count("clear") == 0 and call.receipts[-1]["false_stops"] == 0
+
+
+def test_where_only_answers_interrupt_only_a_late_answer_does():
+    flow = 'interrupt = "answers"\n' + FLOW
+    assert over_in_time("well I do not know", flow=flow).receipts[-1]["agent"] == TEXT
+    assert over_in_time("yes", flow=flow).state == "bye"
+
+
+def test_an_answer_that_is_understood_when_the_agent_is_done_is_answered():
+    call = over_in_time("no", when=lambda call: call.silence(900))
+    assert call.receipts[-1]["caller"] == "no" and call.state == "card"
+
+
+def test_a_recogniser_that_never_says_what_it_was_costs_nothing():
+    call = over_in_time("no", when=lambda call: call.silence(1600))
+    assert call.receipts[-1]["agent"] == TEXT and not call.call.ear.final_by
+
+
 # ---- the playout ----
 
 def ramp(samples, begin=0):
