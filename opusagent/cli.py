@@ -110,8 +110,10 @@ def flow_flags(parser: argparse.ArgumentParser) -> None:
 
 def call_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("url", metavar="URL", help="ws://HOST:PORT/ws/<dialect>[/<agent>]")
-    parser.add_argument("--wav", metavar="FILE", action="append", required=True,
+    parser.add_argument("--wav", metavar="FILE", action="append", default=[],
                         help="what the caller says in a turn; once for each turn")
+    parser.add_argument("--say", metavar="WORDS", action="append", default=[],
+                        help="the same where only text is carried (twilio-relay)")
     parser.add_argument("--dialect", metavar="NAME", default=None, help="default: as the URL says")
     parser.add_argument("--secret", metavar="env:NAME", default=None,
                         help="where the platform's secret is, or USER:SECRET: env:NAME or file:NAME")

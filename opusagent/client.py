@@ -11,12 +11,14 @@ from pathlib import Path
 from . import ConfigError, credentials
 from .caller import Measured, Say
 from .demo import demo_command
+from .dialects import TEXT_CALLERS
 from .latency import latency_test_command
 from .localserver import receipt
 from .metrics import receipt_line
 from .recording import read_wav, resample, write_wav
-from .telephone import Caller, dialect_of, run
+from .telephone import Caller, address, dialect_of, run
 from .terminal import TOO_BUSY, Terminal, summary, summary_line, too_late
+from .texting import text
 
 __all__ = ["call_command", "demo_command", "latency_test_command"]
 
@@ -27,9 +29,14 @@ def call_command(args: argparse.Namespace) -> int:
 
 
 async def call(args: argparse.Namespace, terminal: Terminal) -> int:
+    name = args.dialect or written_in(args.url)
+    if name in TEXT_CALLERS:
+        return await text(args, name, terminal, credentials_of(args.secret))
     dialect = dialect_of(args.url, args.dialect)
     if args.save and not Path(args.save).parent.is_dir():
         raise ConfigError(f"{args.save} cannot be written: there is no such directory.")
+    if not args.wav or args.say:
+        raise ConfigError(f"{dialect} carries audio: --wav FILE, once for each turn, says what the caller says.")
     caller = Caller(args.url, dialect, [], credentials_of(args.secret), args.returns)
     caller.script.says += read_script(args.wav, caller.rate)
     rows = []
@@ -51,6 +58,11 @@ async def call(args: argparse.Namespace, terminal: Terminal) -> int:
             terminal.say(f"The connection broke; the agent was heard again after {(back - broke) / 1e6:.0f} ms.")
         print_end(terminal, caller.closed, gaps, late)
     return 0 if len(gaps) == len(args.wav) else 1
+
+
+def written_in(url: str) -> str:
+    """The dialect that a URL's path names, "" where it names none."""
+    return ([*address(url).path.split("/"), "", ""])[2]
 
 
 def whole(away: list[list[int]]) -> list[list[int]]:

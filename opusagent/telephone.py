@@ -60,7 +60,7 @@ def dialect_of(url: str, name: str | None = None) -> str:
             raise ConfigError(f"{url} does not say what dialect to call in; --dialect does: {', '.join(CALLERS)}.")
         name = path[2]
     if name in TEXTUAL:
-        raise ConfigError(f"{name} carries text, not audio: there is nothing to call it with here.")
+        raise ConfigError(f"{name} carries text, not audio: `opusagent call` speaks it, with --say WORDS.")
     if name not in CALLERS:
         raise ConfigError(f"There is no caller for the dialect {name}; there are {', '.join(CALLERS)}.")
     return name

@@ -253,7 +253,7 @@ def test_a_receipt_belongs_to_the_turn_that_ended_where_it_says():
 
 def run_call(tmp_path, capsys, wavs, *flags, **plan):
     """`opusagent call` in a thread of its own loop, against an agent on this one; (exit code, stdout)."""
-    args = argparse.Namespace(wav=wavs, dialect=None, secret=None, returns=0, save=str(tmp_path / "out.wav"),
+    args = argparse.Namespace(wav=wavs, say=[], dialect=None, secret=None, returns=0, save=str(tmp_path / "out.wav"),
                               json="json" in flags)
 
     async def both():

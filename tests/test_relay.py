@@ -3,8 +3,12 @@ import asyncio
 import base64
 import hmac
 import json
+import os
+import subprocess
+import sys
 import urllib.error
 import urllib.request
+from pathlib import Path
 from urllib.parse import urlencode, urlsplit
 from xml.etree import ElementTree
 
@@ -14,7 +18,7 @@ from hypothesis import strategies as st
 
 from conversation import MS, Connection, Server, Studio
 from opusagent import ConfigError, ProtocolError, signing
-from opusagent.dialects import CALLERS, DIALECTS, TABLE, TEXT, TEXTUAL
+from opusagent.dialects import CALLERS, DIALECTS, TABLE, TEXT, TEXT_CALLERS, TEXTUAL, Stop, Words
 from opusagent.flow import Flow
 from opusagent.flow.authoring import Flow as Written
 from opusagent.flow.authoring import State
@@ -355,12 +359,18 @@ SECRET, PLACE = "a-secret-of-twilio", "https://calls.example.com"
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
+def configured(tmp_path_factory):
+    """The flags of a server with this flow and Twilio's secret."""
     folder = tmp_path_factory.mktemp("relay")
     (folder / "flow.toml").write_text(FLOW)
     (folder / "opusagent.toml").write_text(f'public_url = "{PLACE}"\ntargets = ["+4930*"]\n'
                                            f'[auth.twilio]\nsecrets = ["{SECRET}"]\n')
-    with serving(*SCRIPTED, "--flow", str(folder / "flow.toml"), "--config", str(folder / "opusagent.toml")) as running:
+    return "--flow", str(folder / "flow.toml"), "--config", str(folder / "opusagent.toml")
+
+
+@pytest.fixture(scope="module")
+def server(configured):
+    with serving(*SCRIPTED, *configured) as running:
         yield running
 
 
@@ -391,6 +401,70 @@ def test_a_call_over_a_real_socket(server):
     with urllib.request.urlopen(f"{base}/metrics") as answer:
         assert b"opusagent_turns_total 2" in answer.read()
     assert "Traceback" not in server.written()
+
+
+def called(server, *flags, environment={"TWILIO": SECRET}):
+    """(exit code, what is said, the complaint) of `opusagent call` in text."""
+    command = [sys.executable, "-P", "-m", "opusagent.cli", "call", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=os.environ | environment)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_the_simulated_caller_converses_to_the_end(configured):
+    """Signed for the address that is dialled, for there is no proxy here."""
+    flow, path = configured[:2], configured[3]
+    unsigned = Path(path).with_name("unsigned.toml")
+    unsigned.write_text(Path(path).read_text().replace(f'public_url = "{PLACE}"', ""))
+    with serving(*SCRIPTED, *flow, "--config", str(unsigned)) as server:
+        url = server.ws("/ws/twilio-relay")
+        code, said, why = called(server, url, "--say", "tea please", "--say", "no", "--secret", "env:TWILIO", "--json")
+        assert code == 0, why
+        found = json.loads(said)
+        assert [(turn["caller"], turn["agent"]) for turn in found["turns"]] == [
+            ("", "Hello, +15550100. Tea or coffee?"), ("tea please", "Fine. Anything else?"), ("no", "Goodbye.")]
+        assert found["closed"] == "the agent ended the session" and None not in [turn["wait_ms"] for turn in found["turns"]]
+        assert found["record"]["done"] and found["record"]["state"] == "bye"
+        code, said, why = called(server, url, "--dialect", "twilio-relay", "--say", "coffee", "--secret", "env:TWILIO")
+        assert code == 0 and "agent   Fine. Anything else?   " in said and "The caller hung up." in said
+        assert called(server, url, "--say", "tea")[::2] == (
+            1, "opusagent call: The server refused the call with 401: "
+               "This call does not show the credentials that its route asks for.\n")
+
+
+@pytest.mark.parametrize("flags, sentence", [
+    (("ws://h:1/ws/twilio-relay", "--wav", "x.wav"), "twilio-relay carries text, not audio: --say WORDS"),
+    (("ws://h:1/ws/twilio-relay",), "twilio-relay carries text, not audio: --say WORDS"),
+    (("ws://h:1/ws/twilio", "--say", "tea"), "twilio carries audio: --wav FILE"),
+    (("ws://h:1/ws/pcm",), "pcm carries audio: --wav FILE"),
+    (("http://h/", "--say", "x"), "is not a WebSocket address")])
+def test_a_caller_says_what_the_line_can_carry(flags, sentence):
+    code, said, why = called(None, *flags)
+    assert code == 2 and not said and sentence in why and "Traceback" not in why
+
+
+@pytest.mark.parametrize("message", [
+    b"[]", b"{}", b'{"type":"text","token":"a"}', b'{"type":"text","token":1,"last":true}', b'{"type":"play"}',
+    b'{"type":"sendDigits","digits":"a"}', b'{"type":"sendDigits","digits":""}', b'{"type":"end","handoffData":{}}',
+    b'{"type":"language"}', b'{"type":"media"}'])
+def test_a_simulated_twilio_is_strict(message):
+    caller = TEXT_CALLERS["twilio-relay"](urlsplit("ws://h/ws/twilio-relay"))
+    with pytest.raises(ProtocolError):
+        caller.receive(TEXT, memoryview(message))
+
+
+def test_what_we_send_is_what_a_simulated_twilio_takes():
+    caller, ours = TEXT_CALLERS["twilio-relay"](urlsplit("ws://h/ws/twilio-relay")), TABLE_OF({})
+    (_, setup), = caller.open()
+    assert ours.receive(TEXT, memoryview(setup)).call_id == caller.call_id
+    assert caller.receive(TEXT, ours.text("Hello.", False)) == Words("Hello.", False)
+    for message in (ours.play("https://h/a.wav"), ours.send_digits("1w#"), ours.language("es-ES")):
+        assert caller.receive(TEXT, message) is None
+    for opcode, message in (caller.prompt("tea"), caller.interrupt("Hel", 300), caller.dtmf("#")):
+        assert ours.receive(opcode, memoryview(message)) is not None
+    assert isinstance(caller.receive(TEXT, ours.stop()), Stop)
+    with pytest.raises(ProtocolError):
+        caller.receive(TEXT, ours.stop())
+    assert ours.ignored == 0
 
 
 def test_who_does_not_sign_is_refused(server):

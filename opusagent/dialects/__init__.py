@@ -230,7 +230,7 @@ from .jambonz import Jambonz, JambonzCaller     # noqa: E402
 from .pcm import Pcm, PcmCaller             # noqa: E402
 from .plivo import Plivo, PlivoCaller       # noqa: E402
 from .realtime import OpenAIRealtime, OpenAIRealtimeCaller      # noqa: E402
-from .relay import TwilioRelay          # noqa: E402
+from .relay import TwilioRelay, TwilioRelayCaller, Words     # noqa: E402, F401
 from .telnyx import Telnyx, TelnyxCaller    # noqa: E402
 from .twilio import Twilio, TwilioCaller    # noqa: E402
 from .vonage import Vonage, VonageCaller    # noqa: E402
@@ -249,6 +249,7 @@ ROWS = (
     (OpenAIRealtime, OpenAIRealtimeCaller),
 )
 TABLE = {dialect.name: dialect for dialect, _ in ROWS}
-TEXTUAL = {TwilioRelay.name: TwilioRelay}       # without audio: their session is relay.py's, and they have no caller
+TEXTUAL = {TwilioRelay.name: TwilioRelay}       # without audio: their session is relay.py's,
+TEXT_CALLERS = {TwilioRelayCaller.name: TwilioRelayCaller}      # and their caller texting.py's
 DIALECTS = TABLE | TEXTUAL              # all that calls may come in
 CALLERS = {caller.name: caller for _, caller in ROWS}

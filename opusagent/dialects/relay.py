@@ -5,12 +5,14 @@ JSON text messages, told apart by `type`.  No audio passes here, so this is a di
 The rule: whatever a peer sends, out come events or a ProtocolError; a message that comes at the wrong time, or that
 says nothing we know, is ignored and counted.
 """
+import itertools
 from dataclasses import dataclass
+from urllib.parse import SplitResult
 
 import orjson
 
 from .. import ProtocolError
-from . import FACTS, SENTENCE, TEXT, Complaint, Dtmf, Start, digit_of, facts_of, parse, text_of
+from . import FACTS, SENTENCE, TEXT, Complaint, Dtmf, Start, Stop, digit_of, facts_of, parse, text_of
 
 LONGEST = 4_000             # characters that are looked at of what a caller said, or heard
 DIGITS = frozenset("0123456789w#*")
@@ -124,3 +126,57 @@ class TwilioRelay:
 
     def _end(self, what: dict[str, str]) -> bytes:
         return orjson.dumps({"type": "end", "handoffData": orjson.dumps({**what, "facts": self._facts}).decode()})
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """To a caller only: something to be spoken; `last`: that was all of it."""
+    text: str
+    last: bool
+
+
+class TwilioRelayCaller:
+    """Twilio's side, for calls in text.  Stricter than Twilio: what it would answer with its error 64107 ends the call."""
+
+    __slots__ = ("call_id", "_over")
+    name = "twilio-relay"
+    _calls = itertools.count(1)
+
+    def __init__(self, url: SplitResult):
+        self.call_id = f"CA{next(self._calls):032x}"
+        self._over = False
+
+    def open(self) -> list[tuple[int, bytes]]:
+        return [self._message("setup", sessionId="VX" + self.call_id[2:], accountSid="AC" + "0" * 32,
+                              callSid=self.call_id, customParameters={}, direction="inbound", callStatus="RINGING",
+                              **{"from": "+15550100", "to": "+15550199"})]
+
+    @staticmethod
+    def _message(kind: str, **content) -> tuple[int, bytes]:
+        return TEXT, orjson.dumps({"type": kind, **content})
+
+    def prompt(self, words: str) -> tuple[int, bytes]:
+        """What the caller has said."""
+        return self._message("prompt", voicePrompt=words, lang="en-US", last=True)
+
+    def interrupt(self, heard: str, ms: int) -> tuple[int, bytes]:
+        return self._message("interrupt", utteranceUntilInterrupt=heard, durationUntilInterruptMs=ms)
+
+    def dtmf(self, digit: str) -> tuple[int, bytes]:
+        return self._message("dtmf", digit=digit)
+
+    def receive(self, opcode: int, payload) -> Words | Stop | None:
+        message = parse(payload, self.name)
+        if opcode != TEXT or self._over:
+            raise ProtocolError(1008, "twilio-relay: a binary message, or one after the end")
+        match message:
+            case {"type": "text", "token": str(token), "last": bool(last)}:
+                return Words(token, last)
+            case {"type": "play", "source": str()} | {"type": "language", "ttsLanguage": str()}:
+                return None
+            case {"type": "sendDigits", "digits": str(digits)} if digits and DIGITS.issuperset(digits):
+                return None
+            case {"type": "end"} if isinstance(message.get("handoffData", ""), str):
+                self._over = True
+                return Stop("the agent ended the session")
+        raise ProtocolError(1008, "twilio-relay: a message that Twilio would not take (its error 64107)")
