@@ -37,6 +37,8 @@ class Ladder:
         self.full = False               # no new calls
 
     def look(self, load: float) -> None:
+        if self.refuse_above >= 1:
+            return                      # nobody is to be refused, so nothing is left out for them
         bounds = [share * self.refuse_above for share, _ in STEPS]
         while self.level < len(bounds) and load > bounds[self.level]:
             self.level += 1
@@ -78,7 +80,7 @@ class Admission:
         expected = self.load + self.cost * there
         if len(server.calls) >= server.config.max_calls:
             return "full"
-        return "full" if self.ladder.full or expected > self.config.refuse_above > self.config.resume_below else ""
+        return "full" if self.ladder.full or expected > self.config.refuse_above < 1 else ""
 
     def check(self, connection) -> None:
         """Raises ProtocolError(503) for a new call that is not taken; one that is counts from now on, while it is there."""

@@ -190,11 +190,11 @@ class Archive:
 class Admission:
     """When new calls are refused so that live ones stay good."""
 
-    refuse_above: float = setting(0.70, "load from which new calls get 503", low=0.05, high=1)
+    refuse_above: float = setting(0.70, "load from which new calls get 503; 1 refuses nobody", low=0.05, high=1)
     resume_below: float = setting(0.60, "load below which they are taken again", low=0.01, high=1)
-    lag_ms: float = setting(100.0, "lateness of the loop's ticks, at p99, that is a load of 1; 0 does not count",
+    lag_ms: float = setting(140.0, "lateness of the loop's ticks, at p99, that is a load of 1; 0 does not count",
                             low=0, high=10000)
-    late_ms: float = setting(100.0, "lateness of the agent's audio, at p99, that is a load of 1; 0 does not count",
+    late_ms: float = setting(140.0, "lateness of the agent's audio, at p99, that is a load of 1; 0 does not count",
                              low=0, high=10000)
     engine_ms: float = setting(1000.0, "audio that waits for the embedded recogniser that is a load of 1; 0 does not count",
                                low=0, high=60000)

@@ -82,7 +82,7 @@ def test_the_load_is_the_greatest_share_of_a_limit_and_it_is_said_which():
 def test_lateness_counts_at_its_99th_percentile_while_there_are_calls(measure):
     worker = Worker()
     worker.has(1)
-    late = {"loop_lag": (80 * MS, 0), "frames": (0, 80 * MS)}[measure]
+    late = {"loop_lag": (112 * MS, 0), "frames": (0, 112 * MS)}[measure]
     for i in range(1000):
         call = SimpleNamespace(due=worker.now - (late[1] if i % 50 == 0 else 0))
         worker.admission.tick(late[0] if i % 50 == 0 else 0, [call], worker.now)
@@ -126,11 +126,14 @@ def test_a_draining_and_a_broken_worker_say_why():
 
 def test_who_refuses_nobody_is_never_full():
     worker = Worker()
-    worker.admission.config = SimpleNamespace(refuse_above=1.0, resume_below=1.0, lag_ms=1, late_ms=1, engine_ms=1)
+    worker.admission.config = SimpleNamespace(refuse_above=1.0, resume_below=0.6, lag_ms=1, late_ms=1, engine_ms=1)
     worker.admission.begin()
     worker.second(1.0)
     worker.second(3.0)
-    assert not worker.admission.full
+    worker.connections |= {1, 2, 3}
+    for connection in worker.connections:
+        worker.admission.check(connection)
+    assert not worker.admission.full and not worker.admission.ladder.steps
 
 
 def test_what_each_step_leaves_out():
