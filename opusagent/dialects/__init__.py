@@ -26,7 +26,7 @@ and may have (one in TEXTUAL has no audio, and other events and messages: see re
     patient         True where audio that the peer has not taken yet waits instead of being dropped
     message_ms      the most audio in one message of a reply, where the platform counts messages (otherwise 20)
     media_ends      of its audio messages around a payload of mu-law in base64, (before, after), from Start on: it takes
-                    such messages as Twilio does, at any time, and they pass without it (see unattended.py)
+                    such messages as Twilio does, at any time, and they pass without it (see unattended.py); None: not so
     parting_ms      how long after stop() the platform may end the call itself, before we close (otherwise not at all)
     came(opcode, payload) -> str | None         the call that a connection's first messages say it is of, where its platform
                                                 comes back with the same over a new connection; "": it begins; None while

@@ -91,8 +91,8 @@ class Twilio:
         self._before_payload = head[:-len(AFTER_PAYLOAD)]
 
     @property
-    def media_ends(self) -> tuple[bytes, bytes]:
-        return self._before_payload, AFTER_PAYLOAD
+    def media_ends(self) -> tuple[bytes, bytes] | None:
+        return (self._before_payload, AFTER_PAYLOAD) if self._payload.encoding == PCMU else None
 
     def open(self) -> None:
         return None
