@@ -10,7 +10,6 @@ The rule: the receipt's own waits are taken, from the decision to the first voic
 soft beginning that is kept of a prompt (at most 10 ms) is told apart, since it is sound, though below "voiced".
 """
 import argparse
-import ast
 import asyncio
 import json
 import re
@@ -28,13 +27,14 @@ from opusagent.prompts import Key, Store
 from opusagent.studio import demo_flow
 
 AFTER = ("llm_first_token", "segment", "synthesis", "playout")      # waits of a receipt after the decision
-TURN = re.compile(r" turn (\{.*\})")
+TURN = re.compile(r'^\{.*"event":"turn".*\}$', re.MULTILINE)
 READY = re.compile(r"(\d+) prompts of .* are ready after ([\d.]+) s: (\d+) had been spoken before")
 
 
 def start(directory: str, *flags: str) -> tuple[Running, float]:
     began = time.perf_counter()
-    server = Running(ours("/", "--stt", "scripted", "--prompts-directory", directory, *flags), Cores.here())
+    server = Running(ours("/", "--stt", "scripted", "--prompts-directory", directory, "--log-format", "json",
+                          *flags), Cores.here())
     return server, time.perf_counter() - began
 
 
@@ -72,7 +72,7 @@ def measure(args: argparse.Namespace) -> dict[str, list[float]]:
                         found["spoken_warm"] += [int(all_) - int(before) for all_, _, before in READY.findall(log)]
                         lead = lead_ms(directory)
                         found["lead_ms"].append(lead)
-                        receipts = map(ast.literal_eval, TURN.findall(log))
+                        receipts = [json.loads(line)["fields"] for line in TURN.findall(log)]
                         found["first_ms"] += [sum(receipt["waits"].get(wait, 0.0) for wait in AFTER) - lead
                                               for receipt in receipts]
                 finally:

@@ -99,7 +99,8 @@ async def measure(args: argparse.Namespace) -> dict[str, dict[str, list]]:
     try:
         for _ in range(args.rounds):
             for name, number in FAULTS.items():
-                while None in stt.host.live or stt.host.spare is None or not stt.host.spare.ready:
+                while not all(process is not None and process.ready and not process.late(time.monotonic_ns())
+                              for process in (*stt.host.live, stt.host.spare)):
                     await asyncio.sleep(0.01)
                 ms, text = await utterance(stt, caller, flow.states["five"].expect.id, pcm, number)
                 found[name]["ms"].append(ms)

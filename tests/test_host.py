@@ -141,7 +141,27 @@ async def test_what_was_said_is_heard_whatever_happens_to_the_process(arena, stt
     await call.say(stt, pcm[12000:])
     stt.finish(call, call.slot.written)
     assert await call.answer() == (1, text)
-    assert stt.host.restarts == bool(number)
+    await until(lambda: stt.host.restarts == bool(number))      # one that computes for ever is killed a little later
+
+
+@recognises
+@people
+async def test_one_that_is_only_slow_changes_places_with_the_spare_one_and_stays(arena, stt):
+    """A process that gets no CPU time for a while, and then goes on as if nothing had been."""
+    await until(lambda: stt.host.spare is not None and stt.host.spare.ready)
+    call, slow, spare = Call(arena.slot(1)), stt.host.live[0], stt.host.spare
+    search, file, text = SAID[0]
+    pcm = recording(file)
+    call.listen(stt, search)
+    await call.say(stt, pcm[:12000])
+    await until(lambda: call.partials)
+    slow.late = lambda now: True                                # as its beat would say
+    await until(lambda: stt.host.live[0] is spare and stt.host.spare is slow)
+    del slow.late
+    await call.say(stt, pcm[12000:])
+    stt.finish(call, call.slot.written)
+    assert await call.answer() == (1, text)
+    assert stt.host.restarts == 0 and not slow.over
 
 
 @recognises

@@ -94,6 +94,10 @@ class EngineProcess:
         while self.unsent and self.to.push(*self.unsent[0]):
             self.unsent.popleft()
 
+    def late(self, now: int) -> bool:
+        """It has said nothing for so long that it may hang, or get no CPU time."""
+        return (now - self.to.beat) / 1e9 > SILENT_AFTER
+
     def look(self, now: int) -> None:
         """Called a few times a second: a process that says nothing is as good as dead."""
         self.flush()
@@ -147,11 +151,14 @@ class EngineProcess:
 class Host:
     """The processes of one stage: one for each share of the slots, and a spare one that is warm."""
 
-    def __init__(self, stage: str, config: Config, on_record: Callable, on_takeover: Callable):
+    def __init__(self, stage: str, config: Config, on_record: Callable, on_takeover: Callable,
+                 on_aside: Callable | None = None):
         self.stage = stage
         self.count = config.embedded.processes
         self.on_record = on_record              # (kind, slot, generation, epoch, a, b, data)
         self.on_takeover = on_takeover          # (share): all that was asked of that share's process is asked again
+        self.on_aside = on_aside                # (process, share): nothing that it was asked is wanted of it any more;
+                                                # None: two must not do the same, so that a slow one is waited for
         self.arena: Arena | None = None
         self.setup: dict = {}
         self.live: list[EngineProcess | None] = []
@@ -240,15 +247,32 @@ class Host:
         if process is self.spare:
             self.spare = None
         elif process in self.live:
-            share = self.live.index(process)
-            ready = self.spare is not None and self.spare.ready
-            self.live[share] = self.spare if ready else None
-            if ready:
-                self.spare = None
-                self._take_over(share)
+            self.live[self.live.index(process)] = None
+            self._fill(time.monotonic_ns())
         if self.spare is None:
             wait = RESTART_SECONDS[min(self.deaths, len(RESTART_SECONDS)) - 1]
             asyncio.get_running_loop().call_later(wait, self._start_spare)
+
+    def _fill(self, now: int) -> None:
+        """The spare one takes the place that is empty, if there is such and it can."""
+        if None in self.live and self.spare is not None and self.spare.ready and not self.spare.late(now):
+            share = self.live.index(None)
+            self.live[share], self.spare = self.spare, None
+            self._take_over(share)
+
+    def _relieve(self, now: int) -> None:
+        """One that says nothing, while the spare one gets to say that it lives, changes places with it.
+
+        It may hang or only be slow: which of the two, look() finds out while another one serves its calls.
+        """
+        spare = self.spare
+        for share, process in enumerate(self.live):
+            if (self.on_aside is not None and process is not None and process.ready and process.late(now)
+                    and spare is not None and spare.ready and now - spare.to.beat < QUIET_AFTER * 1e9):
+                log.warning("the %s process %d is late; the spare one takes its place", self.stage, process.process.pid)
+                self.on_aside(process, share)
+                self.live[share], self.spare, spare = spare, process, None
+                self._take_over(share)
 
     def _start_spare(self) -> None:
         if self.spare is None and not self.closing:
@@ -260,6 +284,8 @@ class Host:
 
     def _watch(self) -> None:
         now = time.monotonic_ns()
+        self._fill(now)
+        self._relieve(now)
         for process in (*self.live, self.spare):
             if process is not None:
                 process.look(now)

@@ -40,7 +40,7 @@ class Stt:
     """pocketsphinx in engine processes."""
 
     def __init__(self, config: Config):
-        self.host = Host("stt", config, self._on_record, self._ask_again)
+        self.host = Host("stt", config, self._on_record, self._ask_again, self._leave)
         self.asked: dict[int, Asked] = {}           # by slot
         self.levels: dict[int, float] = {}          # by slot: what was learned of its caller
         self.lag_ms = 0                             # of the recogniser behind the audio, as it last said
@@ -104,6 +104,12 @@ class Stt:
             else:
                 del self.asked[index]
                 asked.call.on_failure(asked.utterance, f"{TRIES} recognisers died over one utterance.")
+
+    def _leave(self, process, share: int) -> None:
+        """Another process hears these utterances: should this one come back, it need not."""
+        for index, asked in self.asked.items():
+            if self.host.share(index) == share:
+                process.send(CANCEL, index, asked.generation, asked.utterance)
 
     def _on_record(self, kind: int, index: int, generation: int, utterance: int, a: int, b: int, data: bytes) -> None:
         asked = self.asked.get(index)
