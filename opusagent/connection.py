@@ -11,10 +11,13 @@ import asyncio
 import logging
 import os
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from . import ProtocolError, http11, net
 from ._fastpath import Wire, build_frame
+from .inquiry import Inquiry
 from .websocket import CLOSED, CLOSING, OPEN, WebSocket
 
 log = logging.getLogger("opusagent")
@@ -77,7 +80,7 @@ class Connection(asyncio.BufferedProtocol):
 
     __slots__ = ("server", "pages", "transport", "wire", "peer", "head", "ws", "session", "limits",
                  "began", "heard", "pinged", "pings", "partial_since", "ended_at", "lingers", "swept", "bytes_due",
-                 "controls_due", "bodiless", "taken", "stalled_since", "rtt_ns", "tenant", "posted")
+                 "controls_due", "bodiless", "taken", "stalled_since", "rtt_ns", "tenant", "posted", "inquiry")
 
     def __init__(self, server, pages: bool = True):
         self.server = server
@@ -105,6 +108,7 @@ class Connection(asyncio.BufferedProtocol):
         self.rtt_ns = 0                     # of the last ping that was answered
         self.tenant = ""                    # the account that its credentials are of; "": they say nothing of it
         self.posted: tuple | None = None    # (head, body so far) of a POST
+        self.inquiry = Inquiry(getattr(getattr(server, "continuity", None), "registry", None))    # what its answer waits for
 
     # -- on the loop's transport: the head, and all of a TLS connection -----------------------------------------------
 
@@ -167,13 +171,15 @@ class Connection(asyncio.BufferedProtocol):
     def _read_head(self, data: memoryview) -> None:
         if self.posted is not None:
             return self._read_body(data)
+        if self.head is None:
+            raise ProtocolError(400, "Nothing may come before the answer.")
         head = self.head.feed(data)
         if head is None:
             return
         rest, self.head = self.head.rest, None
         self.bodiless = head.method == "HEAD"
         if head.upgrade:
-            self._upgrade(head, rest)
+            self._settle(partial(self._decide, head, bytes(rest)))
         elif head.method == "POST":
             self.server.check_post(self, head)              # refuses what it can before it is read
             if head.get("expect", "").lower() == "100-continue":
@@ -183,7 +189,7 @@ class Connection(asyncio.BufferedProtocol):
         elif rest:
             raise ProtocolError(400, "A request here has no body and nothing behind it.")
         else:
-            self._answer(self.server.page(self, head))
+            self._settle(lambda: partial(self._answer, self.server.page(self, head)))
 
     def _read_body(self, data) -> None:
         head, body = self.posted
@@ -192,16 +198,37 @@ class Connection(asyncio.BufferedProtocol):
             raise ProtocolError(400, "The body is longer than its Content-Length.")
         if len(body) == head.length:
             self.posted = None
-            self._answer(self.server.page(self, head, bytes(body)))
+            self._settle(lambda: partial(self._answer, self.server.page(self, head, bytes(body))))
+
+    def _settle(self, find: Callable[[], Callable]) -> None:
+        """`find` gives what is to be done; if it has raised questions, it is asked once more when they are answered."""
+        act = find()
+        if self.inquiry.questions:
+            self.server.continuity.task(self._settled(find))
+        else:
+            act()
+
+    async def _settled(self, find: Callable[[], Callable]) -> None:
+        await self.inquiry.settle()
+        if self.transport is None or self.lingers:
+            return
+        self.server.tock()
+        try:
+            find()()
+        except Exception as error:
+            self.fault(error)
 
     def _answer(self, response: bytes) -> None:
         if not self.lingers:                # it has been answered, and our side is shut
             self.transport.write(response)
             self._linger()
 
-    def _upgrade(self, head: http11.Head, rest: bytes) -> None:
+    def _decide(self, head: http11.Head, rest: bytes) -> Callable:
         answer = http11.accept(head, self.server.protocols(head))
         limits, begin = self.server.session(self, head)     # refuses before anything is allocated
+        return partial(self._upgrade, answer, limits, begin, rest)
+
+    def _upgrade(self, answer: bytes, limits: Limits, begin: Callable, rest: bytes) -> None:
         self.limits = limits
         self.pinged = self.server.now
         fd = self._duplicate() if self._plain() else -1

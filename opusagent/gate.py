@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from . import ProtocolError, auth, net, pages
 from .credentials import Key
+from .inquiry import Nonces
 from .nonces import SharedNonces
 
 log = logging.getLogger("opusagent")
@@ -108,7 +109,8 @@ class Gate:
         return auth.Shown(
             method=head.method, urls=tuple(f"{name}://{place}{head.target}" for name in schemes), target=head.target,
             authority=place.partition("/")[0], field=head.get, query=query, agent=agent, now=self.wall(),
-            nonces=self.nonces, form=form, body=body)
+            nonces=Nonces(self.nonces, connection.inquiry) if hasattr(connection, "inquiry") else self.nonces, form=form,
+            body=body)
 
     def has_token(self, head) -> bool:
         return pages.token_matches(self.config.admin_token, head.get("authorization", ""))

@@ -11,7 +11,7 @@ import logging
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -181,14 +181,10 @@ class Registry:
                 del self._stopped[lease]
         return Taken(epoch, [entry_of(fields) for _, fields in entries])
 
-    async def once(self, nonces: Iterable[tuple[str, float]]) -> bool:
-        """False if one of these (digest, seconds that it counts) has been used at another node."""
-        fresh = True
-        for digest, seconds in nonces:
-            answer = await self._command("SET", f"{self.prefix}:nonce:{digest}", "1", "NX", "PX",
-                                         max(1, int(seconds * 1000)))
-            fresh &= answer is not None or not self.up
-        return fresh
+    async def once(self, digest: str, seconds: float) -> bool:
+        """False if a nonce, which counts for so long, has been used at another node; True where nobody can say."""
+        name = f"{self.prefix}:nonce:{digest}"
+        return await self._command("SET", name, "1", "NX", "PX", max(1, int(seconds * 1000))) is not None or not self.up
 
     async def known(self, key: str) -> bool:
         """Whether there is such a call, live or lately lost."""

@@ -13,9 +13,11 @@ from xml.sax.saxutils import escape, quoteattr
 import orjson
 
 from . import ProtocolError, auth, targets
+from .continuity import key_of
 from .credentials import Key
 from .dialects import text_of
 from .dialects.relay import TRANSFER
+from .inquiry import CALL
 
 XML = "application/xml; charset=utf-8"
 JSON = "application/json"
@@ -27,7 +29,7 @@ ANSWERED = {"human": HUMAN, "machine_start": MACHINE, "machine_end_beep": MACHIN
             "amd_machine_detected": MACHINE}
 SHOWN_IN = {"twilio": "x-twilio-signature", "plivo": "x-plivo-signature-v3", "vonage": "authorization",
             "telnyx": "telnyx-signature-ed25519", "jambonz": "jambonz-signature"}
-NO_FACTS = ("token", "ticket", "relay")    # of a webhook's query
+NO_FACTS = ("token", "ticket", "relay", "again")    # of a webhook's query
 RELAYED = ("language", "voice", "ttsProvider", "transcriptionProvider", "speechModel", "hints")   # Twilio's settings
 FACT_CHARACTERS = 200       # of one fact that is passed on
 
@@ -44,6 +46,7 @@ class Hook:
     fields: Mapping[str, str]       # of its form, or the top of its JSON
     content: Mapping                # its JSON, {} for a form
     query: Mapping[str, str]        # of its URL; these are facts, too
+    inquiry: object = None          # what only other nodes know
 
     def stream(self, dialect: str = "") -> str:
         """The address of the call's audio, with a ticket where the platform does not sign what it opens there, or is to
@@ -53,6 +56,20 @@ class Hook:
             return url
         ticket = auth.ticket(self.key, self.agent, self.server.gate.wall(), secrets.token_hex(16))
         return f"{url}/ticket/{ticket}" if self.key.once else f"{url}?{urlencode({'ticket': ticket})}"
+
+    def again(self) -> str:
+        """The address of this very webhook for a call whose stream has ended; "" where no other node could go on with it."""
+        if getattr(self.inquiry, "registry", None) is None:
+            return ""
+        route = next(route for route, (platform, render) in ROUTES.items() if platform == self.platform and render in VOICES)
+        return f"{self.place}{route}" + (f"/{self.agent}" if self.agent else "") + "?again=yes"
+
+    def is_over(self, call_id: str) -> bool:
+        """Whether a call comes here once more, and there is nothing to go on with."""
+        if not self.query.get("again") or self.inquiry is None:
+            return False
+        key = key_of(self.platform, self.agent, self.key.tenant if self.key else "", call_id)
+        return not self.inquiry.ask(CALL, key)
 
     def facts(self, caller: str, callee: str, **more: str) -> dict[str, str]:
         """What the agent is told: the parties, whatever `more` there is, and what stands in the webhook's URL."""
@@ -78,8 +95,11 @@ def twilio_voice(hook: Hook) -> tuple[int, str | bytes, str]:
                        answered_by=answered_by(hook.fields.get("AnsweredBy", "")))
     if hook.query.get("relay"):
         return twilio_relay(hook, facts)
+    if hook.is_over(hook.fields.get("CallSid", "")):
+        return 200, '<?xml version="1.0" encoding="UTF-8"?>\n<Response><Hangup/></Response>\n', XML
+    again = f"<Redirect>{escape(hook.again())}</Redirect>" if hook.again() else ""
     return 200, (f'<?xml version="1.0" encoding="UTF-8"?>\n<Response><Connect><Stream url={quoteattr(hook.stream())}>'
-                 f"{parameters(facts)}</Stream></Connect></Response>\n"), XML
+                 f"{parameters(facts)}</Stream></Connect>{again}</Response>\n"), XML
 
 
 def twilio_relay(hook: Hook, facts: dict[str, str]) -> tuple[int, str | bytes, str]:
@@ -131,7 +151,10 @@ def jambonz_call(hook: Hook) -> tuple[int, str | bytes, str]:
     facts = hook.facts("from", "to", direction=hook.fields.get("direction", ""))
     listen = {"verb": "listen", "url": hook.stream(), "mixType": "mono", "sampleRate": 8000, "passDtmf": True,
               "bidirectionalAudio": {"enabled": True, "streaming": True, "sampleRate": 8000}, "metadata": facts}
-    return 200, orjson.dumps([{"verb": "answer"}, listen, {"verb": "hangup"}]), JSON
+    if hook.is_over(hook.fields.get("call_sid", "")):
+        return 200, orjson.dumps([{"verb": "hangup"}]), JSON
+    after = {"verb": "redirect", "actionHook": hook.again()} if hook.again() else {"verb": "hangup"}
+    return 200, orjson.dumps([{"verb": "answer"}, listen, after]), JSON
 
 
 # ---- calls that are handed over --------------------------------------------------------------------------------------
@@ -210,6 +233,7 @@ ROUTES: dict[str, tuple[str, Callable[[Hook], tuple[int, str | bytes, str]]]] = 
     "/jambonz/transfer": ("jambonz", jambonz_transfer),
     "/jambonz/machine": ("jambonz", machine("call_sid", "type")),
 }
+VOICES = (twilio_voice, jambonz_call)              # whose platforms go on to another stream when one has ended
 BY_GET = ("/vonage/answer", "/plivo/answer")       # asked by GET, too, unless told otherwise
 
 
@@ -248,7 +272,8 @@ def respond(server, connection, head, body: bytes) -> tuple[int, str | bytes, st
     fields = {name: text_of(value) for name, value in content.items()} | dict(asked)
     fields |= {name: values[-1] for name, values in form.items()}
     facts = {} if head.method == "GET" else head.query
-    return render(Hook(server, server.gate.place(connection, head), platform, agent, key, fields, content, facts))
+    return render(Hook(server, server.gate.place(connection, head), platform, agent, key, fields, content, facts,
+                       getattr(connection, "inquiry", None)))
 
 
 def read(head, body: bytes) -> tuple[dict[str, list[str]], dict]:

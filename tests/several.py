@@ -37,6 +37,7 @@ say = "Goodbye."
 end = true
 """
 PASSWORD = "not-to-be-read-anywhere"
+VONAGE = "what-vonage-signs-with"
 RETURNING = ("twilio", "jambonz", "pcm", "audiocodes")      # dialects whose platforms come back
 missing = None if shutil.which("redis-server") else "redis-server is not installed"
 
@@ -91,6 +92,7 @@ class Nodes:
         (self.place / "flow.toml").write_text(FLOW)
         (self.place / "says.txt").write_text("yes\n")
         self.environment = {"OPUSAGENT_REDIS_URL": redis.url} if redis else {}
+        self.environment["OPUSAGENT_AUTH_VONAGE_SECRETS"] = VONAGE
         self.flags = (*SCRIPTED, "--flow", str(self.place / "flow.toml"), "--scripted-stt", str(self.place / "says.txt"),
                       "--insecure", "--admission-refuse-above", "1", "--admission-resume-below", "1", *flags)
         self.ports = [free_port() for _ in range(count)]

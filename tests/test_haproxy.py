@@ -50,7 +50,7 @@ class Balancer:
         self.port, self.socket = free_port(), place / "stats"
         key, certificate, both = place / "key", place / "certificate", place / "both.pem"
         subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
-                        "-keyout", key, "-out", certificate], check=True, capture_output=True)
+                        "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate], check=True, capture_output=True)
         both.write_text(certificate.read_text() + key.read_text())
         self.tls = ssl.create_default_context(cafile=str(certificate))
         self.tls.check_hostname = False

@@ -17,7 +17,7 @@ LAYERS = [
     {"pipeline"},
     {"meter", "registry", "shelf", "earlier", "archive", "notices", "stereo", "garbage", "journal", "prompts", "studio", "ledger", "outbound", "tools", "ear", "silence", "mouth", "transaction", "departure", "interruption", "unattended", "keypad",
      "call", "resumption", "assistant", "realtime", "relay", "script", "echo", "replay", "whatif"},
-    {"connection", "audiosocket", "flowcheck", "console", "pages", "gate", "webhooks", "door", "limits", "admission", "handover", "continuity", "takeover", "server",
+    {"inquiry", "connection", "audiosocket", "flowcheck", "console", "pages", "gate", "webhooks", "door", "limits", "admission", "handover", "continuity", "takeover", "server",
      "recording", "timeline", "terminal", "telephone", "texting", "probe", "caller", "localserver", "people", "demo", "latency", "rehearse", "client"},
     {"upgrade", "succession", "supervisor", "daemon"},
     {"unit", "doctor"},
