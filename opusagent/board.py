@@ -186,6 +186,8 @@ class Board:
         return sum(getattr(seat, name) for seat in self.living())
 
     def record(self, call_id: str) -> bytes | None:
-        """A call's record, from whichever worker has it; the live one first."""
+        """A call's record, from whichever worker has it: the live one, else that of a conversation that came to its end, or
+        the longest, for a call that has gone from one worker to another took its receipts along."""
         found = [record for seat in self.seats[1:] if (record := seat.record(call_id)) is not None]
-        return next((record for record in found if b'"live":true' in record), found[0] if found else None)
+        return max(found, default=None,
+                   key=lambda record: (b'"live":true' in record, b'"done":true' in record, len(record)))

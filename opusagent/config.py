@@ -241,6 +241,7 @@ class Redis:
     lease_seconds: float = setting(1.5, "time after which a node that does not answer has lost its calls", low=0.3, high=60)
     timeout_ms: int = setting(250, "wait for an answer; without one it is done without, and nobody asks again until there is "
                               "one", low=5, high=5000)
+    move: bool = setting(False, "after drain_seconds, have platforms dial another node, instead of saying goodbye")
     waiting: int = setting(10000, "entries that may wait while there is none; then the oldest are dropped", low=1,
                            high=1_000_000)
 

@@ -89,7 +89,7 @@ class Continuity:
         self.tenures: dict[Call, Tenure] = {}
         self._tasks: set[asyncio.Task] = set()
         if registry is not None:
-            registry.on_lost = self.lost
+            registry.on_lost, registry.on_back = self.lost, self.tell_again
 
     def task(self, work) -> None:
         task = asyncio.ensure_future(work)
@@ -129,6 +129,8 @@ class Continuity:
         connection, line.connection = line.connection, None
         if connection is not None:
             connection.session = None
+            if isinstance(connection.wire, Wire):
+                connection.wire.intake = None       # what still comes is nobody's
             connection.close(1000, "the conversation goes on over another connection")
         call.lost(1000, "")
         return tenure, state
@@ -182,6 +184,17 @@ class Continuity:
         self.registry.commit(tenure.key, tenure.owner, tenure.epoch, tenure.number, orjson.dumps(committed(call)),
                              orjson.dumps(receipts[tenure.written:]), tenure.anew, silent)
         tenure.written, tenure.anew = len(receipts), False
+
+    def tell_again(self) -> None:
+        """Redis may know nothing any more: with the next thing that happens to a call it is told all of it."""
+        for tenure in self.tenures.values():
+            tenure.told, tenure.written, tenure.anew = (), 0, True
+
+    def move(self) -> None:
+        """This node ends: calls with which another can go on are given back to their platforms, which dial again."""
+        for call, tenure in list(self.tenures.items()):
+            if tenure.epoch and self.registry.up and not tenure.lost and not call.done:
+                call.connection.close(1012, "the call goes on at another node")
 
     def _waits(self, call: Call, tenure: Tenure, now: int) -> None:
         """A call without a connection lies on the shelf as well: another worker may have taken it."""

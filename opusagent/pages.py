@@ -99,9 +99,9 @@ def call(server, head) -> tuple[int, bytes, str]:
     """GET /calls/<id>: where a call is and the receipts of its turns, live or ended lately."""
     name = head.path.removeprefix("/calls/")
     live = server.calls.get(name)
-    record = live.record() if live else next((r for r in reversed(server.records) if r["id"] == name), None)
-    if record is None and server.board is not None and (found := server.board.record(name)) is not None:
+    if live is None and server.board is not None and (found := server.board.record(name)) is not None:
         return 200, found, JSON
+    record = live.record() if live else next((r for r in reversed(server.records) if r["id"] == name), None)
     if record is None:
         raise ProtocolError(404, "There is no such call here, live or ended lately.")
     return 200, orjson.dumps(record), JSON

@@ -52,6 +52,7 @@ LONGEST_ID = 1000               # of a call that another worker is asked about
 BROKEN_NS = 30_000_000_000      # without engines that answer, a worker is as good as dead
 WARN_EVERY_NS = 1_000_000_000   # between two warnings of slow wake-ups
 KEPT_CALLS = 256                # records of ended calls kept for GET /calls/<id>
+MOVING_NS = 2_000_000_000       # for platforms to take back what another node goes on with
 PARTING_NS = 10_000_000_000     # for the last words to callers whose calls must end
 
 
@@ -150,6 +151,9 @@ class Server:
         """Refuse new calls; return when the live ones have ended, after drain_seconds not without a word."""
         self.draining = True
         await self._empty(int(self.config.drain_seconds * 1e9))
+        if self.config.redis.move and self.continuity:
+            self.continuity.move()
+            await self._empty(MOVING_NS)
         await self.part()
 
     async def part(self) -> None:

@@ -28,9 +28,6 @@ say = "Is this the first question?"
 on = [{ phrases = ["yes"], go = "two" }]
 [states.two]
 say = "And is this the second question?"
-on = [{ phrases = ["yes"], go = "three" }]
-[states.three]
-say = "So would this be the third question?"
 on = [{ phrases = ["yes"], go = "bye" }]
 [states.bye]
 say = "Goodbye."
@@ -86,15 +83,16 @@ class RedisServer:
 class Nodes:
     """`node[i]` is a running server; each comes back at the port where it was."""
 
-    def __init__(self, count: int, redis: RedisServer | None, *flags: str):
+    def __init__(self, count: int, redis: RedisServer | None, *flags: str, flow: str = FLOW):
         self.stack = ExitStack()
         self.place = Path(self.stack.enter_context(tempfile.TemporaryDirectory()))
-        (self.place / "flow.toml").write_text(FLOW)
+        (self.place / "flow.toml").write_text(flow)
         (self.place / "says.txt").write_text("yes\n")
         self.environment = {"OPUSAGENT_REDIS_URL": redis.url} if redis else {}
         self.environment["OPUSAGENT_AUTH_VONAGE_SECRETS"] = VONAGE
-        self.flags = (*SCRIPTED, "--flow", str(self.place / "flow.toml"), "--scripted-stt", str(self.place / "says.txt"),
-                      "--insecure", "--admission-refuse-above", "1", "--admission-resume-below", "1", *flags)
+        self.flags = (*SCRIPTED, "--flow", str(self.place / "flow.toml"), "--insecure", "--admission-refuse-above", "1",
+                      "--admission-resume-below", "1", "--admission-lag-ms", "0", "--admission-late-ms", "0",
+                      "--scripted-stt", str(self.place / "says.txt"), *flags)
         self.ports = [free_port() for _ in range(count)]
         self.node = [self._started(port) for port in self.ports]
         self.stopped: set[int] = set()              # processes that stand still
@@ -104,6 +102,12 @@ class Nodes:
 
     def start(self, index: int) -> None:
         self.node[index] = self._started(self.ports[index])
+
+    def revive(self) -> None:
+        """Every node serves."""
+        for index, node in enumerate(self.node):
+            if not node.alive():
+                self.start(index)
 
     def signal(self, index: int, number: int) -> None:
         """To all processes of a node, so that nobody replaces anybody."""
@@ -154,10 +158,10 @@ def yes(rate: int) -> Say:
 class Talk:
     """A call that answers every question, and dials again whenever its connection breaks."""
 
-    def __init__(self, url: str, dialect: str, returns: int = 20):
+    def __init__(self, url: str, dialect: str, returns: int = 20, says: int = 12):
         self.caller = Caller(url, dialect, [], returns=returns)
         said = yes(self.caller.rate)
-        self.caller.script.says += [Say(said.pcm, "yes", said.voiced_from, said.voiced_to)] * 12
+        self.caller.script.says += [Say(said.pcm, "yes", said.voiced_from, said.voiced_to)] * says
         self.task = asyncio.ensure_future(self._talk())
 
     async def _talk(self) -> None:

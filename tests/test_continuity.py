@@ -30,11 +30,19 @@ def redis():
     server.stop()
 
 
-@pytest.fixture
-def nodes(redis):
+@pytest.fixture(scope="module")
+def both(redis):
     nodes = Nodes(2, redis)
     yield nodes
     nodes.stop()
+
+
+@pytest.fixture
+def nodes(both):
+    """Two nodes that serve, and find Redis."""
+    both.revive()
+    several.until(lambda: all(metric(node, "registry_up") == 1 for node in both.node))
+    return both
 
 
 def metric(node, name: str) -> float:
@@ -44,8 +52,8 @@ def metric(node, name: str) -> float:
 
 def goes_straight(record: dict) -> bool:
     """The conversation came to its end, and never went back to where it had been before."""
-    states = [("one", "two", "three", "bye").index(turn["state"]) for turn in record["turns"] if turn["state"]]
-    return record["done"] and states == sorted(states) and states[0] == 0 and states[-1] == 3
+    states = [("one", "two", "bye").index(turn["state"]) for turn in record["turns"] if turn["state"]]
+    return record["done"] and states == sorted(states) and states[0] == 0 and states[-1] == 2
 
 
 async def until_in_the_middle(talks: list[Talk]) -> None:
@@ -75,7 +83,8 @@ def test_a_node_dies_and_its_calls_go_on_at_another(nodes):
         assert goes_straight(record), record
 
 
-@pytest.mark.skipif(not (shutil.which("haproxy") and shutil.which("openssl")), reason="haproxy and openssl are not both installed")
+@pytest.mark.skipif(not (shutil.which("haproxy") and shutil.which("openssl")),
+                    reason="haproxy and openssl are not both installed")
 def test_behind_haproxy_the_platform_dials_the_same_address_again(nodes, tmp_path, monkeypatch):
     """The node with some of the calls dies; HAProxy gives those that come back to the other one."""
     balancer = Balancer(tmp_path, nodes.ports)
@@ -109,21 +118,21 @@ def test_redis_dies_and_nobody_notices(nodes, redis):
         during = Talk(nodes.node[0].ws("/ws/jambonz"), "jambonz")
         await eventually(lambda: during.caller.ear.speech, 5)
         waited = time.monotonic() - begun
-        await eventually(lambda: before.answers >= 2, 30)
-        assert not before.caller.away and metric(nodes.node[0], "registry_up") == 0
+        await asyncio.wait_for(before.task, 60)
+        assert before.ended_well and not before.caller.away and metric(nodes.node[0], "registry_up") == 0
         redis.start()
         await eventually(lambda: metric(nodes.node[0], "registry_up") == metric(nodes.node[1], "registry_up") == 1)
         await until_in_the_middle([during])
         await asyncio.sleep(0.5)
         during.caller.url = during.caller.url.replace(f":{nodes.ports[0]}/", f":{nodes.ports[1]}/")
         nodes.kill(0)
-        before.caller.hang_up()
         await asyncio.wait_for(during.task, 60)
         assert during.ended_well and waited < 1.5, (during.caller.closed, waited)
         return await nodes.record(1, during.caller.call_id)
+    logged = len(nodes.node[0].written())
     record = asyncio.run(scenario())
     assert goes_straight(record), record
-    said = nodes.node[0].written()
+    said = nodes.node[0].written()[logged:]
     assert said.count("does not serve") == 1 and said.count("serves again") == 1 and "Traceback" not in said
 
 
@@ -142,7 +151,7 @@ def test_redis_is_slow_and_nobody_notices(nodes, redis):
             redis.process.send_signal(signal.SIGCONT)
         await asyncio.wait_for(during.task, 60)
         assert before.ended_well and during.ended_well and not before.caller.away and waited < 1.5, waited
-        await eventually(lambda: metric(nodes.node[0], "registry_waiting") == 0 and metric(nodes.node[0], "registry_up") == 1)
+        await eventually(lambda: metric(nodes.node[0], "registry_up") == 1 and not metric(nodes.node[0], "registry_waiting"))
         assert metric(nodes.node[0], "registry_dropped") == 0
     asyncio.run(scenario())
     assert "Traceback" not in nodes.node[0].written()
@@ -243,8 +252,8 @@ def test_a_stream_that_ends_is_followed_by_another_while_there_is_something_to_s
     """Twilio goes on to the <Redirect>, whatever has ended its stream; so does jambonz."""
     async def scenario():
         talk = Talk(nodes.node[0].ws("/ws/twilio"), "twilio")
-        await until_in_the_middle([talk])
-        await asyncio.sleep(0.2)
+        await eventually(lambda: talk.caller.ear.speech)
+        await asyncio.sleep(0.3)
         name = talk.caller.call_id
         live = await asyncio.to_thread(posted, nodes.node[1], "/twilio/voice?again=yes", CallSid=name)
         await asyncio.wait_for(talk.task, 60)
@@ -264,7 +273,8 @@ def test_a_signature_that_one_node_has_seen_is_worth_nothing_at_another(nodes, r
     """While Redis is away each node knows its own."""
     async def dials(index, headers) -> int:
         try:
-            line = await Line.dial(nodes.node[index].ws("/ws/vonage"), lambda *heard: None, lambda *ended: None, (), headers)
+            line = await Line.dial(nodes.node[index].ws("/ws/vonage"), lambda *heard: None, lambda *ended: None, (),
+                                   headers)
         except ProtocolError as error:
             return error.code
         line.abort()
@@ -306,4 +316,46 @@ def test_workers_of_one_node_need_no_redis():
             assert goes_straight(record), record
         assert "Traceback" not in nodes.node[0].written()
     finally:
+        nodes.stop()
+
+
+ENDLESS = several.FLOW.replace('go = "bye"', 'go = "one"')
+
+
+@pytest.mark.soak
+def test_nodes_are_restarted_twenty_times_under_a_hundred_calls(redis, tmp_path, monkeypatch):
+    """Calls that never end, and no time to drain: each restart gives its node's calls to the other one."""
+    nodes = Nodes(2, redis, "--drain-seconds", "0", "--redis-move", "--net-resume-seconds", "60", flow=ENDLESS)
+    balancer = Balancer(tmp_path, nodes.ports)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "certificate"))
+
+    async def scenario():
+        talks = []
+        for number in range(100):
+            dialect = RETURNING[number % len(RETURNING)]
+            talks.append(Talk(f"wss://127.0.0.1:{balancer.port}/ws/{dialect}", dialect, 1000, 10000))
+            await asyncio.sleep(0.05)
+        await eventually(lambda: all(talk.caller.script.turns for talk in talks), 60)
+        for round in range(20):
+            nodes.node[round % 2].process.send_signal(signal.SIGTERM)
+            await asyncio.to_thread(nodes.node[round % 2].process.wait, 30)
+            await asyncio.to_thread(nodes.start, round % 2)
+            await asyncio.to_thread(several.until, lambda: balancer.states() == ["UP", "UP"])
+            await asyncio.sleep(2)
+        turns = [talk.answers for talk in talks]
+        await asyncio.sleep(25)
+        alive = [not talk.task.done() and talk.answers > before for talk, before in zip(talks, turns, strict=True)]
+        away = sorted((times[1] - times[0]) / 1e6 for talk in talks for times in talk.caller.away if len(times) == 2)
+        print(f"{sum(alive)} of 100 calls kept, {len(away)} moves, pause p50 {away[len(away) // 2]:.0f}, "
+              f"p99 {away[len(away) * 99 // 100]:.0f}, max {away[-1]:.0f} ms")
+        lost = [talk.caller.closed or repr(talk.task) for talk, kept in zip(talks, alive, strict=True) if not kept]
+        for talk in talks:
+            talk.task.cancel()
+        await asyncio.gather(*(talk.task for talk in talks), return_exceptions=True)
+        return lost
+    try:
+        several.until(lambda: balancer.states() == ["UP", "UP"])
+        assert not asyncio.run(scenario())
+    finally:
+        balancer.stop()
         nodes.stop()

@@ -57,6 +57,15 @@ def test_what_is_set_are_settings():
     assert not POD["spec"]["enableServiceLinks"]    # it would set OPUSAGENT_PORT
 
 
+def test_redis_keeps_nothing_and_is_found_by_its_name():
+    redis, service = yaml.safe_load_all((DEPLOY / "kubernetes" / "redis" / "redis.yaml").read_text())
+    assert service["spec"]["selector"] == redis["spec"]["template"]["metadata"]["labels"]
+    args = redis["spec"]["template"]["spec"]["containers"][0]["args"]
+    assert args[args.index("--save") + 1] == "" and args[args.index("--maxmemory-policy") + 1] == "noeviction"
+    keys = [variable["valueFrom"]["secretKeyRef"] for variable in CONTAINER["env"] if "valueFrom" in variable]
+    assert {"name": "opusagent", "key": "redis-url", "optional": True} in keys
+
+
 def test_the_autoscaler_acts_before_a_pod_refuses():
     (metric,) = OBJECTS["HorizontalPodAutoscaler"]["spec"]["metrics"]
     assert metric["pods"]["metric"]["name"] == "opusagent_load" and "load" in metrics.GREATEST
