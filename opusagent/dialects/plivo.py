@@ -77,6 +77,10 @@ class Plivo:
         media = {"contentType": content, "sampleRate": self.rate, "payload": ""}
         self._before = orjson.dumps({"event": "playAudio", **stream, "media": media})[:-len(AFTER_PAYLOAD)]
 
+    @property
+    def media_ends(self) -> tuple[bytes, bytes] | None:
+        return (self._before, AFTER_PAYLOAD) if self._payload.encoding == PCMU else None
+
     def open(self) -> None:
         return None
 
