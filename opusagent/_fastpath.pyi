@@ -230,6 +230,7 @@ class Intake:
 
 class Stretch:
     left: int
+    wire: Wire
     @property
     def ends(self) -> int: ...
     def __init__(self, mouth: Any, wire: Wire, pacer: Pacer, before: bytes, after: bytes) -> None: ...

@@ -9,10 +9,16 @@ from ._fastpath import Intake, Stretch, Wire
 FRAMES = 5                      # of a reply that go out before the call is looked at again
 
 
+def wire_of(connection) -> Wire | None:
+    """The plain socket behind what a call takes for its connection, which may be one that a platform comes back to."""
+    wire = getattr(getattr(connection, "connection", connection), "wire", None)
+    return wire if isinstance(wire, Wire) else None
+
+
 def begin(call) -> None:
-    """The call has its slot, its ear and its mouth, or has them anew."""
-    wire, ends = getattr(call.connection, "wire", None), getattr(call.dialect, "media_ends", None)
-    if not isinstance(wire, Wire) or ends is None or call.journal is not None:
+    """The call has its slot, its ear and its mouth, or has them or its socket anew."""
+    wire, ends = wire_of(call.connection), getattr(call.dialect, "media_ends", None)
+    if wire is None or ends is None or call.journal is not None:
         return
     if call.ear.resampler is None:
         wire.intake = Intake(call, call.ear, call.slot, call.ear.vad, call.ledger.arrivals)
@@ -23,6 +29,8 @@ def follow(mouth) -> None:
     """What follows in the reply goes out by itself, as far as nothing has to be decided."""
     stretch, out = mouth.stretch, mouth.out
     stretch.end()
+    if wire_of(mouth.connection) is not stretch.wire:
+        return begin(mouth.call)
     if mouth.call.recording is None and not out.late and not mouth.connection.congested:
         ahead = mouth.playout.ahead(FRAMES)
         if ahead is not None:

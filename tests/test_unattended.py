@@ -5,6 +5,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from conversation import MS, Connection, Conversation
+from opusagent import resumption
 from opusagent._fastpath import EpollSet, FrameParser, Pacer, ReceiveBuffer, Wire
 from opusagent.call import Call
 from opusagent.dialects import TEXT
@@ -79,14 +80,16 @@ class Plain(Line):
 class Compared(Conversation):
     """`taken` and `sent_on` count the frames in and out that Python had nothing to do with."""
 
-    def __init__(self, line, **how):
-        self.taken, self.sent_on, self.said, self.line = 0, 0, [], line
+    def __init__(self, line, returns, **how):
+        """`returns`: the platform may come back on another connection."""
+        self.taken, self.sent_on, self.said, self.line, self.returns = 0, 0, [], line, returns
         super().__init__(FLOW, make=self.make, **how)
 
     def make(self, server, connection, *more):
         server.pacer = Pacer()
         self.connection = self.line(server.clock, lambda: self.call.drained())
-        return Call(server, self.connection, *more)
+        self.connection.tenant = ""
+        return Call(server, resumption.Line(self.connection) if self.returns else self.connection, *more)
 
     def frame(self, pcm):
         """As Twilio sends it."""
@@ -157,7 +160,7 @@ def script(call, chance):
 
 @pytest.mark.parametrize("seed", range(24))
 def test_nothing_can_be_told_from_the_ordinary_way(seed):
-    ordinary, other = calls = [Compared(line, ahead=seed % 3 > 0) for line in (Line, Plain)]
+    ordinary, other = calls = [Compared(line, seed % 2 > 0, ahead=seed % 3 > 0) for line in (Line, Plain)]
     for call in calls:
         script(call, random.Random(seed))
         call.connection.hang_up()

@@ -125,7 +125,7 @@ cdef class Stretch:
     """
     cdef object mouth
     cdef object playout
-    cdef Wire wire
+    cdef readonly Wire wire
     cdef Pacer pacer
     cdef Slot slot
     cdef Past sounded                   # what went out: the mouth's, or None where nobody asks for it,
@@ -194,7 +194,7 @@ cdef class Stretch:
     cdef int go_on(self, int64_t now) except -1:
         """Sends what is due."""
         while self.left and now >= self.due(self.sent):
-            if self.wire.fd < 0 or self.wire.parser.muted or self.wire.unsent \
+            if self.wire.fd < 0 or self.wire.parser.muted or self.mouth.connection.congested \
                     or now > self.due(self.sent) + self.lead + LATE_NS:
                 self.end()
                 self.mouth.call.due = 0
