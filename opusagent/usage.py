@@ -32,6 +32,9 @@ class Item:
     seconds: float = 0.0                # of audio, recognised or spoken
 
 
+ITEM = tuple(each.name for each in fields(Item))
+
+
 class Usage:
     """One call's."""
 
@@ -152,12 +155,12 @@ class Usage:
     # -- for another worker --------------------------------------------------------------------------------------------
 
     def kept(self) -> dict:
-        return {"outcome": self.outcome, "payers": self.payers, "items": [asdict(item) for item in self.items.values()]}
+        return {"outcome": self.outcome, "payers": self.payers, "items": [
+            {name: getattr(item, name) for name in ITEM} for item in self.items.values()]}
 
     def restore(self, kept: dict) -> None:
-        known = {each.name for each in fields(Item)}
         for values in kept.get("items", ()):
-            item = Item(**{name: value for name, value in values.items() if name in known})
+            item = Item(**{name: value for name, value in values.items() if name in ITEM})
             self.items[item.stage, item.engine, item.endpoint, item.model] = item
         self.outcome = kept.get("outcome", "")
         self.payers = tuple(kept.get("payers", ()))
