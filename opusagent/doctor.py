@@ -269,8 +269,13 @@ def keys(config: Config) -> Iterator[Finding]:
             yield Finding(BREAKS, f"The {stage} engine is {engine}, and there is no key: set OPENAI_API_KEY.")
 
 
+def registry(config: Config) -> Iterator[Finding]:
+    if config.redis.url and importlib.util.find_spec("redis") is None:
+        yield Finding(BREAKS, "redis.url needs the extra redis: pip install 'opusagent[redis]'.")
+
+
 CHECKS = (python, packages, cores, pinning, files, sysctls, backlog, huge_pages, sockets, scheduling, directories,
-          engines, conversation, keys, accounts, installed)
+          engines, conversation, keys, accounts, installed, registry)
 
 
 def examine(config: Config) -> list[Finding]:

@@ -36,11 +36,6 @@ class Line:
         return self.connection is not None and self.connection.congested
 
     @property
-    def wire(self):
-        """For frames that need no decision (unattended.py); one that is late, as after a stop of ours, comes here."""
-        return self.connection.wire if self.connection is not None else None
-
-    @property
     def rtt_ns(self) -> int:
         return self.connection.rtt_ns if self.connection is not None else 0
 

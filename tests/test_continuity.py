@@ -319,7 +319,7 @@ def test_workers_of_one_node_need_no_redis():
         nodes.stop()
 
 
-ENDLESS = several.FLOW.replace('go = "bye"', 'go = "one"')
+ENDLESS = several.FLOW.replace('go = "bye" }', 'go = "one" }, { dtmf = "9", go = "bye" }')      # unless a key is pressed
 
 
 @pytest.mark.soak
