@@ -214,6 +214,23 @@ def test_a_function_leads_where_the_state_allows():
     assert not call.model.refused
 
 
+def test_a_state_with_another_voice_has_a_session_that_is_told_the_chat():
+    flow = FLOW.replace('say = "Your order {order} is on its way."', 'prompt = "You tell where orders are."\nvoice = "cedar"\n'
+                        "history = 4")
+
+    async def told(call, model):
+        await call.turn("")
+        await call.turn("")
+    ordered = next(tool["function"]["name"] for tool in Flow.parse(flow, "f").states["answer"].functions
+                   if "ordered" in tool["function"]["name"])
+    call = dialled(told, Answer("Let me see.", 600, calls=((ordered, {"order": "1234"}),)), Answer("On its way.", 800),
+                   Answer("Anything else?", 800), flow=flow, transcripts=("It is order one two three four.", "Good."))
+    first, second, third = call.model.used
+    assert [each.spoke for each in (first, second, third)] == ["alloy", "cedar", "alloy"] and not call.model.refused
+    assert ("user", "It is order one two three four.") in second.says()
+    assert call.receipts[1]["agent"].split() == "Let me see. On its way.".split()
+
+
 def test_a_function_that_is_not_allowed_is_refused_and_the_model_told():
     async def told(call, model):
         await call.turn("")

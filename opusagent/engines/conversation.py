@@ -181,7 +181,7 @@ class Conversation:
         tries, begun, failed = 0, False, None
         while True:
             tries += 1
-            await self._ready(voice if spoken else "", failed)
+            await self._ready(voice if spoken else None, failed)
             response, session = self._ask(messages, tools, voice, spoken), self.session
             try:
                 async for piece in self._pieces(response):
@@ -198,10 +198,9 @@ class Conversation:
             finally:
                 response.drop()
 
-    async def _ready(self, voice: str, without) -> None:
-        """A session that is free to answer, and to answer with this voice."""
-        name = manner_of(voice).voice or self.settings.voice
-        if voice and self.voice not in ("", name):
+    async def _ready(self, voice: str | None, without) -> None:
+        """A session that is free to answer, and to answer with this voice; None: in no voice."""
+        if voice is not None and self.voice not in ("", manner_of(voice).voice or self.settings.voice):
             self.renew()
         if self.response is not None:
             try:
