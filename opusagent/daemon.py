@@ -12,7 +12,7 @@ import ssl
 import sys
 from collections.abc import Callable
 
-from . import ConfigError, EngineError, logs, net, takeover
+from . import ConfigError, EngineError, logs, net, registry, takeover
 from . import config as settings
 from .board import Board
 from .config import Config
@@ -35,6 +35,8 @@ def serve(config: Config, flow: Flow, again: Callable[[], tuple[Config, Flow]]) 
     """
     notify = Notify()
     tls = tls_context(config)
+    if config.redis.url:
+        registry.load()
     inherited = Inheritance()
     sockets, admin, bare = listening_sockets(config, inherited)
     cores = len(os.sched_getaffinity(0))

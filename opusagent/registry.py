@@ -89,6 +89,20 @@ class Taken:
     entries: list[tuple[int, bytes, bytes]]     # (number, state, turns) of what was committed before, in order
 
 
+def load() -> tuple:
+    """The client, what it raises, and how often it tries: once.  ConfigError where the package is missing.
+
+    Done before workers are forked, it costs none of them time that callers of a dead one would wait.
+    """
+    try:
+        from redis import RedisError, asyncio as client
+        from redis.backoff import NoBackoff
+        from redis.retry import Retry
+    except ImportError:
+        raise ConfigError("redis.url needs the extra redis: pip install 'opusagent[redis]'.") from None
+    return client, RedisError, Retry(NoBackoff(), 0)
+
+
 class Registry:
     """A worker's.  Everything happens on its loop; only take(), once() and known() are waited for, and not for long."""
 
@@ -123,17 +137,11 @@ class Registry:
 
     async def open(self) -> None:
         """ConfigError where the package is missing; a Redis that does not answer is none of our troubles."""
+        client, error, once = load()
+        self._errors = error, OSError, TimeoutError
         try:
-            from redis import RedisError, asyncio as client
-            from redis.backoff import NoBackoff
-            from redis.retry import Retry
-        except ImportError:
-            raise ConfigError("redis.url needs the extra redis: pip install 'opusagent[redis]'.") from None
-        self._errors = RedisError, OSError, TimeoutError
-        try:
-            self._redis = client.Redis.from_url(
-                self.url, socket_timeout=None, socket_connect_timeout=self.timeout, protocol=2,
-                retry=Retry(NoBackoff(), 0), health_check_interval=0)
+            self._redis = client.Redis.from_url(self.url, socket_timeout=None, socket_connect_timeout=self.timeout,
+                                                protocol=2, retry=once, health_check_interval=0)
         except ValueError:                      # its message would hold the URL, and that a password
             raise ConfigError("redis.url is written redis://[:PASSWORD@]HOST[:PORT][/DATABASE], or rediss://, or "
                               "unix://PATH.") from None
