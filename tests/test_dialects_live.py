@@ -33,13 +33,13 @@ WORDS = ("ten of clubs", "seven of clubs")
 BARGE_IN_MS = 800           # into what is said about the second card, which takes 3.5 s
 ECHO_FRAMES = 50
 # Each dialect as it comes, and what else its URL can make of the wire.
-ROUTES = [*CALLERS, "twilio?exotel=8000", "twilio?exotel=16000", "pcm?rate=48000", "telnyx?codec=PCMA&disorder=7",
+ROUTES = [*CALLERS, "twilio?exotel=16000", "pcm?rate=48000", "telnyx?codec=PCMA&disorder=7",
           "telnyx?codec=L16&rate=16000&l16=big", "plivo?codec=L16&rate=16000", "vonage?rate=24000",
           "asterisk?format=ulaw&control=json", "asterisk?format=slin48", "jambonz?player=chunked",
           "jambonz?rate=16000", "freeswitch?play=json", "freeswitch?module=fork&rate=16000&player=chunked",
           "openai-realtime?format=pcmu", "openai-realtime?format=pcma&beta=1"]
 MONITOR = "audiohook?mode=monitor&channels=both"        # which nothing is said to
-APART = 0.1                 # seconds between the calls' beginnings
+APART = 0.2                 # seconds between the calls' beginnings
 
 
 @cache
