@@ -22,11 +22,11 @@ import numpy as np
 from figures import table
 from subjects import Absent
 
-from opusagent.acoustics import KEPT_MS, STRETCH_MS, Echo
+from opusagent.acoustics import STRETCH_MS, Echo
 from opusagent.audio import VadBatch, first_voiced, last_voiced, voiced
 from opusagent._fastpath import Vad, ulaw_decode, ulaw_encode
 from opusagent.config import Turns
-from opusagent.engines import embedded, flite
+from opusagent.engines import embedded
 from opusagent.engines.voices import Voices
 from opusagent.flow import Dialogue, Flow, Waits
 from opusagent.recording import read_wav, resample

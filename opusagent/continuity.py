@@ -17,7 +17,6 @@ import orjson
 from ._fastpath import Wire
 from .call import START_WITHIN, Call
 from .handover import VERSION, committed
-from .outbound import MS
 from .registry import Registry, Taken
 from .resumption import SECOND, Resumable, cut
 from .shelf import Shelf

@@ -8,7 +8,6 @@ counted.
 import logging
 import os
 import queue
-import sys
 import threading
 import time
 import traceback

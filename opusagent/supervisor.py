@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from . import ConfigError, control
 from ._fastpath import SLOT_SIZE
-from .board import DRAINING, EMPTY, SERVING, STARTING, Board
+from .board import DRAINING, SERVING, STARTING, Board
 from .control import Control, portions
 from .notify import Notify
 from .succession import Inheritance, Succession

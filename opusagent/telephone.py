@@ -10,7 +10,6 @@ import secrets
 import ssl
 import sys
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import replace
 from urllib.parse import SplitResult, urlsplit

@@ -114,6 +114,19 @@ def test_the_parts_of_the_compiled_module_can_be_read_in_one_go(path):
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_is_imported_is_used(path):
+    if path.name == "__init__.py":
+        return                              # gives others what it imports
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    imported = {alias.asname or alias.name.partition(".")[0] for node in nodes for alias in getattr(node, "names", ())
+                if isinstance(node, ast.Import | ast.ImportFrom) and getattr(node, "module", "") != "__future__"}
+    used = {node.id for node in nodes if isinstance(node, ast.Name)}
+    in_quotes = {name for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)
+                 for name in imported if name in node.value}
+    assert not imported - used - in_quotes
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_error_is_swallowed(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ExceptHandler):

@@ -3,7 +3,6 @@ import asyncio
 
 import pytest
 import talking
-from conversation import Conversation
 from talking import scenario, turn
 
 FLOW = """

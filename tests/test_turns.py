@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from opusagent.audio import Vad, VadBatch, first_voiced, last_voiced
 from opusagent.flow import COMPLETE, FREE, INCOMPLETE, NO_MATCH, Waits
 from opusagent.recording import read_wav
-from opusagent.turns import (BARGE_IN, CONDITIONS, DUCK, END_OF_TURN, HEARING, LISTENING, NO_INPUT, PAUSE, RECITING,
+from opusagent.turns import (BARGE_IN, CONDITIONS, DUCK, END_OF_TURN, LISTENING, NO_INPUT, PAUSE, RECITING,
                              REPLYING, RESTORE, RESUME, SPEAKING, TRANSITIONS, UTTERANCE_START, WEIGH, WEIGHING,
                              Settings, TurnTaking, drawn)
 

@@ -2,20 +2,18 @@
 import asyncio
 import importlib.util
 import json
-import os
 import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from llm_endpoint import KEY
 from test_openai_speech import Caller, engine, sound, speaks
 from test_openai_speech import listen as heard
 
 from opusagent import ConfigError, EngineError, flowcheck
 from opusagent._fastpath import Resampler
-from opusagent.config import Config, OpenAI, Piper, Sherpa
+from opusagent.config import Config, Piper, Sherpa
 from opusagent.engines import piper, rates, sherpa
 from opusagent.engines.level import Level, levelled
 from opusagent.engines.openai_tts import Tts

@@ -15,7 +15,6 @@ from urllib.parse import SplitResult, parse_qsl
 import orjson
 
 from .. import ProtocolError
-from .._fastpath import codes_of
 from . import (BINARY, SENTENCE, TEXT, Audio, Clear, Complaint, Dtmf, Mark, Marks, Start, Stop, digit_of, facts_of,
                parse, text_of)
 from .channels import SAMPLE_BYTES, Channels

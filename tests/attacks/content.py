@@ -19,7 +19,6 @@ from conformance.script import Fails, Get, ask
 from conformance.wire import PONG, head, ping, text
 from served import Served
 
-from .frames import SPEECH
 from .siege import Attack, all_at_once, at, connected, in_call, opened
 from .vitals import descriptors
 

@@ -13,7 +13,7 @@ import zlib
 
 from conformance import wire
 from conformance.peer import Failed, Target
-from conformance.script import Answer, Fails, Get, ask
+from conformance.script import Fails, Get
 from conformance.wire import BINARY, CONTINUATION, PONG, TEXT, binary, frame, head, more, ping, text
 
 from .healthy import media, opening

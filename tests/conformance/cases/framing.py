@@ -2,7 +2,7 @@
 
 from .. import wire
 from ..script import BYE, Case, Fails, FailsEarly, Get, GetAll, HOUSE, Send, case, echo
-from ..wire import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, binary, close, frame, ping, text
+from ..wire import BINARY, CONTINUATION, PING, PONG, TEXT, binary, close, frame, ping, text
 
 # both sides of every change in how a length is spelt
 LENGTHS = (0, 1, 124, 125, 126, 127, 128, 255, 256, 65534, 65535, 65536, 65537)
