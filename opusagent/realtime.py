@@ -14,7 +14,7 @@ import numpy as np
 import orjson
 
 from . import journal
-from .assistant import NEVER, Assistant, ClientModel, Made, realtime_query  # noqa: F401  (the server asks us for it)
+from .assistant import NEVER, Assistant, ClientModel, Made
 from .call import Call
 from .dialects import (ASK_CANCEL, ASK_COMMIT, ASK_DISCARD, ASK_RESPOND, ASK_TRUNCATED, ASK_UPDATE, RECOGNITION,
                        SPEECH_STARTED, SPEECH_STOPPED, Ask, Audio, Dtmf, OpenAIRealtime)

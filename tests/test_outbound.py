@@ -82,10 +82,11 @@ def test_the_platform_hears_of_the_conversation(curious):
     talk = curious(FLOW)
     talk.listens()
     talk.says("ten of clubs")
+    talk.told = [("RECEIPT", receipt) for receipt in talk.receipts]
     assert talk.call.dialect.news == [
-        ("REPLIED", "begin", "Which card do you have?"),
+        ("REPLYING", "Which card do you have?"), ("REPLIED", "begin", "Which card do you have?"), talk.told[0],
         ("SPEECH_STARTED",), ("HYPOTHESIS", "ten of clubs"), ("SPEECH_STOPPED",), ("RECOGNITION", "ten of clubs", 1.0),
-        ("REPLIED", "answer", talk.agent_says[-1])]
+        ("REPLYING", talk.agent_says[-1]), ("REPLIED", "answer", talk.agent_says[-1]), talk.told[1]]
 
 
 def test_the_platform_may_end_the_call_itself(curious):
