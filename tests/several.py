@@ -13,6 +13,7 @@ import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
+from opusagent import ProtocolError
 from opusagent.caller import Say
 from opusagent.localserver import fetch_json
 from opusagent.people import person
@@ -165,8 +166,14 @@ class Talk:
         self.task = asyncio.ensure_future(self._talk())
 
     async def _talk(self) -> None:
-        async for _ in self.caller.converse():
-            pass
+        """A platform that is told to try again does."""
+        for _ in range(100):
+            try:
+                async for _ in self.caller.converse():
+                    pass
+                return
+            except (OSError, ProtocolError):
+                await asyncio.sleep(0.2)
 
     @property
     def answers(self) -> int:

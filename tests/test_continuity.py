@@ -334,7 +334,7 @@ def test_nodes_are_restarted_twenty_times_under_a_hundred_calls(redis, tmp_path,
         for number in range(100):
             dialect = RETURNING[number % len(RETURNING)]
             talks.append(Talk(f"wss://127.0.0.1:{balancer.port}/ws/{dialect}", dialect, 1000, 10000))
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.15)
         await eventually(lambda: all(talk.caller.script.turns for talk in talks), 60)
         for round in range(20):
             nodes.node[round % 2].process.send_signal(signal.SIGTERM)
