@@ -1,9 +1,9 @@
 """Admission: what a worker is loaded with, what it leaves out before it is too much, and whether it takes new calls.
 
-Each measure is a share of its own limit, and the load is the greatest of them.  Below the load at which calls are refused
-stands a ladder: at each of its steps something is left out that callers need least.  The rules: a limit is reached
-before the live calls notice, for the calls that were let in since the load was measured count with what a call usually
-takes; and what was left out comes back only when the load has fallen well below its step.
+Each measure is a share of its own limit, and the load is the greatest of them.  Below the load at which calls are
+refused stands a ladder: at each of its steps something is left out that callers need least.  The rules: a limit is
+reached before the live calls notice, for the calls that were let in since the load was measured count with what a call
+usually takes; and what was left out comes back only when the load has fallen well below its step.
 """
 import os
 import resource
@@ -62,7 +62,7 @@ class Admission:
         self.by = ""                                # the measure that it is of
         self.shares: dict[str, float] = {}          # each measure's, of its limit
         self.cost = self.config.refuse_above / server.config.max_calls      # of a call: a share of a core
-        self.let_in: deque[set] = deque([set()], CPU_WINDOW + 1)     # whom, in the second since the last look and before
+        self.let_in: deque[set] = deque([set()], CPU_WINDOW + 1)    # whom, in the second since the last look and before
         self.lags: deque[list[int]] = deque([[]], WINDOW)      # ns by which ticks were late, second by second
         self.lates: deque[list[int]] = deque([[]], WINDOW)     # ... and frames
         self.memory = Memory(server.config.workers or os.cpu_count())
@@ -83,7 +83,7 @@ class Admission:
         return "full" if self.ladder.full or expected > self.config.refuse_above < 1 else ""
 
     def check(self, connection) -> None:
-        """Raises ProtocolError(503) for a new call that is not taken; one that is counts from now on, while it is there."""
+        """Raises ProtocolError(503) for a call that is not taken; one that is counts from now on, while it is there."""
         server = self.server
         for reason, sentence in (("broken", server.broken),
                                  ("draining", server.draining and "This server is draining; new calls go elsewhere."),
@@ -172,7 +172,7 @@ class Memory:
 
     @staticmethod
     def used() -> int:
-        """Bytes that are its own: those that it shares (the arena, prompts) are there once, and files can be dropped."""
+        """Bytes that are its own: what it shares (the arena, prompts) is there once, and files can be dropped."""
         try:
             resident, shared = map(int, Path("/proc/self/statm").read_text().split()[1:3])
         except OSError:
@@ -195,7 +195,7 @@ def machine_memory() -> int:
 
 
 def open_files() -> tuple[int, int]:
-    """Descriptors that this process has open, and how many it may have; 0 of 0 where there is none left to look with."""
+    """Descriptors that this process has open, and how many it may have; 0 of 0 where none is left to look with."""
     try:
         return len(os.listdir("/proc/self/fd")), resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     except OSError:

@@ -1,8 +1,8 @@
 """The archive: files that calls leave behind, written by a thread of its own.
 
 It knows nothing of what it writes.  The rule: append() never blocks and never grows without bound; when the disk is too
-slow or full, what cannot be kept is dropped and counted, and the file it belongs to ends there.  What is removed for its
-age are files of calls in folders of days, and nothing else.
+slow or full, what cannot be kept is dropped and counted, and the file it belongs to ends there.  What is removed for
+its age are files of calls in folders of days, and nothing else.
 """
 import logging
 import os

@@ -100,7 +100,7 @@ class Seat:
         return number
 
     def write_record(self, number: int, record: dict) -> None:
-        """The record of a call as it is now; of very many turns only the last ones fit, and `turns_left_out` says so."""
+        """The record of a call as it is now; of very many turns only the last fit, and `turns_left_out` says so."""
         text = orjson.dumps(record)
         turns, out = record["turns"], 0
         while len(text) > RECORD - RECORD_HEAD and out < len(turns):
@@ -186,8 +186,8 @@ class Board:
         return sum(getattr(seat, name) for seat in self.living())
 
     def record(self, call_id: str) -> bytes | None:
-        """A call's record, from whichever worker has it: the live one, else that of a conversation that came to its end, or
-        the longest, for a call that has gone from one worker to another took its receipts along."""
+        """A call's record, from whichever worker has it: the live one, else that of a conversation that came to its
+        end, or the longest, for a call that has gone from one worker to another took its receipts along."""
         found = [record for seat in self.seats[1:] if (record := seat.record(call_id)) is not None]
         return max(found, default=None,
                    key=lambda record: (b'"live":true' in record, b'"done":true' in record, len(record)))

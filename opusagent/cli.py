@@ -91,7 +91,8 @@ def upgrade_flags(parser: argparse.ArgumentParser) -> None:
 
 def install_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--print", action="store_true", help="print the two files, and write nothing")
-    parser.add_argument("--user", metavar="NAME", default="opusagent", help="who the server runs as (default opusagent)")
+    parser.add_argument("--user", metavar="NAME", default="opusagent",
+                        help="who the server runs as (default opusagent)")
     parser.add_argument("--dir", metavar="DIR", default="/etc/systemd/system", help="where they are written")
     parser.add_argument("--force", action="store_true", help="write over what is there")
     settings.add_flags(parser, ("config",))

@@ -32,8 +32,8 @@ class Net:
     keepalive_seconds: int = setting(5, "TCP keep-alive: idle time and interval of 3 probes; 0 is off",
                                      low=0, high=3600)
     dscp: int = setting(0, "DSCP of our packets (46 is EF); 0 is off", "code", low=0, high=63)
-    spin_us: int = setting(0, "poll for so long without sleeping before the worker sleeps: 20000 answers a call some 15 us "
-                           "sooner and takes a whole core", "us", low=0, high=1_000_000)
+    spin_us: int = setting(0, "poll for so long without sleeping before the worker sleeps: 20000 answers a call some "
+                           "15 us sooner and takes a whole core", "us", low=0, high=1_000_000)
     backlog: int = setting(4096, "connections that may wait to be accepted", low=1, high=65535)
     head_seconds: float = setting(3.0, "time for a whole request head", low=0.1, high=60)
     ping_interval_seconds: float = setting(5.0, "time between our pings", low=0.1, high=3600)
@@ -182,8 +182,8 @@ class Archive:
     recordings: bool = setting(False, "keep each call's sound: a stereo WAV, the caller left, the agent right")
     transcripts: bool = setting(False, "keep each call's record when it ends: facts, turns and their receipts")
     days: int = setting(0, "remove what is older; 0 keeps it", "days", low=0, high=36500)
-    free_megabytes: int = setting(256, "space that is left to others: with less, nothing is kept, and calls go on", "MiB",
-                                  low=0, high=1 << 24)
+    free_megabytes: int = setting(256, "space that is left to others: with less, nothing is kept, and calls go on",
+                                  "MiB", low=0, high=1 << 24)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,8 +196,8 @@ class Admission:
                             low=0, high=10000)
     late_ms: float = setting(140.0, "lateness of the agent's audio, at p99, that is a load of 1; 0 does not count",
                              low=0, high=10000)
-    engine_ms: float = setting(1000.0, "audio that waits for the embedded recogniser that is a load of 1; 0 does not count",
-                               low=0, high=60000)
+    engine_ms: float = setting(1000.0, "audio that waits for the embedded recogniser that is a load of 1; 0 does not "
+                               "count", low=0, high=60000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,11 +210,11 @@ class Bounds:
                                      low=0, high=86400)
     tokens: int = setting(0, "tokens of language models, in and out, that a call may use; then it ends so",
                           low=0, high=1 << 40)
-    spoken_seconds: float = setting(0.0, "synthesised speech that a call may use, prompts spoken ahead not counted; then "
-                                    "it ends so", low=0, high=864000)
+    spoken_seconds: float = setting(0.0, "synthesised speech that a call may use, prompts spoken ahead not counted; "
+                                    "then it ends so", low=0, high=864000)
     calls_per_caller: int = setting(0, "calls at once of one caller's number", low=0, high=1 << 24)
-    calls_per_tenant: int = setting(0, "calls at once of one tenant: the account of a call's credentials, or the one that "
-                                    "the platform names", low=0, high=1 << 24)
+    calls_per_tenant: int = setting(0, "calls at once of one tenant: the account of a call's credentials, or the one "
+                                    "that the platform names", low=0, high=1 << 24)
     calls_per_caller_a_day: int = setting(0, "calls of one caller's number on a day", low=0, high=1 << 24)
     calls_per_tenant_a_day: int = setting(0, "calls of one tenant on a day", low=0, high=1 << 24)
 
@@ -228,19 +228,21 @@ class Webhook:
     transcript: bool = setting(True, "tell the turns and facts of the call, too, which hold what was said")
     timeout_seconds: float = setting(5.0, "wait for its answer", low=0.1, high=60)
     attempts: int = setting(10, "times that it is tried, ever more rarely; then a notice is given up", low=1, high=100)
-    directory: str = setting("", "where what could not be delivered at a stop waits for the next start; empty keeps nothing",
-                             "directory")
+    directory: str = setting("", "where what could not be delivered at a stop waits for the next start; empty keeps "
+                             "nothing", "directory")
 
 
 @dataclass(frozen=True, slots=True)
 class Redis:
     """Where nodes tell one another of their calls, so that one that comes back to another node goes on there."""
 
-    url: str = setting("", "redis://[:PASSWORD@]HOST[:PORT][/DATABASE], rediss:// or unix://PATH; empty is none", secret=True)
+    url: str = setting("", "redis://[:PASSWORD@]HOST[:PORT][/DATABASE], rediss:// or unix://PATH; empty is none",
+                       secret=True)
     prefix: str = setting("opusagent", "what the names of our keys begin with", "name")
-    lease_seconds: float = setting(1.5, "time after which a node that does not answer has lost its calls", low=0.3, high=60)
-    timeout_ms: int = setting(250, "wait for an answer; without one it is done without, and nobody asks again until there is "
-                              "one", low=5, high=5000)
+    lease_seconds: float = setting(1.5, "time after which a node that does not answer has lost its calls",
+                                   low=0.3, high=60)
+    timeout_ms: int = setting(250, "wait for an answer; without one it is done without, and nobody asks again until "
+                              "there is one", low=5, high=5000)
     move: bool = setting(False, "after drain_seconds, have platforms dial another node, instead of saying goodbye")
     waiting: int = setting(10000, "entries that may wait while there is none; then the oldest are dropped", low=1,
                            high=1_000_000)
@@ -282,7 +284,8 @@ class Config:
     nice: int = setting(0, "priority of the workers' processes, as of nice(1); below 0 takes a privilege",
                         low=-20, high=19)
     log_level: str = setting("info", "least severe lines to log", choices=("debug", "info", "warning", "error"))
-    log_format: str = setting("text", "how lines are logged: to be read, or an object in each", choices=("text", "json"))
+    log_format: str = setting("text", "how lines are logged: to be read, or an object in each",
+                              choices=("text", "json"))
     log_speech: bool = setting(True, "log what is said in a call; without, a turn's line has its times alone")
 
     net: Net = Net()
@@ -400,7 +403,8 @@ def _check(config: Config) -> None:
     if config.admission.resume_below > config.admission.refuse_above:
         refuse("admission.resume_below", "admission.resume_below must not exceed admission.refuse_above.")
     if config.redis.url and not re.fullmatch(r"(rediss?://|unix:/)\S+", config.redis.url):
-        refuse("redis.url", "redis.url is written redis://[:PASSWORD@]HOST[:PORT][/DATABASE], or rediss://, or unix://PATH.")
+        refuse("redis.url", "redis.url is written redis://[:PASSWORD@]HOST[:PORT][/DATABASE], or rediss://, or "
+                            "unix://PATH.")
     if config.redis.timeout_ms > config.redis.lease_seconds * 1000 / 3:
         refuse("redis.timeout_ms", "redis.timeout_ms must not exceed a third of redis.lease_seconds.")
     try:

@@ -108,7 +108,7 @@ class Connection(asyncio.BufferedProtocol):
         self.rtt_ns = 0                     # of the last ping that was answered
         self.tenant = ""                    # the account that its credentials are of; "": they say nothing of it
         self.posted: tuple | None = None    # (head, body so far) of a POST
-        self.inquiry = Inquiry(getattr(getattr(server, "continuity", None), "registry", None))    # what its answer waits for
+        self.inquiry = Inquiry(getattr(getattr(server, "continuity", None), "registry", None))   # what it waits for
 
     # -- on the loop's transport: the head, and all of a TLS connection -----------------------------------------------
 
@@ -248,7 +248,7 @@ class Connection(asyncio.BufferedProtocol):
             self._deliver()
 
     def _duplicate(self) -> int:
-        """The socket once more.  ProtocolError(503) where there is no descriptor left: nobody has been promised anything."""
+        """The socket once more.  ProtocolError(503) where there is no descriptor left: nobody was promised anything."""
         try:
             fd = os.dup(self.transport.get_extra_info("socket").fileno())
         except OSError:

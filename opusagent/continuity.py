@@ -1,10 +1,10 @@
 """Calls that outlive their connection, their worker and their node: one that comes back goes on where it was.
 
-A platform that has lost its connection dials again and says which call it means (`came` and `token` of a dialect).  What
-was committed of that call lies in the registry (Redis), for all nodes, and on the shelf, for the workers of this one,
-when its connection has ended.  The rules: a call that nobody has begun begins as if there were neither; a conversation
-is given only to who comes with the same account's credentials, to the same agent and in the same dialect; and a worker
-that has lost a call to another says nothing more on it.
+A platform that has lost its connection dials again and says which call it means (`came` and `token` of a dialect).
+What was committed of that call lies in the registry (Redis), for all nodes, and on the shelf, for the workers of this
+one, when its connection has ended.  The rules: a call that nobody has begun begins as if there were neither; a
+conversation is given only to who comes with the same account's credentials, to the same agent and in the same dialect;
+and a worker that has lost a call to another says nothing more on it.
 """
 import asyncio
 import logging
@@ -270,7 +270,7 @@ def state_of(tenure: Tenure, taken: Taken) -> dict | None:
 
 
 class Arrival:
-    """A session of a connection (see connection.py) until it is known whether its call is a new one; then that one's."""
+    """A connection's session (see connection.py) until it is known whether its call is a new one; then that one's."""
 
     __slots__ = ("continuity", "connection", "dialect", "agent", "make", "session", "began", "held", "asks", "gone")
 

@@ -96,7 +96,7 @@ def tls_context(config: Config) -> ssl.SSLContext | None:
 
 def run_worker(config: Config, flow: Flow, listening: tuple, mine: Worker, board: Board) -> int:
     """A worker's life; its exit code.  What is in the way of it is said in a sentence."""
-    import uvloop       # whose TLS takes two thirds of the time of asyncio's; calls without TLS are faster in our own loop
+    import uvloop   # whose TLS takes two thirds of the time of asyncio's; without TLS calls are faster in our own loop
     settle(config, mine.seat)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop if listening[2] else Loop) as runner:

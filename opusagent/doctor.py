@@ -40,7 +40,8 @@ class Finding:
 def python(config: Config) -> Iterator[Finding]:
     version = platform.python_version()
     good = sys.version_info >= (3, 11)
-    yield Finding(FINE if good else BREAKS, f"Python {version}" + ("." if good else " is too old: 3.11 or newer is needed."))
+    yield Finding(FINE if good else BREAKS,
+                  f"Python {version}" + ("." if good else " is too old: 3.11 or newer is needed."))
 
 
 def packages(config: Config) -> Iterator[Finding]:
@@ -50,7 +51,8 @@ def packages(config: Config) -> Iterator[Finding]:
     try:
         from . import _fastpath
     except ImportError as error:
-        yield Finding(BREAKS, f"The compiled module cannot be loaded ({error}): pip install opusagent builds it, with gcc.")
+        yield Finding(BREAKS, f"The compiled module cannot be loaded ({error}): pip install opusagent builds it, "
+                              "with gcc.")
     else:
         yield Finding(FINE, f"The compiled module is {Path(_fastpath.__file__).name}.")
 
@@ -67,8 +69,8 @@ def files(config: Config) -> Iterator[Finding]:
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     needed = config.max_calls * FILES_PER_CALL + FILES_BESIDES
     if limit < needed:
-        yield Finding(BREAKS, f"The limit of open files is {limit}, and {config.max_calls} calls need {needed}: raise it "
-                              "(ulimit -n, or LimitNOFILE= of the service), or lower max_calls.")
+        yield Finding(BREAKS, f"The limit of open files is {limit}, and {config.max_calls} calls need {needed}: raise "
+                              "it (ulimit -n, or LimitNOFILE= of the service), or lower max_calls.")
     else:
         yield Finding(FINE, f"The limit of open files is {limit}.")
 
@@ -172,7 +174,8 @@ def installed(config: Config) -> Iterator[Finding]:
     try:
         text = place.read_text()
     except OSError as error:
-        yield Finding(CHANGE, f"The unit {place} cannot be read ({error.strerror}): opusagent install-service writes it.")
+        yield Finding(CHANGE, f"The unit {place} cannot be read ({error.strerror}): opusagent install-service "
+                              "writes it.")
         return
     yield from faults_of_unit(text, str(place))
 

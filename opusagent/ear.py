@@ -27,9 +27,9 @@ class Ear:
     the call: `slot`, `utterance`, `search`, `terms`, on_partial(), on_final() and on_failure().
     """
 
-    __slots__ = ("call", "journal", "connection", "studio", "stt", "turn_model", "slot", "vad", "resampler", "utterance", "search",
-                 "terms", "hearing", "overhearing", "weighed", "afterthought",
-                 "heard_from", "floor", "final_by", "media_at")
+    __slots__ = ("call", "journal", "connection", "studio", "stt", "turn_model", "slot", "vad", "resampler",
+                 "utterance", "search", "terms", "hearing", "overhearing", "weighed", "afterthought", "heard_from",
+                 "floor", "final_by", "media_at")
 
     def __init__(self, call, server, connection):
         self.call = call

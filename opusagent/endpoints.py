@@ -2,7 +2,8 @@
 
 [openai] describes one endpoint for all stages, and with names like llm_base_url another for one of them.  A file can
 have several instead, as tables [[endpoints.stt]], [[endpoints.llm]], [[endpoints.tts]] and, of those that do all three
-over one session, [[endpoints.realtime]]; what a table leaves out is what [openai] says.  The rule: a key is sent to the origin it was given for, and to no other.
+over one session, [[endpoints.realtime]]; what a table leaves out is what [openai] says.  The rule: a key is sent to the
+origin it was given for, and to no other.
 """
 import json
 import re

@@ -37,8 +37,8 @@ def unread(flow, voice: str) -> Iterator[tuple[int, str]]:
     for state in flow.states.values():
         name = state.voice or voice
         if name in VOICES and state.language and not state.language.lower().startswith("en"):
-            yield state.line, (f"the voice {name} reads English and no {state.language}; espeak does, where espeak-ng is "
-                               "installed.")
+            yield state.line, (f"the voice {name} reads English and no {state.language}; espeak does, where espeak-ng "
+                               "is installed.")
 
 
 def pronunciations(flow) -> dict[str, tuple[tuple[str, ...], ...]] | None:

@@ -109,8 +109,8 @@ class Gate:
         return auth.Shown(
             method=head.method, urls=tuple(f"{name}://{place}{head.target}" for name in schemes), target=head.target,
             authority=place.partition("/")[0], field=head.get, query=query, agent=agent, now=self.wall(),
-            nonces=Nonces(self.nonces, connection.inquiry) if hasattr(connection, "inquiry") else self.nonces, form=form,
-            body=body)
+            nonces=Nonces(self.nonces, connection.inquiry) if hasattr(connection, "inquiry") else self.nonces,
+            form=form, body=body)
 
     def has_token(self, head) -> bool:
         return pages.token_matches(self.config.admin_token, head.get("authorization", ""))
@@ -123,7 +123,7 @@ class Gate:
 
 
 def without_ticket(path: str) -> tuple[str, str]:
-    """A route, and the ticket at its end, "" without one: where a platform allows no query, /ticket/... stands there."""
+    """A route, and the ticket at its end, "" without one: where a platform allows no query, it ends with /ticket/..."""
     route, _, ticket = path.partition("/ticket/")
     return route, ticket
 

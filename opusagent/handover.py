@@ -2,9 +2,9 @@
 
 A call's audio lies in its slot of the arena, and outlives the worker.  Beside it lie a snapshot (what was decided, what
 is being said, whose turn it is), written when one of them changes and once a second; where the playout stands, noted
-whenever something goes out; and what the wire has not parsed or not sent, which is nothing nearly always.  The rules: a snapshot
-names what it holds, so that another version leaves out what it does not know; what was heard since it was written is
-heard again from the slot; and nothing that was played is played twice.
+whenever something goes out; and what the wire has not parsed or not sent, which is nothing nearly always.  The rules: a
+snapshot names what it holds, so that another version leaves out what it does not know; what was heard since it was
+written is heard again from the slot; and nothing that was played is played twice.
 """
 import math
 
@@ -81,7 +81,8 @@ def turn_state(turn: Turn | None) -> dict | None:
     """The reply on its way.  One that is only speculated is nothing: the turn's end begins it again."""
     if turn is None or turn.state != SPEAKING:
         return None
-    return fields(turn, TURN) | {"reply": fields(turn.reply, REPLY), "waiting": [each for each in turn.waiting if isinstance(each[0], str)],
+    return fields(turn, TURN) | {"reply": fields(turn.reply, REPLY),
+                                 "waiting": [each for each in turn.waiting if isinstance(each[0], str)],
                                  "segments": segments_of(turn), "acts": bool(turn.reply.call or turn.reply.tools)}
 
 

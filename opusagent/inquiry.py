@@ -1,5 +1,4 @@
-"""What an answer to a request depends on and only the registry knows: whether a nonce is new to all nodes, whether there is
-a call.
+"""What an answer depends on and only the registry knows: whether a nonce is new to all nodes, whether a call exists.
 
 A request is taken once, and if that has raised questions, once more when they are answered: it decides nothing else.
 The rule: without an answer in time the request is judged by what this node knows.

@@ -51,7 +51,8 @@ def over(call) -> None:
 def afterthought(call, text: str) -> bool:
     """That is known now; True if the agent has stopped for it, and it is to be answered."""
     turn = call.mouth.turn
-    if call.done or call.turns.reciting or not call.dialogue.interrupts(text) or turn is not None and turn.acting == COMMIT:
+    if call.done or call.turns.reciting or not call.dialogue.interrupts(text) \
+            or turn is not None and turn.acting == COMMIT:
         return False
     if turn is not None:
         call._stop_talking("barge-in")

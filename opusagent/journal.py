@@ -6,10 +6,9 @@ A file of JSON lines.  The first is an object, header(); then come arrays:
     ["=", [WHAT, ...]]                          a decision that the entry before it led to
 
 A reading is a number (of the clock: ns since the reading before), true or false (the connection is congested), or a
-list of one (its round trip, ns; or
-after which samples the words of a segment end).  Nested entries (a window that is scored while a message is taken in) stand after the
-one they happened in.  The rule: whatever a call learns from outside passes here, so that replay.py can tell it the same
-again and get the same decisions, bit by bit.
+list of one (its round trip, ns; or after which samples the words of a segment end).  Nested entries (a window that is
+scored while a message is taken in) stand after the one they happened in.  The rule: whatever a call learns from outside
+passes here, so that replay.py can tell it the same again and get the same decisions, bit by bit.
 """
 import base64
 from collections.abc import AsyncIterator, Callable
@@ -135,7 +134,7 @@ class Journal:
             self._open[-1].append(value)
 
     def _headed(self) -> int:
-        """Where a line goes that stands before the entry that is open: 1 after the header, while that is not written."""
+        """Where a line goes that stands before the entry that is open: 1 after the header, while that is unwritten."""
         return int(bool(self._lines) and type(self._lines[0]) is dict)
 
     def words(self, segment, rate: int):
@@ -238,7 +237,8 @@ class _Model:
 
 
 def header(dialect: str, query: dict[str, str], agent: str, flow, config, known, today: str) -> dict[str, Any]:
-    """The first line.  `today` is the date of the call; `known` are the settings there are; only what decisions depend on is told, and no secret."""
+    """The first line.  `today` is the date of the call; `known` are all settings; only those that decisions depend on
+    are told, and no secret."""
     settings = {key: config.get(key) for key, setting in known.items()
                 if key.startswith(DECISIVE) and not setting.secret and config.get(key) != setting.default}
     query = {name: value for name, value in query.items() if name != "resume"}         # by which a client may come back

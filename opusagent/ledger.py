@@ -86,5 +86,5 @@ class Ledger:
 
     def end(self, outcome: str, seconds: float, state: str, code: int) -> None:
         """The call is over."""
-        log.info("call %s ended: %s, %d turns, %.1f s, state %s", self.call_id, outcome, len(self.receipts), seconds, state,
-                 extra=about(self.call_id, "end", outcome=outcome, code=code, state=state))
+        log.info("call %s ended: %s, %d turns, %.1f s, state %s", self.call_id, outcome, len(self.receipts), seconds,
+                 state, extra=about(self.call_id, "end", outcome=outcome, code=code, state=state))

@@ -1,9 +1,9 @@
 """Limits: how long a call may be, how silent and how costly, and how many calls a caller or a tenant may have.
 
-A call that is over one is told to part: its caller hears the flow's `parting`, and the limit's name is its outcome.  One
-that is not to be is refused before any engine hears of it.  The rules: the clock's limits are looked at once a second,
-beside the audio, and let a reply that is being spoken finish for a while; a budget that is spent ends the call at the
-first request that is not made for it (meter.py), or as soon as the agent has finished.
+A call that is over one is told to part: its caller hears the flow's `parting`, and the limit's name is its outcome.
+One that is not to be is refused before any engine hears of it.  The rules: the clock's limits are looked at once a
+second, beside the audio, and let a reply that is being spoken finish for a while; a budget that is spent ends the call
+at the first request that is not made for it (meter.py), or as soon as the agent has finished.
 """
 import datetime
 import logging
@@ -34,7 +34,7 @@ def payers_of(caller: str, tenant: str) -> tuple[str, ...]:
 
 
 def sign_of(call) -> tuple | None:
-    """What changes with whatever a caller says or presses; None while there is something of theirs, or they are excused."""
+    """What changes with all that a caller says or presses; None while there is something of it, or they are excused."""
     ear = getattr(call, "ear", None)
     if ear is None:
         return call.signs,

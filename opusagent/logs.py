@@ -23,7 +23,7 @@ LONGEST = 8000                  # characters of a message
 CLOSE_SECONDS = 1.0             # for the lines that still wait when a worker ends
 SHORTEST_SECRET = 8             # characters; what is shorter cannot be told from a word
 SPOKEN = ("caller", "agent")    # fields that hold what somebody said
-PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}     # syslog's
+PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}   # syslog's
 CONTROLS = {c: f"\\x{c:02x}" for c in (*range(32), *range(127, 160))} | {
     c: f"\\u{c:04x}" for c in (0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A))} | {
     10: "\\n", 13: "\\r", 9: "\\t"}

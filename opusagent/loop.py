@@ -1,8 +1,8 @@
 """The worker's event loop: asyncio's own, except that it sleeps in the epoll set of its calls.
 
 A frame that comes is served inside the selector's wait, so it costs the loop no turn, and one system call less than a
-set that is nested in a loop.  Every other descriptor is asyncio's, in its own set, which is nested in that of the calls.
-The rule: whatever the loop has to do besides (a descriptor, a callback, a timer) ends the wait at once.
+set that is nested in a loop.  Every other descriptor is asyncio's, in its own set, which is nested in that of the
+calls.  The rule: whatever the loop has to do besides (a descriptor, a callback, a timer) ends the wait at once.
 """
 import asyncio
 import selectors

@@ -1,4 +1,4 @@
-"""The meter between a call and the engines that cost something: it counts what they are asked for, and knows when no more may be.
+"""The meter between a call and what costs something: it counts what engines are asked for, and knows when to stop.
 
 It ends no call (limits.py does).  The rule: once a budget of the call is spent no further request is made for it; who
 would have made one hears of a failure, as of any other.

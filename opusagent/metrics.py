@@ -55,7 +55,8 @@ MEANING = {
     "limited_calls": "Calls that had to end because of a limit of [limits], by its name.",
     "calls_ended": "Calls that are over, by outcome.",
     "telephone_seconds": "Length of the calls that are over.",
-    "tokens": "Tokens of language models in the calls that are over, in and out; estimated where an endpoint tells none.",
+    "tokens": "Tokens of language models in the calls that are over, in and out; estimated where an endpoint tells "
+              "none.",
     "synthesised_seconds": "Speech made for the calls that are over, prompts spoken ahead not counted.",
     "recognised_seconds": "Audio given to the recogniser in the calls that are over.",
     "failed_replies": "Replies that the language model or the voice did not finish.",
@@ -92,7 +93,7 @@ MEANING = {
     "info": "Always 1; the label says the version.",
 }
 
-GREATEST = {"info", "load", "load_share", "recogniser_lag_seconds", "socket_option"}      # of several workers, not their sum
+GREATEST = {"info", "load", "load_share", "recogniser_lag_seconds", "socket_option"}  # of several workers, not the sum
 
 BLOCKS = "█▓▒░"                 # shades of the bar of waits, taken in turn so that neighbours differ
 ASCII = "#=+-"                  # ... where there is no Unicode
@@ -216,7 +217,7 @@ class Metrics:
             self.waits[name].record(round(ms * 1e6))
 
     def add(self, counters: Mapping, gauges: Mapping, histograms: Mapping[str, Histogram]) -> None:
-        """Adds what another worker has counted.  Of the gauges in GREATEST the greatest counts, of the others the sum."""
+        """Adds what another worker has counted.  Of gauges in GREATEST the greatest counts, of the others the sum."""
         for key, value in counters.items():
             self.counters[key] = self.counters.get(key, 0) + value
         for key, value in gauges.items():

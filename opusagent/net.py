@@ -181,7 +181,7 @@ def is_loopback(peer: tuple | str | None) -> bool:
 
 
 def is_loopback_name(host: str) -> bool:
-    """True for a Host header that can only mean this machine: any other name may be made to lead here (DNS rebinding)."""
+    """True for a Host header that can only mean this machine: any other may be made to lead here (DNS rebinding)."""
     name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
     return name.lower() == "localhost" or is_loopback(name.removeprefix("[").removesuffix("]"))
 

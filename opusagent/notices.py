@@ -1,9 +1,9 @@
 """Notices: the server that the configuration names is told of each call that has ended, by a signed POST.
 
 A thread of its own sends them, so that neither a name server nor a slow peer is ever waited for by audio.  What fails
-is tried again, ever more rarely; what is left when the server stops waits on the disk for the next start, where there is a
-directory for it.  The rules: nobody is asked but the host of `webhook.url`, whatever it answers; a notice is delivered at least once,
-under the same id each time; and what waits is bounded.
+is tried again, ever more rarely; what is left when the server stops waits on the disk for the next start, where there
+is a directory for it.  The rules: nobody is asked but the host of `webhook.url`, whatever it answers; a notice is
+delivered at least once, under the same id each time; and what waits is bounded.
 """
 import asyncio
 import hashlib
@@ -89,8 +89,8 @@ class Notices:
         if not self.settings.transcript:
             record = {name: value for name, value in record.items() if name not in ("turns", "facts")}
         name = os.urandom(16).hex()
-        body = orjson.dumps({"event": "call.ended", "id": name, "ended_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                             "call": record})
+        body = orjson.dumps({"event": "call.ended", "id": name,
+                             "ended_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "call": record})
         if len(self.waiting) >= MOST:
             self._count("webhook", outcome="dropped")
             return
@@ -120,7 +120,8 @@ class Notices:
         if self.directory is None:
             return False
         path = self.directory / f"{os.getpid()}-{time.monotonic_ns()}{SUFFIX}"
-        lines = b"".join(orjson.dumps([each.id, each.body.decode()], option=orjson.OPT_APPEND_NEWLINE) for each in notices)
+        lines = b"".join(orjson.dumps([each.id, each.body.decode()], option=orjson.OPT_APPEND_NEWLINE)
+                         for each in notices)
         try:
             with open(path.with_suffix(".part"), "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
                 file.write(lines)
@@ -180,7 +181,7 @@ class Notices:
         return found
 
     def _try(self, notice: Notice, last: bool = False) -> bool:
-        """True when there is nothing more to be done for it: it is delivered, or given up.  `last`: nothing is given up."""
+        """True when nothing more is to be done for it: it is delivered, or given up.  `last`: nothing is given up."""
         notice.attempts += 1
         try:
             status, after = self._post(notice)

@@ -25,8 +25,8 @@ def send_answers(connection, dialect) -> None:
 class Outbound:
     """One call's.  The news in `tell` reach dialects whose platform wants to hear of the conversation."""
 
-    __slots__ = ("connection", "dialect", "late", "dropped", "_blamed", "_deaf_ns", "_deaf_until", "_tell", "_told", "_metrics",
-                 "_patient")
+    __slots__ = ("connection", "dialect", "late", "dropped", "_blamed", "_deaf_ns", "_deaf_until", "_tell", "_told",
+                 "_metrics", "_patient")
 
     def __init__(self, connection, dialect, metrics):
         self.connection = connection

@@ -129,13 +129,16 @@ docs.__doc__ = "This page."
 DOCS = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>OpusAgent {version}</title>
 <style>body{{font:16px/1.5 system-ui,sans-serif;max-width:52rem;margin:3rem auto;padding:0 1rem;color:#1c2733}}
-table{{border-collapse:collapse;width:100%}}td{{border-top:1px solid #d8dee6;padding:.4rem .8rem .4rem 0;vertical-align:top}}
+table{{border-collapse:collapse;width:100%}}td{{border-top:1px solid #d8dee6;padding:.4rem .8rem .4rem 0;
+vertical-align:top}}
 code{{background:#f0f3f6;padding:.1rem .3rem;border-radius:3px}}h2{{margin-top:2.5rem}}</style>
 <h1>OpusAgent {version}</h1>
 <p>A voice-agent server. A call is a WebSocket; who connects speaks one of these dialects.</p>
 <h2>Calls</h2><table>{dialects}
-<tr><td><code>/v1/realtime?model=&lt;agent&gt;</code></td><td><code>openai-realtime</code>, where its clients look for it.</td></tr>
-<tr><td><code>/ws/echo</code></td><td>Gives every message back unchanged; loopback only, unless diagnostics is set.</td></tr></table>
+<tr><td><code>/v1/realtime?model=&lt;agent&gt;</code></td>
+<td><code>openai-realtime</code>, where its clients look for it.</td></tr>
+<tr><td><code>/ws/echo</code></td>
+<td>Gives every message back unchanged; loopback only, unless diagnostics is set.</td></tr></table>
 <p>Agents here: {agents}. Without one in the path, the flow that the server was started with answers.</p>
 <p>WebSocket version 13. Compression (permessage-deflate) is declined: telephone audio does not shrink, and the
 extension costs memory for every connection.</p>

@@ -149,7 +149,8 @@ class Turn:
                 del self.speaking[k]
                 self.buffers.append(k)
         self._advance()
-        if self._due and self.state is SPEAKING and not self.stage.playout.held and (self.stage.owner.certain or not self.texts):
+        if self._due and self.state is SPEAKING and not self.stage.playout.held \
+                and (self.stage.owner.certain or not self.texts):
             self._due = False
             self.stage.owner.acts(self)
             self._act()

@@ -390,8 +390,8 @@ class Playout:
 
     @property
     def place(self) -> tuple[int, ...]:
-        """Where it stands, for Slot.note(): samples sent, origin (-1: nothing went out), segments begun, the next sample
-        to play of the last of them, samples of silence before the next one, lag."""
+        """Where it stands, for Slot.note(): samples sent, origin (-1: nothing went out), segments begun, the next
+        sample to play of the last of them, samples of silence before the next one, lag."""
         read = self._places[-1][0].read - self._filled if self._places else 0
         return (self.sent, -1 if self._origin is None else self._origin, len(self._places), max(0, read),
                 self._silence, self._lag)

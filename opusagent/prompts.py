@@ -124,7 +124,8 @@ class Prompts:
 
     def _keep(self, voice: str, text: str, rate: int, pcm: np.ndarray, ends=()) -> Prompt:
         """It is a prompt from now on; the disk has it a little later.  Its words end at `ends`, at SPOKEN_RATE."""
-        self.ready[voice, text, rate] = prompt = Prompt(pcm, rate, None, np.asarray(ends, np.int64) * rate // SPOKEN_RATE)
+        self.ready[voice, text, rate] = prompt = Prompt(
+            pcm, rate, None, np.asarray(ends, np.int64) * rate // SPOKEN_RATE)
         if self.store is not None:
             key = Key(self.tts.identity, voice, text, rate)
             writing = asyncio.get_running_loop().run_in_executor(None, self.store.save, key, prompt)

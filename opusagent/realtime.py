@@ -76,8 +76,8 @@ class RealtimeCall(Call):
     def _open_line(self) -> None:
         super()._open_line()
         self.mouth.stage.llm = ClientModel(self, self.mouth.stage.llm)
-        self.mouth.lowered, self.mouth.resumes = 1.0, False     # what was sent ahead cannot be raised again, or had back,
-        self.mouth.echo = None                  # and is heard no one knows when
+        self.mouth.lowered, self.mouth.resumes = 1.0, False     # what was sent ahead cannot be raised again, or had
+        self.mouth.echo = None                  # back, and is heard no one knows when
         if self.assistant:
             self.mouth.stage.filler = ()        # what fills the wait is the client's to say
 

@@ -121,7 +121,7 @@ class Registry:
         self.deadline = NEVER                   # ns: until when our leases are ours, for all that we know
         self.leases: dict[str, tuple[str, int]] = {}        # key -> (owner, epoch): what we hold
         self.on_lost: Callable[[str], None] = lambda key: None      # another has this call now
-        self.on_back: Callable[[], None] = lambda: None             # Redis answers again, and may have forgotten everything
+        self.on_back: Callable[[], None] = lambda: None         # Redis answers again, and may have forgotten all
         self._redis = None
         self._waiting: deque[tuple] = deque()   # (script, keys, arguments) that are to be written
         self._bytes = 0                         # of them

@@ -112,8 +112,8 @@ class RelayCall:
         tools = studio.toolbox(flow, self.id, self.on_tool, self._late)
         filler = " ".join(flow.filler.fill({}))
         self.stage = Stage(self.script, self.script, lambda *prompt: None, None, None,
-                           Tokens(self, MeteredModel(studio.llm, self.usage)), flow.manner, config.openai, (filler,) if filler else (), self.server.clock, self.dialogue,
-                           tools.start, self)
+                           Tokens(self, MeteredModel(studio.llm, self.usage)), flow.manner, config.openai,
+                           (filler,) if filler else (), self.server.clock, self.dialogue, tools.start, self)
         log.info("call %s begins: %s", self.id, self.dialect.name)
         self._reply(self.dialogue.begin())
 

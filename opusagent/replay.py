@@ -1,4 +1,4 @@
-"""Replay: a call once more from its journal, on the clock that it had, with the real Call and nothing else that is real.
+"""Replay: a call once more from its journal, on the clock it had, with the real Call and nothing else that is real.
 
 The connection sends nowhere, the engines say what the journal says they said.  The rule: every reading of the clock or
 the connection is answered with what was read then; one that was not made then, or is left over, means that the
@@ -194,7 +194,7 @@ class Voice:
 
 
 class Model:
-    """Its answers are entries of the journal; `questions` are those that were put, each with the queue of its pieces."""
+    """Its answers are entries of the journal; `questions` are those that were put, each with its pieces' queue."""
 
     def __init__(self):
         self.questions: list[asyncio.Queue] = []
@@ -224,7 +224,8 @@ class World:
         self.today = tape.header.get("today", "")
         self.flow = flow_of(tape, config)
         self.prompts = tape.prompts
-        self.silence = np.zeros(max([samples for samples, *_ in filter(None, tape.prompts.values())], default=1), np.int16)
+        self.silence = np.zeros(max([samples for samples, *_ in filter(None, tape.prompts.values())], default=1),
+                                np.int16)
         self.studio = SimpleNamespace(
             flows={tape.header["agent"]: self.flow}, arena=Arena(1), free=[0], hearing=VadBatch("energy"),
             stt=Recogniser(), tts=Voice(), llm=Model(), prompt=self.prompt, search=lambda flow, number: number,

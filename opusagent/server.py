@@ -273,7 +273,7 @@ class Server:
         return max(TICK_NS, min(IDLE_TICK_NS, SWEEP_NS * SWEPT // (len(self.connections) or 1)))
 
     def _sweep(self, now: int) -> None:
-        """Looks at some of the connections: at all of them every SWEEP_NS, at a few at a time, for calls are waiting."""
+        """Looks at some of the connections: at all of them every SWEEP_NS, a few at a time, for calls are waiting."""
         if not self._unswept and now >= self._next_sweep:
             self._next_sweep = now + SWEEP_NS
             self._unswept = list(self.connections)
@@ -285,7 +285,7 @@ class Server:
                 connection.sweep(now)
 
     def _beat(self, now: int) -> None:
-        """The supervisor sees that we live.  A worker whose calls stand still, or whose engines do, is as good as dead."""
+        """The supervisor sees that we live.  One whose calls stand still, or whose engines do, is as good as dead."""
         self.seat.publish(self.metrics)
         heard = [call.slot.written for call in self.calls.values() if call.slot is not None]
         if sum(heard) != self._moved[0] or not heard:
@@ -401,7 +401,7 @@ class Server:
             self._check_trusted(connection, head)
 
     def _check_trusted(self, connection: Connection, head: http11.Head) -> None:
-        """Loopback (and not a page of some other site in a browser there), an allow-listed origin, or the admin token."""
+        """Loopback (and not another site's page in a browser there), an allow-listed origin, or the admin token."""
         origin, host = head.get("origin"), head.get("host")
         if self.gate.has_token(head) or origin in self.config.origins:
             return

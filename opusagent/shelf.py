@@ -1,7 +1,7 @@
 """The shelf: conversations that have lost their connection, in memory that all workers of a node share.
 
-It knows no call: a key is 16 bytes, a state is bytes, and times are monotonic ns.  The rule: what lies here goes to whoever
-takes it first, once, or to nobody when its time is over.
+It knows no call: a key is 16 bytes, a state is bytes, and times are monotonic ns.  The rule: what lies here goes to
+whoever takes it first, once, or to nobody when its time is over.
 """
 import fcntl
 import mmap

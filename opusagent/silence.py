@@ -1,8 +1,8 @@
 """Whose silence it is: who has to speak next on a call, and whether that has taken too long.
 
-It changes nothing: reprompts, fillers and apologies are the flow's and the turn's, and this is the check that they work.
-The rule: nobody speaks for longer than the state's no-input time and GRACE_MS, or it is counted, and told once with the
-name of the one who should have spoken.
+It changes nothing: reprompts, fillers and apologies are the flow's and the turn's, and this is the check that they
+work.  The rule: nobody speaks for longer than the state's no-input time and GRACE_MS, or it is counted, and told once
+with the name of the one who should have spoken.
 """
 import logging
 

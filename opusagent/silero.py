@@ -83,7 +83,7 @@ def _first(message: bytes, number: int):
 
 
 def _all(message: bytes, number: int) -> Iterator:
-    """The values of one field of a message in protocol buffers: bytes, or an int.  ValueError, IndexError if it is none."""
+    """The values of one field of a message in protocol buffers: bytes, or an int.  ValueError or IndexError if none."""
     view, at = memoryview(message), 0
     while at < len(view):
         tag, at = _varint(view, at)

@@ -37,7 +37,7 @@ def begin(archive, call, before: "Stereo | None" = None) -> "Stereo | None":
 
 
 class Stereo:
-    """One call's.  heard(), sent(), cut() and close() are called by the call; memory is bounded by what is sent ahead."""
+    """One call's.  heard(), sent(), cut() and close() are called by the call; what is sent ahead bounds the memory."""
 
     __slots__ = ("slot", "file", "done", "_ahead", "_end", "_resampler")
 
@@ -52,7 +52,7 @@ class Stereo:
 
     def heard(self) -> None:
         """The caller's audio in the slot has grown."""
-        until = self.slot.written - self.slot.rate_in * JITTER_MS // 1000       # what comes may go on where the agent was
+        until = self.slot.written - self.slot.rate_in * JITTER_MS // 1000     # what comes may go on where the agent was
         if until - self.done >= self.slot.rate_in * PIECE_MS // 1000:
             self._write(until)
 

@@ -241,7 +241,7 @@ class Supervisor:
             self.notify.forget(stored("call", worker.seat, message["slot"]))
 
     def _news(self, worker: Worker, message: dict, fds: list[int]) -> None:
-        """A platform says something of a call that this worker has not: it is for the next one, until all were asked."""
+        """A platform speaks of a call that this worker has not: it is for the next one, until all were asked."""
         asked = [*message["asked"], worker.seat]
         other = next((each for each in self.workers if each.control is not None and each.seat not in asked), None)
         self.say(other or worker, do="news", call=message["call"], who=message["who"], asked=asked if other else None)

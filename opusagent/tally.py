@@ -1,8 +1,9 @@
 """The tally: how many calls each caller and each tenant has, now and today, over all workers.
 
 It lies in memory that the workers share, and knows its payers by a keyed digest alone.  Each worker writes its own part
-and reads all of them, so nobody waits.  The rules: a call is written down before it is counted, so that two workers that
-are asked at once may both refuse, and never both take the one that is left; and what is remembered of a day is bounded.
+and reads all of them, so nobody waits.  The rules: a call is written down before it is counted, so that two workers
+that are asked at once may both refuse, and never both take the one that is left; and what is remembered of a day is
+bounded.
 """
 import mmap
 import secrets
@@ -34,7 +35,8 @@ class Tally:
 
     def at_once(self, payer: int) -> int:
         """Calls that it has now."""
-        return sum(int(np.count_nonzero(self.live[seat, :self.used[seat]] == payer)) for seat in np.flatnonzero(self.used))
+        return sum(int(np.count_nonzero(self.live[seat, :self.used[seat]] == payer))
+                   for seat in np.flatnonzero(self.used))
 
     def on(self, day: int, payer: int) -> int:
         """Calls that it has begun on a day."""

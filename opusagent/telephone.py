@@ -282,7 +282,7 @@ class Caller:
 
     def __init__(self, url: str, dialect: str, says: list[Say], credentials: str = "", returns: int = 0):
         """`credentials`: SECRET or USER:SECRET, which the platform signs the call with, or shows.  `returns`: how often
-        it dials again when its connection breaks, as its platform does; ConfigError for a dialect in which none does."""
+        it dials again when its connection breaks, as its platform does; ConfigError for a dialect whose does not."""
         if returns and not hasattr(CALLERS[dialect], "again"):
             raise ConfigError(f"A call in {dialect} does not come back when its connection breaks.")
         if returns and dialect == "pcm" and "resume=" not in url:

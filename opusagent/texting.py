@@ -1,7 +1,7 @@
 """The simulated caller of a platform that passes text: it says its words, reads the answer, and measures the wait.
 
-It stands beside telephone.py, which is the same for audio.  The rule: the next words are said when the agent's have been
-spoken, at the pace of a voice, as a caller would; a wait is from our words sent to the first of the answer.
+It stands beside telephone.py, which is the same for audio.  The rule: the next words are said when the agent's have
+been spoken, at the pace of a voice, as a caller would; a wait is from our words sent to the first of the answer.
 """
 import asyncio
 import json
@@ -44,7 +44,8 @@ class Texter:
 
     async def converse(self) -> AsyncIterator[Exchange]:
         """Dials, speaks, hangs up.  Raises as Line.dial does."""
-        line = await Line.dial(self.url, self._heard, self._lost, (), shown(self.dialect.name, self.url, self._credentials))
+        line = await Line.dial(self.url, self._heard, self._lost, (),
+                               shown(self.dialect.name, self.url, self._credentials))
         try:
             for message in self.dialect.open():
                 line.send(*message)
@@ -90,7 +91,8 @@ class Texter:
 async def text(args, dialect: str, terminal: Terminal, credentials: str) -> int:
     """`opusagent call` in text; the exit code: 0 if all that was said was answered."""
     if not args.say or args.wav or args.save:
-        raise ConfigError(f"{dialect} carries text, not audio: --say WORDS, once for each turn, says what the caller says.")
+        raise ConfigError(f"{dialect} carries text, not audio: --say WORDS, once for each turn, says what the "
+                          "caller says.")
     caller = Texter(args.url, dialect, args.say, credentials)
     rows = []
     async for exchange in caller.converse():

@@ -96,7 +96,8 @@ def which(pid: int | None) -> int:
     try:
         found = running(Path("/proc/net/unix").read_text())
     except OSError as error:
-        raise ConfigError(f"/proc/net/unix cannot be read, which says what servers run here: {error.strerror}.") from None
+        raise ConfigError("/proc/net/unix cannot be read, which says what servers run here: "
+                          f"{error.strerror}.") from None
     if pid is not None and pid not in found:
         raise ConfigError(f"Process {pid} is no supervisor of opusagent"
                           + (f"; there is {', '.join(map(str, found))}." if found else "."))

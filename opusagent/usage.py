@@ -1,8 +1,8 @@
 """Usage: what a call takes of what costs money or time, by engine and endpoint, and how it ended.
 
 It asks nobody for anything.  An engine whose endpoints are paid says itself what it was asked for (`current`); what the
-others do is counted by ear.py, mouth.py and meter.py.  The rule: what was asked for counts when it is asked, also where nobody
-ever hears it, so that a budget that is spent stops the next request and not the one after it.
+others do is counted by ear.py, mouth.py and meter.py.  The rule: what was asked for counts when it is asked, also where
+nobody ever hears it, so that a budget that is spent stops the next request and not the one after it.
 """
 import math
 from contextvars import ContextVar
@@ -38,8 +38,8 @@ ITEM = tuple(each.name for each in fields(Item))
 class Usage:
     """One call's."""
 
-    __slots__ = ("items", "telephone_seconds", "outcome", "most_tokens", "most_spoken", "refused", "tell", "keys", "payers",
-                 "engines", "_heights")
+    __slots__ = ("items", "telephone_seconds", "outcome", "most_tokens", "most_spoken", "refused", "tell", "keys",
+                 "payers", "engines", "_heights")
 
     def __init__(self, config):
         self.items: dict[tuple[str, ...], Item] = {}

@@ -58,10 +58,11 @@ class Hook:
         return f"{url}/ticket/{ticket}" if self.key.once else f"{url}?{urlencode({'ticket': ticket})}"
 
     def again(self) -> str:
-        """The address of this very webhook for a call whose stream has ended; "" where no other node could go on with it."""
+        """The address of this very webhook for a call whose stream has ended; "" where no other node could go on."""
         if getattr(self.inquiry, "registry", None) is None:
             return ""
-        route = next(route for route, (platform, render) in ROUTES.items() if platform == self.platform and render in VOICES)
+        route = next(route for route, (platform, render) in ROUTES.items()
+                     if platform == self.platform and render in VOICES)
         return f"{self.place}{route}" + (f"/{self.agent}" if self.agent else "") + "?again=yes"
 
     def is_over(self, call_id: str) -> bool:

@@ -52,7 +52,7 @@ class Known:
     utterances: list[Utterance] = field(default_factory=list)
     speech: dict[str, tuple[int, int]] = field(default_factory=dict)    # text -> (ns to its first sample, samples)
     answers: list[tuple[str, list]] = field(default_factory=list)       # (question, [(ns since it, piece)])
-    tools: dict[tuple, tuple[int, tuple]] = field(default_factory=dict)     # what was run -> (ns it took, what came of it)
+    tools: dict[tuple, tuple[int, tuple]] = field(default_factory=dict)     # what was run -> (ns it took, outcome)
     ends: list[int] = field(default_factory=list)                       # positions at which turns were over
     receipts: list[dict] = field(default_factory=list)
     rate: int = 8000
@@ -322,4 +322,5 @@ class WhatIf(Replay):
         return found
 
 
-LIVE = {journal.BEGIN, journal.ANSWERED_BY, journal.MESSAGE, journal.DRAINED, journal.WINDOW, journal.TICK, journal.PARTIAL}
+LIVE = {journal.BEGIN, journal.ANSWERED_BY, journal.MESSAGE, journal.DRAINED, journal.WINDOW, journal.TICK,
+        journal.PARTIAL}

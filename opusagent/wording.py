@@ -52,7 +52,7 @@ def estimated(text: str, pcm: np.ndarray, rate: int, length: int = 0) -> np.ndar
 
 
 def _joints(phrases: list[list[str]], pauses: list[tuple[int, int]], passed: np.ndarray) -> list[tuple[int, tuple]]:
-    """(phrases before it, the pause) for as many pauses as belong to punctuation: long ones near where it should lie."""
+    """(phrases before it, the pause) for as many as belong to punctuation: long ones near where it should lie."""
     efforts = np.cumsum([sum(map(effort, phrase)) for phrase in phrases])
     wanted = efforts / efforts[-1] * passed[-1]
     best: list[tuple[float, list]] = [(0.0, [])] * (len(pauses) + 1)       # with the first so many pauses

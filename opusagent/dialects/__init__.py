@@ -26,17 +26,18 @@ and may have (one in TEXTUAL has no audio, and other events and messages: see re
     patient         True where audio that the peer has not taken yet waits instead of being dropped
     message_ms      the most audio in one message of a reply, where the platform counts messages (otherwise 20)
     media_ends      of its audio messages around a payload of mu-law in base64, (before, after), from Start on: it takes
-                    such messages as Twilio does, at any time, and they pass without it (see unattended.py); None: not so
+                    such messages as Twilio does, at any time, and they pass without it (see unattended.py), or None
     parting_ms      how long after stop() the platform may end the call itself, before we close (otherwise not at all)
-    came(opcode, payload) -> str | None         the call that a connection's first messages say it is of, where its platform
-                                                comes back with the same over a new connection; "": it begins; None while
-                                                they do not say; or `token`, the same from the URL; and `resumable`: it may
-    come_back()                                 what was kept of a call's state is filled in, and a new connection follows
+    came(opcode, payload) -> str | None         the call that a connection's first messages say it is of, where its
+                                                platform comes back with the same over a new connection; "": it
+                                                begins; None while they do not say; or `token`, the same from the
+                                                URL; and `resumable`: it may
+    come_back()                                 what was kept of a call's state is filled in; a new connection follows
     resumes(payload) -> str                     the call that a connection's first message wants to go on with, or "";
                                                 and `resumable`: ours may; paused(): see resumption.py
     transfer(target) -> bytes                   "hand the caller over", to +49... or sip:...
-    tell(news, *details)                        what happens in the conversation, one of the NEWS; what the platform wants
-                                                to hear of it goes into the outbox
+    tell(news, *details)                        what happens in the conversation, one of the NEWS; what the platform
+                                                wants to hear of it goes into the outbox
 
 A class in CALLERS is the platform's side of the same, for our simulated callers.  It is made from the split URL that
 is dialled and has `name`, `rate`, `call_id`; its messages are (opcode, bytes):

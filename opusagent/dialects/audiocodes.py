@@ -90,8 +90,8 @@ class AudioCodes:
     # -- from the platform ---------------------------------------------------------------------------------------------
 
     def receive(self, opcode: int, payload) -> Start | Audio | Dtmf | Pause | Stop | None:
-        if self._live and self._hearing and not self._header \
-                and (audio := self._payload.audible.streamed(payload, b"userStream.chunk", b"audioChunk", self._who)) is not None:
+        if self._live and self._hearing and not self._header and (audio := self._payload.audible.streamed(
+                payload, b"userStream.chunk", b"audioChunk", self._who)) is not None:
             return audio                        # as nearly always
         message = parse(payload, self.name)
         read = READ.get(text_of(message.get("type")))
@@ -134,7 +134,7 @@ class AudioCodes:
         self._answer("session.error", conversationId=name, reason="conversation not found")
 
     def come_back(self) -> None:
-        """What was kept of a conversation is ours: its play stream has ended, the caller's is yet to be started anew."""
+        """What was kept of a conversation is ours: its play stream has ended, the caller's has to be started anew."""
         self.outbox.clear()
         self._comes_back = True
         self._live = self._playing = self._hearing = self._paused = False

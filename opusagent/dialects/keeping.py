@@ -1,7 +1,8 @@
 """What a dialect remembers of a call, as JSON: so that another process can go on speaking it.
 
-It knows the parts that dialects are made of, and no dialect by name.  The rule: whatever a dialect keeps in an attribute
-is a number, a text, bytes, a list or dict of those, or one of PARTS; memory that only lends room is made anew.
+It knows the parts that dialects are made of, and no dialect by name.  The rule: whatever a dialect keeps in an
+attribute is a number, a text, bytes, a list or dict of those, or one of PARTS; memory that only lends room is made
+anew.
 """
 import base64
 from collections import deque

@@ -17,8 +17,8 @@ ws://HOST:PORT/ws/pcm[/<agent>]?rate=16000      8000, 16000 (default), 24000 or 
                         {"event":"recognition","text":"...","confidence":0.9}, {"event":"replying","text":"..."},
                         {"event":"receipt", and all that a receipt says}
 
-With ?resume=SECRET, 16 to 128 letters and digits of the client's own choice, a call whose connection broke goes on where it
-was when the same URL is dialled again; docs/scaling.md says for how long and where.
+With ?resume=SECRET, 16 to 128 letters and digits of the client's own choice, a call whose connection broke goes on
+where it was when the same URL is dialled again; docs/scaling.md says for how long and where.
 
 The call begins with the socket; its id and its facts are the query (?call_id=...&name=value&...).  With ?start=message
 it begins with the first start message instead, for clients that cannot write a query or have more to say.

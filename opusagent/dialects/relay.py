@@ -136,7 +136,7 @@ class Words:
 
 
 class TwilioRelayCaller:
-    """Twilio's side, for calls in text.  Stricter than Twilio: what it would answer with its error 64107 ends the call."""
+    """Twilio's side, for calls in text.  Stricter than Twilio: what it would answer with error 64107 ends the call."""
 
     __slots__ = ("call_id", "_over")
     name = "twilio-relay"

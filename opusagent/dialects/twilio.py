@@ -172,11 +172,11 @@ class Twilio:
 
 
 class TwilioCaller:
-    """Twilio's side of a stream; with ?exotel=8000 (or 16000, 24000) Exotel's: 16-bit samples at that rate, in messages of
-    100 ms.  Stricter than both, which only warn, or play badly: what they would not play ends the call."""
+    """Twilio's side of a stream; with ?exotel=8000 (or 16000, 24000) Exotel's: 16-bit samples at that rate, in messages
+    of 100 ms.  Stricter than both, which only warn, or play badly: what they would not play ends the call."""
 
-    __slots__ = ("rate", "call_id", "stream", "_exotel", "_payload", "_player", "_number", "_chunk", "_samples", "_held",
-                 "_sid")
+    __slots__ = ("rate", "call_id", "stream", "_exotel", "_payload", "_player", "_number", "_chunk", "_samples",
+                 "_held", "_sid")
     name = "twilio"
     _calls = itertools.count(1)
 

@@ -1,8 +1,8 @@
 """Engines: what recognises, answers and speaks.  One file each, chosen by name from TABLE.
 
 A stage of an engine is a class made from the configuration; it lives in the worker and never blocks its loop.
-    all     async open(...), async close(), measure(metrics); may have fault(): a sentence while it cannot serve, else "";
-            may have join(stt), before open(): what it shares with the recogniser
+    all     async open(...), async close(), measure(metrics); may have fault(): a sentence while it cannot serve, else
+            ""; may have join(stt), before open(): what it shares with the recogniser
     stt     open(arena, searches): the searches of all flows, by number; a search has the words that are expected
             listen(call, position)      an utterance begins there in the slot: call.utterance, for call.search, which
                                     is likely to be one of call.terms

@@ -62,7 +62,8 @@ def difference(items: list[Item], messages: Iterable[dict]) -> tuple[list[Item],
     gone, last = [], len(asked)
     for item in reversed(items):
         at = next((at for at in range(min(last, len(asked) - 1), -1, -1)
-                   if fits(item, asked[at]) and (at < last or item.group and standing[at][0].group == item.group)), None)
+                   if fits(item, asked[at])
+                   and (at < last or item.group and standing[at][0].group == item.group)), None)
         if at is None:
             gone.append(item)
         else:

@@ -58,8 +58,8 @@ def update(changed: dict) -> dict:
 class Conversation:
     """`listen` and what follows for what the caller says, `reply` for an answer, `close` at the call's end."""
 
-    __slots__ = ("reserve", "settings", "rates", "counts", "session", "items", "utterance", "response", "committed", "passages",
-                 "voice", "made", "_set", "_settled")
+    __slots__ = ("reserve", "settings", "rates", "counts", "session", "items", "utterance", "response", "committed",
+                 "passages", "voice", "made", "_set", "_settled")
 
     def __init__(self, reserve: Reserve, settings, rates: tuple[int, int] = (8000, 8000), counts: bool = True):
         self.reserve = reserve

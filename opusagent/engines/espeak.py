@@ -42,7 +42,8 @@ class Voice:
             raise EngineError(f"{language[:20]!r} is no language as espeak-ng names them.")
         words = [self.command, "--stdin", "--stdout", "-v", language, "-s", str(round(WORDS * speed))]
         speech = Speech(rate, GAIN, write)
-        with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                              stderr=subprocess.DEVNULL) as process:
             process.stdin.write(text[:LONGEST].encode("utf-8", "replace"))
             process.stdin.close()
             own_rate, wanted = rate_of(process.stdout.read(HEAD), language), True

@@ -166,7 +166,7 @@ class Host:
         self.deaths = 0                         # in a row
         self.restarts = 0                       # in all
         self.closing = False
-        self.short_since = 0.0                  # monotonic seconds: since when a share has no process that answers; 0: none
+        self.short_since = 0.0                  # monotonic seconds: since when a share has none that answers; 0: none
         self._opened: asyncio.Future | None = None
         self._look: asyncio.TimerHandle | None = None
 

@@ -12,7 +12,8 @@ from .. import EngineError
 from .._fastpath import SEGMENT_SAMPLES, Arena
 from ..config import Config
 from .host import Host
-from .records import ASK, CANCEL, ENDS, FAILED, FINAL, FINISH, FRESH, LEVEL, LISTEN, PARTIAL, SPACE, SPEAK, SPEECH, WORDS
+from .records import (ASK, CANCEL, ENDS, FAILED, FINAL, FINISH, FRESH, LEVEL, LISTEN, PARTIAL, SPACE, SPEAK, SPEECH,
+                      WORDS)
 
 
 MARGIN_MS = 500                 # of the oldest audio that is kept: it may be overwritten while another process starts

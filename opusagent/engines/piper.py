@@ -1,8 +1,9 @@
 """The voices `piper`: Piper as a program of its own, with voice files that the user has.
 
 A process has loaded one voice at one speed, and speaks one text at a time: a line of JSON in, raw samples out, and
-when these are all written a line on its standard error that says how long it took.  Processes are started ahead, and kept.  The rule: the loop
-never waits for one; one that says nothing in its time is killed, and what it had not begun to say another one says.
+when these are all written a line on its standard error that says how long it took.  Processes are started ahead, and
+kept.  The rule: the loop never waits for one; one that says nothing in its time is killed, and what it had not begun to
+say another one says.
 """
 import asyncio
 import json

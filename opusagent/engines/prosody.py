@@ -3,7 +3,8 @@
 It knows samples, no calls and no processes.  The model hears the last 8 s at 16 kHz, with silence before what is
 shorter: as a waveform [1, 128000], or as the log-mel picture [1, 80, 800] that Whisper is given
 (https://github.com/pipecat-ai/smart-turn; the picture is that of https://github.com/openai/whisper, audio.py).  Its
-first output is the probability that the turn is complete.  The rule: a file that is nothing of the kind is a ConfigError.
+first output is the probability that the turn is complete.  The rule: a file that is nothing of the kind is a
+ConfigError.
 """
 import importlib.util
 from pathlib import Path

@@ -296,4 +296,5 @@ class Tts:
 def same_words(said: str, text: str) -> bool:
     """Whether nearly all words of a text were said; how they are written does not matter."""
     theirs, ours = (re.findall(r"[^\W_]+", each.casefold()) for each in (said, text))
-    return not theirs or not ours or len(set(ours) & set(theirs)) >= ALIKE * len(set(ours)) and len(theirs) <= 2 * len(ours) + 2
+    return not theirs or not ours or (len(set(ours) & set(theirs)) >= ALIKE * len(set(ours))
+                                      and len(theirs) <= 2 * len(ours) + 2)

@@ -192,4 +192,5 @@ def read_text(path: str) -> str:
     try:
         return Path(path).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: the script cannot be read: {getattr(error, 'strerror', 'it is not UTF-8')}.") from None
+        raise ConfigError(f"{path}: the script cannot be read: "
+                          f"{getattr(error, 'strerror', 'it is not UTF-8')}.") from None

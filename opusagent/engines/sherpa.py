@@ -50,7 +50,8 @@ def files(model: str) -> dict[str, str]:
         names = sorted(directory.glob(part if part == "tokens.txt" else f"{part}*.onnx"),
                        key=lambda path: (".int8." not in path.name, path.name))     # the smaller ones
         if not names:
-            raise ConfigError(f"{model} has no {part if '.' in part else part + '*.onnx'}, as a streaming transducer has.")
+            raise ConfigError(f"{model} has no {part if '.' in part else part + '*.onnx'}, "
+                              "as a streaming transducer has.")
         found[part.removesuffix(".txt")] = str(names[0])
     return found
 

@@ -1,7 +1,8 @@
 """The embedded voices: flite's, and espeak-ng where it is installed, as an engine process runs them.
 
 A voice is asked for by the name of a manner (flow/manner.py): which one, how fast, in which language.  The rule: a
-voice is loaded when it is first wanted, the default at once, so that one which is not installed is told of at the start.
+voice is loaded when it is first wanted, the default at once, so that one which is not installed is told of at the
+start.
 """
 from collections.abc import Callable
 

@@ -276,7 +276,8 @@ def edges(nodes, ways: list[Way], top: float) -> tuple[list[str], list[str]]:
         label = short(", ".join(way.labels), LABEL)
         if label:
             labels.append(f'<text x="{at[0]:.0f}" y="{at[1]:.0f}" text-anchor="{at[2]}" font-size="10.5" '
-                          f'fill="{colour}" stroke="#fbfcfd" stroke-width="4" paint-order="stroke">{escape(label)}</text>')
+                          f'fill="{colour}" stroke="#fbfcfd" stroke-width="4" paint-order="stroke">'
+                          f'{escape(label)}</text>')
     return lines, labels
 
 

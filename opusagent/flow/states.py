@@ -22,8 +22,9 @@ ALWAYS, ANSWERS = "always", "answers"           # who may interrupt: anybody, an
 HISTORY = 10                # exchanges a dialogue keeps
 ALWAYS, ANSWERS, NEVER = "always", "answers", "never"       # who may interrupt: anybody, an expected answer, nobody
 INTERRUPTS = (ALWAYS, ANSWERS, NEVER)
-BACKCHANNELS = ("mm-hm", "mhm", "mm", "hm", "hmm", "uh-huh", "aha", "ah", "oh", "yes", "yeah", "yep", "yup", "ja", "okay",
-                "ok", "right", "sure", "exactly", "I see", "good", "great", "fine", "all right", "of course", "got it")
+BACKCHANNELS = ("mm-hm", "mhm", "mm", "hm", "hmm", "uh-huh", "aha", "ah", "oh", "yes", "yeah", "yep", "yup", "ja",
+                "okay", "ok", "right", "sure", "exactly", "I see", "good", "great", "fine", "all right", "of course",
+                "got it")
 
 
 @dataclass(frozen=True, slots=True)
