@@ -3,6 +3,7 @@
 They hold no conversation, no slot and no engine.  The rule: one message out for one in, at once, without pacing.
 """
 from . import ProtocolError
+from ._fastpath import Mirror, Wire
 from .dialects import Audio, Stop
 from .outbound import send_answers
 
@@ -11,8 +12,11 @@ class EchoSession:
     """/ws/echo: every message back unchanged.  It reads on only when what it sent is out."""
 
     def __init__(self, connection):
-        self.on_message = connection.wire.send
-        connection.wire.lockstep = True
+        wire = connection.wire
+        self.on_message = wire.send
+        wire.lockstep = True
+        if isinstance(wire, Wire):
+            wire.intake = Mirror(wire)              # the same, for messages that came in one piece
 
     def drained(self) -> None:
         """Nothing waits here: the wire itself holds back what the peer has not taken."""

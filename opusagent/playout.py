@@ -206,7 +206,7 @@ class Playout:
             return 0
         room = len(segment.pcm)
         in_one_piece = (room - segment.read % room) // size if room else 0
-        return min(most, (segment.written - segment.read - 1) // size, in_one_piece)
+        return max(0, min(most, (segment.written - segment.read - 1) // size, in_one_piece))
 
     def ahead(self, most: int) -> tuple[Segment, int, int] | None:
         """What follows without anything to decide, for a Stretch: of this segment so many frames, at most `most`, and

@@ -1,11 +1,10 @@
 """Which calls' frames go in and out without Python, as long as there is nothing to decide about them.
 
-The compiled Intake takes their caller's plain media messages, a Stretch sends the frames of their replies; anything
-else goes the ordinary way, through Call.on_message() and Mouth.play().  The rule: the two ways differ in nothing but
-their cost, so a call of which every step is noted (a journal), or whose connection is no plain socket, has the ordinary
-one.
+The compiled MediaIntake takes their caller's plain media messages, a Stretch sends the frames of their replies; all
+else goes the ordinary way, through Call.on_message() and Mouth.play().  The rule: the two ways differ in nothing but their
+cost, so a call of which every step is noted (a journal), or whose connection is no plain socket, has the ordinary one.
 """
-from ._fastpath import Intake, Stretch, Wire
+from ._fastpath import MediaIntake, Stretch, Wire
 
 FRAMES = 5                      # of a reply that go out before the call is looked at again
 
@@ -22,7 +21,7 @@ def begin(call) -> None:
     if wire is None or ends is None or call.journal is not None:
         return
     if call.ear.resampler is None:
-        wire.intake = Intake(call, call.ear, call.slot, call.ear.vad, call.ledger.arrivals)
+        wire.intake = MediaIntake(call, call.ear, call.slot, call.ear.vad, call.ledger.arrivals)
     call.mouth.stretch = Stretch(call.mouth, wire, call.server.pacer, *ends)
 
 

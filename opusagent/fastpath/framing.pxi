@@ -46,7 +46,11 @@ cdef struct oa_parsing:                 # a FrameParser between two processes
     uint8_t control[125]
 
 
-cdef class Intake                       # below: what takes a call's plain media messages
+cdef class Intake:
+    """Takes messages where they lie on the wire, in place of a callback: a MediaIntake or a Mirror."""
+    cdef bint take(self, int opcode, const uint8_t *message, Py_ssize_t length, int64_t now) except -1:
+        """True if it was one for us, which came at `now`, ns; otherwise nothing has been done."""
+        return False
 
 
 cdef class FrameParser:

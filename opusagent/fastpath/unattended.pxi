@@ -72,7 +72,7 @@ cdef class Arrivals:
         return None
 
 
-cdef class Intake:
+cdef class MediaIntake(Intake):
     """A caller's plain media messages, as Twilio sends them: from the wire to the slot and the detector.
 
     What Ear.take() does, for messages that Room.media() reads.
@@ -115,6 +115,23 @@ cdef class Intake:
         self.vad.hear(self.pcm, count)
         if self.ear.hearing:
             self.ear.stt.audio(self.ear)
+        return True
+
+
+cdef class Mirror(Intake):
+    """Gives every message back unchanged, at once."""
+    cdef Wire wire
+
+    def __init__(self, Wire wire not None):
+        self.wire = wire
+
+    cdef bint take(self, int opcode, const uint8_t *message, Py_ssize_t length, int64_t now) except -1:
+        cdef Py_ssize_t head = 2 if length < 126 else 4
+        if length >= 65536:
+            return False
+        write_head(send_room, opcode, True, False, length)
+        memcpy(send_room + head, message, length)
+        self.wire.put(send_room, head + length)
         return True
 
 
