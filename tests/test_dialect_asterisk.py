@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from test_dialects import RECORDED, dial
 
 from opusagent import ProtocolError
-from opusagent.dialects import BINARY, CALLERS, TABLE, TEXT, Audio, Clear, Dtmf, Mark, Start, Stop
+from opusagent.dialects import BINARY, CALLERS, TABLE, TEXT, Audio, Clear, Complaint, Dtmf, Mark, Start, Stop
 from opusagent.dialects.asterisk import FORMATS, QUEUE, XOFF, XON
 
 LINES = ["", "control=json", "format=ulaw", "format=alaw&control=json", "format=slin", "format=slin24",
@@ -169,7 +169,7 @@ def test_events_or_protocol_errors_and_nothing_else(messages, query):
         except ProtocolError as error:
             assert error.code in (1007, 1008) and 0 < len(error.reason.encode()) <= 123
             continue
-        assert event is None or isinstance(event, (Start, Audio, Dtmf, Mark))
+        assert event is None or isinstance(event, Start | Audio | Complaint | Dtmf | Mark)
         if event is not None:
             kinds.append(type(event))
     assert kinds.count(Start) <= 1 and (not kinds or kinds[0] is Start) and dialect.outbox == []
