@@ -5,9 +5,9 @@
 Messages are those of the simulated platforms, made ahead; what is timed is our side of the dialect alone, no socket and
 no call.  Rounds are short, and each is divided by the Twilio rounds right before and after it, so that a slow moment of
 the machine falls on both; one that is not counted goes before them, so that both find the caches full of the other.  A
-ratio is the median of those, its spread the middle half of them.  Where a platform wants the agent's words in longer messages
-than 20 ms, they are written so, as in a call.
-The rule: at the rate of the telephone, 8 kHz, no dialect costs more than LIMIT times Twilio's; the others are told, too.
+ratio is the median of those, its spread the middle half of them.  Where a platform wants the agent's words in longer
+messages than 20 ms, they are written so, as in a call.  The rule: at the rate of the telephone, 8 kHz, no dialect costs
+more than LIMIT times Twilio's; the others are told, too.
 """
 import argparse
 import gc
@@ -22,10 +22,11 @@ from opusagent.dialects import CALLERS, TABLE, Audio
 
 LIMIT = 1.3
 FRAMES = 100                # messages in a round: 2 s of a call
-ROUTES = ("twilio", "twilio?exotel=8000", "pcm?rate=8000", "pcm?rate=16000", "telnyx", "telnyx?codec=PCMA", "telnyx?codec=L16", "plivo",
-          "plivo?codec=L16&rate=8000", "vonage?rate=8000", "vonage", "asterisk?format=ulaw", "asterisk?format=slin",
-          "asterisk?format=slin16", "jambonz", "freeswitch", "freeswitch?play=json", "audiocodes?format=raw/mulaw",
-          "audiocodes?format=raw/lpcm16_8", "audiocodes", "audiohook", "audiohook?channels=both",
+ROUTES = ("twilio", "twilio?exotel=8000", "pcm?rate=8000", "pcm?rate=16000", "telnyx", "telnyx?codec=PCMA",
+          "telnyx?codec=L16", "plivo", "plivo?codec=L16&rate=8000", "vonage?rate=8000", "vonage",
+          "asterisk?format=ulaw", "asterisk?format=slin", "asterisk?format=slin16", "jambonz",
+          "freeswitch", "freeswitch?play=json", "audiocodes?format=raw/mulaw", "audiocodes?format=raw/lpcm16_8",
+          "audiocodes", "audiohook", "audiohook?channels=both",
           "openai-realtime?format=pcmu", "openai-realtime")
 
 

@@ -37,7 +37,7 @@ SPEECH = bytes(640)
 
 
 def swallowed(server: Running) -> float:
-    """KiB of echoes that the kernel holds for a peer that reads nothing and has a window of 4 KiB; NaN: it was reset."""
+    """KiB of echoes that the kernel holds for a peer that reads nothing, with a window of 4 KiB; NaN: it was reset."""
     with socket.socket() as peer:
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)

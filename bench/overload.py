@@ -4,9 +4,9 @@
 
 One server with one worker on one core, scripted engines and its own admission as it comes; callers in C (callers.c) on
 another.  First some calls, to see what one costs; then as many as are half of what the server would take, which is what
-the others are compared with; then the storm, on the same server.  The rule: beside a turn as callers hear it, from their
-last voiced sample to the agent's first, stands what of it is the server's own, counted as in calls.py from the frame that
-ended the turn: the flow's wait of 200 ms, which is the same under any load, would hide it.
+the others are compared with; then the storm, on the same server.  The rule: beside a turn as callers hear it, from
+their last voiced sample to the agent's first, stands what of it is the server's own, counted as in calls.py from the
+frame that ended the turn: the flow's wait of 200 ms, which is the same under any load, would hide it.
 """
 import argparse
 import json
@@ -79,19 +79,21 @@ def figures(outcome: Outcome) -> dict:
 
 
 def shown(row: dict) -> str:
-    rows = [["", "calls", "core", "turns", "turn p50", "p99", "of it ours p50", "p99 ms", "lost", "unanswered", "kept off", "callers late p99 ms"]]
+    rows = [["", "calls", "core", "turns", "turn p50", "p99", "of it ours p50", "p99 ms", "lost", "unanswered",
+             "kept off", "callers late p99 ms"]]
     for name in ("half", "storm"):
         each = row[name]
         rows.append([name, str(each["calls"]), f"{each['core']:.0%}", str(each["turns"]), f"{each['turn_p50']:.0f}",
-                     f"{each['turn_p99']:.0f}", f"{each['p50']:.2f}",
-                     f"{each['p99']:.2f}", str(each["lost"]), str(each["unanswered"]), f"{each['kept_off']:.0%}", f"{each['callers_late_p99']:.2f}"])
+                     f"{each['turn_p99']:.0f}", f"{each['p50']:.2f}", f"{each['p99']:.2f}", str(each["lost"]),
+                     str(each["unanswered"]), f"{each['kept_off']:.0%}", f"{each['callers_late_p99']:.2f}"])
     answers = row["answers"]
-    return (f"{table(rows)}\n\nRoom for {row['room']} calls by what one costs.  Of {answers['calls']} dialled within a second "
-            f"{answers['taken']} were taken (101 after {answers['taken_p50']:.0f} ms, p99 {answers['taken_p99']:.0f}) and "
-            f"{answers['refused']} refused after {answers['refused_p50']:.1f} ms, p99 {answers['refused_p99']:.1f}, max "
-            f"{answers['refused_max']:.1f} ({answers['without_retry_after']} without Retry-After); {answers['lost']} lost.\n"
-            f"A turn at p99: {row['turn_ratio']:.2f} times that at half load (wished for: at most {TARGETS['turn_ratio']:g}), what of it "
-            f"is ours {row['overhead_ratio']:.2f} times; "
+    return (f"{table(rows)}\n\nRoom for {row['room']} calls by what one costs.  Of {answers['calls']} dialled within a "
+            f"second {answers['taken']} were taken (101 after {answers['taken_p50']:.0f} ms, p99 "
+            f"{answers['taken_p99']:.0f}) and {answers['refused']} refused after {answers['refused_p50']:.1f} ms, p99 "
+            f"{answers['refused_p99']:.1f}, max {answers['refused_max']:.1f} "
+            f"({answers['without_retry_after']} without Retry-After); {answers['lost']} lost.\n"
+            f"A turn at p99: {row['turn_ratio']:.2f} times that at half load (wished for: at most "
+            f"{TARGETS['turn_ratio']:g}), what of it is ours {row['overhead_ratio']:.2f} times; "
             f"refused within {TARGETS['refused_ms']:g} ms: "
             f"{'all' if answers['refused_max'] <= TARGETS['refused_ms'] else 'not all'}.")
 

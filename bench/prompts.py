@@ -58,7 +58,8 @@ def lead_ms(directory: str) -> float:
 
 
 def measure(args: argparse.Namespace) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {name: [] for name in ("cold", "warm", "tones", "first_ms", "lead_ms", "spoken_warm")}
+    found: dict[str, list[float]] = {
+        name: [] for name in ("cold", "warm", "tones", "first_ms", "lead_ms", "spoken_warm")}
     for _ in range(args.rounds):
         with tempfile.TemporaryDirectory() as directory:
             for name, flags in (("tones", ("--tts", "scripted")), ("cold", ()), ("warm", ())):

@@ -197,8 +197,8 @@ class Server:
         lines.write_text("yes\n")
         self.log = open(Path(self.place.name, "log"), "w+b")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "opusagent.cli", "serve", "--port", "0", "--workers", "1", "--flow", str(flow), "--stt",
-             "scripted", "--llm", "scripted", "--tts", "scripted", "--scripted-stt", str(lines),
+            [sys.executable, "-m", "opusagent.cli", "serve", "--port", "0", "--workers", "1", "--flow", str(flow),
+             "--stt", "scripted", "--llm", "scripted", "--tts", "scripted", "--scripted-stt", str(lines),
              "--admission-refuse-above", "1", "--admission-resume-below", "1", *flags],
             stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log, env=os.environ | self.environment)
         until = time.monotonic() + 30

@@ -3,9 +3,9 @@
     python bench/turns.py [--audio DIR] [--callers 40] [--partials oracle,embedded] [--plot turns.png] [--json]
 
 DIR (or OPUSAGENT_BENCH_AUDIO) has recordings with a manifest.json.  Callers are made of them, at 8 kHz mu-law: digits
-joined with pauses of 100 to 900 ms, commands, sentences with a hesitation in their midst; clean and with noise at 20 and
-10 dB.  The ear, the turn taking and the flow are the real ones, on the clock of the samples.  `oracle` partials know each
-word when it has ended, so that turn taking alone is judged; `embedded` ones are the recogniser's own.
+joined with pauses of 100 to 900 ms, commands, sentences with a hesitation in their midst; clean and with noise at 20
+and 10 dB.  The ear, the turn taking and the flow are the real ones, on the clock of the samples.  `oracle` partials
+know each word when it has ended, so that turn taking alone is judged; `embedded` ones are the recogniser's own.
 
 A turn that ends before the caller's last voiced sample is a cut-in; the others have a delay from that sample to the
 decision.  The peer is a fixed silence, on the same callers.  What the server itself adds to a delay: bench/calls.py.
@@ -99,7 +99,8 @@ def silence(ms: int) -> np.ndarray:
     return np.zeros(ms * RATE // 1000, np.int16)
 
 
-def caller(kind: str, state: str, parts: list[tuple[np.ndarray, str]], noise: int | None, dice: random.Random) -> Caller:
+def caller(kind: str, state: str, parts: list[tuple[np.ndarray, str]], noise: int | None,
+           dice: random.Random) -> Caller:
     """`parts`: sound, and the text that is complete with it; "" for a pause."""
     pieces, words, at, said = [silence(LEAD_MS)], [], LEAD_MS * RATE // 1000, ""
     for sound, text in parts:
@@ -176,7 +177,7 @@ def hesitating(pcm: np.ndarray, text: str, pause_ms: int) -> list[tuple[np.ndarr
     return parts
 
 
-# -- the real ear and the recogniser ------------------------------------------------------------------------------------
+# -- the real ear and the recogniser -----------------------------------------------------------------------------------
 
 def listen(caller: Caller, batch: VadBatch, echo: Echo | None = None, sent: np.ndarray | None = None) -> None:
     def on_window(score, position, samples, quiet):
@@ -207,7 +208,7 @@ def recognise(caller: Caller, recogniser: embedded.Recogniser, search: int) -> l
     return texts
 
 
-# -- turns ---------------------------------------------------------------------------------------------------------------
+# -- turns -------------------------------------------------------------------------------------------------------------
 
 def end_of_turn(caller: Caller, expect, waits: Waits, partials: list[tuple[int, str]]) -> int | None:
     """The sample at which the turn is ended."""
@@ -283,7 +284,7 @@ def curves(found: list[Caller], flow: Flow, source: str) -> dict[str, list[Row]]
     return rows
 
 
-# -- interruptions -------------------------------------------------------------------------------------------------------
+# -- interruptions -----------------------------------------------------------------------------------------------------
 
 @dataclass
 class Overlap:
@@ -295,7 +296,8 @@ class Overlap:
     gone_on: list[float] = field(default_factory=list)      # after how long a stop was taken back
     count: int = 0
 
-    def add(self, caller: Caller, dialogue: Dialogue, answers_only: bool = False, settings: Settings = SETTINGS) -> None:
+    def add(self, caller: Caller, dialogue: Dialogue, answers_only: bool = False,
+            settings: Settings = SETTINGS) -> None:
         turns, at, first, known = TurnTaking(RATE, dialogue.expect.waits, settings), 0, None, 0
         turns.agent_starts(answers_only=answers_only)
         self.count += 1
@@ -411,7 +413,7 @@ VOICES = Voices("slt")
 ANSWERS_ONLY = Flow.parse('interrupt = "answers"\n' + FLOW, "answers.toml")
 
 
-# -- what is told --------------------------------------------------------------------------------------------------------
+# -- what is told ------------------------------------------------------------------------------------------------------
 
 def plot(path: str, results: dict[str, dict[str, list[Row]]]) -> None:
     try:
@@ -449,7 +451,8 @@ def tell(results: dict[str, dict[str, list[Row]]], found: dict[str, Overlap]) ->
             lines = [["", "p50 ms", "p95 ms", "cut-ins", "never"]]
             for row in settings:
                 figures = row.figures()
-                lines.append([row.name, *("" if ms != ms else f"{ms:.0f}" for ms in (figures["p50_ms"], figures["p95_ms"])),
+                lines.append([row.name, *("" if ms != ms else f"{ms:.0f}"
+                                           for ms in (figures["p50_ms"], figures["p95_ms"])),
                               f"{100 * figures['cut_ins']:.1f} %", str(row.never)])
             print(table(lines))
     print("\nover an agent that speaks, from the detector's first voiced window")
@@ -457,9 +460,11 @@ def tell(results: dict[str, dict[str, list[Row]]], found: dict[str, Overlap]) ->
               "p50 from the onset"]]
     for kind, overlap in found.items():
         figures = overlap.figures()
-        lines.append([kind, str(overlap.count), f"{100 * figures['stopped']:.1f} %", f"{100 * figures['for_good']:.1f} %",
+        lines.append([kind, str(overlap.count), f"{100 * figures['stopped']:.1f} %",
+                      f"{100 * figures['for_good']:.1f} %",
                       *("" if figures[key] != figures[key] else f"{figures[key]:.0f} ms" for key in (
-                          "gone_on_p50_ms", "level_down_p99_ms", "stop_p50_ms", "stop_p99_ms", "stop_from_onset_p50_ms"))])
+                          "gone_on_p50_ms", "level_down_p99_ms", "stop_p50_ms", "stop_p99_ms",
+                          "stop_from_onset_p50_ms"))])
     print(table(lines))
 
 

@@ -58,7 +58,8 @@ def measured(names: list[str]) -> dict[str, dict[str, float]]:
                 errors.append(np.abs(guess(text, pcm) - truth) * 1000 / RATE)
         off, errors = np.concatenate(off), np.concatenate(errors)
         found[way] = {"cuts": len(off), "right": float(np.mean(off == 0)), "within_one": float(np.mean(abs(off) <= 1)),
-                      "error_p50_ms": float(np.percentile(errors, 50)), "error_p95_ms": float(np.percentile(errors, 95))}
+                      "error_p50_ms": float(np.percentile(errors, 50)),
+                      "error_p95_ms": float(np.percentile(errors, 95))}
     return found
 
 
