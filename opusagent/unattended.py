@@ -1,8 +1,9 @@
 """Which calls' frames go in and out without Python, as long as there is nothing to decide about them.
 
 The compiled MediaIntake takes their caller's plain media messages, a Stretch sends the frames of their replies; all
-else goes the ordinary way, through Call.on_message() and Mouth.play().  The rule: the two ways differ in nothing but their
-cost, so a call of which every step is noted (a journal), or whose connection is no plain socket, has the ordinary one.
+else goes the ordinary way, through Call.on_message() and Mouth.play().  The rule: the two ways differ in nothing but
+their cost, so a call of which every step is noted (a journal), or whose connection is no plain socket, has the ordinary
+one.
 """
 from ._fastpath import MediaIntake, Stretch, Wire
 

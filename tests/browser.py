@@ -79,7 +79,8 @@ class Browser:
 
     def run(self, script: str):
         """The value of an expression."""
-        result = self.ask("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True, userGesture=True)
+        result = self.ask("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True,
+                          userGesture=True)
         assert "exceptionDetails" not in result, result["exceptionDetails"]
         return result["result"].get("value")
 
@@ -87,7 +88,8 @@ class Browser:
         """Waits until an expression is true; its value."""
         end = time.monotonic() + patience
         while not (value := self.run(script)):
-            assert time.monotonic() < end, f"{script} stays {value!r}; {self.failed} {self.run('document.body.innerText')}"
+            assert time.monotonic() < end, \
+                f"{script} stays {value!r}; {self.failed} {self.run('document.body.innerText')}"
             time.sleep(0.05)
         return value
 

@@ -16,8 +16,8 @@ KEY = "sk-test-0123456789abcdefABCDEF"
 AUDIO_RATE = 24000              # Hz of audio/speech as PCM
 
 NUMBER, TEXT, FLAG, LIST = (int, float), (str,), (bool,), (list,)
-CHAT = {"tools": (list,), "model": TEXT, "messages": LIST, "stream": FLAG, "max_tokens": NUMBER, "max_completion_tokens": NUMBER,
-        "temperature": NUMBER}
+CHAT = {"tools": (list,), "model": TEXT, "messages": LIST, "stream": FLAG, "max_tokens": NUMBER,
+        "max_completion_tokens": NUMBER, "temperature": NUMBER}
 SPEECH = {"model": TEXT, "input": TEXT, "voice": TEXT, "response_format": TEXT, "speed": NUMBER, "instructions": TEXT}
 TRANSCRIPTION = {"file", "model", "prompt", "stream", "response_format", "language"}
 ROLES = {"system", "user", "assistant"}
@@ -245,7 +245,8 @@ def check_chat(exchange: Exchange) -> None:
                 call["type"] == "function" and call["id"] and type(json.loads(call["function"]["arguments"])) is dict
                 for call in message["tool_calls"])
         else:
-            good = message.keys() == {"role", "content"} and message["role"] in ROLES and type(message["content"]) is str
+            good = message.keys() == {"role", "content"} and message["role"] in ROLES \
+                and type(message["content"]) is str
         if not good:
             raise Refused(400, "Invalid value in 'messages'", param="messages")
     for tool in body.get("tools", ()):

@@ -143,7 +143,8 @@ class Talker:
             return "no such place"
         kind = item["role"] if item["type"] == "message" else item["type"]
         text = item["content"][0]["text"] if item["type"] == "message" else item.get("output", item["call_id"])
-        if kind == "function_call_output" and not any(each.get("call") == item["call_id"] for each in self.items.values()):
+        if kind == "function_call_output" and not any(each.get("call") == item["call_id"]
+                                                      for each in self.items.values()):
             return "no such call"
         self.add(item["id"], kind, text, before, call=item.get("call_id"))
         await self.session.send("conversation.item.added", item=item, previous_item_id=before)

@@ -20,7 +20,8 @@ DROPPED = ("Type", "NotifyAccess", "ExecStart", "ExecReload", "Restart", "Restar
 
 
 def unit(arguments: list[str], output: Path) -> str:
-    kept = [line for line in Path(ROOT, "deploy", "opusagent.service").read_text().partition("[Install]")[0].splitlines()
+    kept = [line
+            for line in Path(ROOT, "deploy", "opusagent.service").read_text().partition("[Install]")[0].splitlines()
             if line.partition("=")[0] not in DROPPED]
     command = " ".join([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments])
     return "\n".join([*kept, "Type=exec", f"ExecStart={command}", f"WorkingDirectory={ROOT}", "ProtectHome=read-only",

@@ -1,4 +1,4 @@
-"""A real systemd as process 1 of namespaces of its own, with the units of a directory and nothing else of this machine's.
+"""A real systemd as process 1 of namespaces of its own, with the units of a directory and nothing else of this machine.
 
 It shares the network with the tests, so that these can call; /etc, /var and homes are written to in memory only.  The
 rule: what it starts dies with it.
@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 
 PROGRAM = Path("/lib/systemd/systemd")
-TARGETS = ("sysinit", "basic", "sockets", "network", "shutdown", "umount", "final", "local-fs", "swap", "slices", "paths",
-           "timers", "multi-user")
+TARGETS = ("sysinit", "basic", "sockets", "network", "shutdown", "umount", "final", "local-fs", "swap", "slices",
+           "paths", "timers", "multi-user")
 NAMESPACES = ("--pid", "--mount", "--uts", "--ipc", "--cgroup")
 PATIENCE = 60                   # seconds
 BOOT = """
@@ -45,12 +45,13 @@ def missing() -> str | None:
     for program in (str(PROGRAM), "systemctl", "unshare", "nsenter", "useradd"):
         if shutil.which(program) is None:
             return f"there is no {program}; apt install systemd"
-    tried = subprocess.run(["unshare", *NAMESPACES, "--fork", "sh", "-c", "mount -t cgroup2 none /mnt"], capture_output=True)
+    tried = subprocess.run(["unshare", *NAMESPACES, "--fork", "sh", "-c", "mount -t cgroup2 none /mnt"],
+                           capture_output=True)
     return None if tried.returncode == 0 else f"no namespaces can be made here: {tried.stderr.decode().strip()}"
 
 
 class Systemd:
-    """Before start(): put units into the directory `units`, and what they need into `etc`.  `said` is how it came up."""
+    """Before start(): put units into the directory `units`, what they need into `etc`.  `said` is how it came up."""
 
     def __init__(self):
         self.place = tempfile.TemporaryDirectory(prefix="opusagent-systemd-")
@@ -75,8 +76,8 @@ class Systemd:
         boot.write_text(BOOT.format(room=room, homes=" ".join(homes), homes_here=" ".join(f"/{home}" for home in homes),
                                     units=self.units, etc=self.etc, program=PROGRAM))
         with open(Path(self.place.name, "said"), "wb") as said:
-            self.process = subprocess.Popen(["unshare", *NAMESPACES, "--fork", "--kill-child", "--mount-proc", "sh", boot],
-                                            stdout=said, stderr=said, preexec_fn=die_with_us)
+            self.process = subprocess.Popen(["unshare", *NAMESPACES, "--fork", "--kill-child", "--mount-proc",
+                                             "sh", boot], stdout=said, stderr=said, preexec_fn=die_with_us)
         until = time.monotonic() + PATIENCE
         while not self.running():
             assert self.process.poll() is None and time.monotonic() < until, self.said

@@ -192,7 +192,7 @@ def test_health_says_the_load_and_a_full_worker_says_when_to_come_back():
 
 
 def test_without_descriptors_live_calls_go_on_and_the_log_has_a_line_a_second():
-    """A worker whose descriptors are all taken while calls are on: refused with 503 at once, no frame is late for it."""
+    """A worker whose descriptors are all taken while calls are on: 503 at once, and no frame is late for it."""
     files = 48
     with serving(*SCRIPTED, "--admission-refuse-above", "1", "--admission-resume-below", "1") as server:
         live = [WebSocketLine(server.host, server.port, "/ws/pcm/echo") for _ in range(4)]

@@ -143,8 +143,8 @@ def test_the_callers_want_something_to_say():
 
 @pytest.mark.parametrize("script", ["ring.py"])
 def test_benchmarks_that_need_no_server_run(script):
-    run = subprocess.run([sys.executable, BENCH / script, "--quick", "--json"], capture_output=True, text=True, timeout=120,
-                         env=os.environ | {"PYTHONPATH": str(BENCH.parent)})
+    run = subprocess.run([sys.executable, BENCH / script, "--quick", "--json"], capture_output=True, text=True,
+                         timeout=120, env=os.environ | {"PYTHONPATH": str(BENCH.parent)})
     assert run.returncode == 0, run.stderr
     ratios = json.loads(run.stdout)["ratios"]
     assert ratios["eventfd"]["p99"]["median"] == 1 and ratios["our ring"]["p50"]["median"] > 0
@@ -155,8 +155,8 @@ def test_turn_taking_is_measured_on_recordings():
     if not (audio / "manifest.json").is_file():
         pytest.skip("there are no recordings with a manifest.json beside the project")
     pytest.importorskip("pocketsphinx", reason="pocketsphinx is not installed")
-    run = subprocess.run([sys.executable, BENCH / "turns.py", "--audio", audio, "--callers", "2", "--partials", "oracle",
-                          "--json"], capture_output=True, text=True, timeout=120,
+    run = subprocess.run([sys.executable, BENCH / "turns.py", "--audio", audio, "--callers", "2", "--partials",
+                          "oracle", "--json"], capture_output=True, text=True, timeout=120,
                          env=os.environ | {"PYTHONPATH": str(BENCH.parent)})
     assert run.returncode == 0, run.stderr
     found = json.loads(run.stdout)

@@ -201,7 +201,8 @@ def test_a_slow_peer_gets_the_newest_audio_not_the_oldest():
     assert call.count("media") == sent + 5
 
 
-@pytest.mark.parametrize("message", [b'{"event":"media","media":{"payload":"//8="}}', b'{"event":"dtmf","dtmf":{"digit":"1"}}',
+@pytest.mark.parametrize("message", [b'{"event":"media","media":{"payload":"//8="}}',
+                                     b'{"event":"dtmf","dtmf":{"digit":"1"}}',
                                      b'{"event":"mark","mark":{"name":"0:1"}}', b'{"event":"stop","stop":{}}'])
 def test_before_start_nothing_happens(message):
     call = Conversation(FLOW, begin=False)

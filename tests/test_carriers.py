@@ -318,7 +318,8 @@ def test_the_command_places_a_call_and_says_its_id(tmp_path):
 def leaving(name, dialect=None, tenant="", **settings):
     """(departures, a call, what it sent, what it was told)."""
     sent, told = [], []
-    call = SimpleNamespace(id="c/1", connection=SimpleNamespace(tenant=tenant), dialect=dialect or SimpleNamespace(name=name),
+    call = SimpleNamespace(id="c/1", connection=SimpleNamespace(tenant=tenant),
+                           dialect=dialect or SimpleNamespace(name=name),
                            mouth=SimpleNamespace(out=SimpleNamespace(text=sent.append)),
                            not_handed_over=lambda: told.append("not"))
     departures = Departures(Config(public_url=PLACE, targets=("+4930*",), **settings), Metrics())

@@ -1,4 +1,4 @@
-"""The saved WAV of a call whose sentences are spoken by several voices: where one ends and the next begins, no click."""
+"""The saved WAV of a call whose sentences are spoken by several voices: no click where one ends and the next begins."""
 import ctypes
 import shutil
 

@@ -41,8 +41,10 @@ def get(server, path, **fields):
 
 
 @pytest.mark.parametrize("path,kind,text", [
-    ("/", "text/html", '<option value="demo">demo</option>'), ("/console/console.js", "text/javascript", "getUserMedia"),
-    ("/console/line.js", "text/javascript", "registerProcessor"), ("/console/style.css", "text/css", "prefers-color-scheme"),
+    ("/", "text/html", '<option value="demo">demo</option>'),
+    ("/console/console.js", "text/javascript", "getUserMedia"),
+    ("/console/line.js", "text/javascript", "registerProcessor"),
+    ("/console/style.css", "text/css", "prefers-color-scheme"),
     ("/console/icon.svg", "image/svg+xml", "<svg")])
 def test_a_browser_is_given_the_page_and_may_ask_nobody_else(server, path, kind, text):
     status, head, body = get(server, path)
@@ -51,8 +53,8 @@ def test_a_browser_is_given_the_page_and_may_ask_nobody_else(server, path, kind,
     assert policy["default-src"] == policy["frame-ancestors"] == "'none'" and policy["connect-src"] == "'self'"
 
 
-@pytest.mark.parametrize("path", ["/console/", "/console/console.py", "/console/../console.py", "/console/%2e%2e/pages.py",
-                                  "/console/a/line.js", "/console"])
+@pytest.mark.parametrize("path", ["/console/", "/console/console.py", "/console/../console.py",
+                                  "/console/%2e%2e/pages.py", "/console/a/line.js", "/console"])
 def test_there_is_nothing_beside_it(server, path):
     assert get(server, path)[0] in (400, 404)
 
@@ -90,8 +92,10 @@ def test_what_happens_is_told_to_those_who_ask_for_it():
     events = [event for event in told if event["event"] not in ("mark", "end")]
     assert [event["event"] for event in events if event["event"] != "hypothesis"] == [
         "replying", "receipt", "speech", "silence", "recognition", "replying", "receipt"]
-    assert [event["text"] for event in events if "text" in event] == ["What is it about?", "a parcel", "a parcel", "Goodbye."]
-    assert events[-1]["caller"] == "a parcel" and events[-1]["agent"] == "Goodbye." and events[-1]["waits"]["endpointing"] > 0
+    assert [event["text"] for event in events if "text" in event] == [
+        "What is it about?", "a parcel", "a parcel", "Goodbye."]
+    assert events[-1]["caller"] == "a parcel" and events[-1]["agent"] == "Goodbye." \
+        and events[-1]["waits"]["endpointing"] > 0
 
 
 def test_what_a_caller_wants_to_hear_is_no_fact():
@@ -146,7 +150,8 @@ def talk(browser, served):
     record = json.loads(get(served, f"/calls/{name}")[2])
     assert not record["live"] and record["turns"][1]["caller"] == "two nine three four zero"
     browser.run("document.querySelector('#calls button').click()")                          # as a call of somebody else
-    browser.until(f"document.getElementById('whose').textContent === 'pcm call {name}' && {turns}.includes('Thank you')")
+    browser.until(f"document.getElementById('whose').textContent === 'pcm call {name}' "
+                  f"&& {turns}.includes('Thank you')")
     listed = json.loads(get(served, "/calls")[2])["calls"]
     assert [entry["id"] for entry in listed] == [name] and listed[0]["voice_to_voice_ms"] > 0
     assert not browser.failed and not browser.said

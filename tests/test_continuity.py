@@ -91,7 +91,8 @@ def test_behind_haproxy_the_platform_dials_the_same_address_again(nodes, tmp_pat
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "certificate"))
 
     async def scenario():
-        talks = [Talk(f"wss://127.0.0.1:{balancer.port}/ws/{dialect}", dialect) for dialect in RETURNING for _ in range(2)]
+        talks = [Talk(f"wss://127.0.0.1:{balancer.port}/ws/{dialect}", dialect)
+                 for dialect in RETURNING for _ in range(2)]
         await until_in_the_middle(talks)
         died = time.monotonic_ns()
         nodes.kill(0)
@@ -151,7 +152,8 @@ def test_redis_is_slow_and_nobody_notices(nodes, redis):
             redis.process.send_signal(signal.SIGCONT)
         await asyncio.wait_for(during.task, 60)
         assert before.ended_well and during.ended_well and not before.caller.away and waited < 1.5, waited
-        await eventually(lambda: metric(nodes.node[0], "registry_up") == 1 and not metric(nodes.node[0], "registry_waiting"))
+        await eventually(lambda: metric(nodes.node[0], "registry_up") == 1
+                         and not metric(nodes.node[0], "registry_waiting"))
         assert metric(nodes.node[0], "registry_dropped") == 0
     asyncio.run(scenario())
     assert "Traceback" not in nodes.node[0].written()
@@ -319,7 +321,7 @@ def test_workers_of_one_node_need_no_redis():
         nodes.stop()
 
 
-ENDLESS = several.FLOW.replace('go = "bye" }', 'go = "one" }, { dtmf = "9", go = "bye" }')      # unless a key is pressed
+ENDLESS = several.FLOW.replace('go = "bye" }', 'go = "one" }, { dtmf = "9", go = "bye" }')     # unless a key is pressed
 
 
 @pytest.mark.soak

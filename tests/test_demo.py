@@ -18,7 +18,8 @@ TURN = Measured(0, "ten of clubs", 8000, 8000, 16000, None, 17600, 20000)
 
 def receipt(**more):
     return {"turn": 2, "caller": "ten of clubs", "agent": "Good.", "kind": "answer", "state": "next", "stopped_by": "",
-            "end_ms": 2000.0, "measured": True, "saved_ms": 0.0, "voice_to_voice_ms": 190.0, "waits": {"endpointing": 190.0}} | more
+            "end_ms": 2000.0, "measured": True, "saved_ms": 0.0, "voice_to_voice_ms": 190.0,
+            "waits": {"endpointing": 190.0}} | more
 
 
 def shown(receipt):

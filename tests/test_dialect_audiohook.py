@@ -237,7 +237,8 @@ def test_what_genesys_says_it_has_played_is_taken_into_account():
     call = Dialled(FLOW, "audiohook")
     call.listens()
     call.silence(100)
-    assert call.call.dialect._mark is None and call.call.mouth.playout.heard(call.server.now) == call.call.mouth.playout.sent
+    assert call.call.dialect._mark is None \
+        and call.call.mouth.playout.heard(call.server.now) == call.call.mouth.playout.sent
 
 
 def test_a_caller_on_hold_is_not_asked_for_an_answer():
@@ -303,7 +304,8 @@ def test_whatever_comes_our_numbers_have_no_gap_and_events_are_in_order(steps):
         ours.outbox.clear()
     assert [json.loads(message)["seq"] for message in sent] == list(range(1, len(sent) + 1))
     kind = [type(event) for event in events if event is not None]
-    assert set(kind) <= {Start, Audio, Dtmf, Mark, Pause, Complaint, Stop} and kind.count(Start) <= 1 and kind.count(Stop) <= 1
+    assert set(kind) <= {Start, Audio, Dtmf, Mark, Pause, Complaint, Stop} \
+        and kind.count(Start) <= 1 and kind.count(Stop) <= 1
     assert not kind or kind[0] is Start
     assert Stop not in kind or kind[-1] is Stop
     pauses = [event.over for event in events if isinstance(event, Pause)]
@@ -342,7 +344,8 @@ def test_a_monitor_follows_what_is_said_and_says_nothing(query):
     call.silence(60_000)                            # an agent in the flesh talks, and nobody has to answer us
     call.says("that is all")
     call.exchange()
-    assert call.call.done and call.connection.closed == (1000, "") and call.call.dialogue.facts["card"] == "ten of clubs"
+    assert call.call.done and call.connection.closed == (1000, "") \
+        and call.call.dialogue.facts["card"] == "ten of clubs"
     assert not [opcode for opcode, _ in call.sent if opcode == BINARY] and not any(call.agent_says)
     assert [receipt["caller"] for receipt in call.receipts if receipt["caller"]] == ["ten of clubs", "that is all"]
     said = entities(call)

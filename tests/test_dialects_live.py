@@ -156,5 +156,5 @@ def test_the_echo_gives_the_audio_back(calls, route):
 
 
 def test_every_dialect_has_a_caller():
-    """In text test_relay.py converses to the end; over AudioSocket, which is no WebSocket, test_dialect_audiosocket.py."""
+    """In text test_relay.py converses to the end; over AudioSocket, without WebSocket, test_dialect_audiosocket.py."""
     assert set(CALLERS) == set(TABLE) and set(CALLERS) | set(TEXT_CALLERS) == set(DIALECTS)

@@ -1,4 +1,4 @@
-"""The compiled ear against plain twins: the gate and its windows in Python, the network in numpy, its file read back."""
+"""The compiled ear against plain twins: the gate and its windows in Python, the network in numpy, its file reread."""
 import math
 import struct
 

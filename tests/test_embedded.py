@@ -184,7 +184,8 @@ def test_a_missing_recogniser_is_one_sentence(monkeypatch):
 @recognises
 def test_a_word_that_any_vowel_sounds_like_is_rare_in_a_choice_only():
     jsgf = "<d> = zero | nine | oh;\n<a> = ( oh | one ) | oh please | [ oh ] two;"
-    assert embedded.weighed(jsgf) == "<d> = zero | nine | /1e-21/ oh;\n<a> = ( /1e-21/ oh | one ) | oh please | [ oh ] two;"
+    assert embedded.weighed(jsgf) == \
+        "<d> = zero | nine | /1e-21/ oh;\n<a> = ( /1e-21/ oh | one ) | oh please | [ oh ] two;"
 
 
 @recognises

@@ -99,8 +99,8 @@ async def test_the_menu_by_keys_and_by_words():
     await line.presses("1")
     assert line.state == "number"
     await line.presses("4711#")
-    assert line.heard == ("Account four seven one one has twelve euros. For the menu, press star; to end the call, press "
-                          "hash.")
+    assert line.heard == ("Account four seven one one has twelve euros. For the menu, press star; to end the call, "
+                          "press hash.")
     await line.presses("*")
     await line.says("send money")
     await line.says("twenty three euros fifty")

@@ -17,7 +17,8 @@ start = "card"
 say = "Which card?"
 on = [{ phrases = ["ten of clubs"], fact = "card", go = "sure" }, { dtmf = "9", go = "bye" }]
 [states.sure]
-say = "The {card}. Are you sure of that, or would you like to look at it once more before we go on? It is the card that is printed on the slip that we left at your door this morning, on the left side of it."
+say = "The {card}. Are you sure of that, or would you like to look at it once more before we go on? \
+It is the card that is printed on the slip that we left at your door this morning, on the left side of it."
 on = [{ yes = true, go = "bye" }, { no = true, go = "card" }, { dtmf = "9", go = "bye" }]
 [states.bye]
 say = "Thank you, goodbye."
@@ -251,7 +252,8 @@ def test_it_goes_on_at_the_beginning_of_a_word():
 KNOWN = frozenset(words(text) for text in BACKCHANNELS)
 
 
-@pytest.mark.parametrize("said", ["mm-hm", "uh", "uh huh", "okay", "Okay, right.", "yes yes yes", "I see, I", "ja", "oh okay"])
+@pytest.mark.parametrize("said", ["mm-hm", "uh", "uh huh", "okay", "Okay, right.", "yes yes yes", "I see, I", "ja",
+                                  "oh okay"])
 def test_murmurs(said):
     assert murmured(words(said), KNOWN)
 

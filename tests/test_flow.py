@@ -737,13 +737,14 @@ CALL_FAULTS = [
     ('taken = "one"', 'token = "one"', 9, 'the tool "book" has no result "token" (did you mean `taken`?).'),
     (', failure = "one"', "", 9, 'state "two" does not say where to go when "book" gives "failure": give it `go`, or '
                                  '`results`.'),
-    ('go = "three"\n', "", 9, 'state "two" does not say where to go when "book" gives "booked": give it `go`, or `results`.'),
-    ('day = "date" }\nres', 'today = "date", dy = "date" }\nres', 9, 'the tool "book" needs the fact "dy", which nothing '
-                                                                    'sets (did you mean `day`?).'),
-    ('"digits"', '"digit"', 5, '`tools.book.results.booked.number` must be one of text, digits, number, amount, date, time, '
-                               'yes_no, or a list of values, not "digit".'),
-    ('{ number = "" }', '{ nummer = "" }', 13, 'state "three" looks at the fact "nummer", which nothing sets (did you mean '
-                                               '`number`?).'),
+    ('go = "three"\n', "", 9, 'state "two" does not say where to go when "book" gives "booked": give it `go`, or '
+                              '`results`.'),
+    ('day = "date" }\nres', 'today = "date", dy = "date" }\nres', 9, 'the tool "book" needs the fact "dy", which '
+                                                                    'nothing sets (did you mean `day`?).'),
+    ('"digits"', '"digit"', 5, '`tools.book.results.booked.number` must be one of text, digits, number, amount, date, '
+                               'time, yes_no, or a list of values, not "digit".'),
+    ('{ number = "" }', '{ nummer = "" }', 13, 'state "three" looks at the fact "nummer", which nothing sets (did you '
+                                               'mean `number`?).'),
     ('call = "book"', 'call = "book"\nprompt = "Hm"', 9, 'state "two" goes on at once, so its `prompt` would never be '
                                                         'answered.'),
 ]

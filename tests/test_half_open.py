@@ -8,7 +8,8 @@ from conformance import wire
 from served import SCRIPTED, missing, serving
 from test_transport_bounds import upgrade
 
-QUICK = ("--net-ping-interval-seconds", "0.2", "--net-ping-timeout-seconds", "1.0", "--net-media-timeout-seconds", "1.0")
+QUICK = ("--net-ping-interval-seconds", "0.2", "--net-ping-timeout-seconds", "1.0",
+         "--net-media-timeout-seconds", "1.0")
 START = json.dumps({"event": "start", "streamSid": "MZ1", "start": {"callSid": "CA1", "customParameters": {}}})
 
 

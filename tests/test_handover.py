@@ -1,4 +1,4 @@
-"""A call goes on in another worker: at the byte on the wire, at the sample in the prompt, at the word in the dialogue."""
+"""A call goes on in another worker: at the byte on the wire, the sample in the prompt, the word in the dialogue."""
 import asyncio
 from types import SimpleNamespace
 from urllib.parse import urlsplit

@@ -1,4 +1,4 @@
-"""deploy/haproxy.cfg as it is shipped, in a real HAProxy, before two real nodes: what happens to a node, no caller hears.
+"""deploy/haproxy.cfg as it is shipped, in a real HAProxy, before two real nodes: no caller hears what happens to one.
 
 The rule: a call counts as kept if its prompt was heard, its answer understood, and the goodbye ended it.
 """
@@ -49,8 +49,9 @@ class Balancer:
     def __init__(self, place: Path, ports: list[int], trusted: str = "192.0.2.0/32"):
         self.port, self.socket = free_port(), place / "stats"
         key, certificate, both = place / "key", place / "certificate", place / "both.pem"
-        subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
-                        "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate], check=True, capture_output=True)
+        subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj",
+                        "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate],
+                       check=True, capture_output=True)
         both.write_text(certificate.read_text() + key.read_text())
         self.tls = ssl.create_default_context(cafile=str(certificate))
         self.tls.check_hostname = False
@@ -221,7 +222,8 @@ async def rolling(nodes, balancer, rounds, every):
 
 def test_nodes_are_restarted_in_turn_and_no_call_is_lost(nodes, balancer):
     ends = asyncio.run(rolling(nodes, balancer, 1, 0.3))
-    assert len(ends) > 10 and set(ends) == {1000}, (ends, balancer.said(), [server.said()[-600:] for server in nodes.servers])
+    assert len(ends) > 10 and set(ends) == {1000}, (
+        ends, balancer.said(), [server.said()[-600:] for server in nodes.servers])
 
 
 @pytest.mark.soak
@@ -287,7 +289,7 @@ def test_what_is_not_for_the_world_is_not_there(balancer):
 
 
 def test_where_a_caller_is_only_our_own_proxies_can_say(nodes, balancer, tmp_path):
-    """The nodes take calls of this machine without a key: whoever else claims to be there, or elsewhere, is not heard."""
+    """The nodes take calls of this machine without a key: who else claims to be there, or elsewhere, is not heard."""
     elsewhere = {"X-Forwarded-For": "203.0.113.9", "Forwarded": "for=203.0.113.9"}
     assert balancer.get("/ws/pcm", **UPGRADE, **elsewhere) == 101
     (tmp_path / "believing").mkdir()

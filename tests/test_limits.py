@@ -43,7 +43,8 @@ def limited(flow=FLOW, **bounds):
     talk = Conversation(flow, begin=False)
     guard = limits(**bounds)
     talk.call.usage.most_tokens, talk.call.usage.most_spoken = bounds.get("tokens", 0), bounds.get("spoken_seconds", 0)
-    talk.server.call_begins = lambda call, start: (talk.server.calls.append(call), guard.begins(call, start, talk.server.now))
+    talk.server.call_begins = lambda call, start: (talk.server.calls.append(call),
+                                                   guard.begins(call, start, talk.server.now))
     tick = talk.call.tick
 
     def looked(now):
@@ -190,8 +191,9 @@ def test_an_endpoint_that_counts_the_tokens_is_believed():
     for nonsense in ({"prompt_tokens": -1, "completion_tokens": 3}, {"prompt_tokens": "9"}, [], None, {}):
         question.told(nonsense)
     question.told({"prompt_tokens": 12, "completion_tokens": 7})
-    assert usage.record()["items"] == [{"stage": "llm", "engine": "openai", "endpoint": "api.example", "model": "model-1",
-                                        "requests": 1, "tokens_in": 12, "tokens_out": 7, "exact": True}]
+    assert usage.record()["items"] == [{"stage": "llm", "engine": "openai", "endpoint": "api.example",
+                                        "model": "model-1", "requests": 1, "tokens_in": 12, "tokens_out": 7,
+                                        "exact": True}]
     metrics = Metrics()
     usage.outcome = "completed"
     usage.measure(metrics)

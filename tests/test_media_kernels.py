@@ -1,4 +1,4 @@
-"""Audio on the wire, in one pass: the compiled readers and writers beside their plain twins, on messages of every kind."""
+"""Audio on the wire, in one pass: compiled readers and writers beside their plain twins, on messages of every kind."""
 import base64
 import gc
 import json

@@ -122,7 +122,8 @@ def test_two_processes_exchange_records_and_none_is_lost_or_turned_over(ring):
     chance = random.Random(1)
     sent = received = 0
     while received < count:
-        while sent < count and sent - received < chance.choice((1, 5, 200)) and ring.push(1, a=sent, data=bytes(sent % 300)):
+        while sent < count and sent - received < chance.choice((1, 5, 200)) \
+                and ring.push(1, a=sent, data=bytes(sent % 300)):
             sent += 1
         record = back.pop()
         if record is None:

@@ -255,7 +255,7 @@ def test_only_names_of_this_machine_are_loopback(host, inside):
     assert is_loopback_name(host) is inside
 
 
-# -- in a server's own process ------------------------------------------------------------------------------------------
+# -- in a server's own process -----------------------------------------------------------------------------------------
 
 PIDFD_GETFD = 438               # pidfd_getfd(2)
 

@@ -119,13 +119,13 @@ def more(arguments, index=0):
 
 
 @pytest.mark.parametrize("chunks, said, call", [
-    ((calls(begun()), calls(more('{"day": "2026')), calls(more('-03-03"}'))), "", FunctionCall("look", {"day": "2026-03-03"},
-                                                                                          "call_1")),
+    ((calls(begun()), calls(more('{"day": "2026')), calls(more('-03-03"}'))), "",
+     FunctionCall("look", {"day": "2026-03-03"}, "call_1")),
     ((completion("Let me look."), calls(begun(), more("{}"))), "Let me look.", FunctionCall("look", {}, "call_1")),
     ((calls(begun()), calls(begun("other", "call_2", 1), more('{"x": 1}', 1)), calls(more('{"a": 1}'))), "",
      FunctionCall("look", {"a": 1}, "call_1")),                             # the first one only
     ((calls(begun()),), "", FunctionCall("look", {}, "call_1")),
-    ((calls(begun()), calls(more('{"a": '))), "", FunctionCall("look", None, "call_1")),    # no JSON: the flow refuses it
+    ((calls(begun()), calls(more('{"a": '))), "", FunctionCall("look", None, "call_1")),  # no JSON: the flow refuses it
 ], ids=["in pieces", "after words", "two at once", "without arguments", "no JSON"])
 def test_a_function_call_comes_last(run, chunks, said, call):
     async def scenario():

@@ -174,7 +174,8 @@ def test_a_barge_in_cuts_the_answer_where_it_was_heard(tmp_path):
     call = dialled(told, Answer(SAID, 6000, lead_ms=400), Answer("Sure.", 800), Answer("Yes.", 500),
                    transcripts=("Where is my order?", "No, the", "other one.", "Thanks."))
     stopped = call.receipts[1]
-    assert stopped["stopped_by"] == "barge-in" and SAID.startswith(stopped["agent"]) and 2 < len(stopped["agent"].split()) < 10
+    assert stopped["stopped_by"] == "barge-in" and SAID.startswith(stopped["agent"]) \
+        and 2 < len(stopped["agent"].split()) < 10
     truncated = [event for event in call.model.used[0].session.seen if event["type"] == "conversation.item.truncate"]
     assert len(truncated) == 1 and not [why for why in call.model.refused if "truncate" in why]
     lead = 400 - 10                                             # what is kept of it
@@ -183,7 +184,8 @@ def test_a_barge_in_cuts_the_answer_where_it_was_heard(tmp_path):
     said = call.model.used[0].says()
     kinds = [kind for kind, _ in said if kind != "user"]
     assert kinds == ["assistant"] * 4 and said[:2] == BEGUN
-    assert said[4:6] == [("user", "No, the"), ("user", "other one.")] and call.receipts[2]["caller"] == "No, the other one."
+    assert said[4:6] == [("user", "No, the"), ("user", "other one.")] \
+        and call.receipts[2]["caller"] == "No, the other one."
     assert SAID.startswith(said[3][1].strip()) and len(said[3][1]) < len(SAID)
     assert [text.strip() for text in answers(call)[2:]] == ["Sure.", "Yes."]
     assert replayed(call.tape(tmp_path)).call.ledger.receipts == call.receipts
@@ -215,8 +217,8 @@ def test_a_function_leads_where_the_state_allows():
 
 
 def test_a_state_with_another_voice_has_a_session_that_is_told_the_chat():
-    flow = FLOW.replace('say = "Your order {order} is on its way."', 'prompt = "You tell where orders are."\nvoice = "cedar"\n'
-                        "history = 4")
+    flow = FLOW.replace('say = "Your order {order} is on its way."',
+                        'prompt = "You tell where orders are."\nvoice = "cedar"\nhistory = 4')
 
     async def told(call, model):
         await call.turn("")
@@ -378,7 +380,8 @@ def test_the_endpoint_s_voice_reads_what_is_scripted():
     reading = [talker for talker in call.model.talkers if any("Read the user" in update.get("instructions", "")
                                                               for update in talker.session.updates)]
     output = reading[0].session.session["audio"]["output"]
-    assert output["voice"] == "cedar" and output["speed"] == 1.25 and "en-GB" in reading[0].session.session["instructions"]
+    assert output["voice"] == "cedar" and output["speed"] == 1.25 \
+        and "en-GB" in reading[0].session.session["instructions"]
     ((text, pcm),) = call.rendered
     assert text == "Goodbye." and abs(len(pcm) / 16000 - 0.7) < 0.1
 

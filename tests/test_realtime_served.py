@@ -32,8 +32,8 @@ def test_a_call_over_two_servers(tmp_path):
     (tmp_path / "flow.toml").write_text(FLOW)
     (tmp_path / "says.toml").write_text(f'[[reply]]\nsay = "{SAID}"\n')
     (tmp_path / "heard.txt").write_text("where is my order\n")
-    with serving("--workers", "1", "--stt", "scripted", "--scripted-stt", str(tmp_path / "heard.txt"), "--llm", "scripted",
-                 "--scripted-llm", str(tmp_path / "says.toml"), "--tts", "scripted") as far:
+    with serving("--workers", "1", "--stt", "scripted", "--scripted-stt", str(tmp_path / "heard.txt"),
+                 "--llm", "scripted", "--scripted-llm", str(tmp_path / "says.toml"), "--tts", "scripted") as far:
         with serving("--workers", "1", "--flow", str(tmp_path / "flow.toml"), "--stt", "realtime", "--llm", "realtime",
                      "--tts", "scripted", "--openai-realtime-base-url", f"http://{far.host}:{far.port}/v1",
                      "--openai-realtime-model", "assistant") as near:

@@ -178,7 +178,8 @@ def test_a_model_is_heard_token_by_token():
         assert turn["agent"] == "I am fine." and turn["waits"]["llm_first_token"] >= 0
         call.says("me too")
         await call.thinks()
-        assert call.call.dialogue.history[1].agent == "I am fine." and len(call.studio.llm.asked) == 2, call.studio.llm.asked
+        assert call.call.dialogue.history[1].agent == "I am fine." \
+            and len(call.studio.llm.asked) == 2, call.studio.llm.asked
     asyncio.run(conversation())
 
 
@@ -422,7 +423,8 @@ def test_the_simulated_caller_converses_to_the_end(configured):
         found = json.loads(said)
         assert [(turn["caller"], turn["agent"]) for turn in found["turns"]] == [
             ("", "Hello, +15550100. Tea or coffee?"), ("tea please", "Fine. Anything else?"), ("no", "Goodbye.")]
-        assert found["closed"] == "the agent ended the session" and None not in [turn["wait_ms"] for turn in found["turns"]]
+        assert found["closed"] == "the agent ended the session" \
+            and None not in [turn["wait_ms"] for turn in found["turns"]]
         assert found["record"]["done"] and found["record"]["state"] == "bye"
         code, said, why = called(server, url, "--dialect", "twilio-relay", "--say", "coffee", "--secret", "env:TWILIO")
         assert code == 0 and "agent   Fine. Anything else?   " in said and "The caller hung up." in said

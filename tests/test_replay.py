@@ -24,8 +24,8 @@ class Kept(Conversation):
     def journal(self):
         flow = self.studio.flows[""]
         file = SimpleNamespace(append=self.lines.append, close=lambda: None)
-        return journal.Journal(lambda call_id: file, journal.header("twilio", {}, "", flow, self.studio.config, SETTINGS,
-                                                                 self.server.today))
+        return journal.Journal(lambda call_id: file, journal.header("twilio", {}, "", flow, self.studio.config,
+                                                                    SETTINGS, self.server.today))
 
     def tape(self, tmp_path):
         path = tmp_path / "call.jsonl"
@@ -94,7 +94,8 @@ def test_keys_reprompts_holes_and_a_slow_peer_are_replayed(tmp_path):
     call.listens()
     call.call.lost(1000, "")
     again = replayed(call.tape(tmp_path))
-    assert again.call.ledger.receipts == call.receipts and again.call.mouth.out.dropped == call.call.mouth.out.dropped > 0
+    assert again.call.ledger.receipts == call.receipts \
+        and again.call.mouth.out.dropped == call.call.mouth.out.dropped > 0
 
 
 def test_a_voice_that_speaks_later_is_replayed(tmp_path):
@@ -214,7 +215,8 @@ def test_a_turn_that_would_have_ended_in_the_callers_pause(tmp_path):
 
     async def talk():
         call.studio.llm.pieces = ["It is ", "about parcels."]
-        for words, ms in (("", 2000), ("where is my parcel", 400), ("", 300), ("where is my parcel today", 400), ("", 3000)):
+        for words, ms in (("", 2000), ("where is my parcel", 400), ("", 300),
+                          ("where is my parcel today", 400), ("", 3000)):
             for _ in range(ms // 20):
                 call.speech(20, words) if words else call.silence(20)
                 await turn()
@@ -288,5 +290,6 @@ def test_what_tools_and_functions_did_is_in_the_journal(tmp_path):
     call = asyncio.run(hold())
     tape = call.tape(tmp_path)
     again = replayed(tape)
-    assert again.call.ledger.receipts == call.receipts and again.call.dialogue.facts == {"day": "2026-11-23", "at": "15:30"}
+    assert again.call.ledger.receipts == call.receipts \
+        and again.call.dialogue.facts == {"day": "2026-11-23", "at": "15:30"}
     assert any(decision[0] == "goes on" for decision in again.decisions)

@@ -52,8 +52,8 @@ def test_a_worker_gives_no_sign_of_life_whose_engines_have_been_silent_for_long(
     fault = "The stt process does not answer."
     beats = []
     board = Board(2)
-    server = Server(Config(), SimpleNamespace(hearing=SimpleNamespace(run=lambda: None), fault=lambda: fault), Metrics(),
-                    board, board.seats[1])
+    server = Server(Config(), SimpleNamespace(hearing=SimpleNamespace(run=lambda: None), fault=lambda: fault),
+                    Metrics(), board, board.seats[1])
     server.show = lambda: None
     began = server.clock()
     for second in range(40):

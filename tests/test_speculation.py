@@ -13,7 +13,8 @@ incomplete = 800
 free = 400
 [states.ask]
 say = "What is it about?"
-on = [{ phrases = ["ten of clubs"], fact = "card", go = "card" }, { free = true, go = "model" }, { dtmf = "9", go = "bye" }]
+on = [{ phrases = ["ten of clubs"], fact = "card", go = "card" }, { free = true, go = "model" },
+      { dtmf = "9", go = "bye" }]
 [states.card]
 say = "The {card} it is."
 on = [{ yes = true, go = "bye" }]

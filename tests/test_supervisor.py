@@ -166,7 +166,7 @@ def test_a_reload_that_cannot_be_served_changes_nothing(started):
 
 
 def test_systemd_hears_of_everything_and_keeps_the_calls_of_a_supervisor_that_dies(started, tmp_path):
-    """A stand-in for systemd: it reads what it is told, keeps the descriptors, and starts the service again with them."""
+    """A stand-in for systemd: reads what it is told, keeps the descriptors, and starts the service again with them."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp_path / "notify"))
         manager.settimeout(0.2)
@@ -213,7 +213,8 @@ def restarted(server, store):
         for fd in [os.dup2(fd, 200 + i) for i, fd in enumerate(fds)]:
             os.dup2(fd, fd - 200 + 3)
             os.close(fd)
-    code = ("import os, sys\nos.environ['LISTEN_PID'] = str(os.getpid())\nos.execv(sys.executable, [sys.executable, *sys.argv[1:]])")
+    code = ("import os, sys\nos.environ['LISTEN_PID'] = str(os.getpid())\n"
+            "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])")
     words = server.process.args
     environment = os.environ | server.environment | {"LISTEN_FDS": str(len(fds)), "LISTEN_FDNAMES": ":".join(names)}
     server.process = subprocess.Popen([words[0], "-c", code, *words[1:]], stdin=subprocess.DEVNULL, stdout=server.log,

@@ -141,7 +141,8 @@ def test_the_calls_of_a_supervisor_that_dies_lie_with_systemd(service):
         assert int(service.manager.show(UNIT, "NFileDescriptorStore")) >= CALLS
         for pid in service.manager.pids(UNIT):
             os.kill(pid, signal.SIGKILL)
-        service.until(lambda: service.main() not in (before, "0") and service.manager.show(UNIT, "ActiveState") == "active")
+        service.until(lambda: service.main() not in (before, "0")
+                      and service.manager.show(UNIT, "ActiveState") == "active")
     assert service.calling(kill) == CALLS, service.said()
     assert service.manager.show(UNIT, "NRestarts") == "1"
 
@@ -152,7 +153,8 @@ def test_an_upgrade_and_a_reload_are_no_restart(service):
 
     def upgrade():
         os.kill(service.manager.pids(UNIT)[0], signal.SIGUSR2)
-        service.until(lambda: service.main() not in (before, "0") and service.manager.show(UNIT, "ActiveState") == "active")
+        service.until(lambda: service.main() not in (before, "0")
+                      and service.manager.show(UNIT, "ActiveState") == "active")
         service.manager.run("systemctl", "reload", UNIT)
     assert service.calling(upgrade) == CALLS, service.said()
     assert service.manager.show(UNIT, "NRestarts") == "0" and service.manager.show(UNIT, "ActiveState") == "active"

@@ -59,4 +59,4 @@ def test_calls_do_not_notice_when_the_time_of_day_jumps(tmp_path):
     whole = (2 * len(restart.SENTENCE) * restart.MS_PER_CHARACTER + restart.PAUSE_MS) * restart.RATE // 1000
     assert all(abs(samples - whole) < restart.RATE // 4 for samples in heard), heard
     assert understood == 4 and "dead air" not in said and "Traceback" not in said, said
-    assert re.search(rf"^{time.gmtime(time.time() - JUMPS[2]).tm_year}-", said, re.MULTILINE)        # the log's clock did jump
+    assert re.search(rf"^{time.gmtime(time.time() - JUMPS[2]).tm_year}-", said, re.MULTILINE)   # the log's clock jumped

@@ -197,7 +197,8 @@ def test_a_tool_gets_values_and_gives_values():
 
 @pytest.mark.parametrize("returned", [
     "nothing", {"result": "paid"}, {"result": 7}, {"result": "booked"}, {"result": "booked", "reference": "four"},
-    {"result": "booked", "reference": "4" * 200}, {"result": "booked", "reference": None}, 7, ["booked"], {1: object()}])
+    {"result": "booked", "reference": "4" * 200}, {"result": "booked", "reference": None}, 7, ["booked"],
+    {1: object()}])
 def test_what_is_not_declared_is_a_failure(returned):
     tool = Flow.parse(TOML, "x.toml").tools["book"]
     assert tool.outcome(returned).failed and tool.outcome(returned).facts == {}
@@ -351,7 +352,8 @@ async def served(answer, effect="idempotent"):
 
 
 def http(body, status="200 OK"):
-    return (f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}").encode()
+    return (f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n{body}").encode()
 
 
 def test_an_endpoint_gets_json_and_gives_json():
@@ -474,9 +476,10 @@ def test_the_types_of_a_function_are_those_of_its_tool():
     flow = Written(start="a")
 
     @flow.tool
-    async def all_of_them(a: str, b: int, c: bool, d: date, e: time, f: Literal["x", "y"], g: "amount", h): ...     # noqa
+    async def all_of_them(a: str, b: int, c: bool, d: date, e: time, f: Literal["x", "y"], g: "amount", h): ...  # noqa
     assert flow.tools["all_of_them"]["arguments"] == {
-        "a": "text", "b": "number", "c": "yes_no", "d": "date", "e": "time", "f": ["x", "y"], "g": "amount", "h": "text"}
+        "a": "text", "b": "number", "c": "yes_no", "d": "date", "e": "time", "f": ["x", "y"],
+        "g": "amount", "h": "text"}
 
 
 INNER = """
@@ -531,7 +534,8 @@ def test_a_flow_within_a_flow_returns_with_facts(tmp_path):
     (INNER, OUTER.replace("unknown =", "nowhere ="), ['outer.toml:6: `returns` names "nowhere", which is no end']),
     (OUTER.replace("address.toml", "outer.toml"), OUTER, ["would run itself"]),
     ("start =", OUTER, ["runs a flow that cannot be read: "]),
-    (INNER.replace("{city}", "{town}"), OUTER, ["address.toml:6: the slot {home/town} names a fact that nothing sets"])])
+    (INNER.replace("{city}", "{town}"), OUTER,
+     ["address.toml:6: the slot {home/town} names a fact that nothing sets"])])
 def test_what_is_wrong_in_a_flow_within_a_flow_is_told_with_its_file(tmp_path, inner, outer, sentences):
     (tmp_path / "address.toml").write_text(inner)
     (tmp_path / "outer.toml").write_text(outer)

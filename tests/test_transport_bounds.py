@@ -108,7 +108,7 @@ def test_a_peer_that_reads_nothing_holds_no_more_than_its_bound():
                     quiet += 1
                     time.sleep(0.02)
             unsent = [left for left in unsent_bytes(server.worker) if left]
-            assert len(unsent) == 1 and unsent[0] <= 16384 + 65536     # what is asked for, and one receive's echoes beyond
+            assert len(unsent) == 1 and unsent[0] <= 16384 + 65536    # what is asked for, and a receive's echoes beyond
             assert sent < 1 << 20
             sock.settimeout(10)
             rest = sent // len(FRAME)

@@ -49,7 +49,8 @@ def model(tmp_path):
     def make(shape=(80, 800)):
         from onnx import TensorProto, helper, numpy_helper
         axis, last = len(shape), shape[-1]
-        values = {"from": [last - last // 10], "to": [last], "along": [axis], "all": list(range(1, axis + 1)), "one": [1]}
+        values = {"from": [last - last // 10], "to": [last], "along": [axis], "all": list(range(1, axis + 1)),
+                  "one": [1]}
         names = [numpy_helper.from_array(np.array(value, np.int64), name) for name, value in values.items()]
         names.append(numpy_helper.from_array(np.array([-4 if axis == 2 else -400], np.float32), "scale"))
         names.append(numpy_helper.from_array(np.array([2], np.float32), "offset"))
@@ -80,12 +81,13 @@ def test_it_hears_the_last_eight_seconds_with_silence_in_front():
     wave = prosody.heard(np.full(8000, 16384, np.int16), 16000)
     assert wave.shape == (128000,) and wave.dtype == np.float32
     assert not wave[:120000].any() and np.all(wave[120000:] == 0.5)
-    assert np.all(prosody.heard(np.arange(200_000) % 1000, 16000) == (np.arange(200_000) % 1000)[-128000:] / np.float32(32768))
+    assert np.all(prosody.heard(np.arange(200_000) % 1000, 16000)
+                  == (np.arange(200_000) % 1000)[-128000:] / np.float32(32768))
     assert len(prosody.heard(speech(500, 0), 8000)) == 128000
 
 
 def test_the_picture_is_the_one_that_whisper_is_given():
-    """Against figures of transformers 5's WhisperFeatureExtractor(chunk_length=8) with do_normalize, of the same wave."""
+    """Against figures of transformers 5's WhisperFeatureExtractor(chunk_length=8), do_normalize, of the same wave."""
     tone = (8000 * np.sin(np.arange(128000) / 7)).astype(np.int16)
     picture = prosody.Picture().of(prosody.heard(tone, 16000))
     assert picture.shape == (80, 800) and picture.dtype == np.float32

@@ -19,7 +19,8 @@ free = 300
 no_input = 2500
 [states.chat]
 say = "Good morning to you, this is the line for everybody who likes to hear somebody speak for quite a while indeed."
-on = [{ phrases = ["goodbye"], go = "bye" }, { dtmf = "5", say = "You have pressed five, which is a digit like any other." },
+on = [{ phrases = ["goodbye"], go = "bye" },
+      { dtmf = "5", say = "You have pressed five, which is a digit like any other." },
       { free = true, say = "Yes, go on. I am listening to all that you say here." }]
 silence = { say = ["Are you still there? Then say something, please, whatever it is."], go = "bye" }
 [states.bye]
@@ -124,8 +125,8 @@ class Compared(Conversation):
         if self.call.slot is None:
             return None
         place = self.call.slot.noted if mouth.turn is not None else None
-        return (self.call.slot.written, turns.state, turns.position, mouth.epoch, mouth.playout.sent, mouth.sounded, place,
-                mouth.playout.heard(self.server.now), self.call.ear.media_at, self.call.mouth.out.dropped)
+        return (self.call.slot.written, turns.state, turns.position, mouth.epoch, mouth.playout.sent, mouth.sounded,
+                place, mouth.playout.heard(self.server.now), self.call.ear.media_at, self.call.mouth.out.dropped)
 
 
 def script(call, chance):

@@ -42,7 +42,8 @@ def test_what_systemd_cannot_listen_on_is_refused(settings, sentence):
 
 
 def test_an_installation_in_a_home_can_see_itself():
-    assert lines(unit.units(Config(), None, "nobody", ["/home/me/bin/opusagent"])[unit.UNIT])["ProtectHome"] == "read-only"
+    units = unit.units(Config(), None, "nobody", ["/home/me/bin/opusagent"])
+    assert lines(units[unit.UNIT])["ProtectHome"] == "read-only"
     interpreter = ("/root/python3.11/bin/python3",)         # of a venv elsewhere
     assert lines(unit.units(Config(), None, "nobody", PROGRAM, interpreter)[unit.UNIT])["ProtectHome"] == "read-only"
 

@@ -1,4 +1,4 @@
-"""Voices that are programs: Piper, and espeak-ng; how fast and in which language a flow has something said; how loud."""
+"""Voices that are programs: Piper, and espeak-ng; how fast, how loud, in which language a flow has something said."""
 import asyncio
 import importlib.util
 import json
@@ -24,7 +24,8 @@ from opusagent.studio import waits
 
 TEXT = "Your order left today."
 PROGRAM = Path(__file__).with_name("piper_program.py")
-espeaks = pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed: apt install espeak-ng")
+espeaks = pytest.mark.skipif(shutil.which("espeak-ng") is None,
+                             reason="espeak-ng is not installed: apt install espeak-ng")
 
 
 def loudness(pcm, rate):
@@ -264,7 +265,8 @@ def test_piper_that_nobody_listens_to_any_more_is_not_waited_for(run, voice):
 @pytest.mark.parametrize("change, sentence", [
     (lambda at: Piper(), "set piper.voice to"), (lambda at: Piper(command="no-piper", voice=str(at / "anna.onnx")),
                                                  "there is no program 'no-piper'"),
-    (lambda at: Piper(command=str(at / "piper"), voice=str(at / "eve.onnx")), "eve.onnx.json: the description of the voice"),
+    (lambda at: Piper(command=str(at / "piper"), voice=str(at / "eve.onnx")),
+     "eve.onnx.json: the description of the voice"),
     (lambda at: Piper(command=str(at / "piper"), voice=str(at / "odd.onnx")), "does not say audio.sample_rate")])
 def test_what_piper_lacks_is_a_sentence(voice, change, sentence):
     (voice / "odd.onnx.json").write_text("[]")

@@ -199,7 +199,7 @@ def test_a_machine_that_answers_is_told_to_the_stream(server):
 
 
 async def told_of(server, count):
-    """The records of so many calls, each told on a connection of its own, once all are there, that a machine answered."""
+    """The records of so many calls, each told on its own connection, once all are there, that a machine answered."""
     url = server.ws("/ws/twilio")
     heads = signing.headers("twilio", urlsplit("wss://calls.example.com/ws/twilio"), SECRET, 0, "")
     calls = []
@@ -215,7 +215,8 @@ async def told_of(server, count):
         assert (await asyncio.to_thread(request, server, *as_twilio("/twilio/machine", form)))[0] == 200
     for _, ended in calls:
         await asyncio.wait_for(ended.wait(), 10)
-    return [json.loads((await asyncio.to_thread(request, server, "GET", f"/calls/{call_id}"))[2]) for call_id, _ in calls]
+    return [json.loads((await asyncio.to_thread(request, server, "GET", f"/calls/{call_id}"))[2])
+            for call_id, _ in calls]
 
 
 def strange(server):

@@ -333,8 +333,9 @@ def parsed(wire, cuts, max_message):
 
 
 frames = st.builds(lambda opcode, payload, fin: masked(opcode, payload, fin),
-                   st.sampled_from([0, 1, 2, 2, 8, 9, 10, 3]), st.one_of(st.binary(max_size=9), st.text(max_size=5).map(str.encode),
-                   st.integers(120, 300).map(bytes)), st.booleans())
+                   st.sampled_from([0, 1, 2, 2, 8, 9, 10, 3]),
+                   st.one_of(st.binary(max_size=9), st.text(max_size=5).map(str.encode),
+                             st.integers(120, 300).map(bytes)), st.booleans())
 
 
 @given(st.lists(st.one_of(frames, frames, frames, st.binary(max_size=5)), max_size=6).map(b"".join), st.data())

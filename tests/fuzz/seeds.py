@@ -40,7 +40,8 @@ FRAMES = {
     "too-long": frame(2, bytes(300), False) + frame(0, bytes(201)),
 }
 UPGRADE = (b"GET /ws/pcm?rate=8000&name=%C3%A9+x HTTP/1.1\r\nHost: here:1\r\nUpgrade: websocket\r\n"
-           b"Connection: a, Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n")
+           b"Connection: a, Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+           b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n")
 HEADS = {
     "upgrade": UPGRADE,
     "upgrade-with-frames": UPGRADE + FRAMES["text"],
