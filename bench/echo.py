@@ -21,15 +21,16 @@ NO_ENGINES = ("--stt", "scripted", "--llm", "scripted", "--tts", "scripted")    
 NOT_CLEAN = 2.0         # per cent of the time kept off the CPU above which a run is doubtful
 
 
-def subjects(twilio: bool) -> list[Subject]:
+def subjects(twilio: bool, wanted: str) -> list[Subject]:
     what = "twilio" if twilio else "echo"
-    return [
-        Subject(FLOOR, (build("echo_limit"), "PORT")),
-        ours("/ws/twilio/echo" if twilio else "/ws/echo", *NO_ENGINES),
+    peers = [
         peer("picows", "echo_picows.py", what, "picows", "orjson", "uvloop"),
         peer("websockets", "echo_websockets.py", what, "websockets", "uvloop"),
         peer("FastAPI", "echo_fastapi.py", what, "fastapi", "uvicorn", "websockets"),
     ]
+    return [Subject(FLOOR, (build("echo_limit"), "PORT")),
+            ours("/ws/twilio/echo" if twilio else "/ws/echo", *NO_ENGINES),
+            *(each for each in peers if each.name in wanted.split(","))]
 
 
 def loads(args) -> dict[str, list[str]]:
@@ -136,6 +137,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=640, help="bytes of a binary frame (default 640)")
     parser.add_argument("--connections", type=lambda text: [int(n) for n in text.split(",")],
                         help="of the paced loads (default 200,500,1000; 200 with --twilio)")
+    parser.add_argument("--peers", default="picows,websockets,FastAPI", help="which of them (default all)")
     parser.add_argument("--quick", action="store_true", help="2 rounds of 1 s, 200 connections: shows that it runs")
     parser.add_argument("--fifo", action="store_true", help="server and client under SCHED_FIFO (as root)")
     parser.add_argument("--json", action="store_true")
@@ -151,7 +153,7 @@ def main() -> int:
     allow_connections(max(args.connections or [1000]))
     try:
         chosen = []
-        for subject in subjects(args.twilio):
+        for subject in subjects(args.twilio, args.peers):
             if why := subject.absent():
                 print(why, file=sys.stderr)
             else:
