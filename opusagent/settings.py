@@ -74,7 +74,7 @@ class Setting:
             return "one of " + ", ".join(self.choices)
         kind = {bool: "true or false", int: "a whole number", float: "a number", str: "text",
                 tuple: "a list of texts", Table: "a table of tables"}[self.kind]
-        return kind if self.low is None else f"{kind} from {self.low:.10g} to {self.high:.10g}"
+        return kind if self.low is None else f"{kind} from {self.low:.13g} to {self.high:.13g}"
 
     def read(self, value: Any, place: str, *, text: bool) -> Any:
         """`value` as this setting's kind; `text` where it was written as words.  Raises ConfigError."""
