@@ -16,8 +16,8 @@ from pathlib import Path
 import builds
 
 RUNTIMES = ("libasan.so", "libubsan.so")
-SUITES = ("test_websocket.py", "test_sockets.py", "test_kernels.py", "test_memory.py", "test_dialects.py",
-          "test_failures.py", "fuzz")
+SUITES = ("test_websocket.py", "test_sockets.py", "test_unattended.py", "test_kernels.py", "test_memory.py",
+          "test_dialects.py", "test_failures.py", "fuzz")
 
 
 def watched(directory: Path | str) -> dict[str, str]:
