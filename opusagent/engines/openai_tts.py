@@ -5,7 +5,6 @@ as audio is believed only as far as it can be speech: of the right form, no sile
 not without an end.
 """
 import asyncio
-import logging
 import re
 import struct
 from collections.abc import AsyncIterator
@@ -14,7 +13,7 @@ from contextlib import aclosing
 import numpy as np
 
 from .. import EngineError
-from .._fastpath import SEGMENT_SAMPLES, SEGMENTS
+from .._fastpath import SEGMENTS
 from ..config import Config
 from ..flow.manner import manner_of
 from ..usage import current
@@ -22,9 +21,8 @@ from .endpoint import Endpoint
 from .preference import Preference
 from .level import Level, levelled
 from .rates import of_speech
+from .segments import Voice, side_by_side
 from .speech import Speech
-
-log = logging.getLogger("opusagent")
 
 RATE = 24000                    # Hz of what is sent, unless it says otherwise
 AUDIO = r"audio/(x-)?(pcm|wav|wave)\b|application/octet-stream"
@@ -38,17 +36,17 @@ EDGE_MS = 10                    # of what breaks off, faded out
 LEARNING = 0.1                  # of what a segment shows of that
 FASTEST = 40                    # characters that can be spoken in a second
 LONGEST = 4096                  # characters that can be asked for at once
-AT_ONCE = 4                     # prompts that are spoken side by side
 TRIES = 3                       # for each of them
 AGAIN_SECONDS = 0.2             # between two of these, or longer where the endpoint wants it
 
 
-class Tts:
+class Tts(Voice):
     """Speech by an endpoint."""
 
     counts = True                               # it tells usage.current what was asked for
 
     def __init__(self, config: Config):
+        super().__init__()
         self.settings = config.openai
         self.endpoints = Preference(config, "tts", "voice", SEGMENTS)
         best = self.endpoints.best.target               # prompts that it spoke are kept, and are no other's
@@ -56,57 +54,18 @@ class Tts:
         self.pace = MS_PER_CHARACTER / 1000             # seconds of speech for a character, as it has been so far
         self.levels: dict[str, Level] = {}              # by voice
         self.resumed = 0                                # segments that another endpoint went on with
-        self.speaking: dict[tuple[object, int], Speaking] = {}      # by call and buffer
 
     async def open(self, arena) -> None:
         await self.endpoints.open()
 
     async def close(self) -> None:
-        for speaking in list(self.speaking.values()):
-            speaking.task.cancel()
+        self.be_silent()
         await self.endpoints.close()
-
-    def speak(self, call, epoch: int, k: int, text: str, voice: str) -> None:
-        speaking = Speaking(call, epoch, k)
-        self.speaking[call, k] = speaking
-        speaking.task = asyncio.ensure_future(speaking.write_all(self._pcm(text, voice, call.slot.rate_out)))
-        speaking.task.add_done_callback(lambda _: self._is_over(speaking))
-
-    def resume(self, call, epoch: int, k: int, text: str, voice: str, start: int | None) -> None:
-        """The text again, without the beginning that is written."""
-        self.speak(call, epoch, k, text, voice)
-        if start is not None:
-            self.speaking[call, k].go_on(start)
-
-    def _is_over(self, speaking: "Speaking") -> None:
-        if self.speaking.get((speaking.call, speaking.k)) is speaking:
-            del self.speaking[speaking.call, speaking.k]
-
-    def played(self, call, k: int) -> None:
-        if speaking := self.speaking.get((call, k)):
-            speaking.room.set()
-
-    def cancel(self, call) -> None:
-        for k in range(SEGMENTS):
-            if speaking := self.speaking.pop((call, k), None):
-                speaking.task.cancel()
 
     async def render(self, texts, voice: str, rate: int) -> AsyncIterator[tuple[str, np.ndarray]]:
         """Each text as int16 at `rate`, in the order in which they get ready.  Raises EngineError."""
-        gate = asyncio.Semaphore(AT_ONCE)
-
-        async def render_one(text: str) -> tuple[str, np.ndarray]:
-            async with gate:
-                return text, await self._whole(text, voice, rate)
-
-        rendering = [asyncio.ensure_future(render_one(text)) for text in texts]
-        try:
-            for done in asyncio.as_completed(rendering):
-                yield await done
-        finally:
-            for task in rendering:
-                task.cancel()
-            await asyncio.gather(*rendering, return_exceptions=True)
+        async for text, pcm in side_by_side(texts, lambda text: self._whole(text, voice, rate)):
+            yield text, pcm
 
     def measure(self, metrics) -> None:
         self.endpoints.measure(metrics)
@@ -190,63 +149,6 @@ def unspoken(text: str, characters: float) -> str:
         return text
     begins = next((found.start() for found in re.finditer(r"(?<=\s)\S", text) if found.start() >= characters), None)
     return "" if begins is None else text[begins:]
-
-
-class Speaking:
-    """A segment on its way into a buffer of its call's slot."""
-
-    __slots__ = ("call", "slot", "generation", "epoch", "k", "start", "written", "skip", "room", "task")
-
-    def __init__(self, call, epoch: int, k: int):
-        self.call = call
-        self.slot = call.slot
-        self.generation = call.slot.generation      # of the slot; when that has another, the call is over
-        self.epoch = epoch
-        self.k = k
-        self.start = self.written = self.slot.segment_written(k)    # counters of the buffer
-        self.slot.set_segment_read(k, self.start)                   # what lay there before is nobody's any more
-        self.skip = 0                           # samples that another process has written
-        self.room = asyncio.Event()             # some of it was played
-        self.task: asyncio.Task | None = None
-
-    def go_on(self, start: int) -> None:
-        """Another process has written from counter `start` to where the buffer stands."""
-        self.skip, self.start = self.written - start, start
-
-    async def write_all(self, pieces: AsyncIterator[np.ndarray]) -> None:
-        try:
-            async with aclosing(pieces):
-                async for pcm in pieces:
-                    await self._write(pcm)
-        except EngineError as error:
-            self.call.on_speech_failed(self.epoch, self.k, str(error))
-        except Exception:
-            log.exception("the voice's engine broke")
-            self.call.on_speech_failed(self.epoch, self.k, "The voice's engine broke.")
-        else:
-            self.call.on_speech(self.epoch, self.k, self.start, self.written, True)
-
-    async def _write(self, pcm: np.ndarray) -> None:
-        """As far as there is room, and the rest when there is some again."""
-        slot, k, ring = self.slot, self.k, np.asarray(self.slot.segment(self.k))
-        skipped = min(self.skip, len(pcm))
-        self.skip, pcm = self.skip - skipped, pcm[skipped:]
-        while len(pcm):
-            if slot.generation != self.generation:
-                raise EngineError("The call ended before its speech did.")
-            count = min(len(pcm), SEGMENT_SAMPLES - (self.written - slot.segment_read(k)))
-            if not count:
-                self.room.clear()
-                await self.room.wait()
-                continue
-            at = self.written % SEGMENT_SAMPLES
-            first = min(count, SEGMENT_SAMPLES - at)
-            ring[at:at + first] = pcm[:first]
-            ring[:count - first] = pcm[first:count]
-            pcm = pcm[count:]
-            self.written += count
-            slot.set_segment_written(k, self.written)
-            self.call.on_speech(self.epoch, k, self.start, self.written, False)
 
 
 class Sound:

@@ -19,12 +19,12 @@ from pathlib import Path
 import numpy as np
 
 from .. import ConfigError, EngineError
-from .._fastpath import SEGMENTS
 from ..config import Config
 from ..flow.manner import manner_of
 from .level import Level, levelled
-from .openai_tts import EDGE_MS, Speaking, split
+from .openai_tts import EDGE_MS, split
 from .rates import of_speech
+from .segments import Voice
 from .speech import Speech
 
 log = logging.getLogger("opusagent")
@@ -41,10 +41,11 @@ SPOKEN = b"Real-time factor"    # is in what it says when it has written a text
 TRIES = 2                       # processes that are asked for one text
 
 
-class Tts:
+class Tts(Voice):
     """Speech by Piper."""
 
     def __init__(self, config: Config):
+        super().__init__()
         self.settings = settings = config.piper
         if not settings.voice:
             raise ConfigError(f"{config.origin('piper.voice')}: the voice piper needs a voice file: set piper.voice to "
@@ -60,7 +61,6 @@ class Tts:
         self.busy: set[Speaker] = set()
         self.levels: dict[str, Level] = {}                  # by voice file
         self.gate = asyncio.Semaphore(settings.processes)
-        self.speaking: dict[tuple[object, int], Speaking] = {}      # by call and buffer
         self.started = 0                                    # processes ever
 
     def file_of(self, voice: str) -> str:
@@ -96,34 +96,9 @@ class Tts:
         self.idle.setdefault((speaker.file, speaker.speed), []).append(speaker)
 
     async def close(self) -> None:
-        for speaking in list(self.speaking.values()):
-            speaking.task.cancel()
+        self.be_silent()
         for speaker in [*self.busy, *(each for idle in self.idle.values() for each in idle)]:
             await speaker.end()
-
-    def speak(self, call, epoch: int, k: int, text: str, voice: str) -> None:
-        self.speaking[call, k] = speaking = Speaking(call, epoch, k)
-        speaking.task = asyncio.ensure_future(speaking.write_all(self._pcm(text, voice, call.slot.rate_out)))
-        speaking.task.add_done_callback(lambda _: self._is_over(speaking))
-
-    def resume(self, call, epoch: int, k: int, text: str, voice: str, start: int | None) -> None:
-        """The text again, without the beginning that is written."""
-        self.speak(call, epoch, k, text, voice)
-        if start is not None:
-            self.speaking[call, k].go_on(start)
-
-    def _is_over(self, speaking: Speaking) -> None:
-        if self.speaking.get((speaking.call, speaking.k)) is speaking:
-            del self.speaking[speaking.call, speaking.k]
-
-    def played(self, call, k: int) -> None:
-        if speaking := self.speaking.get((call, k)):
-            speaking.room.set()
-
-    def cancel(self, call) -> None:
-        for k in range(SEGMENTS):
-            if speaking := self.speaking.pop((call, k), None):
-                speaking.task.cancel()
 
     async def render(self, texts, voice: str, rate: int) -> AsyncIterator[tuple[str, np.ndarray]]:
         """Each text as int16 at `rate`, in their order.  Raises EngineError."""

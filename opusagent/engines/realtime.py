@@ -9,7 +9,6 @@ can play answers in text.  What a call's session does is conversation.py's.  The
 are the flow's; the endpoint hears, answers and speaks.
 """
 import asyncio
-import logging
 import re
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -17,17 +16,15 @@ from contextlib import aclosing
 import numpy as np
 
 from .. import EngineError
-from .._fastpath import SEGMENTS
 from ..config import Config
 from ..flow import FunctionCall
 from ..flow.manner import manner_of
 from .conversation import Conversation, parts, update
 from .level import levelled
-from .openai_tts import AT_ONCE, TRIES, Speaking
+from .openai_tts import TRIES
 from .reserve import Reserve
+from .segments import Voice, side_by_side
 from .spoken import Spoken
-
-log = logging.getLogger("opusagent")
 
 READ = ("You are a voice that reads out. Read the user's message aloud, word for word, in a friendly tone. Say nothing "
         "else, and never answer it.")
@@ -168,17 +165,17 @@ class Model:
         self.calls.end(self.call.slot)
 
 
-class Tts:
+class Tts(Voice):
     """Texts that a session reads out."""
 
     def __init__(self, config: Config):
+        super().__init__()
         self.settings = config.openai
         self.reserve = Reserve(config, update(parts(config.openai, 8000, 8000)), "voice")
         best = self.reserve.endpoints.best.target
         self.identity = f"realtime {best.base_url} {best.model} {self.settings.voice}"
         self.own = True
         self.readers: dict[tuple[str, int], list[Conversation]] = {}    # idle ones, by voice and rate
-        self.speaking: dict[tuple[object, int], Speaking] = {}          # by call and buffer
 
     def join(self, stt) -> None:
         """It reads over sessions as those that hear the callers."""
@@ -190,54 +187,17 @@ class Tts:
             await self.reserve.open()
 
     async def close(self) -> None:
-        for speaking in list(self.speaking.values()):
-            speaking.task.cancel()
+        self.be_silent()
         for readers in self.readers.values():
             for reader in readers:
                 reader.close()
         if self.own:
             await self.reserve.close()
 
-    def speak(self, call, epoch: int, k: int, text: str, voice: str) -> None:
-        self.speaking[call, k] = speaking = Speaking(call, epoch, k)
-        speaking.task = asyncio.ensure_future(speaking.write_all(self._pcm(text, voice, call.slot.rate_out)))
-        speaking.task.add_done_callback(lambda _: self._is_over(speaking))
-
-    def resume(self, call, epoch: int, k: int, text: str, voice: str, start: int | None) -> None:
-        """The text again, without the beginning that is written."""
-        self.speak(call, epoch, k, text, voice)
-        if start is not None:
-            self.speaking[call, k].go_on(start)
-
-    def _is_over(self, speaking: Speaking) -> None:
-        if self.speaking.get((speaking.call, speaking.k)) is speaking:
-            del self.speaking[speaking.call, speaking.k]
-
-    def played(self, call, k: int) -> None:
-        if speaking := self.speaking.get((call, k)):
-            speaking.room.set()
-
-    def cancel(self, call) -> None:
-        for k in range(SEGMENTS):
-            if speaking := self.speaking.pop((call, k), None):
-                speaking.task.cancel()
-
     async def render(self, texts, voice: str, rate: int) -> AsyncIterator[tuple[str, np.ndarray]]:
         """Each text as int16 at `rate`, in the order in which they get ready.  Raises EngineError."""
-        gate = asyncio.Semaphore(AT_ONCE)
-
-        async def render_one(text: str) -> tuple[str, np.ndarray]:
-            async with gate:
-                return text, await self._whole(text, voice, rate)
-
-        rendering = [asyncio.ensure_future(render_one(text)) for text in texts]
-        try:
-            for done in asyncio.as_completed(rendering):
-                yield await done
-        finally:
-            for task in rendering:
-                task.cancel()
-            await asyncio.gather(*rendering, return_exceptions=True)
+        async for text, pcm in side_by_side(texts, lambda text: self._whole(text, voice, rate)):
+            yield text, pcm
 
     def measure(self, metrics) -> None:
         if self.own:

@@ -17,7 +17,8 @@ from ..usage import Question
 from .context import ASSISTANT, CALL, Item
 from .endpoint import CODE
 from .level import Level
-from .openai_tts import EDGE_MS, Sound, Speaking, split
+from .openai_tts import EDGE_MS, Sound, split
+from .segments import Speaking
 from .spoken import Spoken
 
 LONGEST_SECONDS = 120.0         # of speech in one answer
