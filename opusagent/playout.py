@@ -289,7 +289,8 @@ class Playout:
             self._filled += count
             if segment.finished:
                 self.queue.popleft()
-                self._silence = segment.pause_ms * self.rate // 1000
+                said = segment.read > segment.start     # no pause after what could not be spoken
+                self._silence = segment.pause_ms * self.rate // 1000 if said else 0
                 self._marks.append(self.sent + self._filled)
             elif not count:
                 return
