@@ -156,7 +156,11 @@ class Journal:
                 self._known.add(key)
                 self._lines.insert(self._headed(), [PROMPT, [*key, *((len(found.pcm), found.lead) if found else ())]])
             return found
-        return watched, _Model(llm, self)
+        return watched, self.watched(llm)
+
+    def watched(self, llm) -> "_Model":
+        """A model, of which what it answers is noted."""
+        return _Model(llm, self)
 
 
 class _Server:

@@ -10,7 +10,7 @@ from typing import Any
 
 from . import ConfigError
 from .metrics import receipt_line
-from .replay import Parted, Replay, Tape, World, config_of, load
+from .replay import Parted, Replay, Tape, World, config_of, load, refuse_text
 from .terminal import Terminal, summary
 from .whatif import Study, WhatIf
 
@@ -22,6 +22,8 @@ def replay_command(args: argparse.Namespace) -> int:
     tape = load(args.journal)
     changes = dict(map(change, args.set))
     config_of(tape, changes)                        # what is wrong with them is said before anything else
+    if changes:
+        refuse_text(tape)
     terminal = Terminal()
     began = time.monotonic()
     study = Study(tape, World(tape, config_of(tape, {})))

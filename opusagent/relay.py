@@ -14,7 +14,7 @@ from .dialects import FACTS, Complaint, Dtmf, Start
 from .dialects.relay import Interrupt, Prompt, TwilioRelay
 from .flow import ANSWERS, COMMIT, COMPLETE, FAILURE, Dialogue, Outcome, Reply
 from .flow.phrasing import MARKUP
-from .journal import entry
+from .journal import entry, noted
 from .ledger import Ledger
 from .metrics import TurnTrace
 from .meter import MeteredModel
@@ -34,19 +34,22 @@ UTTERANCE = 4_000               # characters of what a caller says in one go
 class RelayCall:
     """A session of a connection, as Call is, and to tools, transfers and the server's pages a call like any other."""
 
-    def __init__(self, server, connection, dialect: TwilioRelay, agent: str, kept=None):
-        self.server = server
+    def __init__(self, server, connection, dialect: TwilioRelay, agent: str, kept: "journal.Journal | None" = None):
+        self.journal = kept                 # what it notes; None: nothing is kept
+        if kept is not None:
+            kept.open(journal.BEGIN, ())
+            server, connection = kept.seen(server, connection)
+        self.server = server                # what it is made with
         self.studio = server.studio
         self.connection = connection
         self.dialect = dialect
         self.flow = self.studio.flows[agent]
-        self.journal = None                 # none is kept
-        self.slot = None                    # nor is there audio
+        self.slot = None                    # there is no audio
         self.out = Outbound(connection, dialect, server.metrics)
         self.mouth = self                   # where departures look for `out`
         self.usage = Usage(server.config)
         self.signs = 0                      # of the caller's: words and keys
-        self.ledger = Ledger(server.metrics)
+        self.ledger = Ledger(server.metrics, kept)
         self.began = server.now             # ns
         self.due = 0                        # ns: before then tick() has nothing to do
         self.done = False                   # the flow came to its end
@@ -71,9 +74,12 @@ class RelayCall:
         self.epoch = 0                      # grows with each reply, and whenever one is dropped
         self.last: Reply | None = None      # the latest that was heard to its end, as far as we know
         self.spoken = ""                    # the language that the platform was told
+        if kept is not None:
+            kept.close()
 
     # -- from the connection -------------------------------------------------------------------------------------------
 
+    @noted(journal.MESSAGE)
     def on_message(self, opcode: int, payload: memoryview) -> None:
         event = self.dialect.receive(opcode, payload)
         if event is not None and (self.live or event.__class__ in (Start, Complaint)) and not self.done:
@@ -88,8 +94,15 @@ class RelayCall:
         return not self.live and not self.done and now - self.began > START_WITHIN
 
     def lost(self, code: int, reason: str) -> None:
-        if not self.live:
-            return
+        """The connection is over, and so is the call."""
+        if self.live:
+            self.ends(code, reason)
+            if self.journal is not None:
+                self.journal.end()
+
+    @noted(journal.LOST)
+    def ends(self, code: int, reason: str) -> None:
+        """Nothing of it is left."""
         if self.turn is not None:
             self._stop_talking("hang-up", self.script.heard(self.server.clock()))
         self._finish()
@@ -104,6 +117,8 @@ class RelayCall:
         self.id = event.call_id or secrets.token_hex(8)
         self.ledger.call_id = self.id
         self.server.call_begins(self, event)
+        if self.journal is not None:
+            self.journal.start(self.id)
         self.live = True
         config, flow, studio = self.server.config, self.flow, self.studio
         self.dialogue = Dialogue(flow, event.facts, config.history.exchanges, config.history.characters,
@@ -111,8 +126,11 @@ class RelayCall:
         self.transaction = Transaction(self.dialogue, self)
         tools = studio.toolbox(flow, self.id, self.on_tool, self._late)
         filler = " ".join(flow.filler.fill({}))
+        llm = MeteredModel(studio.llm, self.usage)
+        if self.journal is not None:
+            llm = self.journal.watched(llm)
         self.stage = Stage(self.script, self.script, lambda *prompt: None, None, None,
-                           Tokens(self, MeteredModel(studio.llm, self.usage)), flow.manner, config.openai,
+                           Tokens(self, llm), flow.manner, config.openai,
                            (filler,) if filler else (), self.server.clock, self.dialogue, tools.start, self)
         log.info("call %s begins: %s", self.id, self.dialect.name)
         self._reply(self.dialogue.begin())
@@ -204,6 +222,7 @@ class RelayCall:
         self.saying, self.silent_by = "", NEVER
         trace: TurnTrace = self.ledger.trace or self.ledger.begin(now)
         self.transaction.begin(reply)
+        self.note("reply", reply.kind, reply.next, reply.caller, reply.say, reply.facts)
         trace.mark("decision", self.server.clock())
         trace.kind, trace.state, trace.caller = reply.kind, self.dialogue.state, reply.caller
         self._speak_in(reply.language)
@@ -306,6 +325,7 @@ class RelayCall:
         if turn.reply.refused:
             self.server.metrics.count("refused_functions")
         self.transaction.goes_on(turn.reply)
+        self.note("goes on", turn.reply.next, turn.reply.say, turn.reply.facts)
         self._speak_in(turn.reply.language)
         self.script.interruptible = turn.reply.interruptible and turn.reply.interrupt != ANSWERS
         self.due = 0
@@ -320,6 +340,10 @@ class RelayCall:
 
     def _late(self, facts: dict[str, str]) -> None:
         """A tool that could not be stopped has done its work, though its turn is gone, and maybe the caller."""
+        self.on_late_tool(facts) if self.live else self.transaction.keep(facts)
+
+    @entry(journal.LATE_TOOL)
+    def on_late_tool(self, facts: dict[str, str]) -> None:
         self.transaction.keep(facts)
 
     # -- from the server -----------------------------------------------------------------------------------------------
@@ -363,6 +387,11 @@ class RelayCall:
         self.out.tell(FACTS, dict(self.dialogue.facts))
         self.leave_by = self.server.clock() + departure.patience_ms(self, target) * MS
         self.server.departures.leave(self, target)
+
+    def note(self, what: str, *details) -> None:
+        """A decision, for the journal."""
+        if self.journal is not None:
+            self.journal.note(what, *details)
 
     def record(self) -> dict:
         """What GET /calls/<id> says."""

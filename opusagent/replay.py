@@ -23,12 +23,11 @@ from .audio import VadBatch
 from .call import Call
 from .config import Config
 from .departure import Departures
-from .dialects import TABLE as DIALECTS
-from .dialects import TEXT
+from .dialects import DIALECTS, TEXT, TEXTUAL
 from .engines.spoken import Spoken
 from .flow import Flow, FunctionCall
 from .metrics import Metrics
-from .realtime import call_of
+from .relay import call_of
 from .studio import waits
 
 PATIENCE = 200                  # turns of the loop in which a model's answer is taken in
@@ -126,6 +125,9 @@ class Rehearsal:
     def watch(self, prompt, llm) -> tuple:
         return prompt, llm
 
+    def watched(self, llm):
+        return llm
+
 
 class Readings:
     """What the call reads from the world while it takes in the present entry, in the order in which it did then."""
@@ -215,7 +217,7 @@ class Model:
 
 
 class World:
-    """All that a Call is made with."""
+    """All that a call is made with."""
 
     def __init__(self, tape: Tape, config: Config):
         self.readings = Readings()
@@ -250,6 +252,13 @@ class World:
 
 
 MUTE = SimpleNamespace(push=lambda pcm: None, close=lambda: None)      # an ear: the scores are in the journal
+
+
+def refuse_text(tape: Tape) -> None:
+    """ConfigError for a call in text: what if its turns had been taken otherwise is its platform's to say."""
+    if tape.header["dialect"] in TEXTUAL:
+        raise ConfigError(f"{tape.path}: the platform took the turns of this call ({tape.header['dialect']}), so no "
+                          "setting would have changed them; replay it without --set.")
 
 
 def config_of(tape: Tape, changes: dict[str, Any]) -> Config:
@@ -297,8 +306,9 @@ class Replay:
             readings.time += entry.args[0]
         readings.left.extend(entry.readings)
         await TAKE_IN[entry.kind](self, *entry.args)
-        if self.call.ear.vad is not None:
-            self.call.ear.vad = MUTE
+        ear = getattr(self.call, "ear", None)           # a call in text has none
+        if ear is not None and ear.vad is not None:
+            ear.vad = MUTE
 
     async def _begin(self, earlier: dict | None = None) -> None:
         header = self.tape.header
