@@ -1,11 +1,14 @@
 """What callers notice when the server is restarted or killed under them.
 
-    python bench/restart.py [--calls 200] [--rounds 3] [--how kill|upgrade|both] [--json]
+    python bench/restart.py [--calls 200] [--rounds 3] [--how kill|upgrade|both] [--dialect pcm] [--json]
 
 So many callers listen to a long prompt when a worker is killed (SIGKILL), or the server is upgraded (SIGUSR2).  Each
 then answers the prompt's question and must be understood.  The pause that a caller hears is the longest wait between
-two messages of the prompt; its floor, the same callers' longest wait in the seconds before, stands beside it.  The
-rule: a call counts as kept if its connection lives, the prompt is heard to its end, and its answer is answered.
+two messages of the prompt; its floor, the same callers' longest wait in the seconds before, stands beside it.  In the
+Realtime protocol audio is sent as soon as it is made: there the pause is the longest wait for an answer to a ping, of
+which each caller sends one with each frame.
+The rule: a call counts as kept if its connection lives, the prompt is heard to its end, and its answer is answered; one
+in the Realtime protocol, besides, only if no event's id came twice.
 """
 import argparse
 import asyncio
@@ -14,6 +17,7 @@ import json
 import os
 import re
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -24,7 +28,9 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.request import urlopen
 
+import orjson
 import uvloop
+from opusagent.dialects.audiosocket import AUDIO, HANGUP, UUID, Messages, message
 from opusagent.people import person
 
 RATE = 8000
@@ -43,7 +49,8 @@ say = "Thank you very much, and goodbye."
 end = true
 """
 MS_PER_CHARACTER = 60           # of the scripted voice
-CLOSE = 0x8
+TEXT, BINARY, CLOSE, PING, PONG = 0x1, 0x2, 0x8, 0x9, 0xA      # opcodes
+SILENCE = bytes(2 * FRAME)
 
 
 class Caller(asyncio.Protocol):
@@ -54,14 +61,19 @@ class Caller(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         self.opened = asyncio.get_running_loop().create_future()
         self.came: list[tuple[int, int]] = []       # (ns, samples) of each message
-        self.says: deque[bytes] = deque()           # frames of voice still to be sent
+        self.says: deque[bytes] = deque()           # 20 ms each of voice still to be sent
+        self.silence = self.frame(SILENCE)
         self.closed: int | None = None              # the close code; 1006 without one
         self.rest = b""
+
+    @property
+    def path(self) -> str:
+        return f"/ws/pcm?rate={RATE}&call_id=caller-{self.number}"
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         self.transport = transport
         key = base64.b64encode(os.urandom(16)).decode()
-        transport.write(f"GET /ws/pcm?rate={RATE}&call_id=caller-{self.number} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+        transport.write(f"GET {self.path} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
                         "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
                         f"Sec-WebSocket-Key: {key}\r\n\r\n".encode())
 
@@ -78,20 +90,20 @@ class Caller(asyncio.Protocol):
             size, at = data[1] & 127, 2
             if size == 126:
                 size, at = int.from_bytes(data[2:4]), 4
-            if len(data) < at + size or size == 126 and len(data) < 4:
+            if len(data) < at + size or at == 4 and len(data) < 4:
                 break
             self._message(data[0] & 15, data[at:at + size], now)
             data = data[at + size:]
         self.rest = data
 
     def _message(self, opcode: int, payload: bytes, now: int) -> None:
-        if opcode == 2:
+        if opcode == BINARY:
             self.came.append((now, len(payload) // 2))
-        elif opcode == 9:
-            self.transport.write(bytes((0x8A, 0x80 | len(payload))) + bytes(4) + payload)
+        elif opcode == PING:
+            self.transport.write(masked(PONG, payload))
         elif opcode == CLOSE:
             self.closed = int.from_bytes(payload[:2])
-            self.transport.write(bytes((0x88, 0x82)) + bytes(4) + payload[:2])
+            self.transport.write(masked(CLOSE, payload[:2]))
             self.transport.close()
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -101,9 +113,12 @@ class Caller(asyncio.Protocol):
             self.opened.set_result(False)
 
     def send(self) -> None:
-        """20 ms of silence or voice.  The mask is zero: the payload travels as it is."""
+        """20 ms of silence or voice."""
         if self.closed is None:
-            self.transport.write(self.says.popleft() if self.says else SILENCE)
+            self.transport.write(self.frame(self.says.popleft()) if self.says else self.silence)
+
+    def frame(self, pcm: bytes) -> bytes:
+        return masked(BINARY, pcm)
 
     # -- what it heard -------------------------------------------------------------------------------------------------
 
@@ -111,30 +126,122 @@ class Caller(asyncio.Protocol):
     def samples(self) -> int:
         return sum(samples for _, samples in self.came)
 
+    @property
+    def quiet_since(self) -> int:
+        """ns: when the last of it was heard."""
+        return self.came[-1][0] if self.came else time.monotonic_ns()
+
+    @property
+    def signs(self) -> list[int]:
+        """ns: when the server was heard of."""
+        return [at for at, _ in self.came]
+
     def gap_ms(self, begin: int, end: int) -> float:
-        """The longest wait for a message between two times, ns."""
-        times = [begin, *(at for at, _ in self.came if begin < at < end), end]
+        """The longest wait for a sign of the server between two times, ns."""
+        times = [begin, *(at for at in self.signs if begin < at < end), end]
         return max(b - a for a, b in zip(times, times[1:])) / 1e6
 
+    @property
+    def kept(self) -> bool:
+        """The goodbye was heard, after which the server hangs up."""
+        return self.closed == 1000
 
-def frame_of(pcm: bytes) -> bytes:
-    return bytes((0x82, 0xFE)) + len(pcm).to_bytes(2) + bytes(4) + pcm
+
+class AudioSocketCaller(Caller):
+    """Asterisk's dialplan application."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        self.transport, self.messages = transport, Messages()
+        transport.write(message(UUID, self.number.to_bytes(16)))
+        self.opened.set_result(True)
+
+    def data_received(self, data: bytes) -> None:
+        now = time.monotonic_ns()
+        for kind, payload in self.messages.feed(data):
+            if kind == AUDIO:
+                self.came.append((now, len(payload) // 2))
+            elif kind == HANGUP:
+                self.closed = 1000
+                self.transport.close()
+
+    def frame(self, pcm: bytes) -> bytes:
+        return message(AUDIO, pcm)
 
 
-SILENCE = frame_of(bytes(2 * FRAME))
+class RealtimeCaller(Caller):
+    """A client of the OpenAI Realtime protocol: it plays what comes, as fast as it is spoken."""
+
+    path = "/v1/realtime?model=demo"
+    FORMAT = {"format": {"type": "audio/pcm", "rate": RATE}}
+
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.pongs: list[int] = []                  # ns
+        self.quiet_since = time.monotonic_ns()
+        self.events: list[dict] = []                # without their audio
+
+    def _message(self, opcode: int, payload: bytes, now: int) -> None:
+        if opcode == PONG:
+            self.pongs.append(now)
+        elif opcode == TEXT:
+            self._event(orjson.loads(payload), now)
+        else:
+            super()._message(opcode, payload, now)
+
+    def _event(self, event: dict, now: int) -> None:
+        if event["type"] == "response.output_audio.delta":
+            samples = len(base64.b64decode(event.pop("delta"))) // 2
+            self.came.append((now, samples))
+            self.quiet_since = max(self.quiet_since, now) + samples * 1_000_000_000 // RATE
+        elif event["type"] == "session.created":
+            self.tell("session.update", session={"type": "realtime", "audio": {"input": self.FORMAT,
+                                                                               "output": self.FORMAT}})
+        self.events.append(event)
+
+    def tell(self, kind: str, **fields) -> None:
+        self.transport.write(masked(TEXT, orjson.dumps({"type": kind, **fields})))
+
+    def frame(self, pcm: bytes) -> bytes:
+        return masked(TEXT, b'{"type":"input_audio_buffer.append","audio":"%s"}' % base64.b64encode(pcm)) \
+            + masked(PING, b"")
+
+    @property
+    def signs(self) -> list[int]:
+        return self.pongs
+
+    @property
+    def twice(self) -> list[str]:
+        """Ids of events that came more than once."""
+        ids = [event["event_id"] for event in self.events]
+        return [each for each in dict.fromkeys(ids) if ids.count(each) > 1] if len(set(ids)) < len(ids) else []
+
+    @property
+    def kept(self) -> bool:
+        return super().kept and not self.twice
+
+
+CALLERS = {"pcm": Caller, "audiosocket": AudioSocketCaller, "realtime": RealtimeCaller}
+
+
+def masked(opcode: int, payload: bytes) -> bytes:
+    """A frame of a client's.  The mask is zero: the payload travels as it is."""
+    size = len(payload)
+    head = bytes((0x80 | opcode, 0x80 | size)) if size < 126 else bytes((0x80 | opcode, 0xFE)) + size.to_bytes(2)
+    return head + bytes(4) + payload
 
 
 def voice() -> list[bytes]:
-    """What a caller says, as frames."""
+    """What a caller says, 20 ms each."""
     pcm = person(RATE)[1][-1].pcm.tobytes()
-    return [frame_of(pcm[at:at + 2 * FRAME]) for at in range(0, len(pcm) - 2 * FRAME, 2 * FRAME)]
+    return [pcm[at:at + 2 * FRAME] for at in range(0, len(pcm) - 2 * FRAME, 2 * FRAME)]
 
 
 class Callers:
     """All of them, their clock, and what they come to."""
 
-    def __init__(self, port: int, tls: ssl.SSLContext | None = None):
+    def __init__(self, port: int, tls: ssl.SSLContext | None = None, make: type[Caller] = Caller):
         self.port = port
+        self.make = make
         self.tls = tls
         self.callers: list[Caller] = []
         self.begun: list[int] = []
@@ -144,7 +251,7 @@ class Callers:
         loop = asyncio.get_running_loop()
         self.clock = asyncio.ensure_future(self._tick())
         for _ in range(count):
-            _, caller = await loop.create_connection(lambda: Caller(len(self.callers)), "127.0.0.1", self.port,
+            _, caller = await loop.create_connection(lambda: self.make(len(self.callers)), "127.0.0.1", self.port,
                                                      ssl=self.tls)
             self.callers.append(caller)
             await asyncio.sleep(seconds / count)
@@ -166,7 +273,7 @@ class Callers:
         until = time.monotonic() + within
         while time.monotonic() < until:
             quiet = time.monotonic_ns() - 1_000_000_000
-            if all(caller.closed is not None or caller.came and caller.came[-1][0] < quiet for caller in self.callers):
+            if all(caller.closed is not None or caller.quiet_since < quiet for caller in self.callers):
                 return
             await asyncio.sleep(0.1)
 
@@ -178,7 +285,7 @@ class Callers:
         until = time.monotonic() + within
         while time.monotonic() < until and any(caller.closed is None for caller in self.callers):
             await asyncio.sleep(0.1)
-        return sum(caller.closed == 1000 for caller in self.callers)
+        return sum(caller.kept for caller in self.callers)
 
     def stop(self) -> None:
         self.clock.cancel()
@@ -196,9 +303,12 @@ class Server:
         flow.write_text(FLOW)
         lines.write_text("yes\n")
         self.log = open(Path(self.place.name, "log"), "w+b")
+        with socket.create_server(("127.0.0.1", 0)) as sock:
+            self.audiosocket = sock.getsockname()[1]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "opusagent.cli", "serve", "--port", "0", "--workers", "1", "--flow", str(flow),
-             "--stt", "scripted", "--llm", "scripted", "--tts", "scripted", "--scripted-stt", str(lines),
+             "--audiosocket", str(self.audiosocket), "--stt", "scripted", "--llm", "scripted", "--tts", "scripted",
+             "--scripted-stt", str(lines),
              "--admission-refuse-above", "1", "--admission-resume-below", "1", *flags],
             stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log, env=os.environ | self.environment)
         until = time.monotonic() + 30
@@ -207,6 +317,10 @@ class Server:
                 raise RuntimeError(f"the server did not start: {self.said()[-1000:]}")
             time.sleep(0.05)
         self.port = int(match[1])
+
+    def port_of(self, dialect: str) -> int:
+        """Where callers of a dialect dial."""
+        return self.audiosocket if dialect == "audiosocket" else self.port
 
     def said(self) -> str:
         return Path(self.log.name).read_text(errors="replace")
@@ -239,9 +353,9 @@ HOW = {
 }
 
 
-async def measure(how: str, count: int, server: Server) -> dict:
+async def measure(how: str, count: int, server: Server, dialect: str = "pcm") -> dict:
     """One round: the calls, what became of them, and how long the pause was."""
-    callers = Callers(server.port)
+    callers = Callers(server.port_of(dialect), make=CALLERS[dialect])
     try:
         await callers.dial(count, min(4.0, 0.02 * count))
         await asyncio.sleep(2)
@@ -258,8 +372,8 @@ async def measure(how: str, count: int, server: Server) -> dict:
         callers.stop()
     expected = (2 * len(SENTENCE) * MS_PER_CHARACTER + PAUSE_MS) * RATE // 1000
     off = sorted(abs(samples - expected) * 1000 / RATE for samples in heard) or [float("nan")]
-    return {"how": how, "calls": count, "kept": kept, "gap": quantiles(gaps), "before": quantiles(before),
-            "off_ms": {"p50": off[len(off) // 2], "max": off[-1]}}
+    return {"dialect": dialect, "how": how, "calls": count, "kept": kept, "gap": quantiles(gaps),
+            "before": quantiles(before), "off_ms": {"p50": off[len(off) // 2], "max": off[-1]}}
 
 
 def quantiles(values: list[float]) -> dict[str, float]:
@@ -273,6 +387,7 @@ def main() -> int:
     parser.add_argument("--calls", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--how", choices=("kill", "upgrade", "both"), default="both")
+    parser.add_argument("--dialect", choices=CALLERS, default="pcm")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     rows = []
@@ -280,7 +395,7 @@ def main() -> int:
         for how in HOW if args.how == "both" else (args.how,):
             server = Server()
             try:
-                rows.append(uvloop.run(measure(how, args.calls, server)))
+                rows.append(uvloop.run(measure(how, args.calls, server, args.dialect)))
             finally:
                 server.stop()
             row = rows[-1]

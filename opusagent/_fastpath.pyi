@@ -85,6 +85,7 @@ SEGMENT_SAMPLES: int
 CALLER_SAMPLES: int
 RING_BYTES: int
 SLOT_SIZE: int
+LOST: bytes
 
 class Slot:
     index: int

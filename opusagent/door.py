@@ -23,14 +23,17 @@ REFUSAL = (b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nContent-Lengt
 
 
 class Door:
-    """`mine()` says whether a connection is this worker's to take; `accepted()` hears of each one taken."""
+    """`mine()` says whether a connection is this worker's to take; what `protocol()` gives has it: an asyncio protocol,
+    or where `bare`, what takes the socket itself (`accepted(socket)`)."""
 
-    def __init__(self, sock: socket.socket, protocol: Callable, ssl, mine: Callable[[], bool], refused: Callable):
+    def __init__(self, sock: socket.socket, protocol: Callable, ssl, mine: Callable[[], bool], refused: Callable,
+                 bare: bool = False):
         self.sock = sock
         self.protocol = protocol
         self.ssl = ssl
         self.mine = mine
         self.refused = refused                      # called for each connection that could not be taken
+        self.bare = bare
         self.loop = asyncio.get_running_loop()
         self.opening: set[asyncio.Task] = set()     # connections that become one of the loop's
         self._later: asyncio.TimerHandle | None = None
@@ -82,7 +85,10 @@ class Door:
         connection.setblocking(False)
         tls = {"ssl": self.ssl, "ssl_handshake_timeout": HANDSHAKE_SECONDS} if self.ssl else {}
         try:
-            await self.loop.connect_accepted_socket(self.protocol, connection, **tls)
+            if self.bare:
+                self.protocol().accepted(connection)
+            else:
+                await self.loop.connect_accepted_socket(self.protocol, connection, **tls)
         except (OSError, asyncio.TimeoutError):
             connection.close()                      # a handshake that failed is the peer's affair
 

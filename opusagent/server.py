@@ -115,7 +115,7 @@ class Server:
         for sock in admin_sockets:
             self._listen(sock, lambda: Connection(self, True))
         for sock in audiosockets:
-            self._listen(sock, lambda: AudioSocketConnection(self))
+            self._listen(sock, lambda: AudioSocketConnection(self), bare=True)
         garbage.begin()
         self.admission.begin()
         self._next_tidying = self.clock() + TIDY_NS
@@ -129,9 +129,9 @@ class Server:
         self.studio.hearing.on_waiting = self._window_waits
         self._arm(self.clock() + IDLE_TICK_NS)
 
-    def _listen(self, sock, protocol: Callable, ssl=None) -> None:
+    def _listen(self, sock, protocol: Callable, ssl=None, bare: bool = False) -> None:
         refused = partial(self.metrics.count, "refused_connections")
-        self._doors.append(Door(sock.dup(), protocol, ssl, self._is_ours, refused))
+        self._doors.append(Door(sock.dup(), protocol, ssl, self._is_ours, refused, bare))
 
     def _is_ours(self) -> bool:
         """True if a connection is ours to take: no other worker has less to look after."""

@@ -12,9 +12,10 @@ from contextlib import suppress
 import orjson
 
 from ._fastpath import Wire, build_frame
+from .audiosocket import AudioSocketConnection, BareWire
 from .call import Call
 from .connection import Connection
-from .dialects import TABLE as DIALECTS
+from .dialects import BARE, SOUNDING
 from .handover import NEVER, LostCall, changed, go_on, resume, snapshot
 from .resumption import Line, Resumable
 from .websocket import CLOSE, close_payload
@@ -24,14 +25,14 @@ log = logging.getLogger("opusagent")
 EVERY_NS = 1_000_000_000        # between two snapshots of a call in which nothing happens
 
 
-def wire_of(call: Call) -> Wire | None:
-    """The socket of a call that can move.  Not a TLS connection's, whose keys are this process's alone; nor that of
-    AudioSocket or of the Realtime protocol; and there is none while a platform is away."""
+def wire_of(call: Call) -> Wire | BareWire | None:
+    """The socket of a call that can move.  Not a TLS connection's, whose keys are this process's alone; nor that of the
+    Realtime protocol; and there is none while a platform is away."""
     connection = getattr(call.connection, "_connection", call.connection)       # as a journal sees it
     if isinstance(connection, Line):
         connection = connection.connection
     wire = getattr(connection, "wire", None)
-    return wire if type(call) is Call and isinstance(wire, Wire) else None
+    return wire if type(call) is Call and isinstance(wire, Wire | BareWire) else None
 
 
 class Kept:
@@ -41,7 +42,7 @@ class Kept:
 
     def __init__(self, slot: int, record: int):
         self.slot = slot
-        self.wire: Wire | None = None       # the one that the supervisor knows
+        self.wire: Wire | BareWire | None = None    # the one that the supervisor knows
         self.changed: tuple = ()            # what the snapshot is of
         self.at = 0                         # ns: when it was written
         self.record = record                # its number on the board
@@ -94,7 +95,7 @@ class Keeper:
             kept.told = told
             self.seat.write_record(kept.record, call.record())
 
-    def begun(self, call: Call, wire: Wire | None = None) -> Kept:
+    def begun(self, call: Call, wire: Wire | BareWire | None = None) -> Kept:
         """A call is here, from now on; the supervisor knows its `wire` if it has given it to us."""
         kept = self.known[call] = Kept(call.slot.index, self.seat.new_record())
         if wire is not None:
@@ -131,7 +132,7 @@ def adopt(server, index: int, fd: int) -> bool:
         known = isinstance(error, (LostCall, ValueError, OSError))
         log.warning("a call could not be taken over: %s", error, exc_info=None if known else error)
         server.metrics.count("calls_taken_over", outcome="lost")
-        dismiss(fd)
+        dismiss(fd, slot)
         slot.free()
         return False
     server.metrics.count("calls_taken_over", outcome="kept")
@@ -143,10 +144,10 @@ def _resume(server, slot, fd: int) -> None:
     if not slot.taken or slot.kept is None:
         raise LostCall("there is no snapshot of it")
     state = orjson.loads(slot.kept)
-    dialect = DIALECTS.get(state["dialect"])
+    dialect = SOUNDING.get(state["dialect"])
     if dialect is None or state["call"]["id"] in server.calls:
         raise LostCall("its dialect is not spoken here" if dialect is None else "it is here already")
-    connection = Connection(server)
+    connection = (AudioSocketConnection if dialect.name in BARE else Connection)(server)
     connection.go_on(os.dup(fd), server.allowance(dialect, state["agent"]), slot.framing)
     connection.tenant = state["tenant"]
     try:
@@ -158,7 +159,8 @@ def _resume(server, slot, fd: int) -> None:
     except BaseException:
         connection.forget()
         raise
-    connection.wire.on_message = connection.session.on_message
+    if isinstance(connection.wire, Wire):       # which nobody stands behind
+        connection.wire.on_message = connection.session.on_message
     if slot.index in server.studio.free:
         server.studio.free.remove(slot.index)
     server.calls[call.id] = call
@@ -172,10 +174,13 @@ def _resume(server, slot, fd: int) -> None:
     server.epoll.again()
 
 
-def dismiss(fd: int) -> None:
+def dismiss(fd: int, slot) -> None:
     """A call that cannot go on here is told so (RFC 6455, 1012: the service restarts), and may be dialled again."""
+    farewell = build_frame(CLOSE, close_payload(1012, "the server was restarted"))
+    with suppress(ValueError, TypeError, KeyError):
+        farewell = BARE[orjson.loads(slot.kept)["dialect"]]({}).stop()
     with suppress(OSError), socket.socket(fileno=os.dup(fd)) as sock:
-        sock.send(build_frame(CLOSE, close_payload(1012, "the server was restarted")), socket.MSG_DONTWAIT)
+        sock.send(farewell, socket.MSG_DONTWAIT)
         sock.shutdown(socket.SHUT_RDWR)
 
 

@@ -1,9 +1,11 @@
 """AudioSocket: its bytes wherever they are cut, a call on them, and a server that older Asterisks can call."""
+import asyncio
 import json
 import os
 import socket
 import time
 import urllib.request
+from contextlib import suppress
 from types import SimpleNamespace
 from unittest.mock import Mock
 from uuid import UUID as Uuid
@@ -15,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opusagent import ConfigError, ProtocolError
+from opusagent.audiosocket import BareWire
 from opusagent.dialects import TABLE, Audio, Dtmf, Start, Stop
 from opusagent.dialects.audiosocket import AUDIO, DTMF, ERROR, HANGUP, UUID, AudioSocket, Messages, message
 from opusagent.people import person
@@ -86,7 +89,7 @@ def test_events_or_protocol_errors_and_nothing_else(pieces):
             if event is not None:
                 assert isinstance(event, (Start, Audio, Dtmf, Stop))
                 events.append(type(event))
-        assert len(messages._rest) < 65538
+        assert len(messages.rest) < 65538
     assert events.count(Start) <= 1 and events.count(Stop) <= 1 and (not events or events[0] is Start)
 
 
@@ -112,6 +115,60 @@ def test_speech_is_sent_at_the_listeners_pace(monkeypatch):
         talk.passes(100)
         assert len(talk.connection.sent) - before <= 5
     assert all(sent[:3] == bytes((AUDIO, 1, 64)) for _, sent in talk.connection.sent)
+
+
+class Kept:
+    """A slot's place for what a wire has not parsed or not sent."""
+
+    framing = b""
+
+    def keep_framing(self, framing):
+        self.framing = bytes(framing)
+        return len(framing) <= 16384
+
+
+SAID = message(UUID, RAW) + message(AUDIO, bytes(range(200)) * 2) + message(DTMF, b"5") + message(AUDIO, b"")
+
+
+@pytest.mark.parametrize("cut", [*range(0, 30), 300, len(SAID) - 1])
+def test_another_process_reads_on_wherever_a_message_was_cut_and_sends_what_was_not_sent(cut):
+    async def scenario():
+        ours, peer = socket.socketpair()
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        heard, kept, errors = [], Kept(), []
+
+        def wire(sock):
+            made = BareWire(sock, lambda kind, payload: heard.append((kind, bytes(payload))), errors.append,
+                            errors.append, lambda: None)
+            made.keeper = kept
+            return made
+        before = wire(ours.dup())
+        sent = bytes(range(256)) * 60
+        while before.write(sent):
+            pass
+        peer.sendall(SAID[:cut])
+        while len(SAID[:cut]) > sum(3 + len(payload) for _, payload in heard) + len(before._messages.rest):
+            await asyncio.sleep(0)
+        framing = kept.framing
+        before.close()
+        after = wire(ours)
+        after.restore(framing)
+        peer.sendall(SAID[cut:])
+        peer.setblocking(False)
+        came = b""
+        while len(heard) < 4 or after.backlog:
+            await asyncio.sleep(0)
+            with suppress(BlockingIOError):
+                came += peer.recv(65536)
+        with suppress(BlockingIOError):
+            while data := peer.recv(65536):
+                came += data
+        after.close()
+        peer.close()
+        assert came == sent * (len(came) // len(sent)) and not errors
+        assert heard == [(UUID, RAW), (AUDIO, bytes(range(200)) * 2), (DTMF, b"5"), (AUDIO, b"")]
+        assert kept.framing == b""              # a third process has nothing to read
+    asyncio.run(scenario())
 
 
 # ---- over real sockets -----------------------------------------------------------------------------------------------

@@ -16,6 +16,32 @@ POD = OBJECTS["Deployment"]["spec"]["template"]
 CONTAINER = POD["spec"]["containers"][0]
 
 
+FILES = sorted((DEPLOY / "kubernetes").rglob("*.yaml"))
+
+
+def refusals(document, version):
+    """What the API server of this version says against an object; nothing is sent anywhere."""
+    kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed")
+    try:
+        kubernetes_validate.validate(document, version, strict=True)
+    except kubernetes_validate.ValidationError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+@pytest.mark.parametrize("version", ["1.29", "1.33", "1.37"])
+def test_the_api_server_takes_every_object(path, version):
+    for document in yaml.safe_load_all(path.read_text()):
+        assert not refusals(document, version), document["kind"]
+
+
+def test_what_the_api_server_would_refuse_is_found():
+    probe = {"containers": [{"name": "a", "livenessProbe": {"httpGet": {"path": "/", "port": 1}, "periodSecond": 1}}]}
+    for fault in ({"replicas": "two"}, {"replica": 2}, {"template": {"metadata": {}, "spec": probe}}):
+        assert refusals(OBJECTS["Deployment"] | {"spec": OBJECTS["Deployment"]["spec"] | fault}, "1.37")
+
+
 def test_there_is_what_a_cluster_needs():
     assert set(OBJECTS) == {"Deployment", "Service", "PodDisruptionBudget", "HorizontalPodAutoscaler"}
 

@@ -44,10 +44,10 @@ def health(server):
     return json.loads(get(server, "/health")[1])
 
 
-def calling(server, count, then):
+def calling(server, count, then, dialect="pcm"):
     """`count` callers, and what `then(callers)` does with them."""
     async def call():
-        callers = restart.Callers(server.port)
+        callers = restart.Callers(server.port_of(dialect), make=restart.CALLERS[dialect])
         try:
             await callers.dial(count, 0.05 * count)
             return await then(callers)
@@ -63,10 +63,11 @@ def until(true, seconds=20):
         time.sleep(0.05)
 
 
+@pytest.mark.parametrize("dialect", ["pcm", "audiosocket"])
 @pytest.mark.parametrize("how", ["kill", "upgrade"])
-def test_no_call_is_lost_and_nothing_is_said_twice(started, how):
+def test_no_call_is_lost_and_nothing_is_said_twice(started, how, dialect):
     server = started()
-    row = asyncio.run(restart.measure(how, CALLS, server))
+    row = asyncio.run(restart.measure(how, CALLS, server, dialect))
     assert row["kept"] == CALLS, server.said()
     # no word is missing or comes twice; who is handed over in the pause between two sentences has heard it already
     assert row["off_ms"]["max"] <= restart.PAUSE_MS + 40, row
@@ -165,7 +166,8 @@ def test_a_reload_that_cannot_be_served_changes_nothing(started):
     assert server.workers() == worker and get(server, "/readyz")[0] == 200
 
 
-def test_systemd_hears_of_everything_and_keeps_the_calls_of_a_supervisor_that_dies(started, tmp_path):
+@pytest.mark.parametrize("dialect", ["pcm", "audiosocket"])
+def test_systemd_hears_of_everything_and_keeps_the_calls_of_a_supervisor_that_dies(started, tmp_path, dialect):
     """A stand-in for systemd: reads what it is told, keeps the descriptors, and starts the service again with them."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp_path / "notify"))
@@ -199,7 +201,7 @@ def test_systemd_hears_of_everything_and_keeps_the_calls_of_a_supervisor_that_di
             restarted(server, store)
             await callers.hear_out(30)
             return await callers.answer(20)
-        assert calling(server, 3, then) == 3, server.said()
+        assert calling(server, 3, then, dialect) == 3, server.said()
         read()                                              # the queue is full of what was not read meanwhile
         server.process.send_signal(signal.SIGTERM)
         until(lambda: read() or any(lines.get("STOPPING") == "1" for lines in told))

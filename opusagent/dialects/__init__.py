@@ -226,6 +226,7 @@ def facts_of(value) -> dict[str, str]:
 from .asterisk import Asterisk, AsteriskCaller      # noqa: E402  (a dialect imports the events above)
 from .audiocodes import AudioCodes, AudioCodesCaller    # noqa: E402
 from .audiohook import AudioHook, AudioHookCaller       # noqa: E402
+from .audiosocket import AudioSocket    # noqa: E402
 from .freeswitch import FreeSwitch, FreeSwitchCaller    # noqa: E402
 from .jambonz import Jambonz, JambonzCaller     # noqa: E402
 from .pcm import Pcm, PcmCaller             # noqa: E402
@@ -250,6 +251,8 @@ ROWS = (
     (OpenAIRealtime, OpenAIRealtimeCaller),
 )
 TABLE = {dialect.name: dialect for dialect, _ in ROWS}
+BARE = {AudioSocket.name: AudioSocket}          # without a request: their connection is audiosocket.py's
+SOUNDING = TABLE | BARE         # with audio
 TEXTUAL = {TwilioRelay.name: TwilioRelay}       # without audio: their session is relay.py's,
 TEXT_CALLERS = {TwilioRelayCaller.name: TwilioRelayCaller}      # and their caller texting.py's
 DIALECTS = TABLE | TEXTUAL              # all that calls may come in

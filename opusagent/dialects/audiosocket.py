@@ -30,14 +30,14 @@ def message(kind: int, payload: bytes = b"") -> bytes:
 class Messages:
     """Bytes in pieces of any length, out as whole messages.  At most one of them, 65,538 bytes, is kept."""
 
-    __slots__ = ("_rest",)
+    __slots__ = ("rest",)
 
     def __init__(self):
-        self._rest = b""        # the beginning of a message
+        self.rest = b""         # the beginning of a message
 
     def feed(self, data: bytes) -> Iterator[tuple[int, memoryview]]:
         """(kind, payload) of each that is whole; the payload dies with the next."""
-        whole = memoryview(self._rest + data if self._rest else data)
+        whole = memoryview(self.rest + data if self.rest else data)
         at = 0
         while (end := at + HEAD) <= len(whole):
             end += whole[at + 1] << 8 | whole[at + 2]
@@ -45,7 +45,7 @@ class Messages:
                 break
             yield whole[at], whole[at + HEAD:end]
             at = end
-        self._rest = bytes(whole[at:])
+        self.rest = bytes(whole[at:])
 
 
 class AudioSocket:

@@ -8,7 +8,7 @@ import base64
 from collections import deque
 from typing import Any
 
-from . import TABLE, Audible, Mark, Marks
+from . import SOUNDING, Audible, Mark, Marks
 from .asterisk import Format
 from .channels import Channels
 from .jambonz import Player
@@ -37,7 +37,7 @@ def state_of(part: Any) -> dict[str, Any]:
 
 def resumed(name: str, state: dict[str, Any]):
     """The dialect `name` as state_of() found it.  What this version does not know is left out."""
-    dialect = TABLE[name]({})
+    dialect = SOUNDING[name]({})
     _fill(dialect, state, state.get("rate", getattr(dialect, "rate", 8000)))
     return dialect
 
