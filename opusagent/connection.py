@@ -406,9 +406,10 @@ class Connection(asyncio.BufferedProtocol):
         if received:
             self.heard = now
         self._spend(now, received, self.ws.take_controls())
+        finished = parser.take_finished()
         if not parser.partial:
             self.partial_since = 0
-        elif not self.partial_since:
+        elif finished or not self.partial_since:        # a peer may always be in the middle of some message
             self.partial_since = now
         elif now - self.partial_since > limits.message_seconds * SECOND:
             raise ProtocolError(1008, "a message took too long to arrive")

@@ -68,6 +68,7 @@ cdef class FrameParser:
     cdef readonly uint32_t max_fragments
     cdef readonly bint masked
     cdef uint64_t received              # bytes fed since take_received()
+    cdef uint64_t finished              # messages, and control frames between them, since take_finished()
     # the bytes lent by feed(), not yet consumed
     cdef ReceiveBuffer lent
     cdef object window                  # a memoryview of it
@@ -116,6 +117,15 @@ cdef class FrameParser:
         """How many bytes were fed since the last time this was asked."""
         cdef uint64_t count = self.received
         self.received = 0
+        return count
+
+    def take_finished(self) -> int:
+        """How many messages, and control frames that came between them, ended since the last time this was asked.
+
+        A control frame inside a fragmented message does not count: it brings that message no nearer to its end.
+        """
+        cdef uint64_t count = self.finished
+        self.finished = 0
         return count
 
     def feed(self, ReceiveBuffer buffer not None, Py_ssize_t n):
@@ -364,6 +374,7 @@ cdef class FrameParser:
         self.spilled = 0
         self.fragments = 0
         self.message = 0
+        self.finished += 1
         return message
 
     cdef int read_control(self, uint8_t *p, uint64_t here) except -2:
@@ -374,6 +385,7 @@ cdef class FrameParser:
             return NEED_MORE
         self.in_payload = False
         self.head_got = 0
+        self.finished += self.message == 0
         self.payload = memoryview(PyBytes_FromStringAndSize(<char*>self.control, self.length))
         return self.opcode
 

@@ -217,3 +217,37 @@ def test_a_connection_that_cannot_leave_the_loop_ends(tls, acts, broken):
 
 def no_more(fd: int) -> int:
     raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+def dealt(call, data, piece, seconds):
+    """Give the data in pieces, which come so many seconds one after the other, as long as the call lives."""
+    for at in range(0, len(data), piece):
+        call.give(data[at:at + piece])
+        call.later(seconds)
+
+
+def closes_with(code):
+    return plain_frame(8, code.to_bytes(2))[2:]         # a reason follows it
+
+
+@TLS
+def test_a_peer_that_is_always_in_the_middle_of_a_message_is_no_slow_one(tls):
+    """A network that buffers by blocks: each piece ends within a message, or within a Ping, as does the next."""
+    for opcode in (1, 9):
+        frame = plain_frame(opcode, b"x" * 94, True, b"\1\2\3\4")       # 100 octets
+        with Call(tls=tls) as call:
+            call.give(UPGRADE)
+            call.give(frame[:50])
+            dealt(call, (frame[50:] + frame[:50]) * 40, 300, 1.0)
+            assert closes_with(1008) not in call.sent and call.ground.connections
+
+
+@TLS
+@pytest.mark.parametrize("slow", [
+    pytest.param(plain_frame(1, b"x" * 100, True, b"\1\2\3\4"), id="octet by octet"),
+    pytest.param(plain_frame(1, b"x", False, b"\1\2\3\4") + plain_frame(9, b"", True, b"\1\2\3\4") * 20, id="with Pings")])
+def test_one_message_has_its_time_whatever_comes_between(tls, slow):
+    with Call(tls=tls) as call:
+        call.give(UPGRADE + plain_frame(1, b"quick", True, b"\1\2\3\4"))
+        dealt(call, slow, 3, 0.5)
+        assert closes_with(1008) in call.sent
