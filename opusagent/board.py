@@ -31,6 +31,12 @@ SEAT = HEADER + 2 * PUBLISHED + len(HISTOGRAMS) * HISTOGRAM + RECORDS * RECORD
 PAGE = 4096
 
 
+def slots(config) -> int:
+    """Of a worker's arena: two for each call, since both sides of a conversation of others are heard, and the voice's.
+    One that no call has taken costs no memory."""
+    return 2 * config.max_calls + 1
+
+
 class Seat:
     """One worker's part of the board; its numbers are attributes."""
 

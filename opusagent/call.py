@@ -7,9 +7,9 @@ the agent says is mouth.py's, and how that is made pipeline.py's.
 import logging
 import math
 
-from . import departure, earlier, interruption, journal, keypad, silence, stereo, unattended
+from . import bystander, departure, earlier, interruption, journal, keypad, silence, stereo, unattended
 from .dialects import (FACTS, HYPOTHESIS, RECOGNITION, REPLIED, REPLYING, SPEECH_STARTED, SPEECH_STOPPED, Audio,
-                       Complaint, Dtmf, Mark, Pause, Start, Stop)
+                       Both, Complaint, Dtmf, Mark, Pause, Start, Stop)
 from .ear import Ear
 from .flow import ANSWERS, FAILURE, Dialogue, Reply
 from .journal import entry, noted
@@ -138,6 +138,7 @@ class Call:
         rate = 8000 if wire_rate == 8000 else 16000
         if not self.slot.taken:             # otherwise another worker has begun the call
             self.slot.take(rate, wire_rate)
+            self.ear.beside = bystander.begin(self)
         self.turns = TurnTaking(rate, self.dialogue.expect.waits, Settings.of(self.server.config.turns))
         self.ear.open(self.slot, wire_rate, self.server.now)
         self.transaction = Transaction(self.dialogue, self.turns)
@@ -435,8 +436,8 @@ class Call:
                 "ignored_messages": self.dialect.ignored, "dropped_chunks": self.mouth.out.dropped}
 
 
-ON_EVENT = {Start: Call.on_start, Audio: Call.on_audio, Dtmf: Call.on_dtmf, Mark: Call.on_mark, Pause: Call.on_pause,
-            Complaint: Call.on_complaint, Stop: Call.on_stop}
+ON_EVENT = {Start: Call.on_start, Audio: Call.on_audio, Both: bystander.hear, Dtmf: Call.on_dtmf,
+            Mark: Call.on_mark, Pause: Call.on_pause, Complaint: Call.on_complaint, Stop: Call.on_stop}
 
 ON_TURN = {UTTERANCE_START: Call._utterance_starts, PAUSE: Call._pause, RESUME: Call._resume, DUCK: Call._duck,
            WEIGH: Call._weigh, RESTORE: Call._restore, BARGE_IN: Call._barge_in, END_OF_TURN: Call._end_of_turn,

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from . import ConfigError, EngineError, logs, net, registry, takeover
 from . import config as settings
-from .board import Board
+from .board import Board, slots
 from .config import Config
 from .flow import Flow
 from .loop import Loop
@@ -63,7 +63,7 @@ def serve(config: Config, flow: Flow, again: Callable[[], tuple[Config, Flow]]) 
 
     names = [(name, sock.fileno()) for name, group in (("calls", sockets), ("admin", admin), ("bare", bare))
              for sock in group]
-    return Supervisor(workers, config.max_calls + 1, work(config, flow, tls), reload, announce, notify, names,
+    return Supervisor(workers, slots(config), work(config, flow, tls), reload, announce, notify, names,
                       inherited).run()
 
 

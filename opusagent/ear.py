@@ -16,7 +16,9 @@ from .turns import PAUSED
 log = logging.getLogger("opusagent")
 
 MS = 1_000_000                  # ns
-MEDIA_GAP = 100 * MS            # without media for so long, the sample clock goes on with silence
+MEDIA_GAP = 100 * MS            # without media for so long, the sample clock goes on with silence;
+USUAL_MS = 20                   # where a message has more than that, for so much longer,
+LONGEST_MS = 1_000              # as if it had no more than this
 FINAL_WITHIN = 1400 * MS        # a recogniser that has not answered by then has failed
 
 
@@ -29,7 +31,8 @@ class Ear:
 
     __slots__ = ("call", "journal", "connection", "studio", "stt", "turn_model", "slot", "vad", "resampler",
                  "utterance", "search", "terms", "hearing", "overhearing", "weighed", "afterthought", "heard_from",
-                 "floor", "final_by", "media_at")
+                 "floor", "final_by", "media_at", "wire_rate", "gap", "longest",
+                 "beside")
 
     def __init__(self, call, server, connection):
         self.call = call
@@ -54,6 +57,10 @@ class Ear:
         self.floor = 0                      # none begins before this position: that belongs to the one before
         self.final_by = 0                   # ns: until when the recogniser may take for its last word; 0: not asked
         self.media_at = 0                   # ns: when audio last came
+        self.wire_rate = 0                  # Hz
+        self.gap = MEDIA_GAP                # ns without media until the sample clock goes on
+        self.longest = 0                    # samples of the longest message, at the wire's rate
+        self.beside = None                  # the Bystander, where both sides of a conversation of others are heard
 
     def open(self, slot, wire_rate: int, now: int) -> None:
         """The line has this rate from now on."""
@@ -63,9 +70,13 @@ class Ear:
         self.resampler = Resampler(wire_rate, slot.rate_in) if wire_rate != slot.rate_in else None
         self.vad = Vad(slot.rate_in, self.studio.hearing, self._scored)
         self.media_at = now
+        self.wire_rate, self.gap, self.longest = wire_rate, MEDIA_GAP, USUAL_MS * wire_rate // 1000
 
     def close(self) -> None:
         """The call is over."""
+        if self.beside is not None:
+            self.beside.close()
+            self.beside = None
         self._given()
         self.hearing = self.overhearing = False
         self.final_by = 0
@@ -80,7 +91,15 @@ class Ear:
 
     def hear(self, pcm, now: int) -> None:
         """Samples at the wire's rate."""
+        if len(pcm) > self.longest:
+            self._expect_longer(len(pcm))
         self.take(pcm if self.resampler is None else self.resampler.push(pcm), now)
+
+    def _expect_longer(self, samples: int) -> None:
+        """Messages are so long here, and the next one comes as much later."""
+        self.longest = samples
+        ms = samples * 1000 // self.wire_rate
+        self.gap = MEDIA_GAP + (min(ms, LONGEST_MS) - USUAL_MS) * MS
 
     def take(self, pcm, now: int) -> None:
         """Samples at the slot's rate."""
@@ -97,6 +116,8 @@ class Ear:
         """No media came for a while (hold, mute, loss): the caller is silent, and the sample clock goes on."""
         count = (now - self.media_at) * self.slot.rate_in // 1_000_000_000
         self.take(np.zeros(count, np.int16), now)
+        if self.beside is not None:
+            self.beside.ear.hear_silence(now)
 
     def _scored(self, score: float, position: int, samples: int, quiet: int) -> None:
         """The window that ends at `position` is scored; what is only the agent's echo is no speech."""
@@ -197,12 +218,16 @@ class Ear:
     @property
     def due(self) -> int:
         """ns: before then tick() has nothing to do."""
-        return min(self.media_at + MEDIA_GAP, self.final_by or self.media_at + MEDIA_GAP)
+        quiet = self.media_at + self.gap
+        due = min(quiet, self.final_by or quiet)
+        return due if self.beside is None else min(due, self.beside.ear.due)
 
     def tick(self, now: int) -> None:
         """The sample clock when no media comes, and the recogniser's deadline."""
-        if now - self.media_at > MEDIA_GAP:
+        if now - self.media_at > self.gap:
             self.call.hear_silence(now)
         if self.final_by and now > self.final_by:
             log.warning("call %s: the recogniser gave no answer in time", self.call.id)
             self.call.on_deaf()
+        if self.beside is not None:
+            self.beside.ear.tick(now)

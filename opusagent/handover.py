@@ -12,15 +12,16 @@ import numpy as np
 import orjson
 
 from ._fastpath import Slot
+from .bystander import Bystander
 from .call import Call
 from .dialects.keeping import resumed, state_of
-from .ear import FINAL_WITHIN
+from .ear import FINAL_WITHIN, Ear
 from .flow import Reply
 from .flow.dialogue import checkpoint_of, dialogue_state
 from .metrics import TurnTrace
 from .pipeline import SPEAKING, Turn
 from .playout import Segment
-from .turns import LISTENING, PAUSED, REPLYING
+from .turns import LISTENING, PAUSED, REPLYING, TurnTaking
 
 VERSION = 1                     # of a snapshot: another one is not read
 LONGEST = 60_000                # bytes of a snapshot; the oldest receipts are left out for it
@@ -86,6 +87,14 @@ def turn_state(turn: Turn | None) -> dict | None:
                                  "segments": segments_of(turn), "acts": bool(turn.reply.call or turn.reply.tools)}
 
 
+def beside_state(beside: Bystander | None) -> dict | None:
+    """The other side of a conversation of others; its audio lies in a slot of its own."""
+    if beside is None:
+        return None
+    return {"slot": beside.slot.index, "turns": fields(beside.turns, TURNS), "ear": fields(beside.ear, EAR),
+            "ended": beside.ended, "waiting": beside.waiting}
+
+
 # -- a snapshot --------------------------------------------------------------------------------------------------------
 
 def kept_of(call: Call) -> dict:
@@ -100,6 +109,7 @@ def kept_of(call: Call) -> dict:
         "today": call.dialogue.today,
         "unheard": dialogue_state(call.transaction._unheard), "undo": dialogue_state(call.transaction._undo),
         "turns": fields(call.turns, TURNS), "ear": fields(call.ear, EAR), "mouth": fields(mouth, MOUTH),
+        "beside": beside_state(call.ear.beside),
         "turn": turn_state(mouth.turn),
         "dropped": mouth.out.dropped, "trace": fields(trace, TRACE) if trace else None,
         "receipts": call.ledger.receipts, "tenant": getattr(call.connection, "tenant", ""),
@@ -130,8 +140,10 @@ def changed(call: Call) -> tuple:
     """What a snapshot must not be older than."""
     mouth, turns, turn = call.mouth, call.turns, call.mouth.turn
     said = (len(turn.texts), len(turn.speaking), turn.complete, len(turn.stage.playout.queue)) if turn else None
+    beside = call.ear.beside
+    other = (beside.ear.utterance, beside.ear.hearing, beside.turns.state) if beside else None
     return (mouth.epoch, call.ear.utterance, call.ear.hearing, turns.state, turns.wait, call.keys, call.done, said,
-            mouth.audible, mouth.held_back)
+            mouth.audible, mouth.held_back, other)
 
 
 # -- going on ----------------------------------------------------------------------------------------------------------
@@ -151,6 +163,7 @@ def resume(server, connection, slot: Slot, state: dict) -> Call:
     call.dialogue = call._dialogue({})
     call._open_line()
     fill(call.ear, state["ear"], EAR)
+    call.ledger.speaker = getattr(dialect, "speaker", "")
     fill(call.mouth, state["mouth"], MOUTH)
     call.mouth.out.dropped = state["dropped"]
     call.ledger.call_id = call.id
@@ -169,26 +182,55 @@ def resume(server, connection, slot: Slot, state: dict) -> Call:
     if call.ear.hearing or call.ear.final_by:
         expect = call.dialogue.expect
         call.ear.search, call.ear.terms = call.studio.search(call.flow, expect.id), expect.terms
+    resume_beside(call, state.get("beside"))
     return call
+
+
+def resume_beside(call: Call, state: dict | None) -> None:
+    """The other side, if it was heard and its slot is as it was."""
+    slot = call.studio.arena.slot(state["slot"]) if state else None
+    if slot is None or not slot.taken:
+        return
+    beside = call.ear.beside = Bystander(call, slot)
+    fill(beside.turns, state["turns"], TURNS)
+    fill(beside.ear, state["ear"], EAR)
+    beside.ended, beside.waiting = state["ended"], state["waiting"] and tuple(state["waiting"])
+    expect = beside.dialogue.expect
+    beside.ear.search = call.studio.search(call.flow, expect.id)
+    if slot.index in call.studio.free:
+        call.studio.free.remove(slot.index)
 
 
 def go_on(call: Call, state: dict, now: int) -> None:
     """Everything that was under way is under way again."""
-    slot, turns, ear = call.slot, call.turns, call.ear
-    position = turns.position
+    turns, ear = call.turns, call.ear
     call.mouth.held_back &= state["turn"] is not None
+    listen_on(ear, turns, now)
+    if state["turn"] is not None:
+        resume_turn(call, state["turn"], now)
+    elif turns.state == REPLYING and not ear.final_by and not call.done:
+        turns.state, turns.ended = LISTENING, turns.position    # the reply was over, and nobody has said so yet
+    hear_again(ear, turns.position)
+    if ear.beside is not None:
+        listen_on(ear.beside.ear, ear.beside.turns, now)
+        hear_again(ear.beside.ear, ear.beside.turns.position)
+
+
+def listen_on(ear: Ear, turns: TurnTaking, now: int) -> None:
+    """The utterance that was being recognised is, from where it began."""
     if ear.hearing or ear.final_by:
         ear.stt.listen(ear, ear.heard_from)
     if ear.final_by:
         ear.final_by = now + FINAL_WITHIN
-        ear.stt.finish(ear, min(position, slot.written))
+        ear.stt.finish(ear, min(turns.position, ear.slot.written))
     elif ear.hearing and turns.state == PAUSED:
         ear.stt.ask(ear)
-    ear.vad.position = position
-    if state["turn"] is not None:
-        resume_turn(call, state["turn"], now)
-    elif turns.state == REPLYING and not ear.final_by and not call.done:
-        turns.state, turns.ended = LISTENING, position      # the reply was over, and nobody has said so yet
+    ear.vad.position = turns.position
+
+
+def hear_again(ear: Ear, position: int) -> None:
+    """What came since it was kept how far the caller's audio was judged."""
+    slot = ear.slot
     begin = max(position, slot.written - slot.capacity + slot.rate_in // 4)
     if begin < slot.written:
         ear.vad.push(slot.read(begin, slot.written - begin))

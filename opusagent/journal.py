@@ -7,7 +7,8 @@ A file of JSON lines.  The first is an object, header(); then come arrays:
 
 A reading is a number (of the clock: ns since the reading before), true or false (the connection is congested), or a
 list of one (its round trip, ns; or after which samples the words of a segment end).  Nested entries (a window that is
-scored while a message is taken in) stand after the one they happened in.  The rule: whatever a call learns from outside
+scored while a message is taken in) stand after the one they happened in.  What concerns the other side of a
+conversation that is only listened to begins with BESIDE.  The rule: whatever a call learns from outside
 passes here, so that replay.py can tell it the same again and get the same decisions, bit by bit.
 """
 import base64
@@ -32,6 +33,7 @@ NOT_HANDED_OVER, CUT, BACK, PARTED = "not_handed_over", "cut", "back", "parted"
 TOOL, LATE_TOOL, COMPLETE = "tool", "late_tool", "complete"
 ASKED, PIECE, ANSWERED, BROKE = "asked", "piece", "answered", "broke"
 EASED = "eased"
+BESIDE = "beside "              # what kinds of entries and decisions of the other side begin with
 PROMPT = "prompt"               # not an input: what is known of a prompt when the call first wants it
 DECISION = "="
 SPOKEN = {"spoken": True}       # a piece that is the model's own speech, which SPEECH tells of
@@ -73,10 +75,11 @@ class Journal:
     """One call's, while it is held.  `file(call id)` opens what it is kept in: append(bytes), which must not block, and
     close().  A call that never starts leaves none."""
 
-    __slots__ = ("today", "_file", "_kept", "_lines", "_open", "_loose", "_time", "_known", "_asked")
+    __slots__ = ("today", "beside", "_file", "_kept", "_lines", "_open", "_loose", "_time", "_known", "_asked")
 
     def __init__(self, file: Callable, header: dict[str, Any]):
         self.today = header["today"]
+        self.beside = Beside(self)
         self._file = file
         self._kept = None                       # the file; None until the call has an id
         self._lines: list[list] = [header]      # not yet written
@@ -161,6 +164,22 @@ class Journal:
     def watched(self, llm) -> "_Model":
         """A model, of which what it answers is noted."""
         return _Model(llm, self)
+
+
+class Beside:
+    """The journal as the other side of a conversation has it: the same file, and what is of that side says so."""
+
+    __slots__ = ("_journal", "close")
+
+    def __init__(self, journal: Journal):
+        self._journal = journal
+        self.close = journal.close
+
+    def open(self, kind: str, args: tuple) -> None:
+        self._journal.open(BESIDE + kind, args)
+
+    def note(self, what: str, *details) -> None:
+        self._journal.note(BESIDE + what, *details)
 
 
 class _Server:

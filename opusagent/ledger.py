@@ -8,13 +8,14 @@ from collections.abc import Callable
 
 from ._fastpath import Arrivals
 from .audio import last_voiced
-from .dialects import RECEIPT
+from .dialects import AGENT, RECEIPT
 from .logs import about
 from .metrics import Metrics, TurnTrace
 
 log = logging.getLogger("opusagent")
 
 LOOK_BACK_MS = 1500             # before an endpoint, to find the last voiced window in
+OVERHEARD = "overheard"         # kind of a receipt that is of no turn of the flow's
 
 
 class Ledger:
@@ -23,13 +24,14 @@ class Ledger:
     `aside` is that of a turn of which is not known yet whether it is one: the reply before it may go on.
     """
 
-    __slots__ = ("metrics", "journal", "tell", "call_id", "receipts", "trace", "aside", "arrivals")
+    __slots__ = ("metrics", "journal", "tell", "call_id", "speaker", "receipts", "trace", "aside", "arrivals")
 
     def __init__(self, metrics: Metrics, journal=None, tell: Callable = lambda *news: None):
         self.metrics = metrics
         self.journal = journal
         self.tell = tell                # who may want to hear of a receipt (Outbound.tell)
         self.call_id = ""               # for the log
+        self.speaker = ""               # whose turns these are, where a conversation of others is listened to
         self.receipts: list[dict] = []
         self.trace: TurnTrace | None = None
         self.aside: TurnTrace | None = None
@@ -70,17 +72,28 @@ class Ledger:
         trace, self.trace, self.aside = self.trace, self.aside, None
         if trace is not None:
             trace.stopped_by = trace.stopped_by or stopped_by
-            receipt = trace.receipt()
-            self.receipts.append(receipt)
-            if self.journal is not None:
-                self.journal.note("receipt", receipt)
-            self.metrics.turn(receipt)
-            self.tell(RECEIPT, receipt)
-            log.info("call %s turn %d", self.call_id, receipt["turn"], extra=about(self.call_id, "turn", **receipt))
+            self._keep(attributed(trace.receipt(), self.speaker))
+
+    def overheard(self, speaker: str, text: str, confidence: float, state: str, end_ms: float) -> None:
+        """The other side of a conversation of others has said something, which ended there in its audio."""
+        trace = TurnTrace(len(self.receipts) + 1)
+        trace.kind, trace.state, trace.caller, trace.confidence = OVERHEARD, state, text, confidence
+        trace.end_ms, trace.measured = end_ms, False
+        for later in filter(None, (self.trace, self.aside)):
+            later.turn += 1
+        self._keep(attributed(trace.receipt(), speaker))
+
+    def _keep(self, receipt: dict) -> None:
+        self.receipts.append(receipt)
+        if self.journal is not None:
+            self.journal.note("receipt", receipt)
+        self.metrics.turn(receipt)
+        self.tell(RECEIPT, receipt)
+        log.info("call %s turn %d", self.call_id, receipt["turn"], extra=about(self.call_id, "turn", **receipt))
 
     def named(self, call_id: str, dialect) -> None:
         """The call has begun."""
-        self.call_id = call_id
+        self.call_id, self.speaker = call_id, getattr(dialect, "speaker", "")
         log.info("call %s begins: %s at %d Hz", call_id, dialect.name, dialect.rate,
                  extra=about(call_id, "begin", dialect=dialect.name, rate=dialect.rate))
 
@@ -88,3 +101,13 @@ class Ledger:
         """The call is over."""
         log.info("call %s ended: %s, %d turns, %.1f s, state %s", self.call_id, outcome, len(self.receipts), seconds,
                  state, extra=about(self.call_id, "end", outcome=outcome, code=code, state=state))
+
+
+def attributed(receipt: dict, speaker: str) -> dict:
+    """Where a conversation of others is listened to: the words stand under who has spoken them, and `speaker` says
+    who that is.  Where we answer, they are the caller's."""
+    if speaker and receipt["caller"]:
+        receipt["speaker"] = speaker
+        if speaker == AGENT:
+            receipt["agent"], receipt["caller"] = receipt["caller"], ""
+    return receipt

@@ -99,6 +99,7 @@ class Rehearsal:
 
     def __init__(self, readings: "Readings"):
         self.decisions: list[list] = []
+        self.beside = journal.Beside(self)
         self._readings = readings
 
     def open(self, kind, args) -> None:
@@ -229,7 +230,7 @@ class World:
         self.silence = np.zeros(max([samples for samples, *_ in filter(None, tape.prompts.values())], default=1),
                                 np.int16)
         self.studio = SimpleNamespace(
-            flows={tape.header["agent"]: self.flow}, arena=Arena(1), free=[0], hearing=VadBatch("energy"),
+            flows={tape.header["agent"]: self.flow}, arena=Arena(2), free=[1, 0], hearing=VadBatch("energy"),
             stt=Recogniser(), tts=Voice(), llm=Model(), prompt=self.prompt, search=lambda flow, number: number,
             toolbox=lambda *of: SimpleNamespace(start=lambda *call: SimpleNamespace(cancel=lambda: None)))
         self.connection = Connection(self.readings)
@@ -252,6 +253,13 @@ class World:
 
 
 MUTE = SimpleNamespace(push=lambda pcm: None, close=lambda: None)      # an ear: the scores are in the journal
+
+
+def deafen(call) -> None:
+    """Nobody scores what its ears hear."""
+    ear = getattr(call, "ear", None)                    # a call in text has none
+    for each in filter(None, (ear, ear and ear.beside and ear.beside.ear)):
+        each.vad = each.vad and MUTE
 
 
 def refuse_text(tape: Tape) -> None:
@@ -306,9 +314,7 @@ class Replay:
             readings.time += entry.args[0]
         readings.left.extend(entry.readings)
         await TAKE_IN[entry.kind](self, *entry.args)
-        ear = getattr(self.call, "ear", None)           # a call in text has none
-        if ear is not None and ear.vad is not None:
-            ear.vad = MUTE
+        deafen(self.call)
 
     async def _begin(self, earlier: dict | None = None) -> None:
         header = self.tape.header
@@ -371,6 +377,7 @@ def done_to(function):
 
 
 EAR, MOUTH = attrgetter("ear"), attrgetter("mouth")
+OTHER, OTHER_EAR = attrgetter("ear.beside"), attrgetter("ear.beside.ear")
 
 TAKE_IN = {
     journal.BEGIN: Replay._begin, journal.MESSAGE: Replay._message, journal.TICK: Replay._tick,
@@ -384,7 +391,10 @@ TAKE_IN = {
     journal.PARTED: told("part"), journal.COMPLETE: told("on_complete", EAR), journal.EASED: told("ease", MOUTH),
     journal.ASKED: Replay._asked, journal.PIECE: Replay._piece, journal.ANSWERED: Replay._answered,
     journal.BROKE: Replay._broke,
-}
+} | {journal.BESIDE + kind: told(method, of) for kind, method, of in (
+    (journal.WINDOW, "on_window", OTHER), (journal.PARTIAL, "on_partial", OTHER_EAR),
+    (journal.FINAL, "on_final", OTHER_EAR), (journal.FAILURE, "on_failure", OTHER_EAR),
+    (journal.COMPLETE, "on_complete", OTHER_EAR))}
 
 
 def answered(piece) -> str | FunctionCall | Spoken:

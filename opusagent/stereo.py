@@ -1,14 +1,16 @@
 """Stereo: the recording of a call, the caller left and the agent right, streamed to the archive while the call lasts.
 
-It hears what the ear hears and what the mouth sends.  The rule: the caller's sample clock is the time of both sides.
-A frame of the agent's stands where the listener hears it: behind the one before, or, after a pause, at the caller's
-position when it was sent; what is cleared before it was heard is not in the recording.
+It hears what the ear hears and what the mouth sends; of a conversation of others, both of its sides.  The rule: the
+caller's sample clock is the time of both sides.  A frame of the agent's stands where the listener hears it: behind the
+one before, or, after a pause, at the caller's position when it was sent; what is cleared before it was heard is not in
+the recording.
 """
 import struct
 
 import numpy as np
 
 from ._fastpath import Resampler
+from .dialects import CALLER
 
 PIECE_MS = 500                  # of both sides, written at once
 JITTER_MS = 60                  # by which the two clocks may differ within a reply; a longer gap is a pause
@@ -33,17 +35,22 @@ def begin(archive, call, before: "Stereo | None" = None) -> "Stereo | None":
         return None
     if before is not None:
         before.file.close()
-    return Stereo(archive, call.id + ("-2" if before is not None else ""), call.slot, call.dialect.rate)
+    stereo = Stereo(archive, call.id + ("-2" if before is not None else ""), call.slot, call.dialect.rate)
+    if call.ear.beside is not None:
+        stereo.other, stereo.right = call.ear.beside.slot, call.ear.beside.speaker != CALLER
+    return stereo
 
 
 class Stereo:
     """One call's.  heard(), sent(), cut() and close() are called by the call; what is sent ahead bounds the memory."""
 
-    __slots__ = ("slot", "file", "done", "_ahead", "_end", "_resampler")
+    __slots__ = ("slot", "other", "right", "file", "done", "_ahead", "_end", "_resampler")
 
     def __init__(self, archive, name: str, slot, wire_rate: int):
         rate = slot.rate_in
         self.slot = slot
+        self.other = None                               # the slot of the other side, in place of the agent's audio
+        self.right = True                               # that one is the agent
         self.file = archive.file(name + ".wav", lambda size: wav_head(rate, size))
         self.done = slot.written                        # position up to which both sides are written
         self._ahead = np.zeros(0, np.int16)             # the agent's from there on
@@ -52,7 +59,8 @@ class Stereo:
 
     def heard(self) -> None:
         """The caller's audio in the slot has grown."""
-        until = self.slot.written - self.slot.rate_in * JITTER_MS // 1000     # what comes may go on where the agent was
+        written = (self.other or self.slot).written         # of both sides: the other one comes second
+        until = written - self.slot.rate_in * JITTER_MS // 1000     # what comes may go on where the agent was
         if until - self.done >= self.slot.rate_in * PIECE_MS // 1000:
             self._write(until)
 
@@ -88,8 +96,11 @@ class Stereo:
         frames = np.zeros((count, 2), "<i2")
         if start < until:
             frames[start - self.done:, 0] = self.slot.read(start, until - start)
+            if self.other is not None:
+                frames[start - self.done:, 1] = self.other.read(start, until - start)
+                frames = frames if self.right else frames[:, ::-1]
         agent = self._ahead[:count]
-        frames[:len(agent), 1] = agent
+        frames[:len(agent), 1 if self.right else 0] += agent
         self._ahead = self._ahead[count:]
         self.done = until
         self.file.append(frames.tobytes())

@@ -13,6 +13,7 @@ from importlib import resources
 from . import ConfigError, engines, tools
 from ._fastpath import RATES, Arena, Resampler
 from .audio import VadBatch
+from .board import slots
 from .config import Config
 from .engines import turn
 from .flow import Flow, Waits
@@ -33,7 +34,7 @@ class Studio:
         if config.llm != "scripted" or config.scripted.llm:     # there is a model to talk to
             self.flows["assistant"] = own_flow("assistant.toml", waits(config))
         self._functions = {id(each): tools.functions(each) for each in self.flows.values()}
-        self.arena = arena or Arena(config.max_calls + 1)       # the last slot is the voice's, to render prompts in
+        self.arena = arena or Arena(slots(config))              # the last slot is the voice's, to render prompts in
         self.free = list(range(self.arena.slots - 2, -1, -1))   # slots, the next one last
         self.hearing = VadBatch()
         self.stt = engines.make("stt", config)

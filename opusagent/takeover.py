@@ -207,6 +207,8 @@ def freeze(server) -> list[int]:
         server.studio.stt.cancel(call.ear)
         server.studio.tts.cancel(call.mouth)
         call.ear.vad.close()
+        if call.ear.beside is not None:
+            call.ear.beside.let_go()
         if call.mouth.turn is not None:
             call.mouth.turn.cancel()
         if call.recording is not None:

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from . import journal
 from ._fastpath import SEGMENT_SAMPLES
 from .flow.tools import FAILURE
-from .replay import MUTE, Entry, Readings, Replay, Tape, World, answered, plain
+from .replay import Entry, Readings, Replay, Tape, World, answered, deafen, plain
 from .turns import LISTENING
 
 MS = 1_000_000                  # ns
@@ -295,8 +295,7 @@ class WhatIf(Replay):
             self._unasked(entry.args[1])
         elif self.call is None or self.call.slot is not None or entry.kind == journal.MESSAGE:
             await super().take_in(entry)
-        if self.call.ear.vad is not None:
-            self.call.ear.vad = MUTE
+        deafen(self.call)
 
     def _unasked(self, text: str) -> None:
         """Words that came by themselves come where they did, if somebody listens to that utterance."""

@@ -11,7 +11,8 @@ from test_call import FLOW
 from dialled import Dialled
 from opusagent import ProtocolError
 from opusagent.dialects import BINARY, TEXT, Audio, Clear, Complaint, Dtmf, Mark, Pause, Start, Stop
-from opusagent.dialects.audiohook import AudioHook, AudioHookCaller
+from opusagent.dialects.audiohook import AudioHook
+from opusagent.dialects.audiohook_caller import AudioHookCaller
 
 LINES = ["", "media=L16", "channels=both", "media=L16&channels=both", "frame_ms=200"]
 
@@ -104,6 +105,18 @@ def test_a_barge_in_clears_and_its_mark_is_never_reached():
     assert caller.receive(TEXT, ours.clear()) == Clear()
     caller.audio(beat)
     assert exchange(caller, ours) == ([], [])
+
+
+@pytest.mark.parametrize("ms", [20, 100, 200, 500])
+def test_long_messages_leave_no_holes_between_them(ms):
+    call = Dialled(FLOW, "audiohook", f"frame_ms={ms}")
+    call.silence(ms)
+    began = call.call.slot.written                  # with the time before the first of them
+    for _ in range(4):
+        call.silence(480)
+        call.passes(20)                             # late by this much
+        call.silence(20)
+    assert (call.call.slot.written - began) // 8 == 2000
 
 
 def test_pings_are_answered_at_once_and_missed_if_they_are_not():

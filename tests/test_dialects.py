@@ -46,7 +46,7 @@ def plain(event):
     if event is None:
         return None
     fields = {name: getattr(event, name) for name in event.__slots__ if name != "tenant" or event.tenant}
-    return {type(event).__name__: {name: list(v) if name == "pcm" else v for name, v in fields.items()}}
+    return {type(event).__name__: {name: list(v) if name in ("pcm", "other") else v for name, v in fields.items()}}
 
 
 def outcome(dialect, opcode, payload):

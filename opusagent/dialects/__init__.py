@@ -22,6 +22,8 @@ and may have (one in TEXTUAL has no audio, and other events and messages: see re
     protocols       subprotocols; the server chooses the first of them that is offered
     held            True while the platform asks us to send no audio; what is due waits
     mute            True where the platform takes no audio: nothing is said, and nobody has to answer
+    speaker         whom the flow follows, CALLER or AGENT, where a conversation of others is listened to, else ""
+    two_sided       True, from Start on, where both sides of such a conversation come, as Both
     deaf_ms         how long after a clear the platform may drop what it is sent, too; what is due waits
     patient         True where audio that the peer has not taken yet waits instead of being dropped
     message_ms      the most audio in one message of a reply, where the platform counts messages (otherwise 20)
@@ -70,6 +72,7 @@ HYPOTHESIS = "HYPOTHESIS"               # text: what it is recognised as so far
 RECOGNITION = "RECOGNITION"             # text, confidence (0 to 1): what it was, "" for nothing
 REPLYING = "REPLYING"                   # text: what the agent begins to say, as far as it is known
 REPLIED = "REPLIED"                     # kind of the reply (flow/dialogue.py), text: all of it has been heard
+OVERHEARD = "OVERHEARD"                 # text, confidence: what the other side of a conversation of others has said
 RECEIPT = "RECEIPT"                     # dict: the receipt of the turn that is over (metrics.TurnTrace)
 FACTS = "FACTS"                         # dict of str: what the conversation came to; stop() follows
 
@@ -86,6 +89,16 @@ class Start:
 class Audio:
     """Caller audio at the dialect's rate.  Each dialect has one, which it uses again and again."""
     pcm: memoryview         # int16; valid until the next receive()
+
+
+CALLER, AGENT = "caller", "agent"       # the sides of a conversation of others: who called, and whom
+
+
+@dataclass(slots=True)
+class Both:
+    """Audio of both sides of a conversation of others, as many samples of each; valid until the next receive()."""
+    pcm: memoryview         # int16, whom the flow follows
+    other: memoryview       # int16, the other side
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +238,8 @@ def facts_of(value) -> dict[str, str]:
 
 from .asterisk import Asterisk, AsteriskCaller      # noqa: E402  (a dialect imports the events above)
 from .audiocodes import AudioCodes, AudioCodesCaller    # noqa: E402
-from .audiohook import AudioHook, AudioHookCaller       # noqa: E402
+from .audiohook import AudioHook            # noqa: E402
+from .audiohook_caller import AudioHookCaller       # noqa: E402
 from .audiosocket import AudioSocket    # noqa: E402
 from .freeswitch import FreeSwitch, FreeSwitchCaller    # noqa: E402
 from .jambonz import Jambonz, JambonzCaller     # noqa: E402

@@ -11,21 +11,19 @@ counted in the caller's audio.  A barge-in makes it drop what it holds.
 Uncertain: the byte order of L16 (little-endian, as the reference implementation reads it); whether `pause` and `resume`
 come from Genesys too (taken as `paused` and `resumed`); when a bot_turn_response is due (ours comes when the reply has
 been heard); what a bot may send to a stream with two channels (one channel here).
-A monitor cannot be told from a connector by what it says, so the URL does.  It takes no audio: the flow follows what is
-said on one of its channels, the customer's unless `channel` says internal, and what is recognised there goes back as
-transcripts.
+A monitor cannot be told from a connector by what it says, so the URL does.  It takes no audio: the flow follows the
+customer, or, where `channel` says internal, whom the customer talks to; the other one is heard as well where both are
+sent, and what either has said goes back as transcripts.
 The rule: only text that is no JSON object ends a call; what has no sense where it comes is ignored and counted.
 """
-import itertools
 import re
-from urllib.parse import SplitResult, parse_qsl
 from uuid import NAMESPACE_URL, uuid5
 
 import orjson
 
 from .. import ProtocolError
-from . import (BINARY, FACTS, RECOGNITION, REPLIED, SENTENCE, TEXT, Audio, Clear, Complaint, Dtmf, Mark, Pause, Start,
-               Stop, digits_of, facts_of, parse, text_of)
+from . import (AGENT, BINARY, CALLER, FACTS, OVERHEARD, RECOGNITION, REPLIED, SENTENCE, TEXT, Audio, Both, Complaint,
+               Dtmf, Mark, Pause, Start, Stop, digits_of, facts_of, parse, text_of)
 from .channels import Channels
 
 RATE = 8000
@@ -53,8 +51,9 @@ def part(message: dict, name: str) -> dict:
     return value if isinstance(value, dict) else {}
 
 
-def chosen(offer, heard: str = EXTERNAL) -> dict | None:
-    """The entry of an offer that we take: whom we hear alone if it can be, else among others; None if there is none."""
+def chosen(offer, heard: str = EXTERNAL, alone: bool = True) -> dict | None:
+    """The entry of an offer that we take, None if there is none: whom we hear `alone` if it can be, else among others;
+    or with the other side if it can be."""
     def hearable(entry) -> bool:
         match entry:
             case {"format": "PCMU" | "L16", "channels": [*channels]}:
@@ -62,14 +61,14 @@ def chosen(offer, heard: str = EXTERNAL) -> dict | None:
                     and heard in channels and len(channels) <= 2
         return False
     entries = [entry for entry in offer if hearable(entry)] if isinstance(offer, list) else []
-    return min(entries, key=lambda entry: len(entry["channels"]), default=None)
+    return (min if alone else max)(entries, key=lambda entry: len(entry["channels"]), default=None)
 
 
 class AudioHook:
     """Genesys Cloud AudioHook, version 2 (Audio Connector, Monitor): numbered JSON messages and binary PCMU or L16."""
 
-    __slots__ = ("mute", "ignored", "outbox", "_wanted", "_at", "_told", "_id", "_seq", "_clientseq", "_channels",
-                 "_live", "_over", "_paused", "_playing", "_mark", "_outcome", "_hold")
+    __slots__ = ("mute", "two_sided", "ignored", "outbox", "_wanted", "_at", "_told", "_id", "_seq", "_clientseq",
+                 "_channels", "_live", "_over", "_paused", "_playing", "_mark", "_outcome", "_hold")
     name = "audiohook"
     opcode = BINARY
     rate = RATE
@@ -83,6 +82,7 @@ class AudioHook:
         if mode not in MODES or self._wanted not in (EXTERNAL, INTERNAL):
             raise ProtocolError(400, "The mode is connector or monitor, the channel external or internal.")
         self.mute = mode == "monitor"
+        self.two_sided = False
         self.ignored = 0
         self.outbox: list[tuple[int, bytes]] = []
         self._at = 0                    # the channel that is heard, among those that come
@@ -107,15 +107,20 @@ class AudioHook:
     def _answer(self, kind: str, parameters: dict) -> None:
         self.outbox.append((TEXT, self._message(kind, parameters)))
 
+    @property
+    def speaker(self) -> str:
+        """Whom the flow follows, as a monitor; a connector answers its caller."""
+        return "" if not self.mute else CALLER if self._wanted == EXTERNAL else AGENT
+
     def open(self) -> None:
         return None
 
     # -- from Genesys --------------------------------------------------------------------------------------------------
 
-    def receive(self, opcode: int, payload) -> Start | Audio | Dtmf | Mark | Pause | Complaint | Stop | None:
+    def receive(self, opcode: int, payload) -> Start | Audio | Both | Dtmf | Mark | Pause | Complaint | Stop | None:
         if opcode == BINARY:
             self.ignored += not self._live
-            audio = self._channels.decode(payload) if self._live else None
+            audio = self._decode(payload) if self._live else None
             if self._hold and audio is not None:
                 self._hold = max(0, self._hold - len(audio.pcm))
             return audio
@@ -124,6 +129,9 @@ class AudioHook:
         event = self._read(message)
         self.ignored += event is None and len(self.outbox) == answers
         return event
+
+    def _decode(self, payload) -> Audio | Both | None:
+        return self._channels.both(payload) if self.two_sided else self._channels.decode(payload)
 
     def _read(self, message: dict) -> Start | Dtmf | Mark | Pause | Complaint | Stop | None:
         read = READ.get(text_of(message.get("type")))
@@ -138,7 +146,7 @@ class AudioHook:
         if self._id is not None:
             return None
         self._id = text_of(message.get("id"))
-        media = chosen(parameters.get("media"), self._wanted)
+        media = chosen(parameters.get("media"), self._wanted, alone=not self.mute)
         participant = part(parameters, "participant")
         probe = text_of(parameters.get("conversationId")) == text_of(participant.get("id")) == NOBODY
         if media is None and not probe:
@@ -152,6 +160,7 @@ class AudioHook:
             return None
         self._at = media["channels"].index(self._wanted)
         self._channels = Channels(media["format"], len(media["channels"]), self._at)
+        self.two_sided = self.mute and len(media["channels"]) == 2
         self._live = True
         return Start(self._id, self._facts(parameters, participant), text_of(parameters.get("organizationId")))
 
@@ -231,8 +240,8 @@ class AudioHook:
 
     def tell(self, news: str, *details) -> None:
         if self.mute:
-            if news == RECOGNITION and details[0]:
-                self._transcribe(*details)
+            if news in (RECOGNITION, OVERHEARD) and details[0]:
+                self._transcribe(self._at if news == RECOGNITION else 1 - self._at, *details)
         elif news == REPLIED:
             self._playing = False
             kind, text = details
@@ -241,12 +250,11 @@ class AudioHook:
         elif news == FACTS:
             self._outcome = dict(details[0])
 
-
-    def _transcribe(self, text: str, confidence: float) -> None:
+    def _transcribe(self, channel: int, text: str, confidence: float) -> None:
         self._told += 1
         shown = {"type": "display", "transcript": text}
         name = uuid5(NAMESPACE_URL, f"{self._id}/{self._told}")
-        transcript = {"id": str(name), "channelId": self._at, "isFinal": True,
+        transcript = {"id": str(name), "channelId": channel, "isFinal": True,
                       "alternatives": [{"confidence": round(confidence, 3), "interpretations": [shown]}]}
         self._answer("event", {"entities": [{"type": "transcript", "data": transcript}]})
 
@@ -263,188 +271,4 @@ READ = {
     "resume": AudioHook._resume,
     "dtmf": AudioHook._dtmf,
     "playback_completed": AudioHook._played,
-}
-ORGANIZATION = "0a000000-0000-4000-8000-000000000001"   # of the simulated caller
-FIRST_PING, PINGS = RATE, 5 * RATE      # samples before the first, and between two
-TURNS = ("match", "no_match", "no_input")
-LONGEST = 64000                         # bytes of a binary message of ours
-BURST = 10                              # messages that may come at once where they are counted
-
-
-class AudioHookCaller:
-    """Genesys's side: ?media=L16 (default PCMU), ?channels=both for a stream with two, ?frame_ms=200 for messages as
-    the reference client sends them (default 20), ?limit=5 to end the call at more messages a second, ?mode=monitor to
-    listen only."""
-
-    __slots__ = ("call_id", "outbox", "_offer", "_channels", "_player", "_frame", "_limit", "_seq", "_serverseq",
-                 "_open", "_closing", "_position", "_held", "_held_samples", "_unplayed", "_plays", "_ping",
-                 "_next_ping", "_budget", "_monitor", "patience_ms")
-    name = "audiohook"
-    rate = RATE
-    _calls = itertools.count(1)
-
-    def __init__(self, url: SplitResult):
-        query = dict(parse_qsl(url.query))
-        media, frame, limit = query.get("media", "PCMU"), query.get("frame_ms", "20"), query.get("limit", "0")
-        if media not in ("PCMU", "L16") or not frame.isdecimal() or not limit.isdecimal():
-            raise ProtocolError(400, "media is PCMU or L16, frame_ms and limit are whole numbers.")
-        channels = [EXTERNAL, INTERNAL] if query.get("channels") == "both" else [EXTERNAL]
-        self._offer = {"type": "audio", "format": media, "channels": channels, "rate": RATE}
-        self._channels = Channels(media, len(channels))
-        self._player = Channels(media)
-        self._frame = int(frame) * RATE // 1000
-        self._limit = int(limit)        # messages a second that are taken; 0: any number
-        self.outbox: list[tuple[int, bytes]] = []
-        self.call_id = f"{next(self._calls):032x}"      # of session and conversation; Genesys puts dashes into it
-        self._seq = self._serverseq = 0
-        self._open = self._closing = False
-        self._position = 0              # samples of the caller's that were sent
-        self._held: list[bytes] = []    # of the message that is being filled
-        self._held_samples = 0
-        self._unplayed = 0              # samples of the agent's
-        self._plays = False
-        self._ping: int | None = None   # seq of the ping that has not been answered
-        self._next_ping = FIRST_PING
-        self._budget = float(BURST)     # messages that may come now, where they are counted
-        self._monitor = query.get("mode") == "monitor"
-        self.patience_ms = 2000 if self._monitor else 12_000
-
-    # -- what it sends -------------------------------------------------------------------------------------------------
-
-    def _message(self, kind: str, parameters: dict) -> tuple[int, bytes]:
-        self._seq += 1
-        return TEXT, orjson.dumps({"version": "2", "type": kind, "id": self.call_id, "seq": self._seq,
-                                   "serverseq": self._serverseq, "position": f"PT{self._position / RATE:.3f}S",
-                                   "parameters": parameters})
-
-    def open(self) -> list[tuple[int, bytes]]:
-        caller = {"id": f"{1:032x}", "ani": "tel:+15550100", "aniName": "", "dnis": "tel:+15550199"}
-        return [self._message("open", {"organizationId": ORGANIZATION, "conversationId": self.call_id,
-                                       "participant": caller, "media": [self._offer], "language": "en-US",
-                                       **({} if self._monitor else {"inputVariables": {}})})]
-
-    def audio(self, pcm) -> tuple[int, bytes] | None:
-        """A beat of the caller's clock, too: what is played is played by it, and pings go out."""
-        if not self._open or self._closing:
-            return None
-        self._beat(len(pcm))
-        self._held.append(self._channels.interleaved(pcm))
-        self._held_samples += len(pcm)
-        if self._held_samples < self._frame:
-            return None
-        message = b"".join(self._held)
-        self._position += self._held_samples
-        self._held.clear()
-        self._held_samples = 0
-        return BINARY, message
-
-    def _beat(self, samples: int) -> None:
-        self._budget = min(float(BURST), self._budget + self._limit * samples / RATE)
-        self._unplayed = max(0, self._unplayed - samples)
-        if self._plays and not self._unplayed:
-            self._plays = False
-            self.outbox.append(self._message("playback_completed", {}))
-        self._next_ping -= samples
-        if self._next_ping <= 0:
-            self._next_ping = PINGS
-            self._send_ping()
-
-    def _send_ping(self) -> None:
-        if self._ping is None:
-            self.outbox.append(self._message("ping", {}))
-            self._ping = self._seq
-        else:
-            self.outbox.append(self._message("error", {"code": 408, "message": "no pong"}))
-            self._close("error")
-
-    def _close(self, reason: str) -> None:
-        if not self._closing:
-            self._closing = True
-            self.outbox.append(self._message("close", {"reason": reason}))
-
-    def dtmf(self, digit: str) -> tuple[int, bytes]:
-        return self._message("dtmf", {"digit": digit})
-
-    def mark(self, name: str) -> None:
-        return None
-
-    def stop(self) -> tuple[int, bytes] | None:
-        if self._closing:
-            return None
-        self._close("end")
-        return self.outbox.pop()
-
-    # -- what it takes -------------------------------------------------------------------------------------------------
-
-    def receive(self, opcode: int, payload) -> Audio | Clear | Stop | None:
-        if self._limit:
-            self._budget -= 1
-            if self._budget < 0:
-                raise ProtocolError(1008, "audiohook: too many messages (Genesys's error 429)")
-        if opcode == BINARY:
-            return self._hear(payload)
-        if len(payload) > 65535:
-            raise ProtocolError(1008, "audiohook: a message of more than 65535 characters (error 413)")
-        message = parse(payload, self.name)
-        take = TAKE.get(text_of(message.get("type")))
-        if (message.get("version"), message.get("id"), message.get("seq")) != ("2", self.call_id, self._serverseq + 1) \
-                or take is None or not isinstance(message.get("parameters"), dict):
-            raise ProtocolError(1008, "audiohook: no message of a server's, or not the next one")
-        if type(heard := message.get("clientseq")) is not int or not 0 <= heard <= self._seq:
-            raise ProtocolError(1008, "audiohook: a clientseq that was never sent")
-        self._serverseq += 1
-        return take(self, message, message["parameters"])
-
-    def _hear(self, payload) -> Audio | None:
-        if not self._open or self._monitor or not 0 < len(payload) <= LONGEST:
-            raise ProtocolError(1008, "audiohook: audio that is too long or too early, or for a monitor (error 415)")
-        audio = self._player.decode(payload)
-        if audio is not None and not self._plays:
-            self._plays = True
-            self.outbox.append(self._message("playback_started", {}))
-        self._unplayed += len(audio.pcm) if audio is not None else 0
-        return audio
-
-    def _opened(self, message: dict, parameters: dict) -> None:
-        if self._open or self._closing or parameters.get("media") != [self._offer]:
-            raise ProtocolError(1008, "audiohook: opened twice, or with media that were not offered")
-        self._open = True
-
-    def _pong(self, message: dict, parameters: dict) -> None:
-        if self._ping is None or message.get("clientseq") != self._ping:
-            raise ProtocolError(1008, "audiohook: a pong without a ping")
-        self._ping = None
-
-    def _event(self, message: dict, parameters: dict) -> Clear | None:
-        match parameters:
-            case {"entities": [{"type": "transcript", "data": {"id": str(), "channelId": 0 | 1, "isFinal": True,
-                  "alternatives": [{"interpretations": [{"type": "display", "transcript": str()}]}]}}]}:
-                return None
-            case {"entities": [{"type": "barge_in", "data": {}}]} if not self._monitor:
-                self._unplayed = 0
-                return Clear()
-            case {"entities": [{"type": "bot_turn_response", "data": {"disposition": str(what)}}]} if what in TURNS \
-                    and not self._monitor:
-                return None
-        raise ProtocolError(1008, "audiohook: an event of which nothing is known")
-
-    def _disconnect(self, message: dict, parameters: dict) -> None:
-        variables = parameters.get("outputVariables", {})
-        if parameters.get("reason") not in ("completed", "unauthorized", "error") or not isinstance(variables, dict) \
-                or not all(isinstance(value, str) for value in variables.values()):
-            raise ProtocolError(1008, "audiohook: a disconnect without a reason, or with variables that are not text")
-        self._close("disconnect")
-
-    def _closed(self, message: dict, parameters: dict) -> Stop:
-        if not self._closing:
-            raise ProtocolError(1008, "audiohook: closed, though nobody asked for it")
-        return Stop()
-
-
-TAKE = {
-    "opened": AudioHookCaller._opened,
-    "closed": AudioHookCaller._closed,
-    "disconnect": AudioHookCaller._disconnect,
-    "event": AudioHookCaller._event,
-    "pong": AudioHookCaller._pong,
 }

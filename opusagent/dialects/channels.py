@@ -1,12 +1,12 @@
 """Audio in binary messages, of one channel or of several interleaved: G.711 or 16-bit little-endian.  No dialect.
 
-One of the channels is heard, and one is spoken.  The rule: messages are of any length; what comes of a sample of all
-channels that is not whole yet waits for the rest.
+One of the channels is heard, or both of two, and one is spoken.  The rule: messages are of any length; what comes of a
+sample of all channels that is not whole yet waits for the rest.
 """
 import numpy as np
 
 from .._fastpath import codes_of
-from . import Audible, Audio
+from . import Audible, Audio, Both
 
 ROOM = 1600                 # samples that are taken without new memory: 200 ms at 8 kHz
 SAMPLE_BYTES = {"PCMU": 1, "PCMA": 1, "L16": 2}
@@ -16,13 +16,14 @@ SILENCE = {"PCMU": b"\xff", "PCMA": b"\xd5", "L16": b"\0\0"}
 class Channels:
     """`encoding`: PCMU, PCMA or L16; `channels`: how many are interleaved; `at`: which of them is ours, from 0."""
 
-    __slots__ = ("_encoding", "_channels", "_at", "_audible", "_rest")
+    __slots__ = ("_encoding", "_channels", "_at", "_audible", "_beside", "_rest")
 
     def __init__(self, encoding: str, channels: int = 1, at: int = 0):
         self._encoding = encoding
         self._channels = channels
         self._at = at
         self._audible = Audible(ROOM, encoding)
+        self._beside = Audible(ROOM, encoding)      # the other one of two
         self._rest = b""                # what came of a sample of all channels that is not whole yet
 
     def decode(self, payload) -> Audio | None:
@@ -31,23 +32,35 @@ class Channels:
             return self._pieced(payload)
         return audio
 
+    def both(self, payload) -> Both | None:
+        """What both of two channels say, ours first; valid until the next; None of no samples."""
+        data = self._whole(payload)
+        audio = self._audible.codes(data, 2, self._at)
+        return None if audio is None else Both(audio.pcm, self._beside.codes(data, 2, 1 - self._at).pcm)
+
     def _pieced(self, payload) -> Audio | None:
+        return self._audible.codes(self._whole(payload), self._channels, self._at)
+
+    def _whole(self, payload) -> bytes:
+        """What is there of whole samples of all channels; the rest waits."""
         step = self._channels * SAMPLE_BYTES[self._encoding]
         data = self._rest + bytes(payload)
         whole = len(data) // step * step
         data, self._rest = data[:whole], data[whole:]
-        return self._audible.codes(data, self._channels, self._at)
+        return data
 
     def encode(self, pcm) -> bytes:
         """One channel."""
         return codes_of(pcm, self._encoding)
 
-    def interleaved(self, pcm) -> bytes:
-        """All channels: ours says this, the others say nothing."""
+    def interleaved(self, pcm, other=None) -> bytes:
+        """All channels: ours says this, the one of two beside it says `other`, or nothing, as any others do."""
         codes = self.encode(pcm)
         if self._channels == 1:
             return codes
         width = SAMPLE_BYTES[self._encoding]
         every = np.frombuffer(bytearray(SILENCE[self._encoding] * (len(pcm) * self._channels)), f"V{width}")
         every[self._at::self._channels] = np.frombuffer(codes, f"V{width}")
+        if other is not None:
+            every[1 - self._at::2] = np.frombuffer(self.encode(other), f"V{width}")
         return every.tobytes()
