@@ -22,6 +22,7 @@ It is one module in several files, which see each other's names as if they were 
     base64       base64_decode, base64_encode
     media        the carriers' media messages, in one pass
     room         Room, media_message, codes_of: samples as they stand on the wire, both ways
+    plain        MediaIn, MediaOut: how the media messages look that need no decision
     unattended   Past, Arrivals, MediaIntake, Mirror, Stretch, Pacer: frames that need no decision
 """
 import mmap
@@ -54,4 +55,5 @@ include "fastpath/histogram.pxi"
 include "fastpath/base64.pxi"
 include "fastpath/media.pxi"
 include "fastpath/room.pxi"
+include "fastpath/plain.pxi"
 include "fastpath/unattended.pxi"

@@ -298,7 +298,7 @@ class Mouth:
                 out.text(self.dialect.mark(f"{self.epoch}:{position}"))
         self.slot.note(*playout.place)
         if self.stretch is not None:
-            unattended.follow(self)
+            unattended.follow(self, now)
         if turn.state is not SPEAKING and not playout.playing(now) and not out.late:
             self.turn = None
             self.call.turn_done(turn, playout.heard_text(now), now)

@@ -1,9 +1,9 @@
 """Which calls' frames go in and out without Python, as long as there is nothing to decide about them.
 
-The compiled MediaIntake takes their caller's plain media messages, a Stretch sends the frames of their replies; all
-else goes the ordinary way, through Call.on_message() and Mouth.play().  The rule: the two ways differ in nothing but
-their cost, so a call of which every step is noted (a journal), or whose connection is no plain socket, has the ordinary
-one.
+The dialect says how plain media messages look, each way (`media_in`, `media_out`).  The compiled MediaIntake takes the
+caller's, a Stretch sends the frames of replies; all else goes the ordinary way, through Call.on_message() and
+Mouth.play().  The rule: the two ways differ in nothing but their cost, so a call of which every step is noted (a
+journal), or whose connection is no plain socket, has the ordinary one.
 """
 from ._fastpath import MediaIntake, Stretch, Wire
 
@@ -18,21 +18,22 @@ def wire_of(connection) -> Wire | None:
 
 def begin(call) -> None:
     """The call has its slot, its ear and its mouth, or has them or its socket anew."""
-    wire, ends = wire_of(call.connection), getattr(call.dialect, "media_ends", None)
-    if wire is None or ends is None or call.journal is not None:
+    wire, dialect = wire_of(call.connection), type(call.dialect)
+    if wire is None or call.journal is not None:
         return
-    if call.ear.resampler is None:
-        wire.intake = MediaIntake(call, call.ear, call.slot, call.ear.vad, call.ledger.arrivals)
-    call.mouth.stretch = Stretch(call.mouth, wire, call.server.pacer, *ends)
+    if hasattr(dialect, "media_in"):
+        wire.intake = MediaIntake(call, call.ear, call.slot, call.ear.vad, call.ear.resampler, call.ledger.arrivals)
+    if hasattr(dialect, "media_out"):
+        call.mouth.stretch = Stretch(call.mouth, wire, call.server.pacer)
 
 
-def follow(mouth) -> None:
+def follow(mouth, now: int) -> None:
     """What follows in the reply goes out by itself, as far as nothing has to be decided."""
     stretch, out = mouth.stretch, mouth.out
     stretch.end()
     if wire_of(mouth.connection) is not stretch.wire:
         return begin(mouth.call)
-    if mouth.call.recording is None and not out.late and not mouth.connection.congested:
+    if mouth.call.recording is None and not out.late and not mouth.connection.congested and not out.held(now):
         ahead = mouth.playout.ahead(FRAMES)
         if ahead is not None:
-            stretch.begin(*ahead)
+            stretch.begin(mouth.dialect.media_out, *ahead)

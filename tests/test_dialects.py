@@ -154,12 +154,6 @@ def test_audio_comes_back_as_it_went(name, query, ms):
         assert (pcm[::-1] == codes).all()
 
 
-def test_only_mu_law_passes_by_itself():
-    assert dial("twilio")[1].media_ends[0].startswith(b'{"event":"media"')
-    assert dial("plivo")[1].media_ends[0].startswith(b'{"event":"playAudio"')
-    assert dial("twilio", "exotel=8000")[1].media_ends is dial("plivo", "codec=L16")[1].media_ends is None
-
-
 def test_two_callers_have_two_names():
     for name in CALLERS:
         url = urlsplit(f"ws://h/ws/{name}")

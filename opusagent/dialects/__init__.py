@@ -27,8 +27,10 @@ and may have (one in TEXTUAL has no audio, and other events and messages: see re
     deaf_ms         how long after a clear the platform may drop what it is sent, too; what is due waits
     patient         True where audio that the peer has not taken yet waits instead of being dropped
     message_ms      the most audio in one message of a reply, where the platform counts messages (otherwise 20)
-    media_ends      of its audio messages around a payload of mu-law in base64, (before, after), from Start on: it takes
-                    such messages as Twilio does, at any time, and they pass without it (see unattended.py), or None
+    media_in        a MediaIn: which messages of the caller's are audio and nothing else; they pass without receive().
+                    It holds until the next message that is another one; None: at the moment none is.  And
+    media_out       a MediaOut: how the frames look that follow one of a reply, which pass without audio(); see
+                    unattended.py.  `held` may change meanwhile, and nothing else that it depends on; None: none passes
     parting_ms      how long after stop() the platform may end the call itself, before we close (otherwise not at all)
     came(opcode, payload) -> str | None         the call that a connection's first messages say it is of, where its
                                                 platform comes back with the same over a new connection; "": it
@@ -214,6 +216,12 @@ def parse(payload, dialect: str) -> dict:
 def text_of(value) -> str:
     """A text or a whole number as text; "" for anything else."""
     return str(value) if type(value) in (str, int) else ""
+
+
+def number_of(value) -> int | None:
+    """A whole number of up to 15 digits, sent as text or as a number; None if it is neither."""
+    text = text_of(value)
+    return int(text) if text.isdecimal() and len(text) <= 15 else None
 
 
 def digit_of(value) -> str | None:

@@ -15,6 +15,7 @@ from urllib.parse import SplitResult, parse_qsl
 import orjson
 
 from .. import ProtocolError
+from .._fastpath import MediaIn, MediaOut
 from . import (BINARY, SENTENCE, TEXT, Audio, Clear, Complaint, Dtmf, Mark, Marks, Start, Stop, digit_of, facts_of,
                parse, text_of)
 from .channels import SAMPLE_BYTES, Channels
@@ -75,6 +76,14 @@ class Asterisk:
 
     def open(self) -> None:
         return None
+
+    @property
+    def media_in(self) -> MediaIn | None:
+        return self._format.channel.media_in() if self._format is not None else None
+
+    @property
+    def media_out(self) -> MediaOut:
+        return self._format.channel.media_out()
 
     def receive(self, opcode: int, payload) -> Start | Audio | Dtmf | Mark | Complaint | None:
         if opcode == BINARY and self._format is not None:

@@ -16,7 +16,7 @@ from urllib.parse import SplitResult, parse_qsl
 import orjson
 
 from .. import ProtocolError
-from .._fastpath import base64_encode
+from .._fastpath import MediaIn, MediaOut, base64_encode
 from . import (HYPOTHESIS, RECOGNITION, REPLIED, SPEECH_STARTED, SPEECH_STOPPED, TEXT, Audio, Clear, Dtmf, Pause, Start,
                Stop, digits_of, facts_of, parse, text_of)
 from .payload import Payload
@@ -25,6 +25,7 @@ from .wav import FORMATS, RIFF, bytes_of, wav_content, wav_header
 USUAL = "raw/lpcm16"            # what is meant where no format is offered
 CALLER = "caller"
 AFTER_CHUNK = b'"}'
+CHUNK = {"kind": b"userStream.chunk", "field": b"audioChunk"}
 MOST_UNPLAYED_MS = 2000         # the simulated platform holds no more
 BEGINNINGS = ("session.initiate", "session.resume")
 HANGUP = {"type": "event", "name": "hangup"}
@@ -87,11 +88,21 @@ class AudioCodes:
     def open(self) -> None:
         return None
 
+    @property
+    def media_in(self) -> MediaIn | None:
+        if not (self._live and self._hearing) or self._header:
+            return None
+        return self._payload.media_in(**CHUNK, participant=self._who)
+
+    @property
+    def media_out(self) -> MediaOut | None:
+        return self._payload.media_out(self._before_chunk, AFTER_CHUNK) if self._playing else None
+
     # -- from the platform ---------------------------------------------------------------------------------------------
 
     def receive(self, opcode: int, payload) -> Start | Audio | Dtmf | Pause | Stop | None:
         if self._live and self._hearing and not self._header and (audio := self._payload.audible.streamed(
-                payload, b"userStream.chunk", b"audioChunk", self._who)) is not None:
+                payload, **CHUNK, participant=self._who)) is not None:
             return audio                        # as nearly always
         message = parse(payload, self.name)
         read = READ.get(text_of(message.get("type")))

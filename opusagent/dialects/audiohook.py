@@ -22,8 +22,9 @@ from uuid import NAMESPACE_URL, uuid5
 import orjson
 
 from .. import ProtocolError
+from .._fastpath import MediaIn
 from . import (AGENT, BINARY, CALLER, FACTS, OVERHEARD, RECOGNITION, REPLIED, SENTENCE, TEXT, Audio, Both, Complaint,
-               Dtmf, Mark, Pause, Start, Stop, digits_of, facts_of, parse, text_of)
+               Dtmf, Mark, Pause, Start, Stop, digits_of, facts_of, number_of, parse, text_of)
 from .channels import Channels
 
 RATE = 8000
@@ -32,12 +33,6 @@ EXTERNAL, INTERNAL = "external", "internal"
 MODES = ("connector", "monitor")
 DISPOSITIONS = {"silence": "no_input", "no_match": "no_match", "failure": "no_match"}   # of a reply's kind
 NO_AUDIO = {"reason": "error", "info": "The caller's audio is needed, as PCMU or L16 at 8 kHz."}
-
-
-def number_of(value) -> int | None:
-    """A sequence number, sent as a number or as text."""
-    text = text_of(value)
-    return int(text) if text.isdecimal() and len(text) <= 15 else None
 
 
 def seconds_of(duration) -> float:
@@ -114,6 +109,11 @@ class AudioHook:
 
     def open(self) -> None:
         return None
+
+    @property
+    def media_in(self) -> MediaIn | None:
+        """None where both sides are heard, and while the caller's audio is what a silence of ours is counted in."""
+        return self._channels.media_in() if self._live and not self._hold and not self.two_sided else None
 
     # -- from Genesys --------------------------------------------------------------------------------------------------
 

@@ -5,8 +5,8 @@ sample of all channels that is not whole yet waits for the rest.
 """
 import numpy as np
 
-from .._fastpath import codes_of
-from . import Audible, Audio, Both
+from .._fastpath import MediaIn, MediaOut, codes_of
+from . import BINARY, Audible, Audio, Both
 
 ROOM = 1600                 # samples that are taken without new memory: 200 ms at 8 kHz
 SAMPLE_BYTES = {"PCMU": 1, "PCMA": 1, "L16": 2}
@@ -48,6 +48,14 @@ class Channels:
         whole = len(data) // step * step
         data, self._rest = data[:whole], data[whole:]
         return data
+
+    def media_in(self, **more) -> MediaIn | None:
+        """Messages of whole samples; none while one waits for its rest."""
+        return None if self._rest else MediaIn(BINARY, self._encoding, self._channels, self._at, **more)
+
+    def media_out(self, **more) -> MediaOut:
+        """Those that encode() makes."""
+        return MediaOut(BINARY, self._encoding, **more)
 
     def encode(self, pcm) -> bytes:
         """One channel."""

@@ -20,7 +20,7 @@ from urllib.parse import SplitResult, parse_qsl
 import orjson
 
 from .. import ProtocolError
-from .._fastpath import RATES, base64_decode, codes_of, media_message
+from .._fastpath import RATES, MediaIn, MediaOut, base64_decode, codes_of, media_message
 from . import BINARY, TEXT, Audio, Clear, Dtmf, Mark, Start, Stop, facts_of, parse, text_of
 from .jambonz import DEAF_MS, DISCONNECT, KILL, LEAD_MS, Played, Player, dtmf_of
 from .channels import Channels
@@ -74,6 +74,18 @@ class FreeSwitch:
 
     def open(self) -> None:
         return None
+
+    @property
+    def media_in(self) -> MediaIn | None:
+        if not self._live:
+            return None
+        return self._channel.media_in() if self._player is None else self._player.media_in(self._channel)
+
+    @property
+    def media_out(self) -> MediaOut:
+        if self._player is not None:
+            return self._player.media_out(self._channel)
+        return MediaOut(TEXT, "L16", self._before, AFTER) if self._before else self._channel.media_out()
 
     def receive(self, opcode: int, payload) -> Start | Audio | Dtmf | Mark | Stop | None:
         if not self._live and not self._over:

@@ -14,7 +14,7 @@ import numpy as np
 import orjson
 
 from .. import ProtocolError
-from .._fastpath import RATES, codes_of
+from .._fastpath import RATES, MediaIn, MediaOut, codes_of
 from . import BINARY, TEXT, Audio, Clear, Dtmf, Mark, Marks, Start, Stop, digit_of, facts_of, parse, text_of
 from .channels import Channels
 
@@ -49,8 +49,17 @@ class Player:
         self._collects = False          # audio was sent since the last silence
         self._idle = 0                  # messages of the caller's since our last
 
-    def audio(self, pcm) -> bytes:
+    def media_in(self, channel: Channels) -> MediaIn | None:
+        return channel.media_in(passes=self._idles)
+
+    def media_out(self, channel: Channels) -> MediaOut:
+        return channel.media_out(lifted=self._marked, goes=self._speaks)
+
+    def _speaks(self) -> None:
         self._collects, self._idle = True, 0
+
+    def audio(self, pcm) -> bytes:
+        self._speaks()
         message = codes_of(pcm, "L16")
         if self._marked and TAKEN_FOR_MARK in message:      # perhaps across two samples; then nothing changes
             samples = np.asarray(pcm)
@@ -59,9 +68,16 @@ class Player:
 
     def beat(self, outbox: list) -> None:
         """The caller's audio came."""
-        self._idle += 1
-        if self._idle == IDLE_MESSAGES:
+        if not self._idles():
+            self._idle += 1
             self._push_out(outbox)
+
+    def _idles(self, chunk: int = -1) -> bool:
+        """The same; False, and it is yet to be told, where that makes something due."""
+        if self._idle + 1 == IDLE_MESSAGES and self._collects:
+            return False
+        self._idle += 1
+        return True
 
     def _push_out(self, outbox: list) -> None:
         if self._collects:
@@ -138,6 +154,14 @@ class Jambonz:
     @property
     def resumable(self) -> bool:
         return self._live
+
+    @property
+    def media_in(self) -> MediaIn | None:
+        return self._player.media_in(self._channel) if self._live else None
+
+    @property
+    def media_out(self) -> MediaOut:
+        return self._player.media_out(self._channel)
 
     def receive(self, opcode: int, payload) -> Start | Audio | Dtmf | Mark | Stop | None:
         if opcode == BINARY and self._live:

@@ -7,8 +7,8 @@ The rule: a payload becomes samples or a ProtocolError(1007), and a message goes
 import binascii
 
 from .. import ProtocolError
-from .._fastpath import media_message
-from . import Audible, Audio
+from .._fastpath import MediaIn, MediaOut, media_message
+from . import TEXT, Audible, Audio
 
 ROOM = 1600                 # samples that are taken without new memory: ten usual messages of 8 kHz
 PCMU, PCMA, L16 = "PCMU", "PCMA", "L16"
@@ -47,6 +47,14 @@ class Payload:
         except ValueError:          # binascii.Error is one
             raise ProtocolError(1007, f"{dialect}: a payload is not base64") from None
         return self.audible.codes(codes[:len(codes) - len(codes) % CODE_BYTES[self.encoding]])
+
+    def media_in(self, **more) -> MediaIn:
+        """The messages that `audible` reads by itself."""
+        return MediaIn(TEXT, self._wire, **more)
+
+    def media_out(self, before: bytes, after: bytes) -> MediaOut:
+        """Those that message() makes."""
+        return MediaOut(TEXT, self._wire, before, after)
 
     def message(self, before: bytes, pcm, after: bytes) -> bytes:
         """A media message: int16 samples as a payload between its two ends."""

@@ -30,7 +30,7 @@ from urllib.parse import SplitResult, parse_qsl
 import orjson
 
 from .. import ProtocolError
-from .._fastpath import RATES, codes_of
+from .._fastpath import RATES, MediaIn, MediaOut, codes_of
 from . import (BINARY, HYPOTHESIS, RECEIPT, RECOGNITION, REPLYING, SPEECH_STARTED, SPEECH_STOPPED, TEXT, Audio, Clear,
                Dtmf, Mark, Marks, Start, Stop, digit_of, facts_of, parse, text_of)
 from .channels import Channels
@@ -98,6 +98,14 @@ class Pcm:
     @property
     def resumable(self) -> bool:
         return self._live and bool(self.token)
+
+    @property
+    def media_in(self) -> MediaIn | None:
+        return self._channel.media_in() if self._live else None
+
+    @property
+    def media_out(self) -> MediaOut:
+        return self._channel.media_out()
 
     def receive(self, opcode: int, payload) -> Start | Audio | Dtmf | Mark | Stop | None:
         if opcode == BINARY and self._live:

@@ -14,6 +14,7 @@ from urllib.parse import SplitResult, parse_qsl
 import orjson
 
 from .. import ProtocolError
+from .._fastpath import MediaIn, MediaOut
 from . import (SENTENCE, TEXT, Audio, Clear, Complaint, Dtmf, Mark, Marks, Start, Stop, digit_of, facts_of, parse,
                text_of)
 from .payload import L16, PCMU, Payload, part
@@ -78,8 +79,12 @@ class Plivo:
         self._before = orjson.dumps({"event": "playAudio", **stream, "media": media})[:-len(AFTER_PAYLOAD)]
 
     @property
-    def media_ends(self) -> tuple[bytes, bytes] | None:
-        return (self._before, AFTER_PAYLOAD) if self._payload.encoding == PCMU else None
+    def media_in(self) -> MediaIn | None:
+        return self._payload.media_in() if self._live else None
+
+    @property
+    def media_out(self) -> MediaOut:
+        return self._payload.media_out(self._before, AFTER_PAYLOAD)
 
     def open(self) -> None:
         return None

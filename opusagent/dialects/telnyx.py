@@ -16,8 +16,9 @@ from urllib.parse import SplitResult, parse_qsl
 import orjson
 
 from .. import ProtocolError
+from .._fastpath import MediaIn, MediaOut
 from . import (SENTENCE, TEXT, Audible, Audio, Clear, Complaint, Dtmf, Mark, Marks, Start, Stop, digit_of, facts_of,
-               parse, text_of)
+               number_of, parse, text_of)
 from .payload import L16, PCMA, PCMU, ROOM, Payload, part
 
 ENCODINGS = {PCMU: (8000,), PCMA: (8000,), L16: (8000, 16000, 24000, 48000)}       # and the rates of each, Hz
@@ -51,12 +52,6 @@ def format_of(described) -> tuple[str, int]:
     return encoding, int(rate)
 
 
-def number_of(value) -> int | None:
-    """A chunk's number, sent as text or as a number."""
-    text = text_of(value)
-    return int(text) if text.isdecimal() and len(text) <= 15 else None
-
-
 def named(parameters):
     """custom_parameters as one object, which they are in `start`; in the command they are a list of name and value."""
     if not isinstance(parameters, list):
@@ -80,6 +75,13 @@ class Order:
     def __init__(self):
         self.due = 1                        # the number that comes next
         self.held: dict[int, bytes] = {}    # later chunks that came before it
+
+    def follows(self, chunk: int) -> bool:
+        """True where this chunk (-1: it has no number) is heard at once, as nearly always; it has come, then."""
+        if chunk == self.due and not self.held:
+            self.due = chunk + 1
+            return True
+        return chunk < 0
 
     def push(self, chunk: int, pcm: memoryview) -> list[bytes] | None:
         """What can be heard now that this chunk has come, in order; None: we had it, or went on without it."""
@@ -133,15 +135,20 @@ class Telnyx:
     def open(self) -> None:
         return None
 
+    @property
+    def media_in(self) -> MediaIn | None:
+        return self._heard.media_in(passes=self._order.follows) if self._live else None
+
+    @property
+    def media_out(self) -> MediaOut:
+        return self._said.media_out(BEFORE_PAYLOAD, AFTER_PAYLOAD)
+
     def receive(self, opcode: int, payload) -> Start | Audio | Dtmf | Mark | Complaint | Stop | None:
         if opcode != TEXT:
             raise ProtocolError(1003, "telnyx: messages are text")
         if self._live and (audio := (audible := self._heard.audible).media(payload)) is not None:
-            chunk, order = audible.chunk, self._order
-            if chunk == order.due and not order.held:
-                order.due = chunk + 1
-                return audio            # as nearly always
-            return audio if chunk < 0 else self._in_order(chunk, audio)
+            chunk = audible.chunk
+            return audio if self._order.follows(chunk) else self._in_order(chunk, audio)
         message = parse(payload, self.name)
         name = message.get("event")
         if name == "media" and self._live:

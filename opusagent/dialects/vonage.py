@@ -14,7 +14,7 @@ from urllib.parse import SplitResult, parse_qsl
 import orjson
 
 from .. import ProtocolError
-from .._fastpath import codes_of
+from .._fastpath import MediaIn, MediaOut, codes_of
 from . import BINARY, TEXT, Audio, Clear, Dtmf, Mark, Marks, Start, Stop, digit_of, facts_of, parse, text_of
 from .channels import Channels
 from .payload import part
@@ -56,6 +56,14 @@ class Vonage:
 
     def open(self) -> None:
         return None
+
+    @property
+    def media_in(self) -> MediaIn | None:
+        return self._channel.media_in() if self._live else None
+
+    @property
+    def media_out(self) -> MediaOut:
+        return self._channel.media_out()
 
     def receive(self, opcode: int, payload) -> Start | Audio | Dtmf | Mark | Stop | None:
         if opcode == BINARY and self._live:

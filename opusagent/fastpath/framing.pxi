@@ -49,7 +49,7 @@ cdef struct oa_parsing:                 # a FrameParser between two processes
 cdef class Intake:
     """Takes messages where they lie on the wire, in place of a callback: a MediaIntake or a Mirror."""
     cdef bint take(self, int opcode, const uint8_t *message, Py_ssize_t length, int64_t now) except -1:
-        """True if it was one for us, which came at `now`, ns; otherwise nothing has been done."""
+        """True if it was one for us, which came at `now`, ns; otherwise nothing has been done.  It sees every one."""
         return False
 
 
@@ -217,12 +217,21 @@ cdef class FrameParser:
         if opcode & 0x8:
             on_control(opcode, self.payload)
         elif not self.muted:
-            if intake is not None and self.whole_at >= 0 and intake.take(
-                    opcode, self.lent.data + self.whole_at, self.at - self.whole_at, now):
+            if intake is not None and self.offer(intake, opcode, now):
                 return True
             self.view_whole()
             on_message(opcode, self.payload)
         return True
+
+    cdef bint offer(self, Intake intake, int opcode, int64_t now) except -1:
+        cdef Py_buffer view
+        if self.whole_at >= 0:
+            return intake.take(opcode, self.lent.data + self.whole_at, self.at - self.whole_at, now)
+        PyObject_GetBuffer(self.payload, &view, PyBUF_SIMPLE)
+        try:
+            return intake.take(opcode, <const uint8_t *> view.buf, view.len, now)
+        finally:
+            PyBuffer_Release(&view)
 
     cdef object refuse(self, int code, str reason):
         """What to raise for a broken protocol.  From here on nothing is read, and nothing is kept."""

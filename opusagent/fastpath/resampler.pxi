@@ -104,15 +104,10 @@ cdef class Resampler:
     def push(self, pcm):
         """int16 samples at rate_in; returns a new int16 array at rate_out."""
         cdef Py_buffer src, dst
-        cdef Py_ssize_t count = borrow(pcm, &src, 2), done = 0, some
+        cdef Py_ssize_t count = borrow(pcm, &src, 2)
         out = numpy.empty(self.due(count), numpy.int16)
-        cdef const int16_t *samples = <const int16_t *> src.buf
         borrow(out, &dst, 2, PyBUF_WRITABLE)
-        cdef int16_t *write = <int16_t *> dst.buf
-        while done < count:
-            some = min(count - done, STRETCH)
-            write += self.work(samples + done, some, write)
-            done += some
+        self.convert(<const int16_t *> src.buf, count, <int16_t *> dst.buf)
         PyBuffer_Release(&dst)
         PyBuffer_Release(&src)
         return out
@@ -128,6 +123,13 @@ cdef class Resampler:
         """How many outputs the next `count` inputs will give."""
         cdef Py_ssize_t steps = (count - self.newest) * self.design.up - self.phase
         return (steps + self.design.down - 1) // self.design.down if steps > 0 else 0
+
+    cdef Py_ssize_t convert(self, const int16_t *pcm, Py_ssize_t count, int16_t *out) noexcept:
+        """As push(), into memory with room for due(count); which may be `pcm`'s own where the rate does not grow."""
+        cdef Py_ssize_t done, made = 0
+        for done in range(0, count, STRETCH):
+            made += self.work(pcm + done, min(count - done, <Py_ssize_t> STRETCH), out + made)
+        return made
 
     cdef Py_ssize_t work(self, const int16_t *pcm, Py_ssize_t count, int16_t *out) noexcept:
         cdef _Design d = self.design

@@ -5,7 +5,6 @@
 cdef enum:
     ARRIVALS = 64                       # messages whose times are remembered
     MOST_SAMPLES = 1600                 # of a message that is taken here: 200 ms
-    FRAME_ROOM = 960                    # samples of the largest frame: 20 ms at 48 kHz
     LATE_NS = 20000000                  # later than this a frame moves the reply's clock, which the playout sees to
 
 ctypedef struct Arrival:
@@ -73,20 +72,27 @@ cdef class Arrivals:
 
 
 cdef class MediaIntake(Intake):
-    """A caller's plain media messages, as Twilio sends them: from the wire to the slot and the detector.
+    """A caller's plain media messages, from the wire to the slot and the detector.
 
-    What Ear.take() does, for messages that Room.media() reads.
+    What Ear.hear() does, for messages that are as the dialect's `media_in` says.  That is asked for again after each
+    message that the dialect has read itself: nothing else changes what it says.
     """
     cdef object call
+    cdef object dialect
     cdef object ear
     cdef Slot slot
     cdef Vad vad
+    cdef Resampler resampler            # from the wire's rate to the slot's, or None
     cdef Arrivals arrivals
+    cdef MediaIn plain                  # None: to be asked for, or nothing is plain now
     cdef int16_t pcm[MOST_SAMPLES]
 
-    def __init__(self, call, ear, Slot slot not None, Vad vad not None, Arrivals arrivals not None):
-        self.call, self.ear = call, ear
-        self.slot, self.vad, self.arrivals = slot, vad, arrivals
+    def __init__(self, call, ear, Slot slot not None, Vad vad not None, Resampler resampler,
+                 Arrivals arrivals not None):
+        if resampler is not None and resampler.rate_in < resampler.rate_out:
+            raise ValueError("what is heard has no higher rate than what comes")
+        self.call, self.dialect, self.ear = call, call.dialect, ear
+        self.slot, self.vad, self.resampler, self.arrivals = slot, vad, resampler, arrivals
 
     def receive(self, int opcode, message, int64_t now) -> bool:
         """True if it was one, which came at `now`, ns; otherwise nothing has been done."""
@@ -98,16 +104,23 @@ cdef class MediaIntake(Intake):
             PyBuffer_Release(&view)
 
     cdef bint take(self, int opcode, const uint8_t *message, Py_ssize_t length, int64_t now) except -1:
-        cdef Cursor cursor
-        cdef Py_ssize_t count, chunk = -1
-        cdef int64_t position
-        if opcode != OP_TEXT or self.call.done:
+        cdef Py_ssize_t count = -1
+        if not self.call.done:
+            if self.plain is None:
+                self.plain = self.dialect.media_in
+            if self.plain is not None:
+                count = self.plain.read(opcode, message, length, self.pcm, MOST_SAMPLES)
+        if count < 0:
+            self.plain = None
             return False
-        cursor.at, cursor.end = message, message + length
-        count = take_message(&cursor, self.pcm, MOST_SAMPLES, ULAW, &chunk)
-        if count <= 0:
-            return False
-        position = self.slot.append(self.pcm, count)
+        if self.resampler is not None:
+            count = self.resampler.convert(self.pcm, count, self.pcm)
+        self.hear(count, now)
+        return True
+
+    cdef int hear(self, Py_ssize_t count, int64_t now) except -1:
+        """So many samples of the slot's rate have come."""
+        cdef int64_t position = self.slot.append(self.pcm, count)
         if self.call.recording is not None:
             self.call.recording.heard()
         self.ear.media_at = now
@@ -115,7 +128,7 @@ cdef class MediaIntake(Intake):
         self.vad.hear(self.pcm, count)
         if self.ear.hearing:
             self.ear.stt.audio(self.ear)
-        return True
+        return 0
 
 
 cdef class Mirror(Intake):
@@ -147,8 +160,8 @@ cdef class Stretch:
     cdef Slot slot
     cdef Past sounded                   # what went out: the mouth's, or None where nobody asks for it,
     cdef Past kept                      # ... and the playout's
-    cdef bytes before                   # the two ends of a message around its payload
-    cdef bytes after
+    cdef object holder                  # the dialect, if its platform may ask for no audio (`held`), or None
+    cdef MediaOut plain                 # how its messages look
     cdef object segment                 # what it is of,
     cdef Py_buffer pcm                  # ... its samples,
     cdef bint borrowed                  # ... which are held as long as
@@ -161,12 +174,11 @@ cdef class Stretch:
     cdef Py_ssize_t size                # samples of a frame
     cdef bint waits                     # it stands in the pacer's list
 
-    def __init__(self, mouth, Wire wire not None, Pacer pacer not None, bytes before not None, bytes after not None):
-        """`before` and `after`: the two ends of a message around its payload, mu-law in base64."""
+    def __init__(self, mouth, Wire wire not None, Pacer pacer not None):
         self.mouth, self.playout, self.slot = mouth, mouth.playout, mouth.slot
         self.sounded, self.kept = None if mouth.echo is None else mouth.echo.past, mouth.playout.kept
         self.wire, self.pacer = wire, pacer
-        self.before, self.after = before, after
+        self.holder = mouth.dialect if hasattr(mouth.dialect, "held") else None
         self.rate, self.size, self.lead = self.playout.rate, self.playout.size, self.playout.lead
         if self.size > FRAME_ROOM:
             raise ValueError("a frame is 20 ms at 48000 Hz at most")
@@ -179,9 +191,15 @@ cdef class Stretch:
             PyBuffer_Release(&self.pcm)
             self.borrowed = False
 
-    def begin(self, segment, int64_t origin, int frames):
-        """So many frames of `segment` follow; the reply's first sample was due at `origin`, ns."""
+    def begin(self, MediaOut plain, segment, int64_t origin, int frames):
+        """So many frames of `segment` follow, in messages like this; the reply's first sample was due at `origin`, ns.
+
+        Nothing follows where no message is plain (None), or one were too long to be built here.
+        """
         self.end()
+        if plain is None or not plain.fits(self.size):
+            return
+        self.plain = plain
         borrow(segment.pcm, &self.pcm, 2)
         self.borrowed = True
         self.segment, self.origin, self.sent = segment, origin, self.playout.sent
@@ -212,6 +230,7 @@ cdef class Stretch:
         """Sends what is due."""
         while self.left and now >= self.due(self.sent):
             if self.wire.fd < 0 or self.wire.parser.muted or self.mouth.connection.congested \
+                    or self.holder is not None and self.holder.held \
                     or now > self.due(self.sent) + self.lead + LATE_NS:
                 self.end()
                 self.mouth.call.due = 0
@@ -223,17 +242,11 @@ cdef class Stretch:
 
     cdef int send(self) except -1:
         cdef const int16_t *frame = <const int16_t *> self.pcm.buf + self.at
-        cdef Py_ssize_t before = PyBytes_GET_SIZE(self.before), after = PyBytes_GET_SIZE(self.after)
-        cdef Py_ssize_t length = before + (self.size + 2) // 3 * 4 + after
-        cdef uint8_t codes[FRAME_ROOM]
-        cdef uint8_t *out = send_room + (2 if length < 126 else 4)
-        write_head(send_room, OP_TEXT, True, False, length)
-        memcpy(out, PyBytes_AS_STRING(self.before), before)
-        ulaw_compress(frame, codes, self.size)
-        out = encode(codes, self.size, out + before)
-        memcpy(out, PyBytes_AS_STRING(self.after), after)
+        cdef Py_ssize_t length = self.plain.write(frame, self.size, send_room)
+        if self.plain.goes is not None:
+            self.plain.goes()
         self.count(frame)
-        self.wire.put(send_room, out + after - send_room)
+        self.wire.put(send_room, length)
         return 0
 
     cdef int count(self, const int16_t *frame) except -1:
