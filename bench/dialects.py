@@ -1,15 +1,18 @@
-"""What 20 ms of a call cost in each dialect: a caller's message read, and the agent's written, beside Twilio's.
+"""What 20 ms of a call cost in each dialect, beside Twilio's: those of whole calls, and the dialect's own part.
 
-    python bench/dialects.py [NAME ...] [--rounds 61] [--json]      also: bench/calls.py --dialect NAME
+    python bench/dialects.py [NAME ...] [--rounds 31] [--json]      also: bench/calls.py --dialect NAME
 
-Messages are those of the simulated platforms, made ahead; what is timed is our side of the dialect alone, no socket and
-no call.  Rounds are short, and each is divided by the Twilio rounds right before and after it, so that a slow moment of
-the machine falls on both; one that is not counted goes before them, so that both find the caches full of the other.  A
-ratio is the median of those, its spread the middle half of them.  Where a platform wants the agent's words in longer
-messages than 20 ms, they are written so, as in a call.  The rule: at the rate of the telephone, 8 kHz, no dialect costs
-more than LIMIT times Twilio's; the others are told, too.
+Whole calls are whole_calls.py's: CPU of the server on its sockets, frames in and out.  The dialect's own part is what
+its code takes where a call needs it for every frame (one that is journalled, or on TLS): a message of the simulated
+platform's read, and one of the agent's written, no socket and no call.  Rounds are short, and each is divided by the
+Twilio rounds right before and right after it, so that a slow moment of the machine falls on both; one that is not
+counted goes before them, so that both find the caches full of the other.  A ratio is the median of those, its spread
+the middle half of them.  Where a platform wants the agent's words in longer messages than 20 ms, they are written so,
+as in a call.  The rule: at the rate of the telephone, 8 kHz, no dialect costs more than LIMIT times Twilio's, neither
+way; the others are told, too.
 """
 import argparse
+import asyncio
 import gc
 import json
 import statistics
@@ -17,6 +20,7 @@ import time
 from urllib.parse import parse_qsl, urlsplit
 
 import numpy as np
+import whole_calls
 
 from opusagent.dialects import CALLERS, TABLE, Audio
 
@@ -87,7 +91,13 @@ class Spoken:
         return (read - began) / count / 1e3, (written - read) / count / 1e3
 
 
+def spread(ratios: list[float]) -> dict[str, float]:
+    least, _, greatest = statistics.quantiles(ratios, n=4)
+    return {"ratio": statistics.median(ratios), "least": least, "greatest": greatest}
+
+
 def measure(routes: list[str], rounds: int) -> list[dict]:
+    """The dialect's own part."""
     spoken, twilio = [Spoken(route) for route in routes], Spoken("twilio")
     seen: dict[str, list[tuple]] = {route: [] for route in routes}
     gc.disable()
@@ -101,31 +111,46 @@ def measure(routes: list[str], rounds: int) -> list[dict]:
     for each in spoken:
         reads, writes, ratios = zip(*seen[each.route])
         rows.append({"route": each.route, "rate": each.rate, "read_us": statistics.median(reads),
-                     "write_us": statistics.median(writes), "ratio": statistics.median(ratios),
-                     "least": statistics.quantiles(ratios, n=4)[0],
-                     "greatest": statistics.quantiles(ratios, n=4)[2]})
+                     "write_us": statistics.median(writes), **spread(ratios)})
     return rows
+
+
+def measure_calls(routes: list[str], rounds: int) -> list[dict]:
+    """Whole calls.  `out`: messages of the agent's in 20 ms."""
+    found = asyncio.run(whole_calls.measure(routes, rounds))
+    return [{"call_us": statistics.median(mine), "out": out, **spread([a / b for a, b in zip(mine, twilio)])}
+            for mine, twilio, out in found.values()]
+
+
+def over(row: dict, part: dict) -> bool:
+    return row["rate"] == 8000 and part["ratio"] > LIMIT
+
+
+def told(row: dict, part: dict) -> str:
+    mark = " !" if over(row, part) else "  "
+    return f"{part['ratio']:.2f} ({part['least']:.2f} to {part['greatest']:.2f}){mark}"
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("names", metavar="NAME", nargs="*", help="a dialect, or one with its query; all unless given")
-    parser.add_argument("--rounds", type=int, default=61)
+    parser.add_argument("--rounds", type=int, default=31)
     parser.add_argument("--quick", action="store_true", help="three rounds, to show that it runs")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args(argv)
     routes = [route for route in ROUTES if not args.names or route in args.names
-              or route.partition("?")[0] in args.names]
-    rows = measure(routes or args.names, 3 if args.quick else args.rounds)
+              or route.partition("?")[0] in args.names] or args.names
+    rounds = 3 if args.quick else args.rounds
+    rows, calls = measure(routes, 2 * rounds), measure_calls(routes, rounds)
     if args.json:
-        print(json.dumps(rows))
+        print(json.dumps([row | {"call": call} for row, call in zip(rows, calls)]))
     else:
-        print(f"{'dialect':<32}{'Hz':>7}{'read us':>9}{'write us':>9}   times Twilio's")
-        for row in rows:
-            over = "  over the limit" if row["rate"] == 8000 and row["ratio"] > LIMIT else ""
-            print(f"{row['route']:<32}{row['rate']:>7}{row['read_us']:>9.2f}{row['write_us']:>9.2f}   "
-                  f"{row['ratio']:.2f} ({row['least']:.2f} to {row['greatest']:.2f}){over}")
-    return 1 if any(row["rate"] == 8000 and row["ratio"] > LIMIT for row in rows) else 0
+        print(f"{'dialect':<32}{'Hz':>6}  {'whole calls: us, times Twilio':<32}its own part: to read, to write, times")
+        for row, call in zip(rows, calls):
+            print(f"{row['route']:<32}{row['rate']:>6}  {call['call_us']:>5.1f}  {told(row, call):<25}"
+                  f"{row['read_us']:>5.2f}{row['write_us']:>6.2f}  {told(row, row)}")
+        print("!: over the limit")
+    return 1 if any(over(row, part) for row, call in zip(rows, calls) for part in (row, call)) else 0
 
 
 if __name__ == "__main__":

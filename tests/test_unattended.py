@@ -206,7 +206,7 @@ def twisted(message, chance):
     if opcode == BINARY:
         cut = chance.randrange(1, len(content))
         return chance.choice([[(BINARY, content[:cut]), (BINARY, content[cut:])], [(BINARY, content * 9)],
-                              [(BINARY, content[:-1]), (TEXT, b'{"event":"unknown"}'), (BINARY, content[-1:])]])
+                              [(BINARY, content[:-1]), (BINARY, content), (BINARY, content[-1:])]])
     read = json.loads(content)
     fields = list(read.items())
     chance.shuffle(fields)

@@ -25,7 +25,7 @@ from .wav import FORMATS, RIFF, bytes_of, wav_content, wav_header
 USUAL = "raw/lpcm16"            # what is meant where no format is offered
 CALLER = "caller"
 AFTER_CHUNK = b'"}'
-CHUNK = {"kind": b"userStream.chunk", "field": b"audioChunk"}
+CHUNK, AUDIO = b"userStream.chunk", b"audioChunk"      # the type of the caller's chunks, and where the payload lies
 MOST_UNPLAYED_MS = 2000         # the simulated platform holds no more
 BEGINNINGS = ("session.initiate", "session.resume")
 HANGUP = {"type": "event", "name": "hangup"}
@@ -92,7 +92,7 @@ class AudioCodes:
     def media_in(self) -> MediaIn | None:
         if not (self._live and self._hearing) or self._header:
             return None
-        return self._payload.media_in(**CHUNK, participant=self._who)
+        return self._payload.media_in(kind=CHUNK, field=AUDIO, participant=self._who)
 
     @property
     def media_out(self) -> MediaOut | None:
@@ -102,7 +102,7 @@ class AudioCodes:
 
     def receive(self, opcode: int, payload) -> Start | Audio | Dtmf | Pause | Stop | None:
         if self._live and self._hearing and not self._header and (audio := self._payload.audible.streamed(
-                payload, **CHUNK, participant=self._who)) is not None:
+                payload, CHUNK, AUDIO, self._who)) is not None:
             return audio                        # as nearly always
         message = parse(payload, self.name)
         read = READ.get(text_of(message.get("type")))
