@@ -91,15 +91,14 @@ class Ear:
 
     def hear(self, pcm, now: int) -> None:
         """Samples at the wire's rate."""
-        if len(pcm) > self.longest:
-            self._expect_longer(len(pcm))
+        self.expect_longer(len(pcm))
         self.take(pcm if self.resampler is None else self.resampler.push(pcm), now)
 
-    def _expect_longer(self, samples: int) -> None:
-        """Messages are so long here, and the next one comes as much later."""
-        self.longest = samples
-        ms = samples * 1000 // self.wire_rate
-        self.gap = MEDIA_GAP + (min(ms, LONGEST_MS) - USUAL_MS) * MS
+    def expect_longer(self, samples: int) -> None:
+        """Where messages are so long, the next one comes as much later."""
+        if samples > self.longest:
+            self.longest = samples
+            self.gap = MEDIA_GAP + (min(samples * 1000 // self.wire_rate, LONGEST_MS) - USUAL_MS) * MS
 
     def take(self, pcm, now: int) -> None:
         """Samples at the slot's rate."""

@@ -187,7 +187,7 @@ class Compared(Conversation):
         place = slot.noted if mouth.turn is not None else None
         heard = bytes(slot.read(max(0, slot.written - 400), min(400, slot.written)))
         return (heard, slot.written, turns.state, turns.position, mouth.epoch, mouth.playout.sent, mouth.sounded, place,
-                mouth.playout.heard(self.server.now), self.call.ear.media_at, mouth.out.dropped,
+                mouth.playout.heard(self.server.now), self.call.ear.media_at, self.call.ear.gap, mouth.out.dropped,
                 state_of(self.call.dialect))
 
 

@@ -85,6 +85,7 @@ cdef class MediaIntake(Intake):
     cdef Resampler resampler            # from the wire's rate to the slot's, or None
     cdef Arrivals arrivals
     cdef MediaIn plain                  # None: to be asked for, or nothing is plain now
+    cdef Py_ssize_t longest             # samples of the longest message so far, as far as we know
     cdef int16_t pcm[MOST_SAMPLES]
 
     def __init__(self, call, ear, Slot slot not None, Vad vad not None, Resampler resampler,
@@ -93,6 +94,7 @@ cdef class MediaIntake(Intake):
             raise ValueError("what is heard has no higher rate than what comes")
         self.call, self.dialect, self.ear = call, call.dialect, ear
         self.slot, self.vad, self.resampler, self.arrivals = slot, vad, resampler, arrivals
+        self.longest = ear.longest
 
     def receive(self, int opcode, message, int64_t now) -> bool:
         """True if it was one, which came at `now`, ns; otherwise nothing has been done."""
@@ -113,6 +115,9 @@ cdef class MediaIntake(Intake):
         if count < 0:
             self.plain = None
             return False
+        if count > self.longest:
+            self.ear.expect_longer(count)
+            self.longest = count
         if self.resampler is not None:
             count = self.resampler.convert(self.pcm, count, self.pcm)
         self.hear(count, now)
