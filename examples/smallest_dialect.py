@@ -5,7 +5,7 @@ called by `opusagent call ws://HOST:PORT/ws/tiny --wav one.wav`.  The rule: only
 """
 from urllib.parse import SplitResult
 
-from opusagent._fastpath import codes_of
+from opusagent._fastpath import MediaIn, MediaOut, codes_of
 from opusagent.dialects import BINARY, TEXT, Audible, Audio, Start, Stop
 
 
@@ -16,6 +16,7 @@ class Tiny:
     name, rate, opcode = "tiny", 8000, BINARY
     lead_ms = 60                # nothing is taken back from this platform: stay close to the listener
     max_message = 8000          # bytes: a second
+    media_in, media_out = MediaIn(BINARY, "PCMU"), MediaOut(BINARY, "PCMU")     # what is just that needs no Python
 
     def __init__(self, query: dict[str, str]):
         self.ignored, self.outbox = 0, []

@@ -9,7 +9,7 @@ import conversation
 import numpy as np
 import pytest
 from conversation import MS, WORD_MS, Connection, Conversation
-from opusagent import resumption
+from opusagent import ProtocolError, resumption
 from opusagent._fastpath import EpollSet, FrameParser, Pacer, ReceiveBuffer, Wire, build_frame
 from opusagent.call import Call
 from opusagent.dialects import BINARY, CALLERS, TEXT, Clear, Mark
@@ -103,6 +103,7 @@ class Compared(Conversation):
         if stream:
             self.platform.stream = stream
         self.marks = []                 # that the platform has not given back
+        self.errors = []
         super().__init__(FLOW, name, dict(parse_qsl(query)), begin=False, make=self.make, **how)
         for message in self.platform.open():
             self.takes(message)
@@ -132,7 +133,10 @@ class Compared(Conversation):
         if intake is not None and intake.receive(opcode, content, self.server.now):
             self.taken += 1
         elif self.connection.closed is None:
-            self.call.on_message(opcode, memoryview(content))
+            try:
+                self.call.on_message(opcode, memoryview(content))
+            except ProtocolError as error:          # would end the call; here it goes on, to be compared further
+                self.errors.append(str(error))
 
     def hears(self, messages):
         """The platform is as strict as the real one: what that would not take raises."""
@@ -213,7 +217,13 @@ def twisted(message, chance):
     more = dict([("unknown", {"a": [1, None]}), *fields])
     texts = [json.dumps(dict(fields)), json.dumps(read, indent=1), json.dumps(more), content.decode() + "  ",
              content.decode().replace("=", ""), content.decode().replace('"inbound"', '"outbound"')]
-    return [(TEXT, chance.choice(texts).encode())]
+    return [(TEXT, chance.choice([*texts, *(spoiled(content.decode(), chance) for _ in texts)]).encode())]
+
+
+def spoiled(text, chance):
+    """With a character too many, too few, or another."""
+    at = chance.randrange(len(text))
+    return text[:at] + chance.choice(["", *'"{}[],:\\=A9 -']) + text[at + chance.randrange(2):]
 
 
 def later(messages):
@@ -295,7 +305,7 @@ def test_nothing_can_be_told_from_the_ordinary_way(route, seed):
         call.connection.hang_up()
     assert other.said == ordinary.said
     assert other.connection.sent == ordinary.connection.sent
-    assert other.receipts == ordinary.receipts
+    assert other.receipts == ordinary.receipts and other.errors == ordinary.errors
     assert not ordinary.taken and not ordinary.sent_on
     assert other.taken > 20 or "wav" in route               # whose chunks may begin with a header
     assert other.sent_on > 20 or other.call.mouth.playout.most > other.call.mouth.playout.size
