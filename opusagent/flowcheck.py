@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from . import ConfigError, tools
+from . import ConfigError, clips, tools
 from .config import Config
 from .engines import voices
 from .engines.embedded import model_path
@@ -23,6 +23,7 @@ from .flow.states import refuse
 def load(path: str, waits, config: Config) -> Flow:
     """The flow in a file, checked against the engines it is to run with.  Raises ConfigError, a line for each fault."""
     flow = tools.load(path, waits)
+    clips.check(flow)
     if config.tts == "embedded":
         flow.check_voices(voices.NAMES)
         refuse(flow.file, unread(flow, config.embedded.voice))

@@ -18,6 +18,7 @@ from .dialects.keeping import resumed, state_of
 from .ear import FINAL_WITHIN, Ear
 from .flow import Reply
 from .flow.dialogue import checkpoint_of, dialogue_state
+from .flow.phrasing import KEYS
 from .metrics import TurnTrace
 from .pipeline import SPEAKING, Turn
 from .playout import Segment
@@ -37,7 +38,7 @@ REPLY = ("kind", "turn", "next", "say", "messages", "words", "facts", "caller", 
          "interrupt", "part", "transfer", "voice", "rate", "language")
 TRACE = ("turn", "state", "kind", "caller", "agent", "confidence", "stopped_by", "end_ms", "measured", "saved_ms",
          "false_stops", "_at")
-SEGMENT = ("text", "lead", "pause_ms", "supplied", "start", "read", "written", "done")
+SEGMENT = ("text", "lead", "pause_ms", "supplied", "start", "read", "written", "done", "keys")
 
 
 class LostCall(Exception):
@@ -287,7 +288,9 @@ def segment_of(call: Call, voice: str, kept: dict) -> Segment:
         if segment.supplied:
             segment.written = max(segment.written, slot.segment_written(kept["buffer"]))
         return segment
-    prompt = stage.prompt(voice, kept["text"], slot.rate_out)
+    if kept["text"].startswith(KEYS) or not kept["text"]:
+        return pressed_of(stage, kept)
+    prompt = stage.prompt(stage.spoken_by(kept["text"], voice), kept["text"], slot.rate_out)
     segment = Segment(kept["text"], np.zeros(0, np.int16) if prompt is None else prompt.pcm)
     fill(segment, kept, SEGMENT)
     segment.done = True
@@ -296,4 +299,13 @@ def segment_of(call: Call, voice: str, kept: dict) -> Segment:
     else:
         segment.written = len(prompt.pcm)
         segment.read = min(segment.read, segment.written)
+    return segment
+
+
+def pressed_of(stage, kept: dict) -> Segment:
+    """A segment of keys, or of the silence before them; what the platform was to press it has been told."""
+    made = stage.pressed(kept["text"])
+    segment = made[0] if made else Segment("", np.zeros(kept["written"], np.int16))
+    fill(segment, kept, SEGMENT)
+    segment.written = len(segment.pcm)
     return segment

@@ -10,6 +10,7 @@ from . import journal, unattended
 from ._fastpath import Stretch
 from .acoustics import Echo
 from .flow import COMMIT, Outcome
+from .flow.phrasing import KEYS
 from .journal import entry
 from .meter import MeteredModel, speak
 from .metrics import TurnTrace
@@ -81,6 +82,7 @@ class Mouth:
                            partial(self.voice.played, self), llm, flow.manner, deadlines,
                            flow.filler.fill({}), self.clock, dialogue, tools.start, self)
         self.stage.mute = getattr(self.dialect, "mute", False)
+        self.stage.sounds, self.stage.presses = flow.sounds, hasattr(self.dialect, "send_digits")
 
     def close(self) -> None:
         """The call is over."""
@@ -109,10 +111,11 @@ class Mouth:
 
     def _takes_time(self, reply) -> bool:
         stage = self.stage
-        voice = reply.voice or stage.voice
         if reply.call is not None or stage.mute:
             return reply.call is not None
-        return bool(reply.messages) or any(stage.prompt(voice, text, stage.slot.rate_out) is None for text in reply.say)
+        spoken = (text for text in reply.say if not text.startswith(KEYS))
+        return bool(reply.messages) or any(
+            stage.prompt(stage.spoken_by(text, reply.voice), text, stage.slot.rate_out) is None for text in spoken)
 
     def forget(self) -> None:
         """The caller goes on: what was held is thrown away."""
@@ -285,6 +288,8 @@ class Mouth:
             return
         while not out.held(now) and (pcm := playout.pop(now)) is not None:
             out.audio(pcm)
+            for keys in playout.take_keys():
+                out.text(self.dialect.send_digits(keys))
             if self.call.recording is not None:
                 self.call.recording.sent(pcm)
             self.sounded = self.slot.written

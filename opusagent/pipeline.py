@@ -14,10 +14,12 @@ from collections import deque
 
 import numpy as np
 
-from . import EngineError
+from . import EngineError, tones
 from ._fastpath import SEGMENTS, Slot
 from .engines.spoken import Spoken
 from .flow import COMMIT, PURE, Cutter, FunctionCall, Outcome, Reply
+from .flow.phrasing import KEYS
+from .flow.signals import groups, is_recording
 from .playout import Playout, Segment
 
 log = logging.getLogger("opusagent")
@@ -34,7 +36,7 @@ class Stage:
     """What a turn plays on: the parts of a call that it uses, and nothing above them."""
 
     __slots__ = ("slot", "playout", "prompt", "speak", "played", "llm", "voice", "deadlines", "filler", "clock",
-                 "dialogue", "perform", "owner", "cached_only", "mute")
+                 "dialogue", "perform", "owner", "cached_only", "mute", "sounds", "presses")
 
     def __init__(self, slot: Slot, playout: Playout, prompt, speak, played, llm, voice: str, deadlines,
                  filler: tuple[str, ...], clock, dialogue=None, perform=None, owner=None):
@@ -52,8 +54,30 @@ class Stage:
         self.perform = perform          # (epoch, part, ToolCall): run it; what is returned can be cancelled
         self.cached_only = False        # nothing but the reply itself is synthesised
         self.mute = False               # nobody listens: nothing is said, and no model asked for what would be
+        self.sounds: dict = {}          # segment -> the flow's recording (flow/signals.py)
+        self.presses = False            # the platform presses keys itself, when it is asked to
         self.owner = owner              # certain, acts(turn), goes_on(turn): a tool may have its effect, has it now,
                                         # there is another part that counts
+
+
+    def spoken_by(self, text: str, voice: str) -> str:
+        """What the prompts have a segment under: a voice, or the file that is played."""
+        return self.sounds[text].file if text in self.sounds else voice or self.voice
+
+    def pressed(self, text: str) -> list[Segment]:
+        """Keys as segments: as they sound, or as long a silence, in which the platform presses them."""
+        found, rate = [], self.slot.rate_out
+        for keys, waits in groups(text):
+            sound = tones.tones(keys, rate)
+            said = f"{KEYS}{' '.join(keys)}" if keys else ""
+            ends = np.linspace(0, len(sound), len(keys) + 1).astype(int) if keys else ()
+            pause = waits * tones.HALF_SECOND_MS
+            segment = Segment(said, sound if not self.presses else np.zeros_like(sound), pause_ms=pause, ends=ends)
+            if not keys:                # nothing can be waited for behind nothing
+                segment = Segment("", np.zeros(rate * pause // 1000, np.int16))
+            segment.keys = keys if self.presses else ""
+            found.append(segment)
+        return found
 
 
 class Turn:
@@ -193,7 +217,7 @@ class Turn:
         self._speak(text)
 
     def _speak(self, text: str) -> None:
-        self.waiting.append((text, self.reply.voice or self.stage.voice))
+        self.waiting.append((text, self.stage.spoken_by(text, self.reply.voice)))
         self._advance()
 
     def _advance(self) -> None:
@@ -206,11 +230,18 @@ class Turn:
                     return
                 self._hear_model(text)
                 continue
+            if text.startswith(KEYS):
+                self._press(text)
+                continue
             pause = SENTENCE_PAUSE_MS if text.rstrip().endswith((".", "?", "!")) else CLAUSE_PAUSE_MS
             prompt = stage.prompt(voice, text, stage.slot.rate_out)
             if prompt is not None:
                 segment = Segment(text, prompt.pcm, lead=prompt.lead, pause_ms=pause, ends=getattr(prompt, "ends", ()))
                 self._heard(segment)
+            elif is_recording(text):
+                self.waiting.popleft()
+                self.error, self.broken = f"There is nothing to play as {text}.", True
+                continue
             elif self.buffers:
                 k = self.buffers.pop(0)
                 segment = Segment(text, stage.slot.segment(k), pause_ms=pause, growing=True)
@@ -220,6 +251,13 @@ class Turn:
                 return
             self.waiting.popleft()
             stage.playout.push(segment)
+
+    def _press(self, text: str) -> None:
+        """Keys: their segments need nobody."""
+        self.waiting.popleft()
+        for segment in self.stage.pressed(text):
+            self.stage.playout.push(segment)
+            self._heard(segment)
 
     def _hear_model(self, segment: Segment) -> None:
         """The model's own speech has a buffer."""

@@ -23,7 +23,8 @@ RESUME_MS = 60                  # within which the level is up again, once it wa
 class Segment:
     """A stretch of speech: whole from the start (a prompt), or growing in a ring of shared memory."""
 
-    __slots__ = ("text", "pcm", "lead", "pause_ms", "supplied", "read", "written", "start", "done", "ends", "source")
+    __slots__ = ("text", "pcm", "lead", "pause_ms", "supplied", "read", "written", "start", "done", "ends", "source",
+                 "keys")
 
     def __init__(self, text: str, pcm, lead: int = 0, pause_ms: int = 0, growing: bool = False, ends=()):
         self.text = text
@@ -37,6 +38,7 @@ class Segment:
         self.done = not growing         # no more will come
         self.ends = ends                # samples of it after which each word of the text ends; () if no voice told
         self.source = None              # who makes it, if that is not the voice: it is told what was played
+        self.keys = ""                  # what the platform is to press as it begins
 
     @property
     def finished(self) -> bool:
@@ -82,7 +84,7 @@ class Playout:
 
     __slots__ = ("rate", "size", "most", "lead", "queue", "sent", "underruns", "_frame", "_filled", "_origin", "_lag",
                  "_silence", "_places", "_marks", "_gain", "_target", "_step", "last", "_faded", "_gap", "kept",
-                 "_ends", "_again", "_held", "words")
+                 "_ends", "_again", "_held", "words", "_pressed")
 
     def __init__(self, rate: int, lead_ms: int = 0, message_ms: int = FRAME_MS):
         self.rate = rate                            # Hz on the wire
@@ -110,6 +112,7 @@ class Playout:
         self.words = Segment.words                  # (segment, rate): where its words end; a journal wants to know
         self._again: Segment | None = None          # what is said once more, before anything else
         self._held: int | None = None               # samples that were heard when it was held; None: it is not
+        self._pressed: list[str] = []               # keys of the segments that were begun since take_keys()
 
     def begin(self) -> None:
         """A new reply: nothing of the old one is left."""
@@ -121,6 +124,7 @@ class Playout:
         self._gain = self._target = 1.0
         self.last, self._faded, self._gap = 0, False, False
         self._ends.clear()
+        self._pressed.clear()
         self._again = self._held = None
 
     def push(self, segment: Segment) -> None:
@@ -283,6 +287,7 @@ class Playout:
             segment = self.queue[0]
             if not self._places or self._places[-1][0] is not segment:
                 self._places.append((segment, self.sent + self._filled))
+                self._pressed += [segment.keys] if segment.keys else []
             count = segment.take_into(self._frame[self._filled:])
             if self._faded and count:
                 self._fade_in(self._frame[self._filled:self._filled + count])
@@ -404,6 +409,11 @@ class Playout:
         marks, self._marks = self._marks, []
         self._ends += [mark for mark in marks if mark not in self._ends]
         return marks
+
+    def take_keys(self) -> list[str]:
+        """What the platform is to press now."""
+        pressed, self._pressed = self._pressed, []
+        return pressed
 
     def heard_text(self, now: int) -> str:
         """The text of what was heard; the segment being heard is cut after its last word that was heard to the end."""

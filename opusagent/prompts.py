@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import ConfigError, EngineError, __version__
+from . import ConfigError, EngineError, __version__, clips
 from ._fastpath import RATES, MappedFile, Resampler
 from .audio import first_voiced
 
@@ -36,6 +36,7 @@ ABANDONED_SECONDS = 600         # after which a file that was never renamed is r
 ROOM = 0.9                      # of the limit that is left when something had to go
 
 HEAD = struct.Struct("<8sIIQQII")   # MAGIC, bytes of the key, rate, samples, lead, word ends, CRC-32 of all the rest
+RECORDED = "recording"              # in place of the engine: of what a flow plays
 MAGIC = b"OAPROMPT"
 FORMAT = 2                          # of a file
 ENDS = "<u4"
@@ -104,6 +105,29 @@ class Prompts:
     def take(self, texts: Iterable[str], voice: str) -> bool:
         """What of these is on the disk is ready now; True if that is all."""
         return not self._missing(texts, voice)
+
+    def plays(self, recording) -> bool:
+        """It is one already."""
+        return (recording.file, recording.text, SPOKEN_RATE) in self.ready
+
+    def play(self, recording) -> None:
+        """A recording of a flow's (flow/signals.py) is a prompt, from the disk or else as its file is now: it is heard
+        as soon as any of it is.  ConfigError where it cannot be played."""
+        kept = [self._kept_of(recording, rate) for rate in RATES] if self.store is not None else [None]
+        if None in kept:
+            pcm, rate_in = clips.read(recording.file)
+            kept = [Prompt(clips.resampled(pcm, rate_in, rate), rate) for rate in RATES]
+            for prompt, rate in zip(kept, RATES) if self.store is not None else ():
+                self.store.save(self._key_of(recording, rate), prompt)
+        for prompt, rate in zip(kept, RATES):
+            prompt.ends = np.full(len(recording.text.split()), prompt.lead + 1)
+            self.ready[recording.file, recording.text, rate] = prompt
+
+    def _key_of(self, recording, rate: int) -> Key:
+        return Key(RECORDED, clips.digest(recording.file), recording.name, rate)
+
+    def _kept_of(self, recording, rate: int) -> Prompt | None:
+        return self.store.load(self._key_of(recording, rate))
 
     async def written(self) -> None:
         """All that is to be kept is on the disk, or will never be."""

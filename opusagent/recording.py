@@ -12,12 +12,14 @@ from . import ConfigError
 from ._fastpath import Resampler, alaw_decode, ulaw_decode
 
 RATES = (8000, 16000, 24000, 48000)             # Hz, what the resampler knows
+LOWEST, HIGHEST = 4000, 192_000                 # Hz, what any recording has
 PCM, FLOAT, ALAW, ULAW, EXTENSIBLE = 1, 3, 6, 7, 0xFFFE
 KNOWN = "PCM of 8, 16, 24 or 32 bits, 32-bit float, mu-law and A-law are known"
 
 
-def read_wav(path: str | Path) -> tuple[np.ndarray, int]:
-    """A WAV file as (pcm, rate in Hz); channels are averaged.  ConfigError with one sentence for anything else."""
+def read_wav(path: str | Path, rates: tuple[int, ...] | None = RATES) -> tuple[np.ndarray, int]:
+    """A WAV file as (pcm, rate in Hz), of these rates, or (None) any that is usual; channels are averaged.  ConfigError
+    with one sentence for anything else."""
     data = _contents(path)
     if data[:4] != b"RIFF" or data[8:12] != b"WAVE":
         raise ConfigError(f"{path} is not a WAV file.")
@@ -27,8 +29,10 @@ def read_wav(path: str | Path) -> tuple[np.ndarray, int]:
     kind, channels, rate, _, block, bits = struct.unpack_from("<HHIIHH", chunks[b"fmt "])
     if kind == EXTENSIBLE and len(chunks[b"fmt "]) >= 26:
         kind = struct.unpack_from("<H", chunks[b"fmt "], 24)[0]         # the first two bytes of the sub-format
-    if rate not in RATES:
+    if rates is not None and rate not in rates:
         raise ConfigError(f"{path} has {rate} Hz; 8000, 16000, 24000 and 48000 are known.")
+    if not LOWEST <= rate <= HIGHEST:
+        raise ConfigError(f"{path} has {rate} Hz; {LOWEST} to {HIGHEST} are known.")
     if not channels or block != channels * ((bits + 7) // 8):
         raise ConfigError(f"{path} contradicts itself: {channels} channels of {bits} bits in {block} bytes.")
     body = chunks.get(b"data", b"")

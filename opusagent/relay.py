@@ -132,6 +132,7 @@ class RelayCall:
         self.stage = Stage(self.script, self.script, lambda *prompt: None, None, None,
                            Tokens(self, llm), flow.manner, config.openai,
                            (filler,) if filler else (), self.server.clock, self.dialogue, tools.start, self)
+        self.stage.sounds = flow.sounds
         log.info("call %s begins: %s", self.id, self.dialect.name)
         self._reply(self.dialogue.begin())
 

@@ -67,12 +67,21 @@ class Studio:
 
     def take_prompts(self) -> bool:
         """What is known ahead and lies on the disk is ready now; True if that is all of it."""
+        for flow in self._distinct():
+            self._take_recordings(flow)
         return all([self.prompts.take(flow.prompts(voice), voice)
                     for flow in self._distinct() for voice in flow.voices()])
+
+    def _take_recordings(self, flow: Flow) -> None:
+        """What the flow plays is ready.  ConfigError where a file cannot be played any more."""
+        for recording in flow.sounds.values():
+            if recording.file and not self.prompts.plays(recording):
+                self.prompts.play(recording)
 
     async def _prepare(self, flow: Flow) -> None:
         """Every text of the flow that is known ahead."""
         began, count, spoken = time.monotonic(), 0, 0
+        self._take_recordings(flow)
         for voice in flow.voices():
             texts = flow.prompts(voice)
             spoken += await self.prompts.prepare(texts, voice)

@@ -40,6 +40,7 @@ and may have (one in TEXTUAL has no audio, and other events and messages: see re
     resumes(payload) -> str                     the call that a connection's first message wants to go on with, or "";
                                                 and `resumable`: ours may; paused(): see resumption.py
     transfer(target) -> bytes                   "hand the caller over", to +49... or sip:...
+    send_digits(digits) -> bytes                "press these keys", 0123456789*#; where there is none, they are sounded
     tell(news, *details)                        what happens in the conversation, one of the NEWS; what the platform
                                                 wants to hear of it goes into the outbox
 
@@ -52,7 +53,7 @@ is dialled and has `name`, `rate`, `call_id`; its messages are (opcode, bytes):
                                                 the platform is silent about it
     again() -> list of messages                 and how it begins anew, over a connection that follows one that broke; a
                                                 platform that has none does not come back
-    receive(opcode, payload) -> Audio | Mark (to be given back when played) | Clear | Stop | None
+    receive(opcode, payload) -> Audio | Mark (to be given back when played) | Clear | Pressed | Stop | None
     patience_ms                                 without an answer for so long, the caller goes on (usually 12 s)
     outbox                                      as above, where the platform's protocol has answers of its own
 """
@@ -156,6 +157,12 @@ class Stop:
 @dataclass(frozen=True, slots=True)
 class Clear:
     """To a caller only: drop what has not been played, and give its marks back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pressed:
+    """To a caller only: press these keys."""
+    digits: str
 
 
 class Audible(Room):

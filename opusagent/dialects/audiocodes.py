@@ -17,8 +17,8 @@ import orjson
 
 from .. import ProtocolError
 from .._fastpath import MediaIn, MediaOut, base64_encode
-from . import (HYPOTHESIS, RECOGNITION, REPLIED, SPEECH_STARTED, SPEECH_STOPPED, TEXT, Audio, Clear, Dtmf, Pause, Start,
-               Stop, digits_of, facts_of, parse, text_of)
+from . import (HYPOTHESIS, RECOGNITION, REPLIED, SPEECH_STARTED, SPEECH_STOPPED, TEXT, Audio, Clear, Dtmf, Pause,
+               Pressed, Start, Stop, digits_of, facts_of, parse, text_of)
 from .payload import Payload
 from .wav import FORMATS, RIFF, bytes_of, wav_content, wav_header
 
@@ -28,6 +28,7 @@ AFTER_CHUNK = b'"}'
 CHUNK, AUDIO = b"userStream.chunk", b"audioChunk"      # the type of the caller's chunks, and where the payload lies
 MOST_UNPLAYED_MS = 2000         # the simulated platform holds no more
 BEGINNINGS = ("session.initiate", "session.resume")
+MOST_DIGITS = 20            # in one activity
 HANGUP = {"type": "event", "name": "hangup"}
 NO_AUDIO = f"This bot speaks audio: it needs directSTT, directTTS and one of {', '.join(FORMATS)}"
 
@@ -256,6 +257,13 @@ class AudioCodes:
         transfer = {"type": "event", "name": "transfer", "activityParams": {"transferTarget": target}}
         return message_of("activities", activities=[transfer])[1]
 
+    @staticmethod
+    def send_digits(digits: str) -> bytes:
+        """Which VoiceAI Connect does from its version 3.12 on."""
+        pressed = [digits[i:i + MOST_DIGITS] for i in range(0, len(digits), MOST_DIGITS)]
+        return message_of("activities", activities=[
+            {"type": "event", "name": "sendDtmf", "activityParams": {"dtmfDigits": each}} for each in pressed])[1]
+
     def tell(self, news: str, *details) -> None:
         if news == SPEECH_STARTED:
             self._speech("started")
@@ -416,12 +424,22 @@ class AudioCodesCaller:
             self.outbox.append(self._send("userStream.start"))
         return None
 
-    def _obey(self, message: dict) -> Stop | None:
+    def _obey(self, message: dict) -> Stop | Pressed | None:
         match message.get("activities"):
+            case [{"type": "event", "name": "sendDtmf"}, *_] as several:
+                return Pressed("".join(map(self._pressed, several)))
             case [{"type": "event", "name": "hangup" | "transfer"}]:
                 self.outbox.append(self._send("session.end", reasonCode="bot-disconnected", reason="Bot Side"))
                 return Stop()
         raise ProtocolError(1008, "audiocodes: activities of which nothing is known")
+
+    @staticmethod
+    def _pressed(activity: dict) -> str:
+        match activity:
+            case {"name": "sendDtmf", "activityParams": {"dtmfDigits": str(digits)}} if (
+                    0 < len(digits) <= MOST_DIGITS and set(digits) <= set("0123456789*#")):
+                return digits
+        raise ProtocolError(1008, "audiocodes: keys that cannot be pressed")
 
     def _nothing(self, message: dict) -> None:
         return None

@@ -15,8 +15,8 @@ import orjson
 
 from .. import ProtocolError
 from .._fastpath import MediaIn, MediaOut
-from . import (SENTENCE, TEXT, Audio, Clear, Complaint, Dtmf, Mark, Marks, Start, Stop, digit_of, facts_of, parse,
-               text_of)
+from . import (SENTENCE, TEXT, Audio, Clear, Complaint, Dtmf, Mark, Marks, Pressed, Start, Stop, digit_of, digits_of,
+               facts_of, parse, text_of)
 from .payload import L16, PCMU, Payload, part
 
 ENCODINGS = {                               # as Plivo names them: the encoding, and the rates of each, Hz
@@ -147,6 +147,10 @@ class Plivo:
         self._marks.clear()
         return orjson.dumps({"event": "clearAudio", **self._stream})
 
+    @staticmethod
+    def send_digits(digits: str) -> bytes:
+        return orjson.dumps({"event": "sendDTMF", "dtmf": digits})
+
     def stop(self) -> None:
         """There is no such message: closing the socket goes on to the next XML element, or hangs up."""
         return None
@@ -208,17 +212,20 @@ class PlivoCaller:
         """The end of the socket says it."""
         return None
 
-    def receive(self, opcode: int, payload) -> Audio | Mark | Clear | None:
+    def receive(self, opcode: int, payload) -> Audio | Mark | Clear | Pressed | None:
         if opcode != TEXT:
             raise ProtocolError(1003, "plivo: a binary message")
         message = parse(payload, self.name)
-        event = self._read(message) if message.get("streamId") == self.stream else None
+        known = message.get("streamId") == self.stream or message.get("event") == "sendDTMF"
+        event = self._read(message) if known else None
         if event is None:
             raise ProtocolError(1008, "plivo: a message that Plivo would not take")
         return event
 
-    def _read(self, message: dict) -> Audio | Mark | Clear | None:
+    def _read(self, message: dict) -> Audio | Mark | Clear | Pressed | None:
         match message:
+            case {"event": "sendDTMF", "dtmf": str(digits)} if digits_of(digits) and digits.isascii():
+                return Pressed(digits)
             case {"event": "playAudio", "media": {"contentType": content, "sampleRate": rate, "payload": payload}}:
                 known = content == self._content and rate == self.rate
                 return self._payload.decode(payload, self.name) if known else None

@@ -113,7 +113,7 @@ def circles(flow) -> Iterator[Fault]:
 
 def silent(states) -> Iterator[Fault]:
     for state in states:
-        if not state.say and not state.prompt and not state.passing:
+        if not (state.say or state.play or state.keys or state.prompt or state.passing):
             yield state.line, f"state \"{state.name}\" has nothing to say: give it `say` or `prompt`."
         if not state.prompt and (state.facts or state.history):
             yield state.line, f"state \"{state.name}\" has no `prompt`, so its `facts` and `history` would not be used."

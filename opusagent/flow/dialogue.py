@@ -310,19 +310,22 @@ class Dialogue:
     def _enter(self, reply: Reply, state: State, again: bool = False) -> Reply:
         """What a state says when it is entered: its script, or else a model; asked again, the model goes first.
         A state that leads on at once is passed through."""
-        facts = self._known(reply.facts)
+        facts, pressing = self._known(reply.facts), False
         for _ in range(HOPS):
             branch = next((branch for branch in state.enter if branch.holds(facts)), None)
             if branch is None and (not state.go or state.call):
                 break
-            if branch is None and state.say:
-                reply = replace(reply, say=reply.say + state.say.fill(facts))
+            if branch is None:
+                reply = replace(reply, say=reply.say + state.opening(facts))
+                pressing |= state.keys is not None and state.interrupt == NEVER
             state = self.flow.states[branch.go if branch else state.go]
             again = False
         reply = self._in(reply, state)
+        if pressing:
+            reply = replace(reply, interruptible=False, interrupt=NEVER)
         asks = bool(state.prompt) and (again or not state.say)
-        if state.say and not asks:
-            reply = replace(reply, say=reply.say + state.say.fill(facts))
+        if not (asks and again):
+            reply = replace(reply, say=reply.say + state.opening(facts))
         if state.call:
             return self._call(reply, state.call, state.go)
         if not asks:

@@ -11,6 +11,7 @@ from html import escape
 from .check import reached
 from .expect import Answer
 from .phrases import Digits, Group
+from .phrasing import KEYS
 from .tools import FAILURE, TIMEOUT
 
 WIDTH, HEIGHT = 232, 74         # of a box, in px
@@ -331,7 +332,8 @@ def box(flow, state, node: Node, top: float) -> str:
             else "tool" if state.call else "state")
     fill, border = COLOURS[kind]
     x, y = node.x - WIDTH / 2, top_of(node.layer, top)
-    said = state.say.source if state.say else state.prompt
+    said = " ".join(filter(None, (state.play and state.play.text, state.keys and KEYS + state.keys.source,
+                                  state.say.source if state.say else state.prompt)))
     note = ("model" if state.prompt else f"calls {state.call.tool.name}" if state.call
             else "transfer" if state.transfer else "ends the call" if state.end else "")
     lines = wrapped(" ".join(said.split()), LETTERS, 2)

@@ -22,7 +22,8 @@ SLOT = re.compile(r"\{([\w/]+)\}")
 SENTENCE = re.compile(r"""[.!?…]+["')\]’”]*(?=\s)|\n""")
 CLAUSE = re.compile(r"""[,;:—–]["')\]’”]*(?=\s)|\s[-—–](?=\s)""")
 JOINT = re.compile(r"\s(?=(?:and|or|but|so|because|which|that|who|if|when|while|with|for|to|from|in|on|at)\s)")
-MARKUP = str.maketrans("", "", "*`#")          # what a model writes for the eye
+PLAY, KEYS = "\N{BEAMED EIGHTH NOTES} ", "\N{KEYBOARD} "       # what a segment begins with that is no words: signals.py
+MARKUP = str.maketrans("", "", f"*`#{PLAY[0]}{KEYS[0]}")       # what a model writes for the eye, and those
 
 
 def spoken(value: str, kind: str = "", today: str = "") -> str:

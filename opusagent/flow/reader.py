@@ -11,13 +11,16 @@ from pathlib import Path
 from .. import ConfigError
 from .expect import SPOKEN_LEAD_INS, Search, Waits
 from .phrases import words
+from .phrasing import SLOT
 from .rows import NAME, Rows, expectation
+from .signals import Keys, Recording, fault_of
 from .states import (ALWAYS, BACKCHANNELS, FAILED, HISTORY, INTERRUPTS, NEVER, NO_MATCH, SILENCE, Branch, Flow,
                      State, text_of_file)
 from .tomlfile import Document, Node, did_you_mean
 from .tools import DONE, EFFECTS, FAILURE, PURE, TIMEOUT, Target, Tool, Typed, Use, function
 
 DEPTH = 8                   # flows within flows
+EARLY = ("lists", "tools", "transfers", "sounds")       # tables that the others need
 FUNCTION = re.compile(r"[\w./-]+:[a-z_]\w*\Z", re.IGNORECASE)
 SHARED = ("waits", "silence", "no_match", "failure", "global", "lead_ins", "backchannels", "interrupt")
 
@@ -36,6 +39,7 @@ class Reader(Rows):
         self.sub: dict[str, State] = {}             # the states of the flows that this one runs
         self.sub_facts: dict[str, str] = {}         # and their facts
         self.transfers: dict[str, str] = {}
+        self.sounds: dict[str, Recording] = {}      # by the name that they have under [sounds]
         self.state_keys = {
             "say": self.script, "prompt": Node.text, "facts": self.fact_names, "profile": Node.flag,
             "history": lambda node: node.whole(0, HISTORY), "tools": self.uses, "may_go": self.targets,
@@ -43,7 +47,7 @@ class Reader(Rows):
             "go": self.state_name, "silence": self.ladder, "no_match": self.ladder, "failure": self.ladder,
             "waits": self.waits, "eager": Node.flag, "interrupt": self.interrupt, "interruptible": Node.flag,
             "backchannels": self.word_lists, "end": Node.flag, "transfer": self.transfer, "voice": Node.text,
-            "rate": self.speed, "language": Node.text,
+            "rate": self.speed, "language": Node.text, "play": self.recording, "send_digits": self.pressed,
         }
         self.sub_keys = {"flow": Node.text, "say": self.script, "facts": self.mapping, "returns": self.results,
                          "go": self.state_name}
@@ -56,7 +60,7 @@ class Reader(Rows):
             "rate": self.speed, "language": Node.text, "persona": Node.text, "filler": self.fixed,
             "farewell": self.fixed, "parting": self.fixed, "facts": self.initial, "profile": self.fact_names,
             "lead_ins": self.lead_ins, "lists": self.read_lists,
-            "tools": self.read_tools, "transfers": self.read_transfers, "waits": self.waits,
+            "tools": self.read_tools, "transfers": self.read_transfers, "sounds": self.read_sounds, "waits": self.waits,
             "interrupt": self.interrupt, "backchannels": self.word_lists, "silence": self.ladder,
             "no_match": self.ladder, "failure": self.ladder, "global": self.rows, "states": Node.members,
         }
@@ -71,17 +75,21 @@ class Reader(Rows):
         top, nodes, shared = self.top()
         states = self.states(nodes, shared, ())
         facts = {**self.sub_facts, **top.pop("facts", {})}
+        played = {state.play.text: state.play for state in states.values() if state.play}
+        if not self.document.faults:
+            self.document.faults += [(sound.line, f"the sound \"{name}\" is never played: give a state `play`.")
+                                     for name, sound in self.sounds.items() if sound.text not in played]
         return Flow(self.document.name, **top, source=self.document.text, facts=facts, states=states, tools=self.tools,
-                    transfers=self.transfers, searches=tuple(self.searches.values()))
+                    transfers=self.transfers, sounds=played, searches=tuple(self.searches.values()))
 
     def top(self) -> tuple[dict, dict[str, Node], dict]:
         """Of the flow: its own values, the nodes of its states, what its states share."""
         root = self.document.root
         members = root.members()
-        first = [key for key in ("lists", "tools", "transfers") if key in members]
+        first = [key for key in EARLY if key in members]
         for key in first:                           # the others need them, wherever in the file they are
             self.flow_keys[key](members[key])
-        top = root.read({**self.flow_keys, **dict.fromkeys(("lists", "tools", "transfers"), lambda node: None)})
+        top = root.read({**self.flow_keys, **dict.fromkeys(EARLY, lambda node: None)})
         nodes = top.pop("states", {})
         if "states" not in members:
             root.fault("a flow needs states: a table [states.NAME] for each.")
@@ -140,20 +148,21 @@ class Reader(Rows):
             silence=found.get("silence") or shared["silence"] or SILENCE,
             no_match=found.get("no_match") or shared["no_match"] or NO_MATCH,
             failure=found.get("failure") or shared["failure"] or FAILED,
-            interrupt=self.policy(found, shared, end or bool(transfer)),
+            interrupt=self.policy(found, shared, end or bool(transfer) or "send_digits" in found),
             backchannels=backchannels(found.get("backchannels", shared["backchannels"]), expect),
             end=end or bool(transfer), transfer=transfer,
             voice=found.get("voice") or shared["voice"] or "", rate=found.get("rate") or shared["rate"] or 1.0,
             language=found.get("language") or shared["language"] or "",
+            play=found.get("play"), keys=found.get("send_digits"),
         )
 
-    def policy(self, found: dict, shared: dict, ends: bool) -> str:
-        """Who may interrupt: `interrupt`, or `interruptible`, its older name."""
+    def policy(self, found: dict, shared: dict, closed: bool) -> str:
+        """Who may interrupt: `interrupt`, or `interruptible`, its older name; nobody if it is `closed` by itself."""
         if "interrupt" in found:
             return found["interrupt"]
         if "interruptible" in found:
             return ALWAYS if found["interruptible"] else NEVER
-        return NEVER if ends else shared["interrupt"] or ALWAYS
+        return NEVER if closed else shared["interrupt"] or ALWAYS
 
     def interrupt(self, node: Node) -> str | None:
         return self.one_of(node, INTERRUPTS)
@@ -268,6 +277,46 @@ class Reader(Rows):
             if self.fact_name(Node(self.document, member.path, name)) and member.of(str) is not None:
                 found[self.fact(name)] = member.value
         return {name: value for name, value in found.items() if name not in self.renamed.values()}
+
+    # -- besides words -------------------------------------------------------------------------------------------------
+
+    def read_sounds(self, node: Node) -> None:
+        """{ ring = "ring.wav", hold = { file = "hold.wav", url = "https://..." } }"""
+        for name, member in node.members().items():
+            named = self.name(Node(self.document, member.path, name))
+            found = member.read({"file": self.wav, "url": self.address}) if type(member.value) is dict else {
+                "file": self.wav(member)}
+            if named and member.value == {}:
+                member.fault(f"the sound \"{name}\" needs a `file`, or a `url`.")
+            self.sounds[name] = Recording(self.prefix + name, member.line, found.get("file") or "",
+                                          found.get("url") or "")
+
+    def wav(self, node: Node) -> str | None:
+        """A WAV file, beside the flow's; whether it can be played is seen by who plays it."""
+        text = node.text()
+        if text and not text.lower().endswith(".wav"):
+            node.fault(f"`{node.label}` must be a WAV file (.wav), not \"{text}\".")
+            return None
+        return text and str(Path(self.document.name).parent / text)
+
+    def recording(self, node: Node) -> Recording | None:
+        """A name under [sounds], or a WAV file."""
+        text = node.text()
+        if text and "." in text:
+            file = self.wav(node)
+            return file and Recording(self.prefix + text, node.line, file)
+        if text and text not in self.sounds:
+            self.unknown(node, text, self.sounds, "sound", f"{text} = \"FILE.wav\" under [sounds], or name a file")
+            return None
+        return text and self.sounds[text]
+
+    def pressed(self, node: Node) -> Keys | None:
+        """Keys, as text."""
+        text = node.text()
+        if text and (fault := fault_of(text)):
+            node.fault(f"`{node.label}` {fault}")
+            return None
+        return text and Keys(SLOT.sub(lambda slot: "{" + self.fact(slot[1]) + "}", text), node.line)
 
     def read_transfers(self, node: Node) -> None:
         for name, member in node.members().items():

@@ -15,6 +15,7 @@ from .check import faults, reached, unknown_words, with_machine
 from .expect import Answer, Expect, Search, Waits
 from .manner import Manner
 from .phrasing import Text
+from .signals import Keys, Recording
 from .tomlfile import Document
 from .tools import FAILURE, TIMEOUT, Target, Tool, Use
 
@@ -96,6 +97,8 @@ class State:
     voice: str = ""                 # the engine's name of the voice; "" is its own choice
     rate: float = 1.0               # of speaking; 1 is the voice's own
     language: str = ""              # as in "en-GB"; "" is the voice's own
+    play: Recording | None = None   # is heard on entering it, before anything is said
+    keys: Keys | None = None        # ... and then these are pressed
 
     @property
     def interruptible(self) -> bool:
@@ -109,6 +112,11 @@ class State:
     @property
     def ladders(self) -> tuple[Ladder, ...]:
         return self.silence, self.no_match, self.failure
+
+    def opening(self, facts: dict[str, str]) -> tuple[str, ...]:
+        """The segments on entering it: a recording, keys, its script."""
+        given = (text.fill(facts) for text in (self.keys, self.say) if text)
+        return ((self.play.text,) if self.play else ()) + tuple(segment for texts in given for segment in texts)
 
     @property
     def passing(self) -> bool:
@@ -147,8 +155,7 @@ class State:
 
     def texts(self) -> Iterator[tuple[Text, str | None]]:
         """(text, fact that is known besides) of all that can be said here or on leaving."""
-        if self.say:
-            yield self.say, None
+        yield from ((text, None) for text in (self.keys, self.say) if text)
         if not self.end:
             yield from ((row.say, row.fact) for row in self.on if row.say)
             yield from ((text, None) for ladder in self.heard_ladders() for text in ladder.say)
@@ -180,6 +187,7 @@ class Flow:
     facts: dict[str, str] = field(default_factory=dict)     # known from the start; a platform may bring other values
     profile: tuple[str, ...] = ()               # the facts that say who the caller is
     transfers: dict[str, str] = field(default_factory=dict)     # name -> where a call can be put through to
+    sounds: dict[str, Recording] = field(default_factory=dict)  # segment -> the recording, of those that are played
     tools: dict[str, Tool] = field(default_factory=dict)
     states: dict[str, State] = field(default_factory=dict)
     source: str = ""                            # the text it was read from
