@@ -68,13 +68,14 @@ class Stage:
         """Keys as segments: as they sound, or as long a silence, in which the platform presses them."""
         found, rate = [], self.slot.rate_out
         for keys, waits in groups(text):
-            sound = tones.tones(keys, rate)
-            said = f"{KEYS}{' '.join(keys)}" if keys else ""
-            ends = np.linspace(0, len(sound), len(keys) + 1).astype(int) if keys else ()
             pause = waits * tones.HALF_SECOND_MS
-            segment = Segment(said, sound if not self.presses else np.zeros_like(sound), pause_ms=pause, ends=ends)
             if not keys:                # nothing can be waited for behind nothing
-                segment = Segment("", np.zeros(rate * pause // 1000, np.int16))
+                found.append(Segment("", np.zeros(rate * pause // 1000, np.int16)))
+                continue
+            sound = tones.tones(keys, rate)
+            ends = np.linspace(0, len(sound), len(keys) + 1).astype(int)
+            segment = Segment(KEYS + " ".join(keys), np.zeros_like(sound) if self.presses else sound, pause_ms=pause,
+                              ends=ends)
             segment.keys = keys if self.presses else ""
             found.append(segment)
         return found
