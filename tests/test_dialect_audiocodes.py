@@ -12,7 +12,8 @@ from test_call import FLOW
 from dialled import Dialled
 from opusagent import ProtocolError
 from opusagent.dialects import TEXT, Audio, Clear, Dtmf, Pause, Start, Stop
-from opusagent.dialects.audiocodes import FORMATS, AudioCodes, AudioCodesCaller
+from opusagent.dialects.audiocodes import FORMATS, AudioCodes
+from opusagent.dialects.audiocodes_caller import AudioCodesCaller
 
 LINES = [*FORMATS, "wav/mulaw,raw/mulaw", "raw/lpcm16,raw/lpcm16_24"]
 

@@ -252,7 +252,8 @@ def facts_of(value) -> dict[str, str]:
 
 
 from .asterisk import Asterisk, AsteriskCaller      # noqa: E402  (a dialect imports the events above)
-from .audiocodes import AudioCodes, AudioCodesCaller    # noqa: E402
+from .audiocodes import AudioCodes      # noqa: E402
+from .audiocodes_caller import AudioCodesCaller     # noqa: E402
 from .audiohook import AudioHook            # noqa: E402
 from .audiohook_caller import AudioHookCaller       # noqa: E402
 from .audiosocket import AudioSocket    # noqa: E402
