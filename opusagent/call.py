@@ -25,6 +25,7 @@ log = logging.getLogger("opusagent")
 
 MS = 1_000_000                  # ns
 START_WITHIN = 10_000 * MS      # a call that has not started by then never will
+LOOKED_AT = 1_000 * MS          # a call is looked at that often, though nothing is due
 
 
 class Call:
@@ -63,7 +64,7 @@ class Call:
         self.began = server.now             # ns
         self.done = False                   # the flow came to its end
         self.leave_by = 0                   # ns: until when the platform may end the call itself, once it is done
-        self.due = 0                        # ns: before then tick() has nothing to do; 0 when anything has happened
+        self.due = self.looked = 0          # ns: before then tick() has nothing to do, 0: something has happened
         if begins and (start := dialect.open()) is not None:
             self.on_start(start)
         if kept is not None:
@@ -196,6 +197,8 @@ class Call:
         """A window of the caller's: its score for speech, where it ends, and how much of its end is not voiced."""
         if self.slot is not None and not self.done:
             self._follow(self.turns.push(score, samples, quiet))
+        elif self.slot is not None:
+            self.turns.position = position      # nobody judges it, but it has gone by
 
     def _follow(self, events) -> None:
         for event in events:
@@ -215,12 +218,6 @@ class Call:
 
     def _listen(self, position: int) -> None:
         self.ear.listen(position)
-
-    def _pause(self, position: int) -> None:
-        self.ear.ask()
-
-    def _resume(self, position: int) -> None:
-        self.mouth.forget()
 
     def _duck(self, onset: int) -> None:
         """The caller makes a sound over the agent: lower, and listen what it is."""
@@ -364,7 +361,7 @@ class Call:
 
     def _look_after(self, now: int) -> None:
         """Speech that is due, deadlines, and the sample clock when no media comes."""
-        self.due = 0                            # what happens meanwhile may want to be looked at soon
+        self.due, self.looked = 0, now          # what happens meanwhile may want to be looked at soon
         if self.mouth.turn is not None:
             self.mouth.play(now)
         self.ear.tick(now)
@@ -372,7 +369,16 @@ class Call:
             keypad.answer(self)
         if self.slot.written > self.watched:
             self.watched = silence.notice(self)
-        self.due = 0 if self.done else min(self.ear.due, self.mouth.due, self.keys_by or NEVER)
+        self.due = 0 if self.done else self._next_due()
+
+    def _next_due(self) -> int:
+        return min(self.ear.due, self.mouth.due, self.keys_by or NEVER)
+
+    def put_off(self, now: int) -> bool:
+        """Whether nothing is due after all, once the time for it has come: the caller's media go on coming."""
+        if self.due and now - self.looked < LOOKED_AT:
+            self.due = self._next_due()
+        return self.due > now
 
     def first_audio(self, now: int) -> None:
         """The first sample of the reply went out."""
@@ -439,6 +445,6 @@ class Call:
 ON_EVENT = {Start: Call.on_start, Audio: Call.on_audio, Both: bystander.hear, Dtmf: Call.on_dtmf,
             Mark: Call.on_mark, Pause: Call.on_pause, Complaint: Call.on_complaint, Stop: Call.on_stop}
 
-ON_TURN = {UTTERANCE_START: Call._utterance_starts, PAUSE: Call._pause, RESUME: Call._resume, DUCK: Call._duck,
-           WEIGH: Call._weigh, RESTORE: Call._restore, BARGE_IN: Call._barge_in, END_OF_TURN: Call._end_of_turn,
-           NO_INPUT: Call._no_input}
+ON_TURN = {UTTERANCE_START: Call._utterance_starts, PAUSE: lambda call, _: call.ear.ask(),
+           RESUME: lambda call, _: call.mouth.forget(), DUCK: Call._duck, WEIGH: Call._weigh, RESTORE: Call._restore,
+           BARGE_IN: Call._barge_in, END_OF_TURN: Call._end_of_turn, NO_INPUT: Call._no_input}

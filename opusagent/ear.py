@@ -68,7 +68,8 @@ class Ear:
             self.vad.close()
         self.slot = slot
         self.resampler = Resampler(wire_rate, slot.rate_in) if wire_rate != slot.rate_in else None
-        self.vad = Vad(slot.rate_in, self.studio.hearing, self._scored)
+        calm = self.call.turns.calm if self.journal is None else None      # a journal has every window
+        self.vad = Vad(slot.rate_in, self.studio.hearing, self._scored, calm)
         self.media_at = now
         self.wire_rate, self.gap, self.longest = wire_rate, MEDIA_GAP, USUAL_MS * wire_rate // 1000
 

@@ -7,6 +7,7 @@ snapshot names what it holds, so that another version leaves out what it does no
 written is heard again from the slot; and nothing that was played is played twice.
 """
 import math
+from operator import attrgetter
 
 import numpy as np
 import orjson
@@ -40,6 +41,8 @@ TRACE = ("turn", "state", "kind", "caller", "agent", "confidence", "stopped_by",
          "false_stops", "_at")
 SEGMENT = ("text", "lead", "pause_ms", "supplied", "start", "read", "written", "done", "keys")
 
+READ = {names: attrgetter(*names) for names in (CALL, EAR, MOUTH, TURNS, TURN, REPLY, TRACE, SEGMENT)}
+
 
 class LostCall(Exception):
     """A call that cannot go on here; says why in a sentence."""
@@ -48,7 +51,7 @@ class LostCall(Exception):
 # -- the parts ---------------------------------------------------------------------------------------------------------
 
 def fields(part, names: tuple[str, ...]) -> dict:
-    return {name: getattr(part, name) for name in names}
+    return dict(zip(names, READ[names](part)))
 
 
 def fill(part, state: dict, names: tuple[str, ...]) -> None:
@@ -138,13 +141,12 @@ def snapshot(call: Call) -> bytes:
 
 
 def changed(call: Call) -> tuple:
-    """What a snapshot must not be older than."""
-    mouth, turns, turn = call.mouth, call.turns, call.mouth.turn
+    """What a snapshot must not be older than.  What the caller has said since is heard again, and leads to the same."""
+    mouth, turn = call.mouth, call.mouth.turn
     said = (len(turn.texts), len(turn.speaking), turn.complete, len(turn.stage.playout.queue)) if turn else None
     beside = call.ear.beside
-    other = (beside.ear.utterance, beside.ear.hearing, beside.turns.state) if beside else None
-    return (mouth.epoch, call.ear.utterance, call.ear.hearing, turns.state, turns.wait, call.keys, call.done, said,
-            mouth.audible, mouth.held_back, other)
+    other = (beside.ear.utterance, beside.ear.floor) if beside else None
+    return mouth.epoch, call.keys, call.done, said, mouth.audible, mouth.held_back, call.ear.floor, other
 
 
 # -- going on ----------------------------------------------------------------------------------------------------------

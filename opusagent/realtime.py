@@ -161,7 +161,7 @@ class RealtimeCall(Call):
             self._open_line()
         detector = dialect.detector
         threshold = detector and detector.get("threshold", 0.5)
-        self.turns.on = self.server.config.turns.threshold if threshold in (None, 0.5) else threshold
+        self.turns.hear_from(self.server.config.turns.threshold if threshold in (None, 0.5) else threshold)
         if detector is None:
             self.excused = math.inf
         if self.assistant:
@@ -380,10 +380,11 @@ class RealtimeCall(Call):
         if mouth.turn is not None and mouth.turn.state is not SPEAKING and mouth.playout.spent and not mouth.out.late:
             self._sent(mouth.turn)
         mouth.out.answers()
-        if self.inbox or self.dialect.response.active:
-            self.due = 0
-        elif self.greet_by:
-            self.due = min(self.due, self.greet_by)
+        self.due = min(self.due, self._next_due())
+
+    def _next_due(self) -> int:
+        by = 0 if self.inbox or self.dialect.response.active else self.greet_by or math.inf
+        return min(super()._next_due(), by)
 
     def _tell(self, turn: Turn, spoken: bool = False) -> None:
         """The client learns what has been made since; of functions when all before them was `spoken`."""
@@ -436,13 +437,8 @@ class RealtimeCall(Call):
         super()._stop_talking(why)
 
 
-ON_ASK = {
-    ASK_UPDATE: RealtimeCall._updated,
-    ASK_COMMIT: RealtimeCall._commit,
-    ASK_DISCARD: RealtimeCall._discard,
-    ASK_RESPOND: RealtimeCall._respond,
-    ASK_TRUNCATED: RealtimeCall._truncated,
-}
+ON_ASK = {ASK_UPDATE: RealtimeCall._updated, ASK_COMMIT: RealtimeCall._commit, ASK_DISCARD: RealtimeCall._discard,
+          ASK_RESPOND: RealtimeCall._respond, ASK_TRUNCATED: RealtimeCall._truncated}
 
 
 def call_of(dialect: str) -> type[Call]:

@@ -349,6 +349,9 @@ class RelayCall:
 
     # -- from the server -----------------------------------------------------------------------------------------------
 
+    def put_off(self, now: int) -> bool:
+        return False
+
     @entry(journal.TICK)
     def tick(self, now: int) -> None:
         if not self.live:

@@ -218,9 +218,10 @@ class Server:
     # -- the loop's callbacks ------------------------------------------------------------------------------------------
 
     def _window_waits(self, count: int) -> None:
-        """A call's window is to be scored, with those of all the calls that are heard in the same round: the busier
-        the worker, the more there are."""
-        if count == 1:
+        """A call's window is to be scored, with those of all calls of the same round: more, the busier the worker."""
+        if self.epoll.serving:
+            self.epoll.afterwards = self._hear
+        elif count == 1:
             asyncio.get_running_loop().call_soon(self._hear)
 
     def _hear(self) -> None:
@@ -249,7 +250,7 @@ class Server:
 
     def _look_after(self, now: int, late: int = 0) -> None:
         self.pacer.run(now)
-        due = [call for call in self.calls.values() if call.due <= now]
+        due = [call for call in self.calls.values() if call.due <= now and not call.put_off(now)]
         self.admission.tick(late, due, now)
         for call in due:
             call.tick(now)
@@ -305,7 +306,6 @@ class Server:
             self._timer.cancel()
         self._next_tick = at
         self._timer = asyncio.get_running_loop().call_later(max(0, at - self.clock()) / 1e9, self._tick)
-
 
     # -- routes --------------------------------------------------------------------------------------------------------
 

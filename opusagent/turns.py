@@ -14,10 +14,12 @@ come to is told by judge().  The rules:
 """
 from dataclasses import dataclass
 
+from ._fastpath import Calm
 from .pace import Pace
 
 PACE = (0.75, 1.5)              # bounds of what a caller's own pauses make of the waits
 SWAY = (1.75, 0.6)              # ... and of what the turn model does: what sounds unfinished, what sounds finished
+NEVER = 1 << 62                 # samples
 
 # ---- states: who has the floor ---------------------------------------------------------------------------------------
 LISTENING = "LISTENING"         # the caller, who has said nothing yet
@@ -126,6 +128,14 @@ SEEN = {            # of each state's rows those whose condition is seen here: h
     state: tuple((CONDITIONS[condition][1], row) for condition, row in rows.items() if CONDITIONS[condition][1])
     for state, rows in TRANSITIONS.items()}
 
+SILENT = {          # conditions that nothing but more silence makes true: from which position on
+    LONG_SILENCE: lambda t: NEVER if t.reciting else t.ended + t.wait,
+    NOBODY_SPEAKS: lambda t: t.ended + t.no_input,
+}
+ENDURED = {         # ... of each state's rows
+    state: tuple(SILENT[condition] for condition in rows if condition in SILENT)
+    for state, rows in TRANSITIONS.items()}
+
 
 @dataclass(frozen=True, slots=True)
 class Event:
@@ -164,7 +174,7 @@ class TurnTaking:
     `waits` is the current state's: `waits.after(judgement)` and `waits.no_input`, in ms.
     """
 
-    __slots__ = ("state", "position", "speaking", "onset", "spoken", "last", "ended", "began", "wait", "no_input",
+    __slots__ = ("state", "calm", "speaking", "onset", "spoken", "last", "ended", "began", "wait", "no_input",
                  "reciting", "meant", "dismissed", "on", "off", "sure", "lag", "start", "pause", "barge_in", "insist",
                  "run_on", "longest", "pace", "swayed", "_judgement", "_silent", "_answers_only", "_waits", "_rate")
 
@@ -181,7 +191,7 @@ class TurnTaking:
         self.run_on = self._samples(settings.run_on_ms)
         self.longest = self._samples(settings.max_utterance_ms)
         self.state = LISTENING
-        self.position = 0           # samples pushed
+        self.calm = Calm(min(self.on, self.off))    # samples pushed, and up to where silence need not be
         self.speaking = False       # the last window was speech
         self.onset = None           # where the present stretch of speech began; None: there is none
         self.spoken = 0             # samples of speech in it; a stretch bridges silences shorter than a pause
@@ -201,28 +211,43 @@ class TurnTaking:
     def _samples(self, ms: int) -> int:
         return ms * self._rate // 1000
 
+    @property
+    def position(self) -> int:
+        """Samples pushed; those that the detector has counted itself (see Calm) are among them."""
+        return self.calm.position
+
+    @position.setter
+    def position(self, samples: int) -> None:
+        self.calm.position, self.calm.until = samples, 0
+
+    def hear_from(self, score: float) -> None:
+        """From now on silence becomes speech at this score."""
+        self.on = score
+        self.calm.below = min(score, self.off)
+
     # ---- inputs ----
     def push(self, score: float, samples: int, quiet: int = 0) -> tuple[Event, ...]:
         """The caller's next window, scored 0 to 1 for speech; the last `quiet` of its samples are not voiced."""
         self.speaking = score >= (self.off if self.speaking else self.on)
         if self.speaking and self.onset is None:
-            self.onset, self.spoken = self.position, 0
-        self.position += samples
+            self.onset, self.spoken = self.calm.position, 0
+        self.calm.position = position = self.calm.position + samples
         if self.speaking:
             self.spoken += samples
             if score >= self.sure:
                 self.spoken = max(self.spoken, self.start)
-            self.last = max(self.last, self.position - self.lag, self.onset)
+            self.last = max(self.last, position - self.lag, self.onset)
             if quiet < samples:
-                self.last = self.position - quiet
+                self.last = position - quiet
             if self.spoken >= self.start:
                 self.ended = self.last
-        elif self.onset is not None and self.position - self.last >= self.pause:
+        elif self.onset is not None and position - self.last >= self.pause:
             self.onset, self.spoken = None, 0
         return self._settle()
 
     def expect(self, waits) -> None:
         """A state of the flow is entered: from now on its waits apply, and nothing has been said in it."""
+        self.calm.until = 0
         self._waits = waits
         self.no_input = self._samples(waits.no_input)
         self._forget()
@@ -281,7 +306,12 @@ class TurnTaking:
         events = ()
         while row := self._due():
             events += self._move(*row)
+        self.calm.until = self._endured() if self.onset is None and not self.speaking else 0
         return events
+
+    def _endured(self) -> int:
+        """The position before which silence changes nothing."""
+        return min((reached(self) for reached in ENDURED[self.state]), default=NEVER)
 
     def _due(self) -> tuple | None:
         for holds, row in SEEN[self.state]:

@@ -7,7 +7,8 @@ journal), or whose connection is no plain socket, has the ordinary one.
 """
 from ._fastpath import MediaIntake, Stretch, Wire
 
-FRAMES = 5                      # of a reply that go out before the call is looked at again
+FRAMES = 5                      # of a reply that go out before the call is looked at again,
+MOST_FRAMES = 25                # ... where nothing more of it is to be made
 
 
 def wire_of(connection) -> Wire | None:
@@ -34,6 +35,11 @@ def follow(mouth, now: int) -> None:
     if wire_of(mouth.connection) is not stretch.wire:
         return begin(mouth.call)
     if mouth.call.recording is None and not out.late and not mouth.connection.congested and not out.held(now):
-        ahead = mouth.playout.ahead(FRAMES)
+        ahead = mouth.playout.ahead(FRAMES if more_comes(mouth) else MOST_FRAMES)
         if ahead is not None:
             stretch.begin(mouth.dialect.media_out, *ahead)
+
+
+def more_comes(mouth) -> bool:
+    """Whether the reply is still being made, or the platform may stop it for a while."""
+    return not mouth.turn.complete or bool(mouth.turn.waiting) or hasattr(mouth.dialect, "held")

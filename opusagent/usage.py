@@ -7,6 +7,7 @@ nobody ever hears it, so that a budget that is spent stops the next request and 
 import math
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, fields
+from operator import attrgetter
 
 CHARACTERS_A_TOKEN = 4          # where an endpoint does not say how many tokens it has counted
 
@@ -33,6 +34,7 @@ class Item:
 
 
 ITEM = tuple(each.name for each in fields(Item))
+READ = attrgetter(*ITEM)
 
 
 class Usage:
@@ -156,7 +158,7 @@ class Usage:
 
     def kept(self) -> dict:
         return {"outcome": self.outcome, "payers": self.payers, "items": [
-            {name: getattr(item, name) for name in ITEM} for item in self.items.values()]}
+            dict(zip(ITEM, READ(item))) for item in self.items.values()]}
 
     def restore(self, kept: dict) -> None:
         for values in kept.get("items", ()):

@@ -48,6 +48,27 @@ def call(wires, on_message, on_fault=None):
         theirs.close()
 
 
+def test_what_a_message_leaves_for_later_is_done_when_all_are_served_and_once():
+    async def scenario(wires):
+        order, done = [], asyncio.Event()
+
+        def afterwards():
+            assert not wires.serving and wires.afterwards is None
+            order.append("afterwards")
+            asyncio.get_running_loop().call_soon(done.set)
+
+        def on_message(payload):
+            assert wires.serving
+            order.append(payload)
+            wires.afterwards = afterwards
+        with call(wires, on_message) as first, call(wires, on_message) as second:
+            first.send(HELLO)
+            second.send(HELLO)
+            await done.wait()
+        assert order == [b"hello", b"hello", "afterwards"]
+    run(scenario)
+
+
 def test_a_message_is_served_without_a_turn_of_the_loop():
     async def scenario(wires):
         done, turns = asyncio.Event(), []

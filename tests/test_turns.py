@@ -297,6 +297,29 @@ def test_any_conversation_keeps_the_rules(steps, complete):
         assert first.state in TRANSITIONS and first.ended <= first.position
 
 
+@given(st.lists(STEPS, max_size=150), st.sampled_from([0, 96, 160, 400]), st.sampled_from([0.2, 0.5, 0.7]))
+def test_silence_that_means_nothing_need_not_be_told(steps, complete, on):
+    waits = Waits(complete=complete, free=320, incomplete=640, no_input=1280)
+    told, calm = TurnTaking(RATE, waits, SETTINGS), TurnTaking(RATE, waits, SETTINGS)
+    for turns in (told, calm):
+        turns.hear_from(on)
+    for score, quiet, call in steps:
+        assert OWNER[call](told) == OWNER[call](calm)
+        found = told.push(score, WINDOW, quiet)
+        assert found == (() if calm.calm.covers(score, WINDOW) else calm.push(score, WINDOW, quiet))
+        assert (told.state, told.position, told.silence) == (calm.state, calm.position, calm.silence)
+
+
+def test_a_silent_line_is_told_of_only_when_it_means_something():
+    turns = TurnTaking(RATE, Waits(complete=160, free=320, incomplete=640, no_input=1280), SETTINGS)
+    turns.push(0.0, WINDOW)
+    untold = sum(turns.calm.covers(0.0, WINDOW) for _ in range(50))
+    assert untold == 38 and turns.state == LISTENING                # of the 40 windows of no_input
+    assert [event.kind for event in turns.push(0.0, WINDOW)] == [NO_INPUT]
+    assert all(turns.calm.covers(0.3, WINDOW) for _ in range(10_000))       # the agent is to speak, and nobody else
+    assert not turns.calm.covers(0.4, WINDOW)
+
+
 # ---- recordings of people, at 8 kHz mu-law ----
 
 RECORDINGS = Path(__file__).parents[2] / "shared" / "audio" / "8k"

@@ -6,6 +6,7 @@ anew.
 """
 import base64
 from collections import deque
+from functools import cache
 from typing import Any
 
 from . import SOUNDING, Audible, Mark, Marks
@@ -26,13 +27,24 @@ PARTS = {
 }
 BY_NAME = {part.__name__: part for part in PARTS}
 LENT = (Audible, memoryview)            # room that the next message fills
+PLAIN = frozenset((type(None), bool, int, float, str))      # JSON has these
 
 
 def state_of(part: Any) -> dict[str, Any]:
     """Every attribute of a dialect or of one of PARTS, as JSON can hold it.  TypeError for what it cannot."""
-    names = [name for kind in type(part).__mro__ for name in getattr(kind, "__slots__", ())]
-    values = {name: getattr(part, name) for name in names}
-    return {name: _written(value) for name, value in values.items() if not (isinstance(value, LENT) or callable(value))}
+    state = {}
+    for name in _names(type(part)):
+        value = getattr(part, name)
+        if type(value) in PLAIN:
+            state[name] = value
+        elif not (isinstance(value, LENT) or callable(value)):
+            state[name] = _written(value)
+    return state
+
+
+@cache
+def _names(kind: type) -> tuple[str, ...]:
+    return tuple(name for each in kind.__mro__ for name in getattr(each, "__slots__", ()))
 
 
 def resumed(name: str, state: dict[str, Any]):
@@ -51,31 +63,31 @@ def come_back(dialect, state: dict[str, Any]) -> None:
 
 
 def _fill(part: Any, state: dict[str, Any], rate: int) -> None:
-    known = {name for kind in type(part).__mro__ for name in getattr(kind, "__slots__", ())}
+    known = _names(type(part))
     for name, written in state.items():
         if name in known:
             setattr(part, name, _read(written, rate))
 
 
 def _written(value: Any) -> Any:
-    match value:
-        case None | bool() | int() | float() | str():
-            return value
-        case bytes():
-            return {"bytes": base64.b64encode(value).decode()}
-        case Mark():
-            return {"mark": value.name, "cleared": value.cleared}
-        case deque():
-            return {"deque": [_written(each) for each in value], "most": value.maxlen}
-        case tuple():
-            return {"tuple": [_written(each) for each in value]}
-        case list():
-            return [_written(each) for each in value]
-        case dict():
-            return {"dict": [[_written(name), _written(each)] for name, each in value.items()]}
-    if type(value) in PARTS:
-        return {"part": type(value).__name__, "state": state_of(value)}
-    raise TypeError(f"a dialect cannot keep a {type(value).__name__} of a call")
+    kind = type(value)
+    if kind in PLAIN:
+        return value
+    if kind in WRITE:
+        return WRITE[kind](value)
+    if kind in PARTS:
+        return {"part": kind.__name__, "state": state_of(value)}
+    raise TypeError(f"a dialect cannot keep a {kind.__name__} of a call")
+
+
+WRITE = {
+    bytes: lambda value: {"bytes": base64.b64encode(value).decode()},
+    Mark: lambda value: {"mark": value.name, "cleared": value.cleared},
+    deque: lambda value: {"deque": [_written(each) for each in value], "most": value.maxlen},
+    tuple: lambda value: {"tuple": [_written(each) for each in value]},
+    list: lambda value: [_written(each) for each in value],
+    dict: lambda value: {"dict": [[_written(name), _written(each)] for name, each in value.items()]},
+}
 
 
 def _read(written: Any, rate: int) -> Any:

@@ -64,12 +64,31 @@ cdef class EnergyVad:
         return max(max(VOICED, self.peak * VOICED_OF_PEAK), self.noise * NOISE_MARGIN)
 
 
+cdef class Calm:
+    """How long a caller may be silent before that means anything: windows without speech, up to there, are counted
+    here and need not be told.  turns.py says so, and counts by the same position."""
+    cdef public int64_t position        # samples of the call that were told or counted
+    cdef public int64_t until           # where silence comes to mean something; 0: everything does
+    cdef public double below            # the score under which a window is without speech
+
+    def __init__(self, double below):
+        self.below = below
+
+    cpdef bint covers(self, double score, int samples) noexcept:
+        """True, and it is counted, for a window that need not be told."""
+        if score >= self.below or self.position + samples >= self.until:
+            return False
+        self.position += samples
+        return True
+
+
 cdef class Vad:
     """One call's ear: audio of any chunking becomes windows of 32 ms, each of them scored, in order.
 
     `on_window(score, position, samples, quiet)` gets every window once: at once where the gate finds it silent or no
     model is there, otherwise from the batch's next run().  `position` is the sample after the window's last one,
     `quiet` how many of its last samples are not voiced: the model's score lags, loudness says where speech ended.
+    With `calm`, it does not get those that mean nothing.
     """
     cdef readonly int rate              # Hz, 8000 or 16000
     cdef readonly int window            # samples
@@ -77,6 +96,7 @@ cdef class Vad:
     cdef public int64_t position        # samples scored since the call's start; a successor's ear begins further on
     cdef object batch
     cdef object on_window
+    cdef Calm calm                      # None: every window is told
     cdef Silero network                 # None: loudness scores
     cdef EnergyVad gate
     cdef int silent                     # silent windows in a row
@@ -92,7 +112,7 @@ cdef class Vad:
     cdef bint wanted[MOST_READY]        # is it for the model?
     cdef int quiet[MOST_READY]
 
-    def __cinit__(self, int rate, batch, on_window):
+    def __cinit__(self, int rate, batch, on_window, Calm calm=None):
         if rate not in (8000, 16000):
             raise ValueError(f"8000 or 16000 Hz, not {rate}")
         self.rate = rate
@@ -100,6 +120,7 @@ cdef class Vad:
         self.context = self.window // 8
         self.batch = batch
         self.on_window = on_window
+        self.calm = calm
         self.network = batch.network(rate)
         self.gate = EnergyVad()
         self.room = self.context + MOST_READY * self.window
@@ -196,6 +217,8 @@ cdef class Vad:
     cdef int deliver(self, double score, int quiet) except -1:
         self.head += self.window
         self.position += self.window
+        if self.calm is not None and self.calm.covers(score, self.window):
+            return 0
         self.on_window(score, self.position, self.window, quiet)
         return 0
 

@@ -245,6 +245,8 @@ cdef class EpollSet:
     cdef public int64_t spin            # ns that wait() asks again and again before it sleeps
     cdef readonly int64_t spun          # ns spent on that: no load
     cdef public bint stirred            # a callback gave the event loop something to do: wait() returns to it
+    cdef readonly bint serving          # a round is being served,
+    cdef public object afterwards       # ... and this is called once when it is over; None: nothing
     cdef public int64_t now             # ns: when the current round began; others may set it for theirs
     cdef list closed                    # wires closed since the last round, whose callbacks may still be running
     cdef epoll_event events[MAX_EVENTS]
@@ -330,7 +332,7 @@ cdef class EpollSet:
     def poll(self) -> bool:
         """Serve what is ready, once each; True when some have more to deliver."""
         cdef int64_t began = oa_now()
-        self.serve_round(epoll_wait(self.fd, self.events, MAX_EVENTS, 0), began)
+        self.serve_and_follow(epoll_wait(self.fd, self.events, MAX_EVENTS, 0), began)
         if self.turns:
             self.again()
         return len(self.turns) > 0
@@ -363,7 +365,7 @@ cdef class EpollSet:
             if n < 0 and errno == EINTR:
                 return False
             if n > 0 or self.turns:
-                now = self.serve_round(n, now)
+                now = self.serve_and_follow(n, now)
             if self.others or self.stirred or 0 <= until <= now:
                 return self.others
 
@@ -397,6 +399,20 @@ cdef class EpollSet:
             if now - began > SLOW_ROUND and self.on_slow is not None:
                 self.on_slow(now - began)
         return now
+
+    cdef int64_t serve_and_follow(self, int n, int64_t began) except -1:
+        """serve_round(), and what its callbacks have left for when it is over; the time when that was done."""
+        cdef int64_t now
+        self.serving = True
+        try:
+            now = self.serve_round(n, began)
+        finally:
+            self.serving = False
+        if self.afterwards is None:
+            return now
+        afterwards, self.afterwards = self.afterwards, None
+        afterwards()
+        return oa_now()
 
     cdef int serve(self, Wire wire, uint32_t events) except -1:
         try:

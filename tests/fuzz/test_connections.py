@@ -245,7 +245,8 @@ def test_a_peer_that_is_always_in_the_middle_of_a_message_is_no_slow_one(tls):
 @TLS
 @pytest.mark.parametrize("slow", [
     pytest.param(plain_frame(1, b"x" * 100, True, b"\1\2\3\4"), id="octet by octet"),
-    pytest.param(plain_frame(1, b"x", False, b"\1\2\3\4") + plain_frame(9, b"", True, b"\1\2\3\4") * 20, id="with Pings")])
+    pytest.param(plain_frame(1, b"x", False, b"\1\2\3\4") + plain_frame(9, b"", True, b"\1\2\3\4") * 20,
+                 id="with Pings")])
 def test_one_message_has_its_time_whatever_comes_between(tls, slow):
     with Call(tls=tls) as call:
         call.give(UPGRADE + plain_frame(1, b"quick", True, b"\1\2\3\4"))
