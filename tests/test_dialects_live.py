@@ -15,6 +15,7 @@ from opusagent.dialects import CALLERS, DIALECTS, TABLE, TEXT_CALLERS, Audio
 from opusagent.localserver import fetch_json
 from opusagent.people import person
 from opusagent.telephone import Caller, Line, Metronome, answer, place, samples_of
+from realtime_pace import ATTEMPTS, Watch
 from served import SCRIPTED, serving
 
 FLOW = """
@@ -115,8 +116,26 @@ def calls(tmp_path_factory):
         results = await asyncio.gather(*(later(call, server, route, i) for i, (call, route) in enumerate(keys)),
                                        return_exceptions=True)
         return dict(zip(keys, results))
+
+    async def alone(server, wrong):
+        for call, route in wrong:
+            wrong[call, route] = (await asyncio.gather(call(server, route), return_exceptions=True))[0]
+        return wrong
     with serving(*SCRIPTED, *flags) as server:
-        return asyncio.run(all_at_once(server))
+        with Watch() as watch:
+            found = asyncio.run(all_at_once(server))
+        for _ in range(ATTEMPTS - 1):
+            wrong = {key: result for key, result in found.items() if not_held(result)}
+            if watch.kept_time or not wrong:
+                break
+            with Watch() as watch:
+                found |= asyncio.run(alone(server, wrong))
+        return found
+
+
+def not_held(result):
+    """Whether that call says nothing where the machine stood still."""
+    return isinstance(result, BaseException) or isinstance(result[0], Caller) and not (result[2] or {}).get("done")
 
 
 def result(calls, call, route):
