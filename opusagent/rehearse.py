@@ -10,7 +10,8 @@ from typing import Any
 
 from . import ConfigError
 from .metrics import receipt_line
-from .replay import Parted, Replay, Tape, World, config_of, load, refuse_text
+from .replay import Parted, Replay, World, config_of, refuse_text
+from .tape import Tape, load
 from .terminal import Terminal, summary
 from .whatif import Study, WhatIf
 

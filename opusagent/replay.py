@@ -7,17 +7,16 @@ decisions have parted, and where is told.
 import asyncio
 import base64
 from collections import deque
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from operator import attrgetter
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import orjson
 
-from . import ConfigError, EngineError, journal, resumption
+from . import ConfigError, EngineError, ProtocolError, journal, resumption
 from ._fastpath import Arena
 from .audio import VadBatch
 from .call import Call
@@ -29,69 +28,27 @@ from .flow import Flow, FunctionCall
 from .metrics import Metrics
 from .relay import call_of
 from .studio import waits
+from .tape import Entry, Tape
 
 PATIENCE = 200                  # turns of the loop in which a model's answer is taken in
 
 
-@dataclass(slots=True)
-class Entry:
-    """A line: an input, or (kind "=") a decision."""
-
-    line: int
-    kind: str
-    args: list
-    readings: list
-    at: int = 0                 # ns, by the last reading up to its end
-
-
-@dataclass(slots=True)
-class Tape:
-    """A journal as it was read."""
-
-    path: str
-    header: dict[str, Any]
-    entries: list[Entry]        # inputs and decisions, in the order of the lines
-    prompts: dict[tuple, tuple]     # (voice, text, rate) -> (samples, lead), or () for one that was not rendered ahead
-    whole: bool                 # the last line is a line
-
-    @property
-    def seconds(self) -> float:
-        times = [entry.at for entry in self.entries if entry.at]
-        return (times[-1] - times[0]) / 1e9 if times else 0.0
-
-
-def load(path: str) -> Tape:
-    """ConfigError where the file is no journal; one that ends in the middle of a line is used up to there."""
-    try:
-        lines = Path(path).read_bytes().split(b"\n")
-    except OSError as error:
-        raise ConfigError(f"{path}: the journal cannot be read: {error.strerror}.") from None
-    try:
-        header = orjson.loads(lines[0])
-        version = header["journal"]
-    except (orjson.JSONDecodeError, KeyError, TypeError):
-        raise ConfigError(f"{path}: this is not the journal of a call.") from None
-    if version != journal.VERSION:
-        raise ConfigError(f"{path}: this journal has format {version}, and this version replays {journal.VERSION}.")
-    tape, now = Tape(path, header, [], {}, lines[-1] == b""), 0
-    for number, line in enumerate(lines[1:-1], 2):
-        try:
-            kind, args, *readings = orjson.loads(line)
-        except (orjson.JSONDecodeError, ValueError, TypeError):
-            raise ConfigError(f"{path}:{number}: this line is no entry of a journal.") from None
-        if kind == journal.PROMPT:
-            tape.prompts[tuple(args[:3])] = tuple(args[3:])
-            continue
-        entry = Entry(number, kind, args, *(readings or ([],)))
-        now += args[0] if kind == journal.TICK else 0
-        now += sum(reading for reading in entry.readings if type(reading) is int)
-        entry.at = now
-        tape.entries.append(entry)
-    return tape
-
-
 class Parted(Exception):
     """What the call does now is not what it did then."""
+
+
+@contextmanager
+def at_line(tape: Tape, line: int) -> Iterator[None]:
+    """What goes wrong in it is told with the line.  Parted, ConfigError."""
+    try:
+        yield
+    except Parted as parted:
+        raise Parted(f"{tape.path}:{line}: {parted}.") from None
+    except ConfigError as error:
+        raise ConfigError(f"{tape.path}:{line}: {error}") from None
+    except Exception as error:                  # the shapes of lines are checked before; what they say together is not
+        raise ConfigError(f"{tape.path}:{line}: the call cannot take this in ({type(error).__name__}: {error}).") \
+            from error
 
 
 class Rehearsal:
@@ -157,6 +114,7 @@ class Connection:
     def __init__(self, readings: Readings):
         self._readings = readings
         self.closed: tuple | None = None
+        self.failed: Exception | None = None    # an error of ours, in what was told last
         self.earlier: dict | None = None        # where the call stood, if it was held elsewhere before
 
     @property
@@ -174,7 +132,9 @@ class Connection:
         self.closed = (code, reason)
 
     def fault(self, error: Exception) -> None:
-        raise error
+        """The call was closed for what its peer did then, too."""
+        if not isinstance(error, ProtocolError):
+            self.failed = self.failed or error
 
 
 class Recogniser:
@@ -224,7 +184,7 @@ class World:
         self.readings = Readings()
         self.config = config
         self.metrics = Metrics()
-        self.today = tape.header.get("today", "")
+        self.today = tape.header["today"]
         self.flow = flow_of(tape, config)
         self.prompts = tape.prompts
         self.silence = np.zeros(max([samples for samples, *_ in filter(None, tape.prompts.values())], default=1),
@@ -271,11 +231,15 @@ def refuse_text(tape: Tape) -> None:
 
 def config_of(tape: Tape, changes: dict[str, Any]) -> Config:
     """The settings that the call had, with `changes`.  ConfigError."""
-    return Config.load({**tape.header["settings"], **changes}, {}, None)
+    settings = tape.header["settings"]
+    with at_line(tape, 1):
+        Config.load(settings, {}, None)
+    return Config.load({**settings, **changes}, {}, None)
 
 
 def flow_of(tape: Tape, config: Config) -> Flow:
-    return Flow.parse(tape.header["flow_text"], tape.header["flow"], waits(config))
+    with at_line(tape, 1):
+        return Flow.parse(tape.header["flow_text"], tape.header["flow"], waits(config))
 
 
 class Replay:
@@ -301,10 +265,8 @@ class Replay:
                     raise Parted(f"{self.tape.path}:{entry.line}: then it decided {entry.args}, now {now}.")
                 made += 1
                 continue
-            try:
+            with at_line(self.tape, entry.line):
                 await self.take_in(entry)
-            except Parted as parted:
-                raise Parted(f"{self.tape.path}:{entry.line}: {parted}.") from None
         if made < len(self.decisions) and self.tape.whole:
             raise Parted(f"{self.tape.path}: it decides once more than then: {plain(self.decisions[made])}.")
 
@@ -314,6 +276,8 @@ class Replay:
             readings.time += entry.args[0]
         readings.left.extend(entry.readings)
         await TAKE_IN[entry.kind](self, *entry.args)
+        if self.world.connection.failed is not None:
+            raise self.world.connection.failed
         deafen(self.call)
 
     async def _begin(self, earlier: dict | None = None) -> None:
@@ -325,7 +289,10 @@ class Replay:
 
     async def _message(self, opcode: int, payload: str) -> None:
         octets = payload.encode() if opcode == TEXT else base64.b64decode(payload)
-        self.call.on_message(opcode, memoryview(octets))
+        try:
+            self.call.on_message(opcode, memoryview(octets))
+        except ProtocolError as error:
+            self.call.connection.fault(error)
 
     async def _tick(self, since: int) -> None:
         self.call.tick(self.world.readings.time)

@@ -16,7 +16,8 @@ from types import SimpleNamespace
 from . import journal
 from ._fastpath import SEGMENT_SAMPLES
 from .flow.tools import FAILURE
-from .replay import Entry, Readings, Replay, Tape, World, answered, deafen, plain
+from .replay import Readings, Replay, World, answered, at_line, deafen, plain
+from .tape import Entry, Tape
 from .turns import LISTENING
 
 MS = 1_000_000                  # ns
@@ -173,7 +174,6 @@ class WhatIf(Replay):
     def audio(self, call) -> None: ...
 
     def ask(self, call) -> None:
-
         if text := self._heard.text_at(call.slot.written):
             self._later(0, call.on_partial, call.utterance, text)
 
@@ -243,9 +243,11 @@ class WhatIf(Replay):
     async def run(self) -> None:
         for entry in self.tape.entries:
             if entry.kind in LIVE:
-                await self._tick_until(entry.at)
-                await self.take_in(entry)
-        await self._run_out()
+                with at_line(self.tape, entry.line):
+                    await self._tick_until(entry.at)
+                    await self.take_in(entry)
+        with at_line(self.tape, self.tape.entries[-1].line):
+            await self._run_out()
 
     async def _tick_until(self, at: int) -> None:
         """The call was ticked when something was due in it; here that may be other things, at other times."""

@@ -19,7 +19,7 @@ LAYERS = [
     {"archive", "assistant", "bystander", "call", "clips", "departure", "ear", "earlier", "echo", "garbage",
      "interruption", "journal", "keypad", "ledger", "meter", "mouth", "notices", "outbound", "prompts", "realtime",
      "recording", "registry", "relay", "replay", "resumption", "script", "shelf", "silence", "stereo", "studio",
-     "tools", "transaction", "unattended", "whatif"},
+     "tape", "tools", "transaction", "unattended", "whatif"},
     {"admission", "audiosocket", "caller", "client", "connection", "console", "continuity", "demo", "door", "flowcheck",
      "gate", "handover", "inquiry", "latency", "limits", "localserver", "pages", "people", "probe",
      "rehearse", "server", "takeover", "telephone", "terminal", "texting", "timeline", "webhooks"},

@@ -8,6 +8,7 @@ from test_relay import FLOW, MODEL, TRANSFER, Relayed
 from test_replay import replayed
 
 from opusagent import ConfigError, cli, journal, replay
+from opusagent.tape import load
 from opusagent.config import SETTINGS
 from opusagent.flow import FunctionCall, Outcome
 from served import SCRIPTED, serving
@@ -29,7 +30,7 @@ class Kept(Relayed):
         """The same receipts, facts, history and messages come of the journal."""
         path = tmp_path / "call.jsonl"
         path.write_bytes(b"".join(self.lines))
-        tape = replay.load(str(path))
+        tape = load(str(path))
         again = replayed(tape).call
         assert again.ledger.receipts == self.receipts
         assert again.dialogue.checkpoint() == self.call.dialogue.checkpoint()
@@ -129,7 +130,7 @@ def test_a_changed_journal_parts_and_a_what_if_is_refused(tmp_path, capsys):
     path = tmp_path / "other.jsonl"
     path.write_bytes(b"".join(call.lines).replace(b'\\"tea\\"', b'\\"coffee\\"'))
     with pytest.raises(replay.Parted, match="then it decided"):
-        replayed(replay.load(str(path)))
+        replayed(load(str(path)))
     assert cli.main(["replay", tape.path, "--set", "turns.silence_ms=200"]) == 2
     assert "replay it without --set" in capsys.readouterr().err
 

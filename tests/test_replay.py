@@ -1,5 +1,7 @@
 """A call from its journal: the same decisions, bit by bit, and what is told when they are not."""
 import asyncio
+import random
+import re
 from types import SimpleNamespace
 
 import orjson
@@ -8,6 +10,7 @@ from conversation import Conversation
 from opusagent import ConfigError, cli, journal, replay, whatif
 from opusagent.config import SETTINGS
 from opusagent.flow import Flow, FunctionCall, Outcome
+from opusagent.tape import load
 from opusagent.tools import Toolbox
 from talking import Line, turn
 from test_call import FLOW
@@ -30,7 +33,7 @@ class Kept(Conversation):
     def tape(self, tmp_path):
         path = tmp_path / "call.jsonl"
         path.write_bytes(b"".join(self.lines))
-        return replay.load(str(path))
+        return load(str(path))
 
 
 def replayed(tape, **changes):
@@ -132,7 +135,7 @@ def test_a_journal_cut_anywhere_replays_up_to_there(tmp_path):
     path = tmp_path / "cut.jsonl"
     for size in range(2000, len(whole), len(whole) // 12):
         path.write_bytes(whole[:size])
-        replayed(replay.load(str(path)))
+        replayed(load(str(path)))
 
 
 def test_where_decisions_part_is_told(tmp_path):
@@ -141,18 +144,96 @@ def test_where_decisions_part_is_told(tmp_path):
         replayed(tape, **{"turns.start_ms": 200})
 
 
+HEAD = (b'{"opusagent":"1","journal":1,"dialect":"twilio","query":{},"agent":"","flow":"a.toml","flow_text":"",'
+        b'"today":"2026-11-23","settings":{}}\n')
+BEGUN = b'["begin",[],[]]\n'
+
+
 @pytest.mark.parametrize("content, sentence", [
     (b"", "not the journal"), (b"[1]\n", "not the journal"), (b"{}\n", "not the journal"),
-    (b'{"journal": 99}\n', "has format 99"), (b'{"journal": 1}\nnonsense\n', ":2: this line"),
-    (b'{"journal": 1}\n{"a": 1}\n', ":2: this line"),
+    (b'{"journal": 99}\n', ":1: this journal has format 99"), (b'{"journal": 1}\n', ":1: .* no 'opusagent'"),
+    (HEAD.replace(b"{}", b"5"), ":1: .* no 'query', or a wrong one"), (HEAD.replace(b"twilio", b"semaphore"), ":1: "),
+    (HEAD.replace(b"2026-11-23", b"someday"), ":1: .* no date"), (HEAD, ":1: .* before its call begins"),
+    (HEAD + b"nonsense\n", ":2: this line"), (HEAD + b'{"a": 1}\n', ":2: this line"), (HEAD + b'[[], []]\n', ":2: "),
+    (HEAD + b'["tick",[1]]\n', ":2: .* before the call begins"), (HEAD + BEGUN + b'["begun",[]]\n', ":3: .*'begun'"),
+    (HEAD + BEGUN + b'["tick",["x"]]\n', ":3: 'tick' has other"), (HEAD + BEGUN + b'["tick",[]]\n', ":3: 'tick' has"),
+    (HEAD + BEGUN + b'["tick",[1],[null]]\n', ":3: no call"), (HEAD + BEGUN + b'["prompt",["",1,1]]\n', ":3: .* prompt"),
+    (HEAD + BEGUN + b'["piece",[0,{"name":1}]]\n', ":3: .* no piece"),
+    (HEAD + BEGUN + b'["late_tool",[{"a":1}]]\n', ":3: .* texts"),
+    (HEAD + BEGUN + b'["tick",[5]]\n["tick",[4000000000000]]\n', ":4: more than an hour"),
 ])
 def test_what_is_no_journal_is_refused_with_a_sentence(tmp_path, content, sentence):
     path = tmp_path / "bad.jsonl"
     path.write_bytes(content)
     with pytest.raises(ConfigError, match=sentence):
-        replay.load(str(path))
+        load(str(path))
     with pytest.raises(ConfigError, match="cannot be read"):
-        replay.load(str(tmp_path / "none.jsonl"))
+        load(str(tmp_path / "none.jsonl"))
+
+
+ALIKE = {int: [-1, 0, 1, 2, 3, 7, 160, 8000, 70_000, 10 ** 6, 10 ** 9, -(10 ** 9), 10 ** 12, 2 ** 52],
+         float: [-1.0, 0.0, 0.5, 1.0, 1e300], bool: [True, False],
+         str: ["", "0", "{}", "begin", "tick", "speech", "final", "piece", "asked", "answered", "listen", "ten of clubs"]}
+
+
+def edited(lines, rng):
+    """The lines of a journal, one of which somebody has changed: in a value, in its order, or not there at all."""
+    at = rng.choice([0, rng.randrange(len(lines)), rng.randrange(len(lines))])
+    whole = orjson.loads(lines[at])
+    inner, key = whole, None
+    for _ in range(rng.randrange(1, 5)):
+        if not inner or type(inner) not in (list, dict):
+            break
+        parent, key = inner, rng.choice(list(inner) if type(inner) is dict else range(len(inner)))
+        inner = parent[key]
+    other = rng.choice([None, 0, 1, -1, 7, 10 ** 6, -(10 ** 12), 2 ** 62, 0.5, 1e300, True, "", "0", "ten of", [], [0],
+                        [[5]], {}, {"spoken": True}, {"name": "x", "arguments": [], "id": ""}])
+    if type(inner) in ALIKE and rng.random() < 0.7:
+        other = rng.choice([each for each in ALIKE[type(inner)] if each != inner])
+    how = rng.randrange(8)
+    if how == 0:
+        return [*lines[:at], *lines[at + 1:]]
+    if how == 1:
+        return [*lines[:at], lines[at][:rng.randrange(len(lines[at]))], *lines[at + 1:]]
+    if how == 2:
+        return [*lines[:at], lines[rng.randrange(len(lines))], *lines[at:]]
+    if how == 3 and type(parent) is dict:
+        del parent[key]
+    else:
+        parent[key] = other
+    return [*lines[:at], orjson.dumps(whole), *lines[at + 1:]]
+
+
+def modelled():
+    """A conversation with a model and a tool."""
+    async def hold():
+        line = Line(Flow.parse(TOOLS, "tools.toml"), Kept)
+
+        class Answering(Toolbox):
+            async def perform(self, call):
+                await asyncio.sleep(0)
+                return Outcome("open", {"at": "15:30"}, "{}")
+        line.call.mouth.stage.perform = Answering({}, "CA1", line.call.mouth.on_tool, print).start
+        await line.listens()
+        line.model.answers = [["Let me look. ", FunctionCall("look", {"day": "2026-11-24"}, "c1")]]
+        await line.says("and the day after that")
+        return line.talk
+    return asyncio.run(hold())
+
+
+@pytest.mark.parametrize("made", [conversation, modelled], ids=lambda made: made.__name__)
+def test_a_line_that_was_edited_is_told_in_a_sentence(tmp_path, capsys, caplog, made):
+    lines = b"".join(made().lines).splitlines()
+    path = tmp_path / "edited.jsonl"
+    rng = random.Random(7)
+    for number in range(150):
+        path.write_bytes(b"\n".join(edited(lines, rng)) + b"\n")
+        changes = ["--set", "turns.complete_ms=300"] if number % 3 == 0 else []
+        code = cli.main(["replay", str(path), *changes])
+        told = capsys.readouterr()
+        assert code in (0, 1, 2) and "Traceback" not in told.out + told.err + caplog.text, path.read_bytes()
+        if code:
+            assert re.match(rf"(opusagent: )?{re.escape(str(path))}(:\d+)?: ", told.err or told.out)
 
 
 def test_a_journal_tells_no_secret(tmp_path):
