@@ -23,7 +23,9 @@ from .dialects import TEXT
 from .engines.spoken import Spoken
 
 VERSION = 1                     # of the format
-DECISIVE = ("turns.", "history.", "openai.")    # settings that decisions depend on begin so
+DEADLINES = ("openai.first_token_seconds", "openai.filler_seconds", "openai.token_gap_seconds")
+BUDGETS = ("limits.tokens", "limits.spoken_seconds")
+DECISIVE = ("turns.", "history.", "targets", *DEADLINES, *BUDGETS)  # settings that decisions depend on begin so
 
 # kinds of entries
 BEGIN, MESSAGE, DRAINED, LOST, TICK = "begin", "message", "drained", "lost", "tick"

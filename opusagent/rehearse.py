@@ -8,7 +8,8 @@ import json
 import time
 from typing import Any
 
-from . import ConfigError
+from . import ConfigError, journal
+from .config import SETTINGS
 from .metrics import receipt_line
 from .replay import Parted, Replay, World, config_of, refuse_text
 from .tape import Tape, load
@@ -17,12 +18,17 @@ from .whatif import Study, WhatIf
 
 PARTED = "The decisions part where the program is not the one that kept the journal, or the journal was changed."
 
+TRIED = ("turns.", *journal.DEADLINES, *journal.BUDGETS)    # settings that a what-if decides by begin so
+RECORDED = ("turns.model",)                     # ... but this, whose answers only the journal has
+
 
 def replay_command(args: argparse.Namespace) -> int:
     """Returns the exit code: 0 if every decision was made again.  ConfigError for wrong input."""
     tape = load(args.journal)
     changes = dict(map(change, args.set))
     config_of(tape, changes)                        # what is wrong with them is said before anything else
+    for key in changes:
+        check_tried(key)
     if changes:
         refuse_text(tape)
     terminal = Terminal()
@@ -48,6 +54,14 @@ def change(given: str) -> tuple[str, str]:
     if not equals or not key:
         raise ConfigError(f"--set {given}: write it as KEY=VALUE, such as turns.silence_ms=150.")
     return key.strip(), value.strip()
+
+
+def check_tried(key: str) -> None:
+    """ConfigError for a setting that would change nothing, because what hangs on it was recorded."""
+    tried = [known for known in SETTINGS if known.startswith(TRIED) and known not in RECORDED]
+    if key not in tried:
+        raise ConfigError(f"--set {key}: a replay has what was recorded of the engines and of the platform, so {key} "
+                          f"would change nothing.  What can be tried: {', '.join(tried)}.")
 
 
 def tell(terminal: Terminal, as_json: bool, tape: Tape, replay: Replay, took: float) -> int:
