@@ -628,6 +628,18 @@ FAULTS = [
      6, 'the phrase "<color>" names the list <color>, which is not above it under [lists].'),
     ('["<colour>"]', '["(red|green"]',
      6, 'the phrase "(red|green" lacks a `)`.'),
+    ('["<colour>"]', '["' + "(" * 900 + "red" + ")" * 900 + '"]',
+     6, f'the phrase "{"(" * 60}..." is nested more than 20 deep.'),
+    ('["<colour>"]', '["red' + " [green" * 400 + "]" * 400 + '"]',
+     6, 'the phrase "red [green [green [green [green [green [green [green [green..." is nested more than 20 deep.'),
+    ('["<colour>"]', '["red' + " [green] [blue]" * 101 + '"]',
+     6, 'the phrase "red [green] [blue] [green] [blue] [green] [blue] [green] [bl..." can be longer than 200 words.'),
+    ('colour = ["red", "green"]', "\n".join(['colour = ["red", "green"]', 'c0 = ["red"]',
+                                            *(f'c{n + 1} = ["<c{n}> [<c{n}>]"]' for n in range(8))]),
+     12, 'the phrase "<c7> [<c7>]" can be longer than 200 words.'),
+    ('colour = ["red", "green"]', "\n".join(['colour = ["red", "green"]', 'c0 = ["red"]',
+                                            *(f'c{n + 1} = ["<c{n}>"]' for n in range(21))]),
+     25, 'the phrase "<c20>" is nested more than 20 deep, its lists included.'),
     ('["<colour>"]', '["[red]"]',
      6, 'the phrase "[red]" can be said without a word that counts; `please`, `the` and the like do not.'),
     ('phrases = ["<colour>"], ', "",
@@ -685,6 +697,33 @@ def test_what_is_wrong_with_a_flow(old, new, line, sentence):
     with pytest.raises(ConfigError) as error:
         Flow.parse(GOOD.replace(old, new), "my.toml")
     assert str(error.value) == f"my.toml:{line}: {sentence}"
+
+
+def test_what_is_optional_many_times_is_read_and_checked_in_no_time():
+    """Each such word would double the ways through the pattern, and each level of brackets, were they not told apart by
+    where they end."""
+    deep = "".join(f"[so {'[so] ' * (n % 2)}" for n in range(18)) + "]" * 18
+    for many in ("[so] " * 40, "([so] " + "[so] " * 39 + "| green) ", deep + " "):
+        flow = Flow.parse(GOOD.replace('"<colour>"', f'"{many}red", "{many}[<colour>] blue"'), "a.toml")
+        expect = flow.states["one"].expect
+        assert expect.match("so " * 12 + "red")[1] == "red"
+        assert expect.judge("so " * 12) == INCOMPLETE and expect.match("so " * 12) is None
+
+
+def test_a_circle_is_one_mistake():
+    flow = GOOD.replace('go = "two" }]', 'go = "two" }, { yes = true, go = "b" }]') + """
+[states.b]
+go = "c"
+[states.c]
+go = "b"
+[states.d]
+say = "Hm."
+on = [{ yes = true, go = "c" }]
+"""
+    flow = flow.replace('on = [{ phrases', 'on = [{ no = true, go = "d" }, { phrases').replace("{colour}", "red")
+    with pytest.raises(ConfigError) as error:
+        Flow.parse(flow, "a.toml")
+    assert str(error.value) == 'a.toml:11: state "b" goes on at once to "c", and comes back without an end.'
 
 
 def test_all_that_is_wrong_is_said_at_once():

@@ -27,7 +27,8 @@ def faults(flow, unread: set[str]) -> list[Fault]:
     if flow.start in flow.states:
         graph = {state.name: [*meant(flow, state)] for state in flow.states.values()}
         lost = {name for name in unread & flow.states.keys() if not flow.states[name].on}
-        found += [*dead_ends(states, graph, lost), *circles(flow)]
+        rings = circles(flow)
+        found += [*dead_ends(states, graph, lost, {name for ring in rings for name in ring}), *endless(flow, rings)]
         graph = with_machine(flow, graph)
         found += slots(flow, states, graph)
         found += [*unreachable(flow, graph)] if not lost else []
@@ -86,10 +87,12 @@ def unreachable(flow, graph: Graph) -> Iterator[Fault]:
             yield state.line, f"state \"{state.name}\" is never reached: nothing leads there from \"{flow.start}\"."
 
 
-def dead_ends(states, graph: Graph, lost: set[str]) -> Iterator[Fault]:
-    """States that expect nothing, and, in a flow that can end, states from which it can not."""
+def dead_ends(states, graph: Graph, lost: set[str], circling: set[str]) -> Iterator[Fault]:
+    """States that expect nothing, and, in a flow that can end, states from which it can not; what leads into a circle
+    would end if that were mended."""
     ending = lost | {state.name for state in states if state.end}
     endless = not ending
+    ending |= circling
     while more := {name for name in graph if name not in ending and any(target in ending for target, _ in graph[name])}:
         ending |= more
     for state in states:
@@ -99,16 +102,23 @@ def dead_ends(states, graph: Graph, lost: set[str]) -> Iterator[Fault]:
             yield state.line, f"state \"{state.name}\" is a dead end: no way leads from it to the end of the call."
 
 
-def circles(flow) -> Iterator[Fault]:
-    """States that lead on to one another at once, for ever."""
+def circles(flow) -> list[list[str]]:
+    """States that lead on to one another at once, for ever; the first of each circle is the first in the flow."""
+    rings: list[list[str]] = []
     for state in flow.states.values():
-        seen, here = [], state
-        while here is not None and here.go and not here.call and not here.enter and here.name not in seen:
-            seen.append(here.name)
+        ring, here = [], state
+        while here is not None and here.go and not here.call and not here.enter and here.name not in ring:
+            ring.append(here.name)
             here = flow.states.get(here.go)
-        if here is state and seen:
-            yield state.line, (f"state \"{state.name}\" goes on at once to \"{state.go}\", and comes back without an "
-                               "end.")
+        if here is state and ring and not any(state.name in known for known in rings):
+            rings.append(ring)
+    return rings
+
+
+def endless(flow, rings: list[list[str]]) -> Iterator[Fault]:
+    for first, *_ in rings:
+        state = flow.states[first]
+        yield state.line, f"state \"{first}\" goes on at once to \"{state.go}\", and comes back without an end."
 
 
 def silent(states) -> Iterator[Fault]:

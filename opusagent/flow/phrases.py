@@ -13,6 +13,9 @@ from collections.abc import Iterator
 from .numerals import CURRENCIES, DIGITS, TEENS, TENS, cardinal, ordinal
 
 SPELLED = 1_000         # ways of saying a pattern that are looked at when it is checked
+DEEPEST = 20            # brackets within brackets, those of lists that are named in them too
+LONGEST = 200           # words that a pattern can have
+READINGS = 200          # of the same words by a part of a pattern, which come to different things
 MORE = -1               # instead of a place: the words said ended where a further one could follow
 WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*|\d+")
 FIGURE = re.compile(r"\d")
@@ -78,10 +81,21 @@ def murmured(said: tuple[str, ...], murmurs: frozenset[tuple[str, ...]]) -> bool
     return reached[-1]
 
 
+def each_way(parts: tuple, ways, at: int = 0) -> Iterator[tuple]:
+    """itertools.product of ways(part), but none is made before it is asked for: there may be more than ever end."""
+    if at == len(parts):
+        yield ()
+        return
+    for way in ways(parts[at]):
+        for rest in each_way(parts, ways, at + 1):
+            yield way, *rest
+
+
 class Word:
     """One word.  A filler may be left out when it is said."""
 
     __slots__ = ("text", "filler")
+    depth, longest = 0, 1
 
     def __init__(self, text: str):
         self.text = text
@@ -108,24 +122,35 @@ class Word:
 class Sequence:
     """One part after the other."""
 
-    __slots__ = ("parts",)
+    __slots__ = ("parts", "depth", "longest", "_said", "_walked")
 
     def __init__(self, parts: tuple):
         self.parts = parts
+        self.depth = max((getattr(part, "depth", 0) for part in parts), default=0)
+        self.longest = sum(getattr(part, "longest", 1) for part in parts)      # words
+        self._said: tuple | None = None         # what was walked last
+        self._walked: dict[int, list] = {}      # place in it -> the ways from there
 
-    def walk(self, said, at: int, part: int = 0) -> Iterator[tuple[int, tuple]]:
-        if part == len(self.parts):
-            yield at, ()
-            return
-        for end, found in self.parts[part].walk(said, at):
-            if end == MORE:
-                yield MORE, found
-            else:
-                for last, rest in self.walk(said, end, part + 1):
-                    yield last, found + rest
+    def walk(self, said, at: int) -> Iterator[tuple[int, tuple]]:
+        """Each way once, and from a place the same for everyone: what is optional would else double them each time."""
+        if self._said is not said:
+            self._said, self._walked = said, {}
+        if at not in self._walked:
+            self._walked[at] = self._walk(said, at)
+        return iter(self._walked[at])
+
+    def _walk(self, said, at: int) -> list[tuple[int, tuple]]:
+        reached, more = {(at, ()): None}, {}
+        for part in self.parts:
+            further: dict = {}
+            for here, found in reached:
+                for end, value in part.walk(said, here):
+                    (more if end == MORE else further)[end, found + value] = None
+            reached = dict.fromkeys(itertools.islice(further, READINGS))
+        return [*more, *reached]
 
     def spell(self) -> Iterator[tuple[str, ...]]:
-        for ways in itertools.product(*(part.spell() for part in self.parts)):
+        for ways in each_way(self.parts, lambda part: part.spell()):
             yield sum(ways, ())
 
     def flat(self) -> tuple:
@@ -138,10 +163,12 @@ class Sequence:
 class Choice:
     """One of several, or none if that is optional."""
 
-    __slots__ = ("options", "optional")
+    __slots__ = ("options", "optional", "depth", "longest")
 
     def __init__(self, options: tuple, optional: bool):
         self.options = options
+        self.depth = 1 + max(option.depth for option in options)
+        self.longest = max(option.longest for option in options)
         self.optional = optional
 
     def walk(self, said, at: int) -> Iterator[tuple[int, tuple]]:
@@ -167,11 +194,14 @@ class Choice:
 class Named:
     """A list of the flow: one of its groups.  The only node that finds something: the value of that group."""
 
-    __slots__ = ("name", "groups")
+    __slots__ = ("name", "groups", "depth", "longest")
 
     def __init__(self, name: str, groups: tuple["Group", ...]):
         self.name = name
         self.groups = groups
+        forms = [form for group in groups for form in group.forms]
+        self.depth = 1 + max((form.depth for form in forms), default=0)
+        self.longest = max((form.longest for form in forms), default=0)
 
     def walk(self, said, at: int) -> Iterator[tuple[int, tuple]]:
         for group in self.groups:
@@ -236,7 +266,7 @@ class Group:
         if self.value:
             yield self.value
             return
-        for way in itertools.product(*(item.values() if isinstance(item, Named) else (item,) for item in self._flat)):
+        for way in each_way(self._flat, lambda item: item.values() if isinstance(item, Named) else (item,)):
             yield " ".join(way)
 
     def jsgf(self, rules: dict[str, str]) -> str:
@@ -310,17 +340,23 @@ def pattern(text: str, lists: dict[str, tuple[Group, ...]]) -> Sequence:
     node = _sequence(tokens, lists)
     if tokens:
         raise ValueError(f"has `{tokens[0]}` out of place")
+    if node.depth > DEEPEST:
+        raise ValueError(f"is nested more than {DEEPEST} deep, its lists included")
+    if node.longest > LONGEST:
+        raise ValueError(f"can be longer than {LONGEST} words")
     if not all(map(bare, itertools.islice(node.spell(), SPELLED))):
         raise ValueError("can be said without a word that counts; `please`, `the` and the like do not")
     return node
 
 
-def _sequence(tokens: list[str], lists: dict) -> Sequence:
+def _sequence(tokens: list[str], lists: dict, depth: int = 0) -> Sequence:
+    if depth > DEEPEST:
+        raise ValueError(f"is nested more than {DEEPEST} deep")
     parts: list = []
     while tokens and tokens[0] not in "])|":
         token = tokens.pop(0)
         if token in "[(":
-            parts.append(_choice(tokens, lists, "]" if token == "[" else ")"))
+            parts.append(_choice(tokens, lists, "]" if token == "[" else ")", depth + 1))
         elif token[0] == "<" and len(token) > 1:
             if token[1:-1] not in lists:
                 raise ValueError(f"names the list {token}, which is not above it under [lists]")
@@ -336,11 +372,11 @@ def _sequence(tokens: list[str], lists: dict) -> Sequence:
     return Sequence(tuple(parts))
 
 
-def _choice(tokens: list[str], lists: dict, close: str) -> Choice:
-    options = [_sequence(tokens, lists)]
+def _choice(tokens: list[str], lists: dict, close: str, depth: int) -> Choice:
+    options = [_sequence(tokens, lists, depth)]
     while tokens and tokens[0] == "|":
         tokens.pop(0)
-        options.append(_sequence(tokens, lists))
+        options.append(_sequence(tokens, lists, depth))
     if not tokens or tokens.pop(0) != close:
         raise ValueError(f"lacks a `{close}`")
     return Choice(tuple(options), close == "]")

@@ -18,6 +18,7 @@ from .tools import KINDS, Typed, Use
 NAME = re.compile(r"[a-z_][a-z0-9_]*\Z", re.IGNORECASE)
 EXPECTING = ("phrases", "digits", "number", "date", "time", "amount", "yes", "no", "free", "dtmf")
 WHEN = ("future", "past", "any")
+SHOWN = 60                      # characters of a phrase, in a sentence about it
 
 
 class Rows:
@@ -134,7 +135,7 @@ class Rows:
             try:
                 forms += [pattern(text, self.lists)] if text else []
             except ValueError as error:
-                item.fault(f"the phrase \"{text}\" {error}.")
+                item.fault(f"the phrase \"{text if len(text) <= SHOWN else text[:SHOWN].rstrip() + '...'}\" {error}.")
         return Group(tuple(forms), value) if forms else None
 
     def read_lists(self, node: Node) -> None:
