@@ -283,6 +283,8 @@ class Caller:
     def __init__(self, url: str, dialect: str, says: list[Say], credentials: str = "", returns: int = 0):
         """`credentials`: SECRET or USER:SECRET, which the platform signs the call with, or shows.  `returns`: how often
         it dials again when its connection breaks, as its platform does; ConfigError for a dialect whose does not."""
+        if returns < 0:
+            raise ConfigError("--returns must be 0 or more: how often to dial again.")
         if returns and not hasattr(CALLERS[dialect], "again"):
             raise ConfigError(f"A call in {dialect} does not come back when its connection breaks.")
         if returns and dialect == "pcm" and "resume=" not in url:

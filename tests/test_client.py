@@ -232,6 +232,11 @@ def test_a_dialect_is_named_by_the_path_or_by_the_user():
             dialect_of(*named)
 
 
+def test_nobody_dials_again_less_than_never():
+    with pytest.raises(ConfigError, match="--returns must be 0 or more"):
+        Caller("ws://h/ws/twilio", "twilio", [], returns=-3)
+
+
 @pytest.mark.asyncio
 async def test_records_are_fetched_beside_the_call():
     async with agent(record={"turns": [1]}) as (place, _):

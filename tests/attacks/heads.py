@@ -13,7 +13,7 @@ from conformance.peer import Failed, Peer, Target
 from conformance.script import Answer, Get, ask
 from conformance.wire import PONG, TEXT, head, ping, text
 
-from .siege import QUICK, TELEPHONY, WIDE, Attack, all_at_once, at, connected, opened
+from .siege import QUICK, TELEPHONY, WIDE, Attack, all_at_once, at, connected, crowd, opened
 
 PLAIN = head()
 EVIL = "x-evil"
@@ -246,13 +246,14 @@ ATTACKS = (
     Attack("B1", "heads octet by octet: 408 by the deadline, handshakes beside them within a second", 210, slow_heads,
            slow=True, budget=16 << 10),
     Attack("B2", "a head of a MiB in pieces: 431 when the limit is passed", 30, growing_head),
-    Attack("B3", "2000 and 100000 header lines: 431", 1, many_lines),
+    Attack("B3", "2000 and 100000 header lines: 431", 20, crowd(20, many_lines)),
     Attack("B4", "values that regular expressions choke on: an answer at once", 1, quadratic_values),
-    Attack("B5", "requests with a body, requests behind requests: 400, one answer, frames only behind the 101", 1,
-           smuggled_requests),
+    Attack("B5", "requests with a body, requests behind requests: 400, one answer, frames only behind the 101", 20,
+           crowd(20, smuggled_requests)),
     Attack("B6", "over 200 requests with one thing wrong: each refused, the stream ended", 16, odd_http),
-    Attack("B7", "line ends smuggled into path, query, subprotocol, Origin: nothing is echoed", 1, header_injection),
-    Attack("B8", "foreign origins: 403, also on loopback", 1, foreign_origins),
+    Attack("B7", "line ends smuggled into path, query, subprotocol, Origin: nothing is echoed", 20,
+           crowd(20, header_injection)),
+    Attack("B8", "foreign origins: 403, also on loopback", 20, crowd(20, foreign_origins)),
     Attack("B11", "400 connections that never say anything: ended by the deadline, calls beside them served", 405,
            idle_connections, slow=True, budget=16 << 10),
 )
