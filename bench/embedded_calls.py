@@ -4,7 +4,8 @@
 
 Callers made of recordings of people hold the demo's conversation over real WebSockets, as many at once as are asked
 for; who has finished calls again.  Beside each stands the floor of its timing: as many bare 20 ms timers on the same
-core.  The rule: each round holds every number of calls on a server of its own, and ratios are taken within the round.
+core.  Turns that the agent cut off are counted by themselves: nobody waited there.  The rule: each round holds every
+number of calls on a server of its own, and ratios are taken within the round.
 """
 import argparse
 import asyncio
@@ -19,6 +20,7 @@ from opusagent.latency import Figures, traffic
 from opusagent.localserver import fetch_json
 from opusagent.people import person
 from opusagent.terminal import summary as figures_of
+from opusagent.terminal import waited
 from subjects import BENCH, Absent, Cores, Running, machine, ours, processor_ns
 
 RAMP_SECONDS = 20       # over which the callers begin, so that they do not speak in chorus; not measured
@@ -46,10 +48,11 @@ async def hold(n: int, seconds: float, server: Running, says: list) -> dict:
     after = processor_ns([worker]), processor_ns(engines)
     health = await fetch_json(url, "/health")
     await calls
-    gaps, late = figures_of(figures.gaps), figures_of(figures.late)
+    waits, cut_off = waited(figures.gaps)
+    gaps, late = figures_of(waits), figures_of(figures.late)
     call_seconds = n * (seconds - 0.1)
     return {
-        "turns": gaps["count"], "calls": figures.calls, "unanswered": figures.unanswered,
+        "turns": gaps["count"], "calls": figures.calls, "cut_off": cut_off, "unanswered": figures.unanswered,
         "failures": figures.failures[:3], "failed_calls": len(figures.failures),
         **{f"v2v_p{p}": gaps.get(f"p{p}", float("nan")) for p in (50, 95, 99)},
         "frame_p99": health["latency"]["p99_ms"], "lag_p99": health["loop_lag"]["p99_ms"],
@@ -80,7 +83,7 @@ def summary(results: dict[int, list[dict]]) -> dict[int, dict]:
     out = {}
     for n, runs in results.items():
         row = {key: median([run[key] for run in runs]) for key in runs[0] if key != "failures"}
-        row["turns"] = sum(run["turns"] for run in runs)
+        row["turns"], row["cut_off"] = (sum(run[key] for run in runs) for key in ("turns", "cut_off"))
         row["failures"] = [sentence for run in runs for sentence in run["failures"]][:3]
         for key, name in (("v2v_p50", "x_wait"), ("worker_ms", "x_cost")):
             row[name] = paired_ratio([run[key] for run in runs], [run[key] for run in least])
@@ -90,13 +93,13 @@ def summary(results: dict[int, list[dict]]) -> dict[int, dict]:
 
 def print_figures(rows: dict[int, dict]) -> None:
     least = min(rows)
-    waits = [["calls", "turns", "voice-to-voice p50", "p95", "p99", f"p50 x {least} call", "no answer",
-              "callers late p99"]]
+    waits = [["calls", "turns", "voice-to-voice p50", "p95", "p99", f"p50 x {least} call", "cut off",
+              "no answer", "callers late p99"]]
     costs = [["calls", "frame p99 ms", "loop lag p99 ms", "bare timer p99 ms", "worker ms/call-s", f"x {least} call",
               "engines ms/call-s"]]
     for n, row in rows.items():
         waits.append([str(n), str(row["turns"]), *(f"{row[f'v2v_p{p}']:.0f}" for p in (50, 95, 99)),
-                      "1" if n == least else str(row["x_wait"]), f"{row['unanswered']:.0f}",
+                      "1" if n == least else str(row["x_wait"]), str(row["cut_off"]), f"{row['unanswered']:.0f}",
                       f"{row['caller_late_p99']:.2f}"])
         costs.append([str(n), *(f"{row[key]:.3f}" for key in ("frame_p99", "lag_p99", "timer_p99")),
                       f"{row['worker_ms']:.2f}", "1" if n == least else str(row["x_cost"]), f"{row['engines_ms']:.1f}"])

@@ -17,7 +17,7 @@ from .localserver import receipt
 from .metrics import receipt_line
 from .recording import read_wav, resample, write_wav
 from .telephone import Caller, address, dialect_of, run
-from .terminal import TOO_BUSY, Terminal, summary, summary_line, too_late
+from .terminal import CUT_OFF, TOO_BUSY, Terminal, summary, summary_line, too_late, waited
 from .texting import text
 
 __all__ = ["call_command", "demo_command", "latency_test_command"]
@@ -47,16 +47,17 @@ async def call(args: argparse.Namespace, terminal: Terminal) -> int:
     if args.save:
         write_wav(args.save, caller.rate, caller.script.tape.read(), caller.ear.tape.read())
     gaps = [row["voice_to_voice_ms"] for row in rows if row["voice_to_voice_ms"] is not None]
+    waits, cut_off = waited(gaps)
     late = [ns / 1e6 for ns in caller.clock.late]
     if args.json:
         terminal.say(json.dumps({
             "url": args.url, "dialect": dialect, "call_id": caller.call_id, "turns": rows,
-            "voice_to_voice_ms": summary(gaps), "caller_late_ms": summary(late), "closed": caller.closed,
-            "away_ms": [(back - broke) / 1e6 for broke, back in whole(caller.away)]}))
+            "voice_to_voice_ms": summary(waits), "cut_off": cut_off, "caller_late_ms": summary(late),
+            "closed": caller.closed, "away_ms": [(back - broke) / 1e6 for broke, back in whole(caller.away)]}))
     else:
         for broke, back in whole(caller.away):
             terminal.say(f"The connection broke; the agent was heard again after {(back - broke) / 1e6:.0f} ms.")
-        print_end(terminal, caller.closed, gaps, late)
+        print_end(terminal, caller.closed, waits, cut_off, late)
     return 0 if len(gaps) == len(args.wav) else 1
 
 
@@ -100,6 +101,8 @@ def turn_row(turn: Measured, its_receipt: dict | None) -> dict:
 def print_turn(terminal: Terminal, row: dict) -> None:
     gap, reaction = row["voice_to_voice_ms"], row["barge_in_reaction_ms"]
     verdict = terminal.paint("red", "no answer") if gap is None else terminal.paint("bold", f"{gap:.0f} ms")
+    if gap is not None and gap < 0:
+        verdict = terminal.paint("red", f"cut off {-gap:.0f} ms before its end")
     if reaction is not None:
         verdict += f"   barge-in: the agent fell silent after {terminal.paint('bold', f'{reaction:.0f} ms')}"
     terminal.say(f"turn {row['turn']}  {row['name']}  {verdict}")
@@ -109,9 +112,11 @@ def print_turn(terminal: Terminal, row: dict) -> None:
         terminal.say(f"        unexplained {row['unexplained_ms']:.1f} ms")
 
 
-def print_end(terminal: Terminal, closed: str, gaps: list[float], late: list[float]) -> None:
+def print_end(terminal: Terminal, closed: str, waits: list[float], cut_off: int, late: list[float]) -> None:
     if closed:
         terminal.say(f"{closed[0].upper()}{closed[1:]}.")
-    terminal.say(f"voice-to-voice: {summary_line(gaps)}")
+    terminal.say(f"voice-to-voice: {summary_line(waits)}")
+    if cut_off:
+        terminal.say(terminal.paint("red", f"{CUT_OFF}: {cut_off}."))
     if too_late(late):
         terminal.say(terminal.paint("red", TOO_BUSY))

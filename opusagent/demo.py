@@ -15,7 +15,7 @@ from .metrics import receipt_line
 from .people import person
 from .recording import write_wav
 from .telephone import Caller, run
-from .terminal import Terminal, summary
+from .terminal import Terminal, summary, waited
 from .timeline import Strip, draw
 
 POLL_SECONDS = 0.1
@@ -79,7 +79,7 @@ def show(terminal: Terminal, receipt: dict) -> None:
 
 def picture(caller: Caller, turns: list[Measured], record: dict) -> str:
     strips = [strip(turn, matching(record["turns"], turn)) for turn in turns]
-    median = summary(turn.gap_ms for turn in turns if turn.gap_ms is not None).get("p50")
+    median = summary(waited(turn.gap_ms for turn in turns if turn.gap_ms is not None)[0]).get("p50")
     title = f"opusagent demo: {len(turns)} turns"
     if median is not None:
         title += f", voice-to-voice median {median:.0f} ms"

@@ -13,7 +13,7 @@ from .localserver import LocalServer
 from .people import person
 from .probe import Probe
 from .telephone import Caller, address, dialect_of, line_rate, run
-from .terminal import TOO_BUSY, Terminal, histogram, summary, summary_line, too_late
+from .terminal import CUT_OFF, TOO_BUSY, Terminal, histogram, summary, summary_line, too_late, waited
 
 PROBES = 2                      # echo calls that time frames while the others talk
 
@@ -25,7 +25,7 @@ class Figures:
 
     def __init__(self) -> None:
         self.frames: list[float] = []       # ms, round trip of a frame to the echo agent
-        self.gaps: list[float] = []         # ms, voice-to-voice
+        self.gaps: list[float] = []         # ms, voice-to-voice; below 0: the turn was cut off
         self.reactions: list[float] = []    # ms, from barge-in to silence
         self.late: list[float] = []         # ms, of the callers' own beats
         self.calls = 0                      # begun
@@ -33,8 +33,9 @@ class Figures:
         self.failures: list[str] = []       # a sentence for each call that could not be held
 
     def as_json(self) -> dict:
+        waits, cut_off = waited(self.gaps)
         return {"calls": self.calls, "unanswered_turns": self.unanswered, "failures": self.failures,
-                "frame_round_trip_ms": summary(self.frames), "voice_to_voice_ms": summary(self.gaps),
+                "frame_round_trip_ms": summary(self.frames), "voice_to_voice_ms": summary(waits), "cut_off": cut_off,
                 "barge_in_reaction_ms": summary(self.reactions), "caller_late_ms": summary(self.late)}
 
 
@@ -120,7 +121,10 @@ async def conversation(caller: Caller, figures: Figures) -> None:
 
 def print_figures(terminal: Terminal, echo: str, figures: Figures) -> None:
     print_section(terminal, f"Frame round trip: {len(figures.frames)} frames to {echo} and back", figures.frames)
-    print_section(terminal, f"Voice-to-voice: {len(figures.gaps)} turns in {figures.calls} calls", figures.gaps)
+    waits, cut_off = waited(figures.gaps)
+    print_section(terminal, f"Voice-to-voice: {len(waits)} turns in {figures.calls} calls", waits)
+    if cut_off:
+        terminal.say(terminal.paint("red", f"{CUT_OFF}: {cut_off}."))
     if figures.reactions:
         print_section(terminal, f"Barge-in until silence: {len(figures.reactions)} times", figures.reactions)
     terminal.say(f"\nLateness of the callers' own frames:\n{summary_line(figures.late)}")

@@ -15,6 +15,7 @@ BAR = 40                        # characters of the longest bar of a histogram
 FINE, COARSE = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8), (1, 1.5, 2, 3, 5, 7)     # edges of buckets within a decade
 LATE_MS = 5
 TOO_BUSY = "This machine was too busy to measure on: the callers themselves were late."
+CUT_OFF = "Turns cut off, where the agent spoke before the caller had ended, and which are in none of these figures"
 WIDE = 50                       # times the smallest edge: from there on the steps are coarse
 
 
@@ -64,6 +65,14 @@ def summary(values: Iterable[float]) -> dict[str, float]:
     figures = {"count": len(ordered), "avg": sum(ordered) / len(ordered), "min": ordered[0], "max": ordered[-1]}
     figures |= {f"p{p:g}": percentile(ordered, p) for p in PERCENTILES}
     return {name: round(value, 3) for name, value in figures.items()}
+
+
+def waited(gaps: Iterable[float]) -> tuple[list[float], int]:
+    """The gaps that somebody waited, and how many turns were cut off: a gap below 0 is an agent that spoke before the
+    caller had ended, which is no answer that came fast."""
+    gaps = list(gaps)
+    waits = [gap for gap in gaps if gap >= 0]
+    return waits, len(gaps) - len(waits)
 
 
 def summary_line(values: Iterable[float], unit: str = "ms") -> str:

@@ -14,6 +14,7 @@ from opusagent.bystander import Bystander
 from opusagent.config import SETTINGS
 from opusagent.dialects import BINARY, TEXT
 from opusagent.stereo import Stereo
+from opusagent.tape import load
 
 FLOW = """
 start = "listening"
@@ -95,7 +96,7 @@ class Monitored(Dialled):
     def replayed(self, tmp_path):
         path = tmp_path / "call.jsonl"
         path.write_bytes(b"".join(self.lines))
-        tape = replay.load(str(path))
+        tape = load(str(path))
         again = replay.Replay(tape, replay.World(tape, replay.config_of(tape, {})))
         asyncio.run(again.run())
         return again

@@ -3,7 +3,9 @@ import io
 
 import pytest
 
-from opusagent.terminal import Terminal, histogram, percentile, summary, summary_line
+from opusagent.client import print_end, print_turn
+from opusagent.latency import Figures, print_figures
+from opusagent.terminal import Terminal, histogram, percentile, summary, summary_line, waited
 
 
 class Screen(io.StringIO):
@@ -42,6 +44,25 @@ def test_percentiles_are_values_that_occurred():
     ordered = list(range(1, 101))
     assert [percentile(ordered, p) for p in (0, 1, 50, 95, 99, 99.9, 100)] == [1, 1, 50, 95, 99, 100, 100]
     assert summary([3, 1, 2]) == {"count": 3, "avg": 2, "min": 1, "max": 3, "p50": 2, "p95": 3, "p99": 3, "p99.9": 3}
+
+
+def test_a_turn_that_was_cut_off_is_no_fast_answer():
+    assert waited([150, -400, 0, 250]) == ([150, 0, 250], 1)
+    figures, screen = Figures(), Screen(tty=False)
+    figures.gaps = [150, -400, 250, -20]
+    told = figures.as_json()
+    assert told["cut_off"] == 2 and told["voice_to_voice_ms"]["min"] == 150 and told["voice_to_voice_ms"]["avg"] == 200
+    print_figures(Terminal(screen), "ws://h/echo", figures)
+    assert "Voice-to-voice: 2 turns" in screen.getvalue() and "figures: 2.\n" in screen.getvalue()
+
+
+def test_the_call_s_own_turns_are_told_so_as_well():
+    screen = Screen(tty=False)
+    print_turn(Terminal(screen), {"turn": 1, "name": "a.wav", "voice_to_voice_ms": -400.0, "barge_in_reaction_ms": None,
+                                  "receipt": None, "unexplained_ms": None})
+    print_end(Terminal(screen), "", *waited([-400.0]), [])
+    assert screen.getvalue().startswith("turn 1  a.wav  cut off 400 ms before its end\nvoice-to-voice: nothing to ")
+    assert screen.getvalue().endswith("figures: 1.\n")
 
 
 def test_colours_are_for_people_who_look_on(monkeypatch):
