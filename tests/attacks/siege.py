@@ -4,8 +4,8 @@ The pass line stands here and nowhere else.  The rule: what an attack does to th
 its memory, its descriptors, its log and its other calls, never by what the attacker thinks.
 
 HEALTHY_P99_MS is a check that the other calls go on, no claim how well: attackers, calls and server share the cores
-here.  How late frames are under load is measured in bench/.  B4 and B14 look at times, so theirs is one attacker, whose bound
-is mostly SLACK; so is A3-wide's, for the message that it may send.
+here.  How late frames are under load is measured in bench/.  B4 and B14 look at times, so theirs is one attacker, whose
+bound is mostly SLACK; so is A3-wide's, for the message that it may send.
 """
 
 from __future__ import annotations
