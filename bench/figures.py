@@ -33,6 +33,15 @@ def median(values: Sequence[float]) -> float:
     return (ordered[(n - 1) // 2] + ordered[n // 2]) / 2 if n else math.nan
 
 
+def percentile(values: Sequence[float], p: float) -> float:
+    """Between the two values around it in proportion, to a tenth; NaN of nothing."""
+    ordered, at = sorted(values), (len(values) - 1) * p / 100
+    if not ordered:
+        return math.nan
+    low = int(at)
+    return round(ordered[low] + (ordered[min(low + 1, len(ordered) - 1)] - ordered[low]) * (at - low), 1)
+
+
 def median_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float]:
     """Where the true median lies, whatever the distribution: order statistics, interpolated between the two
     ranks around `confidence` (Hettmansperger and Sheather, 1986).  Under five values: their range."""

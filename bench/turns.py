@@ -1,38 +1,41 @@
 """Turn taking on recordings of people: the end of a turn against callers who hesitate, and interruptions.
 
-    python bench/turns.py [--audio DIR] [--callers 40] [--partials oracle,embedded] [--plot turns.png] [--json]
+    python bench/turns.py [--audio DIR] [--callers 40] [--partials oracle,embedded] [--model FILE.onnx] [--no-peer]
+                          [--plot turns.png] [--json]
 
 DIR (or OPUSAGENT_BENCH_AUDIO) has recordings with a manifest.json.  Callers are made of them, at 8 kHz mu-law: digits
-joined with pauses of 100 to 900 ms, commands, sentences with a hesitation in their midst; clean and with noise at 20
-and 10 dB.  The ear, the turn taking and the flow are the real ones, on the clock of the samples.  `oracle` partials
-know each word when it has ended, so that turn taking alone is judged; `embedded` ones are the recogniser's own.
+joined with pauses of 100 to 900 ms, commands, and, where anything may be said, sentences, commands and numbers with a
+hesitation in their midst; clean and with noise at 20 and 10 dB.  The ear, the turn taking and the flow are the real
+ones, on the clock of the samples.  `oracle` partials know each word when it has ended, so that turn taking alone is
+judged; `embedded` ones are the recogniser's own.
 
 A turn that ends before the caller's last voiced sample is a cut-in; the others have a delay from that sample to the
-decision.  The peer is a fixed silence, on the same callers.  What the server itself adds to a delay: bench/calls.py.
+decision.  The peer is a fixed silence, on the same callers, and for interruptions Pipecat's detector (interruptions.py).
+The turn model is FILE, or smart-turn's as Pipecat's wheel has it; its row stands beside the same wait without it.
+What the server itself adds to a delay: bench/calls.py.
 """
 import argparse
+import importlib.util
 import json
 import os
-import random
 import sys
-from dataclasses import dataclass, field, replace
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from figures import table
+from figures import percentile, table
+from interruptions import Overlap, overheard, overlaps, sounds, theirs
+from recordings import RATE, Caller, callers, listen, recognise
 from subjects import Absent
 
-from opusagent.acoustics import STRETCH_MS, Echo
-from opusagent.audio import VadBatch, first_voiced, last_voiced, voiced
-from opusagent._fastpath import Vad, ulaw_decode, ulaw_encode
+from opusagent.audio import VadBatch
 from opusagent.config import Turns
 from opusagent.engines import embedded
-from opusagent.engines.voices import Voices
-from opusagent.flow import Dialogue, Flow, Waits
-from opusagent.recording import read_wav, resample
-from opusagent.turns import BARGE_IN, DUCK, END_OF_TURN, PAUSE, RESTORE, SPEAKING, WEIGH, Settings, TurnTaking
+from opusagent.engines.prosody import TurnModel, heard
+from opusagent.flow import Flow, Waits
+from opusagent.turns import END_OF_TURN, PAUSE, PAUSED, TurnTaking
 
-RATE = 8000
 FLOW = """
 start = "four"
 [lists]
@@ -55,165 +58,23 @@ on = [{ free = true, go = "free" }, { phrases = ["goodbye"], go = "end" }]
 say = "Yes?"
 end = true
 """
-PAUSES_MS = (100, 200, 300, 400, 500, 600, 700, 800, 900)
-HESITATION_MS = (300, 500, 700)
-NOISES_DB = (None, 20, 10)
 COMPLETE_MS = (0, 60, 100, 140, 180, 240, 320)     # 0: eager, the turn ends with the answer's last word
 FREE_MS = (200, 300, 400, 500, 700, 900)
 FIXED_MS = (200, 300, 500, 700)
+KINDS = {"digits": COMPLETE_MS, "commands": COMPLETE_MS, "sentences": FREE_MS, "commands and numbers": FREE_MS}
 INCOMPLETE_MS = 1200
-LEAD_MS, TAIL_MS = 600, 2500
-SETTINGS = Settings.of(Turns())         # the server's own
-BACKCHANNELS = ("mm hm", "uh huh", "okay", "right", "I see")
-INSIST_MS = (320, 400, 480, 560, 640)
-BURST_MS = (30, 60, 120)        # noises: clicks, knocks, a cough's length
-ECHO_DELAYS_MS = (50, 150, 250, 400)
-ECHO_DB = -20
-
-
-@dataclass
-class Caller:
-    kind: str                           # "digits", "commands", "sentences"
-    noise: int | None                   # dB below the speech; None: clean
-    state: str                          # of FLOW
-    pcm: np.ndarray                     # int16 at 8 kHz, LEAD_MS of silence before, TAIL_MS after
-    words: list[tuple[int, str]]        # (sample after it, all that was said up to there)
-    begins: int = 0                     # first voiced sample
-    ends: int = 0                       # after the last one
-    windows: list[tuple] = field(default_factory=list)          # (score, samples, quiet), by the real ear
-    partials: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
-
-
-def through_mulaw(pcm: np.ndarray) -> np.ndarray:
-    codes, out = bytearray(len(pcm)), np.zeros(len(pcm), np.int16)
-    ulaw_encode(np.ascontiguousarray(pcm, np.int16), codes)
-    ulaw_decode(codes, out)
-    return out
-
-
-def trimmed(pcm: np.ndarray) -> np.ndarray:
-    return pcm[first_voiced(pcm, RATE) or 0:last_voiced(pcm, RATE) or len(pcm)]
-
-
-def silence(ms: int) -> np.ndarray:
-    return np.zeros(ms * RATE // 1000, np.int16)
-
-
-def caller(kind: str, state: str, parts: list[tuple[np.ndarray, str]], noise: int | None,
-           dice: random.Random) -> Caller:
-    """`parts`: sound, and the text that is complete with it; "" for a pause."""
-    pieces, words, at, said = [silence(LEAD_MS)], [], LEAD_MS * RATE // 1000, ""
-    for sound, text in parts:
-        at += len(sound)
-        pieces.append(sound)
-        if text:
-            said = f"{said} {text}".strip()
-            words.append((at, said))
-    begins, ends = LEAD_MS * RATE // 1000, at
-    clean = np.concatenate([*pieces, silence(TAIL_MS)]).astype(np.float64)
-    if noise is not None:
-        power = np.mean(clean[voiced_samples(clean)] ** 2) / 10 ** (noise / 10)
-        clean += np.random.default_rng(dice.randrange(1 << 30)).normal(0, np.sqrt(power), len(clean))
-    return Caller(kind, noise, state, through_mulaw(np.clip(clean, -32768, 32767)), words, begins, ends)
-
-
-def voiced_samples(pcm: np.ndarray) -> np.ndarray:
-    return np.repeat(voiced(pcm.astype(np.int16), RATE), RATE // 100)[:len(pcm)].nonzero()[0]
-
-
-def callers(directory: Path, count: int) -> list[Caller]:
-    """`count` of digits, and every other recording, under each noise."""
-    manifest = directory / "manifest.json"
-    if not manifest.is_file():
-        raise Absent(f"There are no recordings in {directory}: give --audio a directory with a manifest.json.")
-    dice, digits, found = random.Random(7), {}, []
-    clips = []
-    for row in json.loads(manifest.read_text()):
-        pcm, rate = read_wav(directory / row["file_8k_ulaw"])
-        pcm = trimmed(resample(pcm, rate, RATE))
-        if row["kind"] == "digit8k":
-            digits.setdefault(row["file"].split("_")[2], {})[row["transcript"]] = pcm
-        else:
-            clips.append((row, pcm))
-    for noise in NOISES_DB:
-        for number in range(count):
-            speaker = sorted(digits)[number % len(digits)]
-            parts = []
-            for place in range(4):
-                digit = dice.choice(sorted(digits[speaker]))
-                parts += [(silence(dice.choice(PAUSES_MS)), "")] if place else []
-                parts.append((digits[speaker][digit], digit))
-            found.append(caller("digits", "four", parts, noise, dice))
-        for row, pcm in clips:
-            if row["kind"] == "command":
-                found.append(caller("commands", "card", spoken(pcm, row["transcript"]), noise, dice))
-            elif row["kind"] in ("read", "speech"):
-                for pause in HESITATION_MS:
-                    found.append(caller("sentences", "free", hesitating(pcm, row["transcript"], pause), noise, dice))
-    return found
-
-
-def spoken(pcm: np.ndarray, text: str) -> list[tuple[np.ndarray, str]]:
-    """The words, in proportion to their letters: nobody has marked them."""
-    words = text.split()
-    ends = np.cumsum([len(word) + 1 for word in words])
-    places = [0, *(int(len(pcm) * end / ends[-1]) for end in ends)]
-    return [(pcm[a:b], word) for a, b, word in zip(places, places[1:], words)]
-
-
-def hesitating(pcm: np.ndarray, text: str, pause_ms: int) -> list[tuple[np.ndarray, str]]:
-    """A pause where the speaker is quietest in the middle third, between two words."""
-    size = RATE // 100
-    levels = np.convolve([np.mean(pcm[at:at + size].astype(float) ** 2) for at in range(0, len(pcm) - size, size)],
-                         np.ones(5) / 5, "same")
-    third = len(levels) // 3
-    cut = (third + int(np.argmin(levels[third:2 * third]))) * size
-    parts, at = [], 0
-    for sound, word in spoken(pcm, text):
-        middle, at = at + len(sound) // 2, at + len(sound)
-        if middle >= cut and not any(not said for _, said in parts):
-            parts.append((silence(pause_ms), ""))
-        parts.append((sound, word))
-    return parts
-
-
-# -- the real ear and the recogniser -----------------------------------------------------------------------------------
-
-def listen(caller: Caller, batch: VadBatch, echo: Echo | None = None, sent: np.ndarray | None = None) -> None:
-    def on_window(score, position, samples, quiet):
-        if echo is not None and score >= 0.35 and echo.explains(caller.pcm[max(0, position - STRETCH_MS * 8):position]):
-            score, quiet = 0.0, samples
-        caller.windows.append((score, samples, quiet))
-
-    ear = Vad(RATE, batch, on_window)
-    for at in range(0, len(caller.pcm), 160):
-        if sent is not None:
-            echo.sent(sent[at:at + 160])
-        ear.push(np.ascontiguousarray(caller.pcm[at:at + 160]))
-        batch.run()
-    ear.close()
-
-
-def recognise(caller: Caller, recogniser: embedded.Recogniser, search: int) -> list[tuple[int, str]]:
-    """(samples heard, text), whenever the text changes; the utterance begins 400 ms before the caller does."""
-    utterance, texts, begin = recogniser.start(search, RATE), [], caller.begins - 400 * RATE // 1000
-    for at in range(begin, caller.ends + RATE, 256):
-        utterance.feed(caller.pcm[at:at + 256])
-        while utterance.step():
-            pass
-        text = utterance.partial()
-        if text and (not texts or texts[-1][1] != text):
-            texts.append((at + 256, text))
-    utterance.abandon()
-    return texts
+PREROLL_MS = Turns().preroll_ms
+ANSWER_MS = 64                  # the turn model's answer is taken to come so long after the pause
+WEIGHTS = "audio/turn/smart_turn/data/smart-turn-v3.2-cpu.onnx"     # in Pipecat's wheel
 
 
 # -- turns -------------------------------------------------------------------------------------------------------------
 
-def end_of_turn(caller: Caller, expect, waits: Waits, partials: list[tuple[int, str]]) -> int | None:
-    """The sample at which the turn is ended."""
+def end_of_turn(caller: Caller, expect, waits: Waits, partials: list[tuple[int, str]],
+                model: TurnModel | None = None) -> int | None:
+    """The sample at which the turn is ended; `model`: heard ANSWER_MS after each pause, if that still goes on."""
     turns = TurnTaking(RATE, waits)
-    at, known, heard = 0, iter((*partials, (1 << 60, ""))), ""
+    at, known, heard, answer_at = 0, iter((*partials, (1 << 60, ""))), "", None
     next_at, next_text = next(known)
     for score, samples, quiet in caller.windows:
         events = turns.push(score, samples, quiet)
@@ -225,13 +86,30 @@ def end_of_turn(caller: Caller, expect, waits: Waits, partials: list[tuple[int, 
                 events += turns.judge(expect.judge(heard))
         if heard and any(event.kind == PAUSE for event in events):
             events += turns.judge(expect.judge(heard))
+        if model is not None and any(event.kind == PAUSE for event in events):
+            asked_at, answer_at = at, at + ANSWER_MS * RATE // 1000
+        if answer_at is not None and at >= answer_at:
+            answer_at = None
+            if turns.state == PAUSED:
+                events += turns.sway(completeness(caller, model, asked_at))
         if any(event.kind == END_OF_TURN for event in events):
             return at
     return None
 
 
+def completeness(caller: Caller, model: TurnModel, position: int) -> float:
+    """What the model makes of it in the pause at `position`; each is asked once."""
+    if position not in caller.sounds:
+        begin = max(0, caller.begins - PREROLL_MS * RATE // 1000)
+        caller.sounds[position] = model.complete(caller.pcm[begin:position], RATE)
+    return caller.sounds[position]
+
+
 def fixed_silence(caller: Caller, ms: int) -> int | None:
     return end_of_turn(caller, None, Waits(ms, ms, ms, 60_000), [])
+
+
+MODELLED = ", turn model"
 
 
 @dataclass
@@ -260,22 +138,21 @@ class Row:
                 "p95_ms": percentile(self.delays, 95), "cut_ins": self.cut_in / max(1, self.count), "never": self.never}
 
 
-def percentile(values: list[float], p: float) -> float:
-    return round(float(np.percentile(values, p)), 1) if values else float("nan")
-
-
-def curves(found: list[Caller], flow: Flow, source: str) -> dict[str, list[Row]]:
-    """By kind of caller: our settings, then the fixed silences."""
+def curves(found: list[Caller], flow: Flow, source: str, model: TurnModel | None) -> dict[str, list[Row]]:
+    """By kind of caller: our settings, with the turn model where it may be heard, then the fixed silences."""
     rows: dict[str, list[Row]] = {}
-    for kind, settings in (("digits", COMPLETE_MS), ("commands", COMPLETE_MS), ("sentences", FREE_MS)):
+    for kind, settings in KINDS.items():
         mine = [caller for caller in found if caller.kind == kind]
+        free = settings is FREE_MS
         for ms in settings:
-            free = kind == "sentences"
             waits = Waits(140 if free else ms, ms if free else 400, INCOMPLETE_MS, 60_000)
-            row = Row(("free" if free else "complete") + f" {ms} ms" + (", eager" if not ms else ""))
-            for caller in mine:
-                row.add(caller, end_of_turn(caller, flow.states[caller.state].expect, waits, caller.partials[source]))
-            rows.setdefault(kind, []).append(row)
+            for hears in (None, model)[:1 + (free and model is not None)]:
+                row = Row(("free" if free else "complete") + f" {ms} ms" + (", eager" if not ms else "")
+                          + (MODELLED if hears else ""))
+                for caller in mine:
+                    row.add(caller, end_of_turn(caller, flow.states[caller.state].expect, waits,
+                                                caller.partials[source], hears))
+                rows.setdefault(kind, []).append(row)
         for ms in FIXED_MS:
             row = Row(f"fixed silence {ms} ms")
             for caller in mine:
@@ -284,136 +161,49 @@ def curves(found: list[Caller], flow: Flow, source: str) -> dict[str, list[Row]]
     return rows
 
 
-# -- interruptions -----------------------------------------------------------------------------------------------------
+# -- the turn model ----------------------------------------------------------------------------------------------------
 
-@dataclass
-class Overlap:
-    """What a kind of sound does to an agent that speaks; times in ms from the detector's first voiced window."""
-
-    ducked: list[float] = field(default_factory=list)
-    stopped: list[float] = field(default_factory=list)
-    stopped_from_onset: list[float] = field(default_factory=list)       # from the labelled one
-    gone_on: list[float] = field(default_factory=list)      # after how long a stop was taken back
-    count: int = 0
-
-    def add(self, caller: Caller, dialogue: Dialogue, answers_only: bool = False,
-            settings: Settings = SETTINGS) -> None:
-        turns, at, first, known = TurnTaking(RATE, dialogue.expect.waits, settings), 0, None, 0
-        turns.agent_starts(answers_only=answers_only)
-        self.count += 1
-        windows = iter(caller.windows)
-        for score, samples, quiet in windows:
-            events = turns.push(score, samples, quiet)
-            at += samples
-            first = at if first is None and score >= settings.on else first
-            if score < settings.off and turns.state == SPEAKING:
-                first = None
-            heard = [text for end, text in caller.words if end <= at]
-            if len(heard) > known or any(event.kind == WEIGH for event in events) and heard:
-                known = len(heard)
-                events += turns.weigh(dialogue.interrupts(heard[-1]))
-            for event in events:
-                since = (at - (first or at)) * 1000 / RATE
-                if event.kind == DUCK:
-                    self.ducked.append(since)
-                if event.kind == RESTORE:
-                    first, known = None, 0
-                if event.kind == BARGE_IN:
-                    self.stopped.append(since)
-                    self.stopped_from_onset.append((at - caller.begins) * 1000 / RATE)
-                    return None if turns.meant else self._taken_back(turns, dialogue, caller, windows, at)
-
-    def _taken_back(self, turns: TurnTaking, dialogue: Dialogue, caller: Caller, windows, stopped: int) -> None:
-        """What interruption.py does with the rest: a murmur gives the floor back at its first pause, no words do at the
-        turn's end, and other words are what the agent stopped for."""
-        at = stopped
-        for score, samples, quiet in windows:
-            events = turns.push(score, samples, quiet)
-            at += samples
-            heard = [text for end, text in caller.words if end <= at]
-            interrupts = dialogue.interrupts(heard[-1]) if heard else None
-            silent = not turns.speaking and turns.onset is None
-            if interrupts:
-                return
-            if interrupts is False and silent or any(event.kind == END_OF_TURN for event in events):
-                self.gone_on.append((at - stopped) * 1000 / RATE)
-                return
-
-    def figures(self) -> dict:
-        return {"sounds": self.count, "stopped": len(self.stopped) / max(1, self.count),
-                "for_good": (len(self.stopped) - len(self.gone_on)) / max(1, self.count),
-                "gone_on_p50_ms": percentile(self.gone_on, 50),
-                "level_down_p99_ms": percentile(self.ducked, 99), "stop_p50_ms": percentile(self.stopped, 50),
-                "stop_p99_ms": percentile(self.stopped, 99), "stop_from_onset_p50_ms":
-                percentile(self.stopped_from_onset, 50)}
+def weights(given: str | None) -> str | None:
+    """The file of the turn model, if there is one."""
+    if given is None and (found := importlib.util.find_spec("pipecat")) is not None:
+        given = str(Path(found.submodule_search_locations[0], WEIGHTS))
+    return given
 
 
-def sounds(found: list[Caller], batch: VadBatch) -> dict[str, list[Caller]]:
-    """All that may be heard over an agent that speaks, by kind."""
-    dice = random.Random(3)
-    kinds = {"interruptions": [caller for caller in found if caller.noise is None]}
-    kinds["backchannels (a voice's)"] = [caller("backchannels", "card", spoken(said(text, voice), text), noise, dice)
-                             for text in BACKCHANNELS for voice in ("slt", "rms", "awb") for noise in NOISES_DB]
-    kinds["noises"] = [burst(ms, db, seed) for ms in BURST_MS for db in (-10, -20, -30) for seed in range(5)]
-    for sound in (*kinds["backchannels (a voice's)"], *kinds["noises"]):
-        listen(sound, batch)
-    kinds["echo of the agent"] = list(echoes(batch))
-    return kinds
+def price(path: str, found: list[Caller]) -> tuple[TurnModel, dict]:
+    """The model, loaded, and what it costs on this machine: ms, and MB of memory."""
+    before, began = resident(), time.perf_counter()
+    model = TurnModel(path)
+    figures = {"load_ms": (time.perf_counter() - began) * 1000}
+    prepares, answers = [], []
+    for caller in found[:40]:
+        began = time.perf_counter()
+        given = model.picture.of(heard(caller.pcm, RATE)) if model.picture else heard(caller.pcm, RATE)
+        prepared = time.perf_counter()
+        model.session.run(None, {model.input: given[None]})
+        prepares.append((prepared - began) * 1000)
+        answers.append((time.perf_counter() - prepared) * 1000)
+    return model, figures | {"mb": resident() - before, "features_p50_ms": percentile(prepares, 50),
+                             "answer_least_ms": round(min(answers), 1), "answer_p50_ms": percentile(answers, 50),
+                             "answer_p99_ms": percentile(answers, 99)}
 
 
-def over(heard: list[Caller], flow: Flow, settings: Settings = SETTINGS) -> Overlap:
-    overlap = Overlap()
-    for sound in heard:
-        dialogue = Dialogue(flow)
-        dialogue.state = sound.state
-        overlap.add(sound, dialogue, flow is ANSWERS_ONLY, settings)
-    return overlap
-
-
-def overlaps(found: list[Caller], flow: Flow, batch: VadBatch) -> dict[str, Overlap]:
-    """By kind and policy; then, as a curve, by how long a voice must last that nobody knows the words of."""
-    results, kinds = {}, sounds(found, batch)
-    for kind, heard in kinds.items():
-        results[kind] = over(heard, flow)
-        results[f'{kind}, interrupt = "answers"'] = over(heard, ANSWERS_ONLY)
-    for ms in INSIST_MS:
-        for kind in ("interruptions", "backchannels (a voice's)"):
-            results[f"{kind}, insist_ms = {ms}"] = over(kinds[kind], flow, replace(SETTINGS, insist_ms=ms))
-    return results
-
-
-def said(text: str, voice: str) -> np.ndarray:
-    pieces: list[np.ndarray] = []
-    VOICES.speak(voice, text, RATE, lambda pcm: pieces.append(np.array(pcm)) or True)
-    return trimmed(np.concatenate(pieces))
-
-
-def burst(ms: int, db: int, seed: int) -> Caller:
-    noise = np.random.default_rng(seed).normal(0, 32768 * 10 ** (db / 20) / 3, ms * RATE // 1000)
-    fading = noise * np.linspace(1, 0, len(noise))
-    return caller("noises", "card", [(np.clip(fading, -32768, 32767).astype(np.int16), "")], None, random.Random(seed))
-
-
-def echoes(batch: VadBatch):
-    """The agent's own sentences, back at ECHO_DB after a delay, with the echo known as the server knows it."""
-    for voice in ("slt", "rms"):
-        for text in ("Thank you. There is one parcel for you. Which playing card is printed on your parcel slip?",
-                     "I am sorry, I did not understand that. Please say the card on your slip."):
-            spoke = said(text, voice).astype(np.float64)
-            for delay in ECHO_DELAYS_MS:
-                sent = np.concatenate([spoke, np.zeros(RATE)]).astype(np.int16)
-                back = np.concatenate([np.zeros(delay * 8), spoke * 10 ** (ECHO_DB / 20), np.zeros(RATE)])[:len(sent)]
-                back += np.random.default_rng(1).normal(0, 12, len(back))
-                sound = Caller("echo", None, "card", through_mulaw(back), [], delay * 8, len(sent))
-                listen(sound, batch, Echo(RATE, RATE), sent)
-                yield sound
-
-
-VOICES = Voices("slt")
-ANSWERS_ONLY = Flow.parse('interrupt = "answers"\n' + FLOW, "answers.toml")
+def resident() -> float:
+    """MB of this process."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 # -- what is told ------------------------------------------------------------------------------------------------------
+
+@dataclass
+class Told:
+    """What is told beside the curves."""
+
+    overlaps: dict[str, Overlap]
+    pipecat: dict[str, Overlap] = field(default_factory=dict)
+    price: dict[str, float] = field(default_factory=dict)       # of the turn model
+    absent: list[str] = field(default_factory=list)             # what was left out, and why
+
 
 def plot(path: str, results: dict[str, dict[str, list[Row]]]) -> None:
     try:
@@ -444,7 +234,7 @@ def plot(path: str, results: dict[str, dict[str, list[Row]]]) -> None:
     figure.savefig(path, dpi=110)
 
 
-def tell(results: dict[str, dict[str, list[Row]]], found: dict[str, Overlap]) -> None:
+def tell(results: dict[str, dict[str, list[Row]]], told: Told) -> None:
     for source, rows in results.items():
         for kind, settings in rows.items():
             print(f"\n{kind}, {source} partials, {settings[0].count} turns")
@@ -455,7 +245,19 @@ def tell(results: dict[str, dict[str, list[Row]]], found: dict[str, Overlap]) ->
                                            for ms in (figures["p50_ms"], figures["p95_ms"])),
                               f"{100 * figures['cut_ins']:.1f} %", str(row.never)])
             print(table(lines))
+    if told.price:
+        print("\nthe turn model: " + ", ".join(f"{name.replace('_', ' ')} {value:.1f}"
+                                               for name, value in told.price.items()))
     print("\nover an agent that speaks, from the detector's first voiced window")
+    tell_overlaps(told.overlaps)
+    if told.pipecat:
+        print("\nthe same, Pipecat's detector")
+        tell_overlaps(told.pipecat)
+    for sentence in told.absent:
+        print(sentence)
+
+
+def tell_overlaps(found: dict[str, Overlap]) -> None:
     lines = [["", "sounds", "stopped", "for good", "gone on after p50", "level down p99", "stop p50", "stop p99",
               "p50 from the onset"]]
     for kind, overlap in found.items():
@@ -473,22 +275,14 @@ def main() -> int:
     parser.add_argument("--audio", default=os.environ.get("OPUSAGENT_BENCH_AUDIO", "../shared/audio"))
     parser.add_argument("--callers", type=int, default=40, help="of digits, under each noise (default 40)")
     parser.add_argument("--partials", default="oracle,embedded")
+    parser.add_argument("--model", metavar="FILE.onnx", help="the turn model (default: that of Pipecat's wheel)")
+    parser.add_argument("--no-model", action="store_true", help="leave the turn model out")
+    parser.add_argument("--no-peer", action="store_true", help="leave Pipecat out")
     parser.add_argument("--plot", metavar="FILE.png")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     try:
-        found = callers(Path(args.audio), args.callers)
-        batch, flow = VadBatch(), Flow.parse(FLOW, "turns.toml")
-        for each in found:
-            listen(each, batch)
-            each.partials["oracle"] = each.words
-        sources = args.partials.split(",")
-        if "embedded" in sources:
-            recogniser = embedded.Recogniser(flow.searches)
-            for each in found:
-                each.partials["embedded"] = recognise(each, recogniser, flow.states[each.state].expect.id)
-        results = {source: curves(found, flow, source) for source in sources}
-        interrupted = overlaps(found, flow, batch)
+        results, told = measured(args)
         if args.plot:
             plot(args.plot, results)
     except Absent as absent:
@@ -497,10 +291,41 @@ def main() -> int:
     if args.json:
         print(json.dumps({"turns": {source: {kind: [row.figures() for row in rows] for kind, rows in kinds.items()}
                                     for source, kinds in results.items()},
-                          "overlaps": {kind: overlap.figures() for kind, overlap in interrupted.items()}}))
+                          "overlaps": {kind: overlap.figures() for kind, overlap in told.overlaps.items()},
+                          "pipecat": {kind: overlap.figures() for kind, overlap in told.pipecat.items()},
+                          "model": told.price}))
     else:
-        tell(results, interrupted)
+        tell(results, told)
     return 0
+
+
+def measured(args) -> tuple[dict[str, dict[str, list[Row]]], Told]:
+    """All of it, as the command line wants it: the curves by source of the words, and the rest."""
+    found, batch = callers(Path(args.audio), args.callers), VadBatch()
+    flow, strict = Flow.parse(FLOW, "turns.toml"), Flow.parse('interrupt = "answers"\n' + FLOW, "answers.toml")
+    for each in found:
+        listen(each, batch)
+        each.partials["oracle"] = each.words
+    sources = args.partials.split(",")
+    if "embedded" in sources:
+        recogniser = embedded.Recogniser(flow.searches)
+        for each in found:
+            each.partials["embedded"] = recognise(each, recogniser, flow.states[each.state].expect.id)
+    kinds = sounds(found, batch)
+    told, model = Told(overlaps(kinds, flow, strict)), None
+    if "embedded" in sources:
+        told.overlaps |= {f"{kind}, embedded words": overheard(heard, flow, recogniser)
+                          for kind, heard in kinds.items() if kind.startswith(("interruptions", "backchannels"))}
+    if (path := None if args.no_model else weights(args.model)) is not None:
+        model, told.price = price(path, found)
+    elif not args.no_model:
+        told.absent.append("The turn model is left out: give --model, or pip install '.[bench]'.")
+    if not args.no_peer:
+        try:
+            told.pipecat = theirs(kinds)
+        except Absent as absent:
+            told.absent.append(str(absent))
+    return {source: curves(found, flow, source, model) for source in sources}, told
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from ._fastpath import Calm
 from .pace import Pace
 
 PACE = (0.75, 1.5)              # bounds of what a caller's own pauses make of the waits
-SWAY = (1.75, 0.6)              # ... and of what the turn model does: what sounds unfinished, what sounds finished
+SWAY = (1.4, 0.75)              # ... and of what the turn model does: what sounds unfinished, what sounds finished
 NEVER = 1 << 62                 # samples
 
 # ---- states: who has the floor ---------------------------------------------------------------------------------------
