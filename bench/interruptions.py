@@ -39,7 +39,8 @@ FLITE_SAYS = {"mm-hm": "um hum", "mhm": "um hum", "uh-huh": "uh huh"}
 SENTENCES = ("no that is wrong", "wait a minute", "I want to speak to an agent", "stop stop it", "operator", "help me",
              "can you say that again", "excuse me please", "my number is four seven two", "what do you mean",
              "hold on please", "seven of clubs", "that is not what I said", "yes I know that already", "four five",
-             "okay but I need something else", "right so what do I do now", "two nine", "listen to me", "how much is it")
+             "okay but I need something else", "right so what do I do now", "two nine", "listen to me",
+             "how much is it")
 INSIST_MS = (320, 400, 480, 560, 640)
 BURST_MS = (30, 60, 120)        # noises: clicks, knocks, a cough's length
 ECHO_DELAYS_MS = (50, 150, 250, 400)
@@ -110,10 +111,10 @@ class Overlap:
                 percentile(self.stopped_from_onset, 50)}
 
 
-def sounds(found: list[Caller], batch: VadBatch) -> dict[str, list[Caller]]:
-    """All that may be heard over an agent that speaks, by kind."""
+def sounds(found: list[Caller], batch: VadBatch, voices_each: int) -> dict[str, list[Caller]]:
+    """All that may be heard over an agent that speaks, by kind; from each set of voices so many."""
     kinds = {"interruptions": [caller for caller in found if caller.noise is None and caller.kind in PEOPLE]}
-    for name, voices in (("the voices tuned on", TUNED), ("other voices", OTHERS)):
+    for name, voices in (("the voices tuned on", TUNED[:voices_each]), ("other voices", OTHERS[:voices_each])):
         dice = random.Random(3)
         kinds[f"interruptions, {name}"] = [varied("interruptions", text, voice, number, dice)
                                            for voice in voices for number, text in enumerate(SENTENCES)]

@@ -1,7 +1,7 @@
 """Turn taking on recordings of people: the end of a turn against callers who hesitate, and interruptions.
 
     python bench/turns.py [--audio DIR] [--callers 40] [--partials oracle,embedded] [--model FILE.onnx] [--no-peer]
-                          [--plot turns.png] [--json]
+                          [--no-model] [--quick] [--plot turns.png] [--json]
 
 DIR (or OPUSAGENT_BENCH_AUDIO) has recordings with a manifest.json.  Callers are made of them, at 8 kHz mu-law: digits
 joined with pauses of 100 to 900 ms, commands, and, where anything may be said, sentences, commands and numbers with a
@@ -10,7 +10,7 @@ ones, on the clock of the samples.  `oracle` partials know each word when it has
 judged; `embedded` ones are the recogniser's own.
 
 A turn that ends before the caller's last voiced sample is a cut-in; the others have a delay from that sample to the
-decision.  The peer is a fixed silence, on the same callers, and for interruptions Pipecat's detector (interruptions.py).
+decision.  The peer is a fixed silence, on the same callers; of interruptions Pipecat's detector (interruptions.py).
 The turn model is FILE, or smart-turn's as Pipecat's wheel has it; its row stands beside the same wait without it.
 What the server itself adds to a delay: bench/calls.py.
 """
@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 from figures import percentile, table
-from interruptions import Overlap, overheard, overlaps, sounds, theirs
+from interruptions import TUNED, Overlap, overheard, overlaps, sounds, theirs
 from recordings import RATE, Caller, callers, listen, recognise
 from subjects import Absent
 
@@ -278,9 +278,11 @@ def main() -> int:
     parser.add_argument("--model", metavar="FILE.onnx", help="the turn model (default: that of Pipecat's wheel)")
     parser.add_argument("--no-model", action="store_true", help="leave the turn model out")
     parser.add_argument("--no-peer", action="store_true", help="leave Pipecat out")
+    parser.add_argument("--quick", action="store_true", help="two voices only, without the turn model and Pipecat")
     parser.add_argument("--plot", metavar="FILE.png")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
+    args.no_model, args.no_peer = args.no_model or args.quick, args.no_peer or args.quick
     try:
         results, told = measured(args)
         if args.plot:
@@ -311,7 +313,7 @@ def measured(args) -> tuple[dict[str, dict[str, list[Row]]], Told]:
         recogniser = embedded.Recogniser(flow.searches)
         for each in found:
             each.partials["embedded"] = recognise(each, recogniser, flow.states[each.state].expect.id)
-    kinds = sounds(found, batch)
+    kinds = sounds(found, batch, 1 if args.quick else len(TUNED))
     told, model = Told(overlaps(kinds, flow, strict)), None
     if "embedded" in sources:
         told.overlaps |= {f"{kind}, embedded words": overheard(heard, flow, recogniser)

@@ -156,7 +156,7 @@ def test_turn_taking_is_measured_on_recordings():
         pytest.skip("there are no recordings with a manifest.json beside the project")
     pytest.importorskip("pocketsphinx", reason="pocketsphinx is not installed")
     run = subprocess.run([sys.executable, BENCH / "turns.py", "--audio", audio, "--callers", "2", "--partials",
-                          "oracle", "--json"], capture_output=True, text=True, timeout=120,
+                          "oracle", "--quick", "--json"], capture_output=True, text=True, timeout=120,
                          env=os.environ | {"PYTHONPATH": str(BENCH.parent)})
     assert run.returncode == 0, run.stderr
     found = json.loads(run.stdout)
