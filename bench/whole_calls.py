@@ -30,7 +30,6 @@ CALLS = 32                  # of each dialect, at once
 STEPS = 10                  # of 20 ms in a round
 WARM = 60                   # steps before the first, a second and more: every reply is well under way
 START_SECONDS = 20
-NAMED = ("openai-realtime",)        # whose route has another name
 LINE = "All that is said on this line is said for nobody, slowly, and on and on. "
 FLOW = """
 start = "chat"
@@ -133,8 +132,7 @@ class Population:
         sock = socket.socket()
         sock.setblocking(False)
         await loop.sock_connect(sock, ("127.0.0.1", port))
-        path = self.route.replace("openai-realtime", "v1/realtime") if name in NAMED else f"ws/{self.route}"
-        wishes = [f"GET /{path} HTTP/1.1", f"Host: 127.0.0.1:{port}", "Upgrade: websocket",
+        wishes = [f"GET /ws/{self.route} HTTP/1.1", f"Host: 127.0.0.1:{port}", "Upgrade: websocket",
                   "Connection: Upgrade", "Sec-WebSocket-Version: 13",
                   "Sec-WebSocket-Key: " + base64.b64encode(bytes(16)).decode(),
                   *[f"Sec-WebSocket-Protocol: {offer}" for offer in getattr(platform, "protocols", ())[:1]]]
