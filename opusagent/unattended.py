@@ -41,5 +41,5 @@ def follow(mouth, now: int) -> None:
 
 
 def more_comes(mouth) -> bool:
-    """Whether the reply is still being made, or the platform may stop it for a while."""
-    return not mouth.turn.complete or bool(mouth.turn.waiting) or hasattr(mouth.dialect, "held")
+    """Whether the reply is still being made."""
+    return not mouth.turn.complete or bool(mouth.turn.waiting)
