@@ -1,5 +1,7 @@
 """The model of the engine `openai`, with the real package, against a local server that speaks the real wire format."""
 import asyncio
+import gzip
+import json
 import logging
 import ssl
 from contextlib import asynccontextmanager
@@ -51,6 +53,16 @@ async def ask(llm: Llm, endpoint: LocalEndpoint | None = None) -> tuple[str, str
 
 
 # -- what is asked and answered ----------------------------------------------------------------------------------------
+
+def test_an_answer_that_is_packed_though_nobody_asked_for_that(run):
+    events = "".join(f"data: {json.dumps(completion(piece))}\n\n" for piece in ("Sure", " thing")) + "data: [DONE]\n\n"
+
+    async def scenario():
+        packed = answers(200, "text/event-stream", gzip.compress(events.encode()), **{"Content-Encoding": "gzip"})
+        async with model(packed) as (_, llm):
+            return await ask(llm)
+    assert run(scenario()) == ("Sure thing", "")
+
 
 def test_the_pieces_are_those_that_were_sent(run):
     async def scenario():

@@ -106,6 +106,12 @@ def test_events_cut_at_every_byte():
     assert [found for i in range(len(STREAM)) for found in events.feed(STREAM[i:i + 1])] == DATA
 
 
+def test_events_that_come_alone():
+    events = Events()
+    assert [events.feed(data) for data in (b"data: {}\n\n", b"data:\n\n", b"data:  \n\n", b"data: a\n", b"\n: no\n\n",
+                                           b"data: b\n\n")] == [[b"{}"], [], [], [], [b"a"], [b"b"]]
+
+
 def test_an_event_has_an_end():
     events = Events()
     with pytest.raises(EngineError):

@@ -33,10 +33,13 @@ class Chunked:
         data, at = self.held + data, 0
         while at < len(data):
             if self.next is DATA:
-                pieces.append(data[at:at + self.left])
-                at += len(pieces[-1])
-                self.left -= len(pieces[-1])
-                self.next = DATA if self.left else END
+                piece = data[at:at + self.left]
+                pieces.append(piece)
+                at += len(piece)
+                self.left -= len(piece)
+                if self.left == 0:
+                    whole = data.startswith(b"\r\n", at)
+                    self.next, at = (SIZE, at + 2) if whole else (END, at)
             elif (end := data.find(b"\r\n", at)) >= 0:
                 self._read_line(data[at:end])
                 at = end + 2
@@ -47,8 +50,8 @@ class Chunked:
             raise ValueError("a line without an end")
 
     def _read_line(self, line: bytes) -> None:
-        if self.next is SIZE and (size := SIZE_LINE.fullmatch(line)):
-            self.left = int(size[1], 16)
+        if self.next is SIZE and (size := line if line.isalnum() and len(line) <= 12 else size_of(line)):
+            self.left = int(size, 16)
             self.next = DATA if self.left else TRAILER
         elif self.next is END and not line:
             self.next = SIZE
@@ -60,6 +63,12 @@ class Chunked:
     def close(self) -> bool:
         """The peer says no more; True if that is no fault."""
         return self.over
+
+
+def size_of(line: bytes) -> bytes:
+    """The size in a line that says more than that, in hexadecimal; b"" where there is none."""
+    found = SIZE_LINE.fullmatch(line)
+    return found[1] if found else b""
 
 
 class Sized:

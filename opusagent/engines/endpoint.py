@@ -19,7 +19,7 @@ import orjson
 from .. import ConfigError, EngineError
 from ..endpoints import Target
 from .breaker import CLOSED, OPEN, PROBING, Breaker
-from .transport import CONNECT_SECONDS, Transport, httpx
+from .transport import BODY, CONNECT_SECONDS, Transport, httpx
 
 log = logging.getLogger("opusagent")
 
@@ -36,6 +36,7 @@ RESPELT = {"max_tokens": "max_completion_tokens", "temperature": None, "prompt":
 OPENNESS = {CLOSED: 0, PROBING: 0.5, OPEN: 1}   # of a breaker, in the metrics
 FAULTS = (httpx.HTTPError, OSError, UnicodeError)       # a TimeoutError is an OSError
 NOT_HAD = (400, 404, 422)       # what endpoints answer when there is no such model or voice
+ONE_EVENT = re.compile(rb"data:([^\r\n]*)\n\n")
 CODE = re.compile(r"[a-z][a-z_]{2,40}")         # what an endpoint calls an error; no key looks like that
 
 
@@ -47,7 +48,7 @@ class Answer:
     def __init__(self, response: httpx.Response):
         self.finished = False           # the rest of it says nothing more
         self.rest: Callable[[bytes], object] | None = None      # ... but may hear it
-        self.pieces: AsyncIterator[bytes] = response.aiter_bytes()      # of the body, as they come
+        self.pieces: AsyncIterator[bytes] = body(response)      # of the body, as they come
         self.status: int = response.status_code
         self._response = response
 
@@ -270,6 +271,8 @@ class Events:
 
     def feed(self, data: bytes) -> list[bytes]:
         """The events that are whole now.  Raises EngineError where one never ends."""
+        if not self._held and (one := ONE_EVENT.fullmatch(data)):       # as most come
+            return [found] if (found := one[1].strip()) else []
         data, tail = self._held + data, b""
         if b"\r" in data:
             tail = b"\r" if data.endswith(b"\r") else b""           # its \n may be next
@@ -285,6 +288,12 @@ def data_of(event: bytes) -> bytes:
     if event.startswith(b"data:") and b"\n" not in event:
         return event[5:].strip()
     return b"\n".join(line[5:] for line in event.split(b"\n") if line.startswith(b"data:")).strip()
+
+
+def body(response: httpx.Response) -> AsyncIterator[bytes]:
+    """What is inside, as it comes: from our own transport without the layers of the package, unless it was packed."""
+    own = response.extensions.get(BODY)
+    return response.aiter_bytes() if own is None or "content-encoding" in response.headers else aiter(own)
 
 
 def behind_proxy(url: httpx.URL) -> bool:

@@ -29,6 +29,8 @@ UNREAD_BYTES = 262144           # of a body that nobody reads yet; beyond that t
 CALM_SECONDS = 5.0              # an idle connection that lived for so long did not come to grief
 PAUSES = (0.0, 1.0, 3.0, 10.0, 30.0)    # seconds before another is opened, by how many came to grief in a row
 
+BODY = "opusagent.body"         # the extension of a response that is its Stream
+
 # A peer that is gone is found out while the connection is idle, and the probes keep it in the memory of a NAT.
 OPTIONS = ((socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1), (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 5),
            (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 2), (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
@@ -223,9 +225,10 @@ class Transport(httpx.AsyncBaseTransport):
         except BaseException:
             connection.abort()
             raise
-        return httpx.Response(head.status_code, headers=head.headers.raw_items(),
-                              stream=Stream(connection, self._release),
-                              extensions={"http_version": b"HTTP/" + head.http_version, "reason_phrase": head.reason})
+        stream = Stream(connection, self._release)
+        return httpx.Response(head.status_code, headers=head.headers.raw_items(), stream=stream,
+                              extensions={"http_version": b"HTTP/" + head.http_version, "reason_phrase": head.reason,
+                                          BODY: stream})
 
     def _release(self, connection: Connection) -> None:
         if not connection.reusable:

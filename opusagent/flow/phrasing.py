@@ -22,6 +22,7 @@ SLOT = re.compile(r"\{([\w/]+)\}")
 SENTENCE = re.compile(r"""[.!?…]+["')\]’”]*(?=\s)|\n""")
 CLAUSE = re.compile(r"""[,;:—–]["')\]’”]*(?=\s)|\s[-—–](?=\s)""")
 JOINT = re.compile(r"\s(?=(?:and|or|but|so|because|which|that|who|if|when|while|with|for|to|from|in|on|at)\s)")
+PLAIN = re.compile(r" ?[\w']+(?: [\w']+)*")     # words with nothing between or behind them at which a text could be cut
 PLAY, KEYS = "\N{BEAMED EIGHTH NOTES} ", "\N{KEYBOARD} "       # what a segment begins with that is no words: signals.py
 MARKUP = str.maketrans("", "", f"*`#{PLAY[0]}{KEYS[0]}")       # what a model writes for the eye, and those
 
@@ -87,20 +88,25 @@ class Cutter:
     early, and a sentence over the limit is cut at its last clause, else before a joining word, else between words.
     """
 
-    __slots__ = ("_held", "_limit", "_first", "_clauses")
+    __slots__ = ("_held", "_plain", "_limit", "_first", "_clauses")
 
     def __init__(self, limit: int = LIMIT, first: int = FIRST, clauses: bool = True):
         self._held = ""             # what has arrived and belongs to no segment yet
+        self._plain = False         # it is PLAIN, so that another word ends nothing
         self._limit = limit
         self._first = first         # the limit until the first segment is out
         self._clauses = clauses     # the first segment may be a clause
 
     def feed(self, chunk: str) -> list[str]:
+        if self._plain and len(self._held) + len(chunk) <= self._first and PLAIN.fullmatch(chunk):
+            self._held += chunk
+            return []
         text = self._held + chunk.translate(MARKUP)
         self._held = re.sub(r"\s+", lambda white: "\n" if "\n" in white[0] else " ", text).lstrip()
         found = []
         while (end := self._end()) is not None:
             self._take(end, found)
+        self._plain = PLAIN.fullmatch(self._held) is not None
         return found
 
     def finish(self) -> list[str]:
