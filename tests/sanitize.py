@@ -1,23 +1,45 @@
-"""The suites that touch the compiled module, with AddressSanitizer and UndefinedBehaviorSanitizer in it.
+"""The suites that touch the compiled module, while something watches every access of it to memory.
 
-    python tests/sanitize.py [pytest's arguments]
+    python tests/sanitize.py [pytest's arguments]               AddressSanitizer and UndefinedBehaviorSanitizer
+    python tests/sanitize.py --valgrind [pytest's arguments]    valgrind: sees what is read before it was written, too
 
-It needs gcc with libasan and libubsan, and cython where the last build's C is older than its source.  The first fault
-ends the run with a report on stderr.  That a fault is found at all is proved by test_sanitized.py.
+The first needs gcc with libasan and libubsan, and ends at the first fault with a report on stderr.  The second takes
+some twenty times as long, so it has fewer suites and examples, and lists its findings at the end.  Both need cython
+where the last build's C is older than its source.  That a fault is found at all is proved by test_sanitized.py.
 """
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from xml.etree import ElementTree
 
 import builds
 
 RUNTIMES = ("libasan.so", "libubsan.so")
-SUITES = ("test_websocket.py", "test_sockets.py", "test_unattended.py", "test_kernels.py", "test_memory.py",
-          "test_dialects.py", "test_failures.py", "fuzz")
+QUICK = ("test_media_kernels.py", "test_ear.py", "fuzz/test_frames.py")     # what reads the bytes of strangers
+SUITES = ("test_websocket.py", "test_media_kernels.py", "test_audio.py", "test_ear.py", "fuzz", "test_sockets.py",
+          "test_unattended.py", "test_kernels.py", "test_memory.py", "test_acoustics.py", "test_loop.py",
+          "test_turn.py", "test_dialects.py", "test_handover.py", "test_failures.py", "test_call.py",
+          "test_openai_speech.py", "test_voices.py", "test_metrics.py", "test_stereo.py")
+ELSEWHERE = {   # suites that import the compiled module and are not watched, and why
+    "test_host.py": "its engine processes are killed in the midst of their work",
+    "test_engine_faults.py": "its engine processes are killed in the midst of their work",
+    "test_embedded.py": "it is pocketsphinx that works there",
+    "test_turn_model.py": "it is onnxruntime that works there",
+    "test_prompts.py": "it starts servers, which are not watched",
+    "test_interop_realtime.py": "it talks to clients of other people's",
+    "test_transport_bounds.py": "it counts memory and system calls, and these are then the watcher's",
+    "test_layers.py": "it reads imports and runs nothing",
+}
+UNDER_VALGRIND = ("test_kernels.py", "test_media_kernels.py", "test_ear.py", "test_audio.py", "test_websocket.py",
+                  "test_memory.py", "test_unattended.py", "fuzz/test_frames.py", "fuzz/test_corpus.py")
+VALGRIND = ("valgrind", "--quiet", "--leak-check=no", "--num-callers=30", "--xml=yes")
+
+UNHURRIED = ("-q", "-p", "no:cacheprovider", "--hypothesis-profile=ci")     # of pytest: no example has a deadline
 
 
 def watched(directory: Path | str) -> dict[str, str]:
@@ -26,17 +48,65 @@ def watched(directory: Path | str) -> dict[str, str]:
             "LD_PRELOAD": " ".join(map(builds.runtime, RUNTIMES))}
 
 
-def run(arguments: list[str]) -> int:
-    """Build, run, and pytest's exit code."""
+def observed(directory: Path | str) -> dict[str, str]:
+    """The environment of a Python that runs under valgrind, and finds modules in `directory` first."""
+    return {**os.environ, "PYTHONMALLOC": "malloc", "PYTHONPATH": str(directory)}
+
+
+def run(arguments: list[str], flags: tuple[str, ...] = builds.SANITIZED, **environment: str) -> int:
+    """Build with the sanitizers, run, and pytest's exit code."""
     with tempfile.TemporaryDirectory(prefix="sanitized-") as directory:
-        source = builds.in_c(Path(directory))
-        environment = watched(builds.package(Path(directory), [source], *builds.SANITIZED))
-        which = [sys.executable, "-P", "-c", "import opusagent._fastpath as module; print(module.__file__)"]
-        found = subprocess.check_output(which, env=environment, text=True)
-        assert found.startswith(directory), f"{found.strip()} was imported, not what was built"
-        return subprocess.run([sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments],
-                              env=environment, cwd=builds.TESTS).returncode
+        built = builds.package(Path(directory), [builds.in_c(Path(directory))], *flags)
+        return tested(Path(directory), arguments, watched(built) | environment)
+
+
+def run_under_valgrind(arguments: list[str]) -> int:
+    """Build as it ships but for the symbols, run, print what was found; pytest's exit code, or 1 if anything was."""
+    with tempfile.TemporaryDirectory(prefix="observed-") as directory:
+        built = builds.package(Path(directory), [builds.in_c(Path(directory))], *builds.PLAIN)
+        environment = {"OPUSAGENT_FUZZ": "0.2"} | observed(built)
+        report = Path(directory) / "report.xml"
+        code = tested(Path(directory), arguments, environment, *VALGRIND, f"--xml-file={report}")
+        found, others = findings(report, f"_fastpath{builds.SUFFIX}")
+    print(*found, f"valgrind: {len(found)} findings in the compiled module, {others} that it has no part in", sep="\n")
+    return code or bool(found)
+
+
+def tested(directory: Path, arguments: list[str], environment: dict[str, str], *watcher: str) -> int:
+    """pytest's exit code, with the module that was built into the directory."""
+    which = [sys.executable, "-P", "-c", "import opusagent._fastpath as module; print(module.__file__)"]
+    found = subprocess.check_output(which, env=environment, text=True)
+    assert found.startswith(str(directory)), f"{found.strip()} was imported, not what was built"
+    command = [*watcher, sys.executable, "-P", "-m", "pytest", *UNHURRIED, *arguments]
+    return subprocess.run(command, env=environment, cwd=builds.TESTS).returncode
+
+
+def findings(report: Path, module: str) -> tuple[list[str], int]:
+    """What valgrind reports of the module of this file name, a line each; and how much more of everything else."""
+    found, others = [], 0
+    for error in ElementTree.parse(report).iter("error"):
+        places = [place for place in error.find("stack") if Path(place.findtext("obj", "")).name == module]
+        if places:
+            where = places[0]
+            found.append(f"{error.findtext('.//text') or error.findtext('what')}: "
+                         f"{where.findtext('fn')} ({where.findtext('file')}:{where.findtext('line')})")
+        else:
+            others += 1
+    return found, others
+
+
+def main(arguments: list[str]) -> str | int:
+    """An exit code, or why nothing could be run."""
+    if "--valgrind" in arguments:
+        arguments.remove("--valgrind")
+        return (missing_valgrind() or builds.missing() or builds.missing_source()
+                or run_under_valgrind(arguments or list(UNDER_VALGRIND)))
+    return builds.missing(*RUNTIMES) or builds.missing_source() or run(arguments or list(SUITES))
+
+
+def missing_valgrind() -> str | None:
+    return None if shutil.which("valgrind") else "there is no valgrind"
 
 
 if __name__ == "__main__":
-    sys.exit(builds.missing(*RUNTIMES) or builds.missing_source() or run(sys.argv[1:] or list(SUITES)))
+    sys.exit(main(sys.argv[1:]))
