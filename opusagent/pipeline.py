@@ -78,6 +78,8 @@ class Stage:
                               ends=ends)
             segment.keys = keys if self.presses else ""
             found.append(segment)
+        if self.presses:                # nothing of it is heard
+            found[0].lead = sum(len(each.pcm) + each.pause_ms * rate // 1000 for each in found)
         return found
 
 

@@ -6,10 +6,12 @@ from urllib.parse import parse_qsl
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from conversation import SPEECH, Recogniser
 from dialled import Dialled
-from opusagent import handover, journal, replay
+from opusagent import ProtocolError, handover, journal, replay
 from opusagent.bystander import Bystander
 from opusagent.config import SETTINGS
 from opusagent.dialects import BINARY, TEXT
@@ -64,8 +66,8 @@ class Ears(Recogniser):
 class Monitored(Dialled):
     """A call of Genesys's that is monitored, two channels in each message."""
 
-    def __init__(self, flow=FLOW, query="", recorded=None):
-        self.lines, self.recorded = [], recorded
+    def __init__(self, flow=FLOW, query="", recorded=None, kept=True):
+        self.lines, self.recorded, self.kept = [], recorded, kept
         self.query = dict(parse_qsl(f"mode=monitor{query}"))
         super().__init__(flow, "audiohook", f"mode=monitor&channels=both{query}")
 
@@ -73,6 +75,8 @@ class Monitored(Dialled):
         self.studio.stt, self.studio.free = Ears(), [1, 0]      # a slot for each side
         self.studio.stt.followed = "agent" if "channel" in self.query else "caller"
         self.server.archive = self.recorded
+        if not self.kept:
+            return None
         file = SimpleNamespace(append=self.lines.append, close=lambda: None)
         return journal.Journal(lambda call_id: file, journal.header("audiohook", self.query, "",
                                self.studio.flows[""], self.studio.config, SETTINGS, self.server.today))
@@ -123,8 +127,9 @@ def conversation(**more):
     return call
 
 
-def test_each_side_is_heard_and_told_apart():
-    call = conversation()
+@pytest.mark.parametrize("kept", [True, False])
+def test_each_side_is_heard_and_told_apart(kept):
+    call = conversation(kept=kept)
     assert call.transcript == [
         ("agent", "good morning what can I do for you"), ("caller", "I have ten of clubs"),
         ("caller", "that is it"), ("agent", "the ten of clubs"), ("agent", "anything else")]
@@ -223,6 +228,24 @@ def test_a_flow_without_free_speech_hears_one_side(caplog):
     call.talk(1600)
     assert call.call.ear.beside is None and call.transcript == [] and "only one side is heard" in caplog.text
     assert call.studio.free == [1]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.binary(max_size=700) | st.sampled_from(["{}", "hello", '{"type":"pause","id":"x"}']), max_size=12))
+def test_however_the_messages_are_cut_both_sides_have_as_much(messages):
+    call = Monitored()
+    sent = 0
+    for message in messages:
+        try:
+            call.call.on_message(BINARY if isinstance(message, bytes) else TEXT,
+                                 memoryview(message if isinstance(message, bytes) else message.encode()))
+        except ProtocolError as error:
+            assert error.code == 1007
+        sent += len(message) if isinstance(message, bytes) else 0
+        call.studio.hearing.run()
+    assert call.call.slot.written == call.call.ear.beside.slot.written == sent // 2
+    call.call.lost(1000, "")
+    assert sorted(call.studio.free) == [0, 1] and not call.connection.faults
 
 
 def test_no_slot_is_left_behind():

@@ -213,6 +213,7 @@ def test_where_it_does_they_are_not(dialect):
     assert call.pressed == ["1", "1234#"] and call.state == "bye"
     heard = np.concatenate(call.sound)
     assert np.abs(heard[:call.caller.rate]).max() == 0, "as long as the keys take nothing is said"
+    assert call.receipts[1]["waits"]["playout"] == pytest.approx(6 * (tones.TONE_MS + tones.GAP_MS) + 1000, abs=25)
 
 
 def test_nobody_talks_over_keys_unless_the_flow_says_so():
