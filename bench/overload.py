@@ -3,10 +3,11 @@
     python bench/overload.py [--dialled 1000] [--seconds 15] [--fifo] [--quick] [--json]
 
 One server with one worker on one core, scripted engines and its own admission as it comes; callers in C (callers.c) on
-another.  First some calls, to see what one costs; then as many as are half of what the server would take, which is what
-the others are compared with; then the storm, on the same server.  The rule: beside a turn as callers hear it, from
-their last voiced sample to the agent's first, stands what of it is the server's own, counted as in calls.py from the
-frame that ended the turn: the flow's wait of 200 ms, which is the same under any load, would hide it.
+another.  First some calls, then more, as a server sees them in the course of a day, to see what they cost; then half of
+what the server would hold by that, which is what the others are compared with; then the storm, on the same server.
+The rule: beside a turn as callers hear it, from their last voiced sample to the agent's first, stands what of it is the
+server's own, counted as in calls.py from the frame that ended the turn: the flow's wait of 200 ms, which is the same
+under any load, would hide it.
 """
 import argparse
 import json
@@ -20,7 +21,7 @@ from figures import table
 from stubbed import SAYS, Outcome, Scene, ends_of, judged, percentile
 from subjects import Absent, Cores, Running, Subject, allow_connections, build, machine, ours
 
-FIRST = 40                      # calls, to see what one costs
+FIRST = (20, 40, 80)            # calls, to see what they cost
 FULL = 0.70                     # admission.refuse_above, as it comes
 PAUSE = 4                       # seconds between two loads
 RAMP = 0.6                      # of the callers' time before they measure, in which they dial
@@ -51,9 +52,10 @@ def measure(scene: Scene, dialled: int, seconds: float) -> dict:
     """One round."""
     server = Running(agent(scene), scene.cores)
     try:
-        first, _ = drive(scene, server, FIRST, 2, seconds / 2)
-        room = int(FULL / (first["server_ns"] / 1e9 / first["secs"] / FIRST))
-        time.sleep(PAUSE)
+        for calls in FIRST:
+            first, _ = drive(scene, server, calls, 2, seconds / 2)
+            time.sleep(PAUSE)
+        room = int(FULL / (first["server_ns"] / 1e9 / first["secs"] / first["taken"]))
         half = drive(scene, server, max(1, room // 2), 3, seconds)
         time.sleep(PAUSE)
         storm = drive(scene, server, dialled, 1 / RAMP, seconds)
@@ -87,9 +89,9 @@ def shown(row: dict) -> str:
                      f"{each['turn_p99']:.0f}", f"{each['p50']:.2f}", f"{each['p99']:.2f}", str(each["lost"]),
                      str(each["unanswered"]), f"{each['kept_off']:.0%}", f"{each['callers_late_p99']:.2f}"])
     answers = row["answers"]
-    return (f"{table(rows)}\n\nRoom for {row['room']} calls by what one costs.  Of {answers['calls']} dialled within a "
-            f"second {answers['taken']} were taken (101 after {answers['taken_p50']:.0f} ms, p99 "
-            f"{answers['taken_p99']:.0f}) and {answers['refused']} refused after {answers['refused_p50']:.1f} ms, p99 "
+    return (f"{table(rows)}\n\nRoom for {row['room']} calls, if each cost as much as one of {FIRST[-1]}.  Of "
+            f"{answers['calls']} dialled within a second {answers['taken']} were taken (101 after "
+            f"{answers['taken_p50']:.0f} ms, p99 {answers['taken_p99']:.0f}) and {answers['refused']} refused after {answers['refused_p50']:.1f} ms, p99 "
             f"{answers['refused_p99']:.1f}, max {answers['refused_max']:.1f} "
             f"({answers['without_retry_after']} without Retry-After); {answers['lost']} lost.\n"
             f"A turn at p99: {row['turn_ratio']:.2f} times that at half load (wished for: at most "

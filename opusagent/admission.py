@@ -2,9 +2,10 @@
 
 Each measure is a share of its own limit, and the load is the greatest of them.  Below the load at which calls are
 refused stands a ladder: at each of its steps something is left out that callers need least.  The rules: a limit is
-reached before the live calls notice, for the calls that were let in since the load was measured count with what a call
-usually takes; and what was left out comes back only when the load has fallen well below its step.
+reached before the live calls notice, for the calls that were let in since the load was measured count with what they
+are going to take; and what was left out comes back only when the load has fallen well below its step.
 """
+import math
 import os
 import resource
 import time
@@ -17,8 +18,9 @@ SECOND = 1_000_000_000          # ns
 WINDOW = 5                      # looks (seconds) of which the 99th percentiles are
 ENOUGH = 200                    # ticks that they need
 CPU_WINDOW = 3                  # looks (seconds) over which CPU time is averaged: a second of refusals is no load
-LEARNING = 0.2                  # of what a second shows of a call's cost
-KNOWN_FROM = 10                 # calls, from which on it shows anything
+KNOWN_FROM = 5                  # calls, from which on a second shows what they take
+STEADY = 1.1                    # most calls in the window by fewest, up to which it does
+UNSEEN = (1, 5 / 6, 1 / 2, 1 / 6)   # share of that window in which a call was not there yet, by the second it came in
 RETRY_SECONDS = 5               # after which a call that was refused may be tried again
 
 # The ladder: from which part of `refuse_above` on, and what is left out.
@@ -51,6 +53,51 @@ class Ladder:
         return tuple(name for _, name in STEPS[:self.level])
 
 
+class Curve:
+    """What so many calls take of a core: scale * calls ** bend, by what was seen second by second.
+
+    It grows more slowly than their number: the more there are, the more of them are served each time the loop wakes up
+    (measured: from 20 to 300 calls with their square root).  Least squares over the logarithms, of which older seconds
+    count less; where these say nothing, all being of the same number, the usual bend is taken (ridge regression).  So
+    that a mistake fills a core at most, more calls than were seen take no less than ALIKE of what they would if each
+    took as much.
+    """
+
+    __slots__ = ("bend", "middle", "seen", "_sums")
+
+    USUAL = 200, 0.70               # calls, and what they take: docs/scaling.md
+    BEND, LEAST, MOST = 0.7, 0.5, 1.0
+    DOUBT = 0.02, 2.0               # seconds' worth of the usual load, and of the usual bend
+    KEPT, SEEN_KEPT = 0.99, 0.9999  # of what a second says, after another; and of the most calls that were seen
+    ALIKE = 0.7
+
+    def __init__(self):
+        self._sums = [0.0] * 5          # of 1, u, u * u, v, u * v: the logarithms of calls and load by the usual ones
+        self.bend, self.middle = self.BEND, 0.0     # v = middle + bend * u
+        self.seen = 0.0                 # the most calls of a second; 0: none was seen
+
+    def learn(self, calls: float, load: float) -> None:
+        """So many calls took so much, in a second."""
+        u, v = math.log(calls / self.USUAL[0]), math.log(load / self.USUAL[1])
+        self._sums = [kept * self.KEPT + new for kept, new in zip(self._sums, (1, u, u * u, v, u * v), strict=True)]
+        n, su, suu, sv, suv = self._sums
+        n, suu, suv = n + self.DOUBT[0], suu + self.DOUBT[1], suv + self.DOUBT[1] * self.BEND
+        self.bend = min(self.MOST, max(self.LEAST, (n * suv - su * sv) / (n * suu - su * su)))
+        self.middle = (sv - self.bend * su) / n
+        self.seen = max(calls, self.seen * self.SEEN_KEPT)
+
+    def load(self, calls: float) -> float:
+        """What they take: a share of a core."""
+        if calls <= 0:
+            return 0.0
+        load = self.USUAL[1] * math.exp(self.middle + self.bend * math.log(calls / self.USUAL[0]))
+        return max(load, self.ALIKE * self.load(self.seen) * calls / self.seen) if 0 < self.seen < calls else load
+
+    def calls(self, load: float) -> float:
+        """Those that take so much."""
+        return self.USUAL[0] * math.exp((math.log(load / self.USUAL[1]) - self.middle) / self.bend) if load > 0 else 0.0
+
+
 class Admission:
     """One worker's."""
 
@@ -61,7 +108,8 @@ class Admission:
         self.load = 0.0                             # at the last look, at most 1
         self.by = ""                                # the measure that it is of
         self.shares: dict[str, float] = {}          # each measure's, of its limit
-        self.cost = self.config.refuse_above / server.config.max_calls      # of a call: a share of a core
+        self.curve = Curve()                        # what calls take
+        self.counts: deque[int] = deque([0], CPU_WINDOW + 1)    # calls at the last looks
         self.let_in: deque[set] = deque([set()], CPU_WINDOW + 1)    # whom, in the second since the last look and before
         self.lags: deque[list[int]] = deque([[]], WINDOW)      # ns by which ticks were late, second by second
         self.lates: deque[list[int]] = deque([[]], WINDOW)     # ... and frames
@@ -76,11 +124,15 @@ class Admission:
     def why(self) -> str:
         """Why a new call would be refused for the load: "full", or "" where it would not."""
         server = self.server
-        there = sum(len(let_in & server.connections) for let_in in self.let_in)
-        expected = self.load + self.cost * there
         if len(server.calls) >= server.config.max_calls:
             return "full"
-        return "full" if self.ladder.full or expected > self.config.refuse_above < 1 else ""
+        return "full" if self.ladder.full or self.config.refuse_above < 1 and not self._fits() else ""
+
+    def _fits(self) -> bool:
+        """One more call does, beside those that are measured and those that are so only in part."""
+        ages = reversed(self.let_in)                # since the last look, in the second before it, and so on
+        unseen = sum(len(let_in & self.server.connections) * share for let_in, share in zip(ages, UNSEEN))
+        return self.curve.load(self.curve.calls(self.load) + unseen + 1) <= self.config.refuse_above
 
     def check(self, connection) -> None:
         """Raises ProtocolError(503) for a call that is not taken; one that is counts from now on, while it is there."""
@@ -119,8 +171,9 @@ class Admission:
         (then, before), spent = self._spent[0], self._worked()
         self._spent.append((now, spent))
         cpu = (spent - before) / max(1, now - then)
-        if len(server.calls) >= KNOWN_FROM and not any(self.let_in):
-            self.cost += (cpu / len(server.calls) - self.cost) * LEARNING
+        self.counts.append(len(server.calls))
+        if cpu > 0 and KNOWN_FROM <= max(self.counts) <= STEADY * min(self.counts):
+            self.curve.learn(sum(self.counts) / len(self.counts), cpu)
         self.let_in.append(set())
         files, most_files = open_files()
         behind = getattr(getattr(server.studio, "stt", None), "lag_ms", 0) if server.calls else 0

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from . import ProtocolError, http11, net
-from ._fastpath import Wire, build_frame
+from ._fastpath import Wire
 from .inquiry import Inquiry
+from .transportwire import TransportWire
 from .websocket import CLOSED, CLOSING, OPEN, WebSocket
 
 log = logging.getLogger("opusagent")
@@ -40,38 +41,6 @@ class Limits:
     idle_seconds: float         # without an inbound byte
     bytes_per_second: int = 0   # received, on average over a few seconds; 0: as fast as they come
     controls_per_second: int = 0
-
-
-class TransportWire:
-    """The functions of a Wire over an asyncio transport: for TLS, which only the transport can read."""
-
-    __slots__ = ("transport", "lockstep")
-
-    def __init__(self, transport: asyncio.Transport):
-        self.transport = transport
-        self.lockstep = False
-
-    @property
-    def backlog(self) -> int:
-        return self.transport.get_write_buffer_size()
-
-    @property
-    def taken(self) -> int:
-        return -self.backlog
-
-    def send(self, opcode: int, payload) -> bool:
-        return self.write(build_frame(opcode, payload))
-
-    def write(self, data: bytes) -> bool:
-        self.transport.write(data)
-        return not self.backlog
-
-    def shutdown(self) -> None:
-        """TLS cannot be half closed: the transport closes when everything is out."""
-        self.transport.close()
-
-    def close(self) -> None:
-        self.transport.abort()
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -210,11 +179,15 @@ class Connection(asyncio.BufferedProtocol):
 
     async def _settled(self, find: Callable[[], Callable]) -> None:
         await self.inquiry.settle()
+        self._go_on(lambda: find()())
+
+    def _go_on(self, act: Callable[[], None]) -> None:
+        """Something could not be done at once: now it can, if the peer is still there."""
         if self.transport is None or self.lingers:
             return
         self.server.tock()
         try:
-            find()()
+            act()
         except Exception as error:
             self.fault(error)
 
@@ -226,7 +199,12 @@ class Connection(asyncio.BufferedProtocol):
     def _decide(self, head: http11.Head, rest: bytes) -> Callable:
         answer = http11.accept(head, self.server.protocols(head))
         limits, begin = self.server.session(self, head)     # refuses before anything is allocated
-        return partial(self._upgrade, answer, limits, begin, rest)
+        return partial(self._enter, partial(self._upgrade, answer, limits, begin, rest))
+
+    def _enter(self, upgrade: Callable[[], None]) -> None:
+        """The upgrade waits for its turn, and what the peer sends meanwhile for the upgrade."""
+        self.transport.pause_reading()
+        self.server.turnstile.enter(partial(self._go_on, upgrade))
 
     def _upgrade(self, answer: bytes, limits: Limits, begin: Callable, rest: bytes) -> None:
         self.limits = limits
@@ -244,6 +222,7 @@ class Connection(asyncio.BufferedProtocol):
         else:
             if fd >= 0:
                 os.close(fd)
+            self.transport.resume_reading()
             self.session = begin(self)
             self._deliver()
 
@@ -252,6 +231,7 @@ class Connection(asyncio.BufferedProtocol):
         try:
             fd = os.dup(self.transport.get_extra_info("socket").fileno())
         except OSError:
+            self.transport.resume_reading()
             self.server.metrics.count("refused_connections")
             raise ProtocolError(503, "This server is full.") from None
         os.set_blocking(fd, False)

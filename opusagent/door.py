@@ -9,11 +9,16 @@ import errno
 import logging
 import os
 import socket
+from collections import deque
 from collections.abc import Callable
+
+from .loop import Loop
 
 log = logging.getLogger("opusagent")
 
 AT_ONCE = 32                    # connections accepted in one callback
+PATIENCE = 0.25                 # seconds for which a call that is taken may wait until it begins
+AT_A_TURN = 2                   # begin together, when they have waited for longer
 STEP_BACK = 0.002               # seconds for which another worker may take it
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 PAUSE = 0.02                    # seconds until accept() is tried again after that
@@ -35,7 +40,7 @@ class Door:
         self.refused = refused                      # called for each connection that could not be taken
         self.bare = bare
         self.loop = asyncio.get_running_loop()
-        self.opening: set[asyncio.Task] = set()     # connections that become one of the loop's
+        self.opening: set = set()                   # connections that become one of the loop's
         self._later: asyncio.TimerHandle | None = None
         self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)   # a descriptor, for when there is none left
         self._warned = 0.0
@@ -75,11 +80,20 @@ class Door:
                 return
             except OSError as error:
                 return self._cannot(error)
-            task = self.loop.create_task(self._take(connection))
-            self.opening.add(task)
-            task.add_done_callback(self.opening.discard)
+            self._open(connection)
             if not self.mine():
                 return
+
+    def _open(self, connection: socket.socket) -> None:
+        if self.ssl is None and isinstance(self.loop, Loop):
+            protocol = self.protocol()
+            self.loop.take(connection, protocol)
+            self.opening.add(protocol)
+            self.loop.call_soon(self.opening.discard, protocol)     # by then it has been told of its transport
+            return
+        task = self.loop.create_task(self._take(connection))
+        self.opening.add(task)
+        task.add_done_callback(self.opening.discard)
 
     async def _take(self, connection: socket.socket) -> None:
         connection.setblocking(False)
@@ -120,3 +134,32 @@ class Door:
             self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             self._spare = -1
+
+
+class Turnstile:
+    """Lets calls that were taken begin one by one, each at another turn of the loop: frames that came meanwhile, ticks,
+    and those who are to be refused are served in between, however many have come at once.  One that has waited for long
+    brings another with it, so that a loop that is never done with the others cannot hold them up."""
+
+    __slots__ = ("_waiting", "_loop")
+
+    def __init__(self):
+        self._waiting: deque[tuple[float, Callable[[], None]]] = deque()    # until when it is not long, what begins
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def enter(self, begin: Callable[[], None]) -> None:
+        """`begin` is called soon, and must not raise."""
+        loop = self._loop = asyncio.get_running_loop()
+        self._waiting.append((loop.time() + PATIENCE, begin))
+        if len(self._waiting) == 1:
+            loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        now = self._loop.time()
+        for _ in range(AT_A_TURN):
+            until, begin = self._waiting.popleft()
+            begin()
+            if not self._waiting or now < until:
+                break
+        if self._waiting:
+            self._loop.call_soon(self._turn)

@@ -5,21 +5,24 @@ The rule: while there are calls only the young generations are looked at, which 
 import ctypes
 import gc
 
+MANY = 5000                     # new objects, which it takes less than a millisecond to look at
 TRIM = getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: 0)     # glibc's
 
 
 def begin() -> None:
-    """What starting has made stays; from now on nothing is collected but by collect()."""
+    """What starting has made stays; from now on nothing is collected but by look()."""
     gc.collect()
     gc.freeze()
     gc.disable()
 
 
-def collect(busy: bool) -> None:
-    """`busy`: there are calls that would notice if all of it were collected."""
+def look(time: bool, busy: bool) -> None:
+    """`time`: it is time to collect something, else only what has become too much; `busy`: there are calls that would
+    notice if all of it were looked at."""
     if busy:
-        gc.collect(1)
-    elif gc.collect():
+        if time or gc.get_count()[0] > MANY:
+            gc.collect(1)
+    elif time and gc.collect():
         TRIM(0)                                 # what a flood has used goes back to the system
 
 

@@ -20,6 +20,7 @@ from .metrics import Metrics, receipt_line
 
 MOST_WAITING = 4096             # lines that wait to be written
 LONGEST = 8000                  # characters of a message
+GATHER_SECONDS = 0.02           # between two times that the thread wakes up, which costs the loop more than a line
 CLOSE_SECONDS = 1.0             # for the lines that still wait when a worker ends
 SHORTEST_SECRET = 8             # characters; what is shorter cannot be told from a word
 SPOKEN = ("caller", "agent")    # fields that hold what somebody said
@@ -27,6 +28,8 @@ PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERR
 CONTROLS = {c: f"\\x{c:02x}" for c in (*range(32), *range(127, 160))} | {
     c: f"\\u{c:04x}" for c in (0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A))} | {
     10: "\\n", 13: "\\r", 9: "\\t"}
+
+LATE_CONTROLS = {c: f"\\u{c:04x}" for c in CONTROLS if c >= 127}     # which JSON need not escape
 
 
 def about(call_id: str, event: str, **fields: Any) -> dict[str, Any]:
@@ -124,9 +127,11 @@ class Outlet(logging.Handler):
             self._thread.join(CLOSE_SECONDS)
 
     def _work(self) -> None:
-        """Thread."""
+        """Thread: a line that comes alone is written at once, of many those that have come meanwhile."""
         while (line := self._lines.get()) is not None:
             self._write(line)
+            if self._lines.empty():
+                time.sleep(GATHER_SECONDS)
 
     def _write(self, line: bytes) -> None:
         try:
@@ -174,7 +179,7 @@ def spell_json(record: logging.LogRecord, speech: bool, stamped: bool = True) ->
     if error := error_lines(record, speech):
         line["error"] = error
     text = orjson.dumps(line, default=str).decode()
-    return text.translate({c: f"\\u{c:04x}" for c in CONTROLS if c >= 127})
+    return text if text.isascii() and "\x7f" not in text else text.translate(LATE_CONTROLS)
 
 
 def error_lines(record: logging.LogRecord, speech: bool) -> list[str]:

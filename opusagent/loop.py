@@ -35,6 +35,11 @@ class Loop(asyncio.SelectorEventLoop):
         self.calls = CallSelector(self._failed)
         super().__init__(self.calls)
 
+    def take(self, sock, protocol: asyncio.BaseProtocol) -> None:
+        """A plain connection that was accepted: connect_accepted_socket() without a task and two turns of the loop."""
+        sock.setblocking(False)
+        self._make_socket_transport(sock, protocol)
+
     def _failed(self, error: Exception) -> None:
         self.call_exception_handler({"message": "a connection's callback failed", "exception": error})
 

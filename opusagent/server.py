@@ -27,11 +27,10 @@ from .connection import SECOND, Connection, Limits
 from .continuity import meet
 from .departure import Departures
 from .dialects import DIALECTS, OpenAIRealtime, Start
-from .door import Door
+from .door import Door, Turnstile
 from .echo import EchoCall, EchoSession
 from .gate import Gate, without_secrets, without_ticket
-from .limits import Limits as CallLimits
-from .limits import caller_of
+from .limits import Limits as CallLimits, caller_of
 from .loop import attach, detach
 from .metrics import Metrics
 from .realtime import dialect_of
@@ -94,6 +93,7 @@ class Server:
         self._next_tick = self._next_sweep = self._next_tidying = self.now
         self._unswept: list = []                    # connections that this sweep has still to look at
         self._doors: list[Door] = []
+        self.turnstile = Turnstile()                # for calls that were let in and have not begun
         self._moved = (0, self.now)                 # samples of all calls at the last look, and when that changed
         self._whole = self.now                      # ns: when all engines answered last
         self.archive: Archive | None = None         # made by begin(), where calls are kept
@@ -259,9 +259,9 @@ class Server:
             self.keeper.keep(due, now)
         self.studio.hearing.run()
         self._sweep(now)
+        garbage.look(now >= self._next_tidying, busy=bool(self.calls) or len(self.connections) > SWEPT)
         if now >= self._next_tidying:
             self._next_tidying = now + TIDY_NS
-            garbage.collect(busy=bool(self.calls) or len(self.connections) > SWEPT)
             self.broken = self.studio.fault()
             if not self.broken:
                 self._whole = now

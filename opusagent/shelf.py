@@ -42,6 +42,8 @@ class Shelf:
 
     def take(self, key: bytes, now: int) -> bytes | None:
         """The state, which is the taker's from now on."""
+        if self._find(key, now) is None:
+            return None                     # as for most calls; and who puts it there just now comes after us
         with self._alone():
             at = self._find(key, now)
             if at is None:

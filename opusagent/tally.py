@@ -98,10 +98,9 @@ class Entries:
     def _made(self, payer: int, day: int, by: int) -> None:
         """Counts a call of a day.  Where there is no room, whoever has the fewest calls is forgotten."""
         bucket = self.tally.days[self.seat, payer % BUCKETS]
-        known = np.flatnonzero((bucket["payer"] == payer) & (bucket["day"] == day))
-        if not len(known):
-            calls = np.where(bucket["day"] == day, bucket["calls"], 0)
-            known = [int(np.argmin(calls))]
-            bucket[known[0]] = payer, day, 0
-        at = known[0]
-        bucket[at]["calls"] = max(0, int(bucket[at]["calls"]) + by)
+        counts = bucket.tolist()
+        at = next((i for i, (who, when, _) in enumerate(counts) if who == payer and when == day), None)
+        if at is None:
+            at = min(range(WAYS), key=lambda i: counts[i][2] if counts[i][1] == day else 0)
+            counts[at] = payer, day, 0
+        bucket[at] = payer, day, max(0, counts[at][2] + by)

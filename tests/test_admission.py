@@ -13,7 +13,7 @@ from lines import SILENCE, WebSocketLine
 from served import SCRIPTED, serving
 
 from opusagent import ProtocolError
-from opusagent.admission import STEPS, Admission, Ladder, Memory, state
+from opusagent.admission import STEPS, Admission, Curve, Ladder, Memory, state
 from opusagent.audio import VadBatch
 from opusagent.config import Config
 from opusagent.engines.race import ENOUGH, Hedging
@@ -94,24 +94,81 @@ def test_lateness_counts_at_its_99th_percentile_while_there_are_calls(measure):
     assert worker.admission.by != measure
 
 
+def seen(curve, takes, *numbers, seconds=10):
+    """What `takes` says of these numbers of calls is seen by a curve."""
+    for calls in numbers:
+        for _ in range(seconds):
+            curve.learn(calls, takes(calls))
+
+
+def test_what_calls_take_is_told_by_what_was_seen():
+    """Of calls that take the root of their number, as of those that all take the same."""
+    curve, even = Curve(), Curve()
+    assert curve.load(200) == pytest.approx(0.7) and curve.calls(0.7) == pytest.approx(200)     # nothing is known
+    seen(curve, lambda calls: 0.05 * calls ** 0.5, 10, 30, 80, 120)
+    seen(even, lambda calls: 0.004 * calls, 10, 30, 80, 120)
+    assert 0.5 <= curve.bend < 0.55 and even.bend > 0.95
+    assert 170 < curve.calls(0.7) < 200 and 170 < even.calls(0.7) < 180         # 196 and 175
+    for load in (0.1, 0.4):
+        assert curve.load(curve.calls(load)) == pytest.approx(load)
+    assert curve.load(0) == curve.calls(0) == 0
+
+
+def test_where_only_one_number_was_seen_the_usual_bend_is_taken_and_a_mistake_fills_a_core_at_most():
+    curve = Curve()
+    seen(curve, lambda calls: 0.2, 20)
+    assert 0.65 < curve.bend < 0.75 and curve.load(20) == pytest.approx(0.2, rel=0.02)
+    most = next(calls for calls in range(20, 1000) if curve.load(calls) > 0.7)
+    assert 90 < most <= 102                                 # at 0.01 of a core for each that would be all of it
+    seen(curve, lambda calls: 0.4, 60, seconds=600)
+    assert curve.load(60) == pytest.approx(0.4, rel=0.02)   # what was seen long ago is forgotten
+
+
+def let_in(worker) -> int:
+    """How many calls are let in until one is refused."""
+    count = 0
+    while True:
+        worker.connections.add(count)
+        try:
+            worker.admission.check(count)
+        except ProtocolError as refused:
+            assert (refused.code, refused.retry_after) == (503, 5)
+            return count
+        count += 1
+
+
 def test_calls_that_were_let_in_count_before_they_can_be_measured():
     """1,000 calls that are dialled within a second are not all there before anybody has looked."""
     worker = Worker()
+    for calls in (10, 20, 40):
+        worker.has(calls)
+        for _ in range(40):
+            worker.second(0.01 * calls)                     # 0.01 of a core for each
     worker.has(20)
-    for _ in range(40):
-        worker.second(0.2)                              # 0.01 of a core for each
-    let_in = 0
-    with pytest.raises(ProtocolError) as refused:
-        while True:
-            worker.connections.add(let_in)
-            worker.admission.check(let_in)
-            worker.connections.add(let_in)
-            let_in += 1
-    assert 48 <= let_in <= 52                           # 0.7 is 70 calls
-    worker.connections.clear()
-    worker.admission.check(0)                           # who has come and gone is no load
-    assert (refused.value.code, refused.value.retry_after) == (503, 5)
+    for _ in range(4):
+        worker.second(0.2)
+    assert 45 <= (first := let_in(worker)) <= 52            # 0.7 is 70 calls
     assert worker.metrics.counters[("refused_calls", (("reason", "full"),))] == 1
+    worker.has(20 + first)
+    worker.second(0.2)                                      # the second in which they came says nothing of them
+    assert let_in(worker) <= 10
+    for _ in range(4):
+        worker.second(0.01 * (20 + first))
+    assert let_in(worker) <= 10                             # and when all of it is measured, they are not counted twice
+    worker.connections.clear()
+    worker.has(20)
+    worker.second(0.2)
+    worker.admission.check(0)                               # who has come and gone is no load
+
+
+def test_what_calls_take_is_learned_while_some_come_and_go():
+    worker = Worker()
+    for i in range(60):
+        worker.has(50 + i % 3)
+        worker.connections.add(i)
+        worker.admission.check(i)
+        worker.second(0.3)
+    assert worker.admission.curve.load(51) == pytest.approx(0.3, rel=0.05)
 
 
 def test_a_draining_and_a_broken_worker_say_why():

@@ -22,7 +22,7 @@ LAYERS = [
      "tape", "tools", "transaction", "unattended", "whatif"},
     {"admission", "audiosocket", "caller", "client", "connection", "console", "continuity", "demo", "door", "flowcheck",
      "gate", "handover", "inquiry", "latency", "limits", "localserver", "pages", "people", "probe",
-     "rehearse", "server", "takeover", "telephone", "terminal", "texting", "timeline", "webhooks"},
+     "rehearse", "server", "takeover", "telephone", "terminal", "texting", "timeline", "transportwire", "webhooks"},
     {"daemon", "succession", "supervisor", "upgrade"},
     {"doctor", "unit"},
     {"__main__", "cli"},

@@ -7,6 +7,7 @@ The rule: whatever escapes from the connection's callbacks fails the test, as it
 import os
 import select
 import socket
+from types import SimpleNamespace
 
 from opusagent import http11
 from opusagent.config import Config
@@ -33,6 +34,7 @@ class Ground(Server):
         self.clock = lambda: self.time
         self.tock()
         self.begin = begin
+        self.turnstile = SimpleNamespace(enter=lambda begin: begin())
         self.limits = Limits(max_message, max_fragments, 5.0, 20.0)
 
     def page(self, connection, head) -> bytes:
