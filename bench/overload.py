@@ -91,8 +91,8 @@ def shown(row: dict) -> str:
     answers = row["answers"]
     return (f"{table(rows)}\n\nRoom for {row['room']} calls, if each cost as much as one of {FIRST[-1]}.  Of "
             f"{answers['calls']} dialled within a second {answers['taken']} were taken (101 after "
-            f"{answers['taken_p50']:.0f} ms, p99 {answers['taken_p99']:.0f}) and {answers['refused']} refused after {answers['refused_p50']:.1f} ms, p99 "
-            f"{answers['refused_p99']:.1f}, max {answers['refused_max']:.1f} "
+            f"{answers['taken_p50']:.0f} ms, p99 {answers['taken_p99']:.0f}) and {answers['refused']} refused after "
+            f"{answers['refused_p50']:.1f} ms, p99 {answers['refused_p99']:.1f}, max {answers['refused_max']:.1f} "
             f"({answers['without_retry_after']} without Retry-After); {answers['lost']} lost.\n"
             f"A turn at p99: {row['turn_ratio']:.2f} times that at half load (wished for: at most "
             f"{TARGETS['turn_ratio']:g}), what of it is ours {row['overhead_ratio']:.2f} times; "
