@@ -31,11 +31,12 @@ MOST_HELD = 512                 # messages that wait for Redis to answer: more t
 class Tenure:
     """By what a call is ours."""
 
-    __slots__ = ("registry", "key", "owner", "epoch", "number", "written", "told", "anew", "asks", "lost")
+    __slots__ = ("registry", "key", "came", "owner", "epoch", "number", "written", "told", "anew", "asks", "lost")
 
-    def __init__(self, registry: Registry | None, key: str):
+    def __init__(self, registry: Registry | None, key: str, came: int = 0):
         self.registry = registry            # None: there is no other node
         self.key = key
+        self.came = came                    # ns: when its platform came here with it
         self.owner = registry.new_owner() if registry is not None else ""
         self.epoch = 0                      # of the lease; 0: the registry does not know of the call yet
         self.number = 0                     # entries that were committed
@@ -45,11 +46,15 @@ class Tenure:
         self.asks = False                   # the lease is being taken
         self.lost = False                   # another has the call
 
-    @property
-    def muted(self) -> bool:
-        """True while another may speak on the call."""
+    def muted(self, line) -> bool:
+        """True while another may speak on the call.  Where the registry cannot say, the one may whom its platform
+        talks to."""
         registry = self.registry
-        return self.lost or bool(self.epoch) and registry.clock() > registry.deadline
+        if self.lost or registry is None:
+            return self.lost
+        if self.epoch and registry.sure():
+            return False
+        return registry.stands or not line.there(registry.clock(), registry.patience_ns)
 
     @property
     def state(self) -> list:
@@ -122,6 +127,7 @@ class Continuity:
     def displace(self, call: Call) -> tuple[Tenure, dict]:
         """A call of ours goes on over another connection, before this one has ended."""
         tenure = self._forget(call)
+        tenure.came = self.clock()
         state = committed(call) | {"receipts": call.ledger.receipts}
         cut(call)
         line = line_of(call)
@@ -135,12 +141,13 @@ class Continuity:
         return tenure, state
 
     async def find(self, key: str, tenure: Tenure) -> dict | None:
-        """Where the call stands that may have begun elsewhere; None if it has not.  When this returns it is ours."""
-        taken = await self.registry.take(key, tenure.owner)
+        """Where the call stands that may have begun elsewhere; None if it has not.  When this returns it is ours, or
+        lost to another who has come meanwhile."""
+        taken = await self.registry.take(key, tenure.owner, tenure.came)
         on_shelf = self.shelf.take(bytes.fromhex(key), self.clock())
         if taken is None:
             return self.read(on_shelf)
-        tenure.epoch = taken.epoch
+        tenure.epoch, tenure.lost = taken.epoch, taken.lost
         return state_of(tenure, taken)
 
     @staticmethod
@@ -171,9 +178,13 @@ class Continuity:
 
     async def _register(self, call: Call, tenure: Tenure) -> None:
         """The call began when Redis did not answer, or needed no answer."""
-        taken = await self.registry.take(tenure.key, tenure.owner)
+        taken = await self.registry.take(tenure.key, tenure.owner, tenure.came)
         tenure.asks = False
-        if taken is not None and self.tenures.get(call) is tenure:
+        if taken is None or self.tenures.get(call) is not tenure:
+            return
+        if taken.lost:
+            self.lost(tenure.key)
+        elif taken.epoch:
             tenure.epoch, tenure.anew, tenure.written = taken.epoch, bool(taken.entries), 0
             self.hold(call, tenure)
 
@@ -233,7 +244,7 @@ class Continuity:
             if self.calls.get(tenure.key) is call:
                 del self.calls[tenure.key]
             if self.registry is not None:
-                self.registry.leases.pop(tenure.key, None)
+                self.registry.leave(tenure.key)
         return tenure
 
     def lost(self, key: str) -> None:
@@ -321,7 +332,7 @@ class Arrival:
             return self._begin(None, None)          # resumption.py: it has not ended here
         if here is not None and here.slot is not None:
             return self._begin(*continuity.displace(here))
-        tenure = Tenure(continuity.registry, key)
+        tenure = Tenure(continuity.registry, key, self.began)
         if continuity.registry is None or not continuity.registry.up:
             return self._begin(tenure, continuity.read(continuity.shelf.take(bytes.fromhex(key), continuity.clock())))
         self.asks = True
@@ -329,12 +340,17 @@ class Arrival:
 
     async def _ask(self, key: str, tenure: Tenure) -> None:
         state = await self.continuity.find(key, tenure)
+        here = self.continuity.calls.get(key)       # over another connection, if Redis could not tell it of this one
+        if tenure.lost or here is not None and self.continuity.tenures[here].came > tenure.came:
+            return self.connection.close(1000, "the conversation goes on elsewhere")
         if self.gone:
             if tenure.epoch:                        # the platform may come once more: then it need not wait for us
                 self.continuity.registry.release(key, tenure.owner, tenure.epoch)
             return
         try:
             self.connection.server.tock()
+            if here is not None and here.slot is not None:
+                _, state = self.continuity.displace(here)
             self._begin(tenure, state)
         except Exception as error:
             self.connection.fault(error)

@@ -3,8 +3,8 @@
 A call has a lease there (its owner, an epoch that grows with each owner, when it was renewed last) and a stream of its
 committed turns.  It knows no call and no connection: a key is a digest, a state is bytes.  The rules: nothing that a
 caller hears waits for Redis, and what does not fit into the queue is dropped and counted; who has not renewed a lease
-in time may not speak until it has asked; and while Redis does not answer nobody can take a call away, so everybody
-goes on.
+in time may not speak until it has asked; while Redis does not answer, only those go on whose platform is there; and
+for the length of a lease after Redis may have forgotten something, nobody takes its word for it that a call is free.
 """
 import asyncio
 import logging
@@ -12,6 +12,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -23,28 +24,50 @@ BATCH = 32                      # jobs in one round trip
 AT_ONCE = 500                   # leases in one
 MOST_BYTES = 32 << 20           # of states that wait
 ENTRIES = 1000                  # of a stream, about; the oldest are left out
-NEVER = 1 << 62                 # ns
 CLOSE_SECONDS = 1.0             # for what still waits when a worker ends
 STALE = 0                       # the answer to who is not the owner any more
+LEAST_MS = 750                  # that an owner has to say that it has stopped; see `patience_ns`
+NOTICED_MS = 250                # after which a connection knows that something has come (server.SWEEP_NS)
 
+# Every node looks in here several times in the length of a lease: a longer gap means that Redis was away, or has lost
+# what it knew.  Its end is `since`.
 NOW = """
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 """
-# lease, stream; owner, lease ms, life ms, least wait ms, prefix -> epoch, ms to wait, the stream
-TAKE = NOW + """
-local had = redis.call('HMGET', KEYS[1], 'owner', 'epoch', 'renewed')
-local epoch = tonumber(had[2] or '0') + 1
-redis.call('HSET', KEYS[1], 'owner', ARGV[1], 'epoch', epoch, 'renewed', now)
+MEMORY = NOW + """
+local function since(prefix, gap)
+  local seen = redis.call('HMGET', prefix .. ':memory', 'seen', 'since')
+  local begun = seen[2]
+  if not seen[1] or now - tonumber(seen[1]) > tonumber(gap) then begun = now end
+  redis.call('HSET', prefix .. ':memory', 'seen', now, 'since', begun)
+  return tonumber(begun)
+end
+"""
+# lease, stream; owner, lease ms, life ms, least wait ms, prefix, gap ms, ms since the platform came, 1: who had it says
+# that it has stopped -> epoch (0: the platform has come to another since), ms until it is to be taken once more (0:
+# nobody else speaks), the stream.  An epoch is the time at which the platform came, so that it grows even where Redis
+# has forgotten the one before; `free`: when nobody speaks any more, said or not.
+TAKE = MEMORY + """
+local had = redis.call('HMGET', KEYS[1], 'owner', 'epoch', 'renewed', 'free')
+local epoch = now - tonumber(ARGV[7])
+local free = since(ARGV[5], ARGV[6]) + tonumber(ARGV[2])
+if had[1] == ARGV[1] then
+  epoch = tonumber(had[2])
+  if ARGV[8] == '0' then free = math.max(free, tonumber(had[4] or '0')) end
+elseif had[1] then
+  if tonumber(had[2]) > epoch and had[3] ~= '0' then return {0, 0, {}} end
+  epoch = math.max(epoch, tonumber(had[2]) + 1)
+  if had[3] ~= '0' then
+    free = math.max(free, tonumber(had[4] or '0'), tonumber(had[3]) + tonumber(ARGV[2]), now + tonumber(ARGV[4]))
+    redis.call('PUBLISH', ARGV[5] .. ':worker:' .. string.match(had[1], '^[^/]*'),
+      'taken ' .. KEYS[1] .. ' ' .. ARGV[1] .. ' ' .. had[1])
+  end
+end
+redis.call('HSET', KEYS[1], 'owner', ARGV[1], 'epoch', epoch, 'renewed', now, 'free', free)
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
 redis.call('PEXPIRE', KEYS[2], ARGV[3])
-if not had[1] or had[1] == ARGV[1] then return {epoch, 0, redis.call('XRANGE', KEYS[2], '-', '+')} end
-local wait = 0
-if had[3] ~= '0' then
-  wait = math.max(tonumber(had[3]) + tonumber(ARGV[2]) - now, tonumber(ARGV[4]))
-  redis.call('PUBLISH', ARGV[5] .. ':worker:' .. string.match(had[1], '^[^/]*'), 'taken ' .. KEYS[1] .. ' ' .. ARGV[1])
-end
-return {epoch, wait, redis.call('XRANGE', KEYS[2], '-', '+')}
+return {epoch, math.max(0, free - now), redis.call('XRANGE', KEYS[2], '-', '+')}
 """
 OURS = """
 local had = redis.call('HMGET', KEYS[1], 'owner', 'epoch')
@@ -63,10 +86,11 @@ return 1
 # lease, stream; owner, epoch
 RELEASE = OURS + "redis.call('HSET', KEYS[1], 'renewed', 0) return 1"
 END = OURS + "redis.call('DEL', KEYS[1], KEYS[2]) return 1"
-# ; life ms, prefix, then owner, epoch and key of each -> the keys that others have
-RENEW = NOW + """
+# ; life ms, prefix, gap ms, then owner, epoch and key of each -> the keys that others have
+RENEW = MEMORY + """
 local stale = {}
-for i = 3, #ARGV, 3 do
+since(ARGV[2], ARGV[3])
+for i = 4, #ARGV, 3 do
   local lease = ARGV[2] .. ':call:' .. ARGV[i + 2]
   local had = redis.call('HMGET', lease, 'owner', 'epoch')
   if had[1] and had[1] ~= ARGV[i] and tonumber(had[2]) >= tonumber(ARGV[i + 1]) then
@@ -85,8 +109,20 @@ return stale
 class Taken:
     """A lease that is ours now."""
 
-    epoch: int
+    epoch: int                                  # 0: Redis was asked once more whether it is, and did not answer
     entries: list[tuple[int, bytes, bytes]]     # (number, state, turns) of what was committed before, in order
+    lost: bool = False                          # another has taken it meanwhile
+
+
+class Taking:
+    """A lease that is being taken."""
+
+    __slots__ = ("stopped", "lost", "lost_to")
+
+    def __init__(self):
+        self.stopped = asyncio.Event()  # who had it says so
+        self.lost = False               # its platform has come to another since
+        self.lost_to = ""               # who takes it from us, and wants to know when it is free
 
 
 def load() -> tuple:
@@ -117,8 +153,15 @@ class Registry:
         self.metrics = metrics
         self.clock = clock
         self.worker = secrets.token_hex(8)
+        self.least_ms = max(LEAST_MS, int(self.beat_seconds * 1000))
+        self.gap_ms = int(self.beat_seconds * 1000) + settings.timeout_ms       # without anybody looking into Redis
+        # a platform that has been silent for so long may have gone elsewhere: who was asked there waits for longer
+        self.patience_ns = (self.least_ms - NOTICED_MS) * 1_000_000
         self.up = False                         # Redis has answered the last time
-        self.deadline = NEVER                   # ns: until when our leases are ours, for all that we know
+        self.deadline = 0                       # ns: until when our leases are ours, for all that we know
+        self.sure_from = 0                      # ns: from when on that is true; Redis may have forgotten something
+        self.stood_until = 0                    # ... or others have heard nothing of us, for we stood still
+        self.beaten = self.clock()              # ns: our last sign of life
         self.leases: dict[str, tuple[str, int]] = {}        # key -> (owner, epoch): what we hold
         self.on_lost: Callable[[str], None] = lambda key: None      # another has this call now
         self.on_back: Callable[[], None] = lambda: None         # Redis answers again, and may have forgotten all
@@ -126,7 +169,8 @@ class Registry:
         self._waiting: deque[tuple] = deque()   # (script, keys, arguments) that are to be written
         self._bytes = 0                         # of them
         self._wake = asyncio.Event()
-        self._stopped: dict[str, asyncio.Event] = {}        # lease that we take -> its owner says that it has stopped
+        self._takings: dict[str, Taking] = {}   # owner that we want to be -> how that stands
+        self._left: dict[str, int] = {}         # owner that we were and gave up -> ns until when that is worth knowing
         self._tasks: list[asyncio.Task] = []
         self._told = True                       # the log knows whether Redis answers
 
@@ -169,26 +213,51 @@ class Registry:
 
     # -- what is waited for --------------------------------------------------------------------------------------------
 
-    async def take(self, key: str, owner: str) -> Taken | None:
-        """The call is ours from now on; returns when nobody else speaks on it.  None where Redis does not say."""
-        lease, stream = self._names(key)
-        stopped = self._stopped[lease] = asyncio.Event()
+    async def take(self, key: str, owner: str, came: int) -> Taken | None:
+        """The call is ours from now on, whose platform came at `came`, ns; returns when nobody else speaks on it.  None
+        where Redis does not say."""
+        names = self._names(key)
+        taking = self._takings[owner] = Taking()
+        epoch, wait, entries = 0, 1, None
         try:
-            answer = await self._ask(TAKE, (lease, stream), owner, self.lease_ns // 1_000_000, self.life_ms,
-                                     int(self.beat_seconds * 1000), self.prefix)
-            if answer is None:
-                return None
-            epoch, wait, entries = answer
-            if wait:
-                try:
-                    async with asyncio.timeout(wait / 1000):
-                        await stopped.wait()
-                except TimeoutError:
-                    pass
+            while wait and not taking.lost_to:
+                answer = await self._ask(TAKE, names, owner, self.lease_ns // 1_000_000, self.life_ms, self.least_ms,
+                                         self.prefix, self.gap_ms, (self.clock() - came) // 1_000_000,
+                                         int(taking.stopped.is_set()))
+                if answer is None and self.up:
+                    continue                            # it is we that stood still
+                epoch, wait, entries = answer or (0, 0, entries)
+                taking.lost |= answer is not None and not epoch
+                if wait:
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(wait / 1000):
+                            await taking.stopped.wait()
         finally:
-            if self._stopped.get(lease) is stopped:
-                del self._stopped[lease]
-        return Taken(epoch, [entry_of(fields) for _, fields in entries])
+            del self._takings[owner]
+        if taking.lost_to:
+            await self._stopped(names[0], taking.lost_to)
+        lost = taking.lost or bool(taking.lost_to)
+        return None if entries is None else Taken(epoch, [entry_of(fields) for _, fields in entries], lost)
+
+    def sure(self) -> bool:
+        """Our leases are ours, and nobody can take one without our hearing of it."""
+        return self.sure_from <= self.clock() <= self.deadline
+
+    @property
+    def stands(self) -> bool:
+        """We have stood still, for all that we know: whose a call is has to be asked first."""
+        now = self.clock()
+        return now < self.stood_until or self.up and now > self.deadline or self._still(now)
+
+    def _still(self, now: int) -> bool:
+        return now - self.beaten > self.least_ms * 1_000_000
+
+    def leave(self, key: str) -> None:
+        """A call of ours is over here, and who wants it may have it."""
+        if (held := self.leases.pop(key, None)) is not None:
+            now = self.clock()
+            self._left = {owner: until for owner, until in self._left.items() if until > now}
+            self._left[held[0]] = now + self.lease_ns
 
     async def once(self, digest: str, seconds: float) -> bool:
         """False if a nonce, which counts for so long, has been used at another node; True where nobody can say."""
@@ -265,7 +334,7 @@ class Registry:
                 self.metrics.count("registry_dropped")
                 self._say_failed(answer)
             elif answer == STALE:
-                self._lost(job[1][0].rpartition(":")[2])
+                self._lost(job[1][0].rpartition(":")[2], job[2][0])
         self.metrics.gauge("registry_waiting", len(self._waiting))
 
     # -- leases --------------------------------------------------------------------------------------------------------
@@ -274,6 +343,9 @@ class Registry:
         """Renews all leases, again and again."""
         while True:
             began = self.clock()
+            if self._still(began):
+                self.stood_until = began + self.lease_ns
+            self.beaten = began
             await self._renew()
             await asyncio.sleep(max(0.0, self.beat_seconds - (self.clock() - began) / 1e9))
 
@@ -284,23 +356,31 @@ class Registry:
             for at in range(0, max(1, len(held)), AT_ONCE):
                 async with asyncio.timeout(self.timeout):
                     words = [word for lease in held[at:at + AT_ONCE] for word in lease]
-                    stale = await self._redis.execute_command("EVAL", RENEW, 0, self.life_ms, self.prefix, *words)
-                for key in stale:
-                    self._lost(key.decode())
+                    stale = await self._redis.execute_command("EVAL", RENEW, 0, self.life_ms, self.prefix, self.gap_ms,
+                                                              *words)
+                owners = {key: owner for owner, _, key in held}
+                for key in map(bytes.decode, stale):
+                    self._lost(key, owners[key])
         except self._errors as error:
             return self._failed(error, began)
+        if self.clock() > self.deadline:
+            self.sure_from = self.clock() + self.lease_ns       # whoever else believes to be an owner has asked by then
+            self.stood_until = self.sure_from if self.up else self.stood_until
         self.deadline = began + self.lease_ns
         self._answers()
 
-    def _lost(self, key: str) -> None:
-        if self.leases.pop(key, None) is not None:
-            self.on_lost(key)
+    def _lost(self, key: str, owner: str) -> bool:
+        """The call is another's; False if we have not held it as `owner`."""
+        if self.leases.get(key, ("",))[0] != owner:
+            return False
+        del self.leases[key]
+        self.on_lost(key)
+        return True
 
     def _failed(self, error: Exception, began: int) -> None:
         """Redis has not answered.  If it is we that stood still, that says nothing about Redis: we ask again."""
-        if self.clock() - began > 3 * self.timeout * 1e9:
+        if self.clock() - began > 1.5 * self.timeout * 1e9:
             return
-        self.deadline = NEVER                   # nobody else can have taken a call through it either
         self.up = False
         self.metrics.gauge("registry_up", 0)
         self._say_failed(error)
@@ -339,11 +419,16 @@ class Registry:
 
     async def _hear(self, words: list[str]) -> None:
         match words:
-            case "taken", lease, owner:
-                self._lost(lease.rpartition(":")[2])
-                await self._command("PUBLISH", f"{self.prefix}:worker:{owner.partition('/')[0]}", f"stopped {lease}")
-            case "stopped", lease if lease in self._stopped:
-                self._stopped[lease].set()
+            case "taken", lease, owner, before:
+                if before in self._takings:
+                    self._takings[before].lost_to = owner
+                elif self._lost(lease.rpartition(":")[2], before) or self._left.get(before, 0) > self.clock():
+                    await self._stopped(lease, owner)       # else another may have it, for Redis knows better than we
+            case "stopped", _, owner if owner in self._takings:
+                self._takings[owner].stopped.set()
+
+    async def _stopped(self, lease: str, owner: str) -> None:
+        await self._command("PUBLISH", f"{self.prefix}:worker:{owner.partition('/')[0]}", f"stopped {lease} {owner}")
 
 
 def entry_of(fields: list[bytes]) -> tuple[int, bytes, bytes]:

@@ -31,9 +31,17 @@ class Line:
 
     @property
     def congested(self) -> bool:
-        if self.tenure is not None and self.tenure.muted:
+        if self.tenure is not None and self.tenure.muted(self):
             return True                         # until it is known again that nobody else speaks
         return self.connection is not None and self.connection.congested
+
+    def there(self, now: int, patience: int) -> bool:
+        """The platform talks to us: something has come within `patience` ns, or it need not, or has not begun to."""
+        connection, call = self.connection, getattr(self.session, "call", None)
+        if connection is None:
+            return False
+        return now - connection.heard <= patience or call is None or call.slot is None or \
+            call.excused > call.slot.written
 
     @property
     def rtt_ns(self) -> int:
