@@ -9,7 +9,8 @@ import pytest
 from opusagent import ProtocolError
 from opusagent.dialects import TEXT
 from opusagent.localserver import fetch_json
-from opusagent.replay import Replay, World, config_of, load
+from opusagent.replay import Replay, World, config_of
+from opusagent.tape import load
 from opusagent.telephone import Line
 from served import SCRIPTED, serving
 
