@@ -24,6 +24,7 @@ log = logging.getLogger("opusagent")
 
 HUGE = 1 << 40                  # bytes of a file whose length is not known yet
 MOST_WAITING = 64 << 20         # bytes that wait for the disk, of all files together
+FLUSH_SECONDS = 0.1             # after which the kernel has what was written: a worker that is killed loses no more
 LOOK_SECONDS = 10               # between two looks at the space that is left
 REMOVE_SECONDS = 3600           # between two looks for what is too old
 DAY = re.compile(r"\d{4}-\d\d-\d\d")
@@ -98,9 +99,14 @@ class Archive:
 
     def _work(self) -> None:
         """Thread: write what comes, in order, and between that look after the directory."""
-        look = remove = time.monotonic()
+        look = remove = flush = time.monotonic()
+        fresh: set[File] = set()                        # written to since the last flush
         while True:
             now = time.monotonic()
+            if now >= flush:
+                flush = now + FLUSH_SECONDS
+                while fresh:
+                    fresh.pop().flush()
             if now >= look:
                 look = now + LOOK_SECONDS
                 self._weigh()
@@ -108,18 +114,14 @@ class Archive:
                 remove = now + REMOVE_SECONDS
                 remove_old(self.directory, self.days, time.time())
             try:
-                job = self._jobs.get(timeout=max(0.0, look - time.monotonic()))
+                job = self._jobs.get(timeout=max(0.0, (flush if fresh else look) - time.monotonic()))
             except queue.Empty:
                 continue
             if job is None:
                 return
             file, data = job
-            try:
-                file.write(data)
-            except OSError as error:
-                if not file.failed:
-                    log.error("%s cannot be written: %s; the call goes on without", file.path, error.strerror)
-                file.failed = True
+            fresh.add(file)
+            file.guarded(file.write, data)
             self._written += len(data)
 
     def _weigh(self) -> None:
@@ -154,6 +156,19 @@ class File:
 
     def close(self) -> None:
         self._archive._jobs.put((self, b""))
+
+    def guarded(self, what: Callable, *args) -> None:
+        """Do something to the file; one that the disk refuses is not written to any more."""
+        try:
+            what(*args)
+        except OSError as error:
+            if not self.failed:
+                log.error("%s cannot be written: %s; the call goes on without", self.path, error.strerror)
+            self.failed = True
+
+    def flush(self) -> None:
+        if self._stream is not None and not self._stream.closed and not self.failed:
+            self.guarded(self._stream.flush)
 
     def write(self, data: bytes) -> None:
         """Append `data`; nothing closes the file.  OSError."""

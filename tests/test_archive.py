@@ -1,5 +1,10 @@
 """What calls leave behind: written beside the loop, in order, and never at its cost."""
+import signal
+import subprocess
+import sys
 import threading
+import time
+from pathlib import Path
 
 import orjson
 import pytest
@@ -128,3 +133,30 @@ def test_a_file_with_a_head_says_in_the_end_how_long_it_is(tmp_path):
     assert file.path.read_bytes() == b"\5\0\0\0\0\0\0\0abcde"
     cut._stream.close()
     assert cut.path.read_bytes()[:8] == archive.HUGE.to_bytes(8, "little")      # as a crash would leave it
+
+
+KILLED = """
+import os, signal, sys, time
+from opusagent import archive
+from opusagent.metrics import Metrics
+file = archive.Archive(sys.argv[1], Metrics()).file("a.jsonl")
+for turn in range(20):
+    file.append(b"a turn\\n")
+    time.sleep(0.02)
+print(file.path, flush=True)
+sys.stdin.read(1)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_worker_that_is_killed_loses_nothing_that_was_said_before(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE) as worker:
+        path = Path(worker.stdout.readline().decode().strip())
+        until = time.monotonic() + 20
+        while not path.exists() or path.read_bytes() != b"a turn\n" * 20:       # while it lives, and closes nothing
+            assert time.monotonic() < until and worker.poll() is None
+            time.sleep(0.02)
+        worker.stdin.close()
+        assert worker.wait(20) == -signal.SIGKILL
+    assert path.read_bytes() == b"a turn\n" * 20
