@@ -10,7 +10,7 @@ import asyncio
 import pytest
 from attacks import content, frames, heads
 from attacks.healthy import Calls, Seen
-from attacks.siege import BACK_SHARE, HEALTHY_CALLS, HEALTHY_P99_MS, SLACK, Siege, lay
+from attacks.siege import BACK_SHARE, HEALTHY_CALLS, HEALTHY_P99_MS, KEPT, Siege, lay
 from served import SCRIPTED, missing, serving
 
 ATTACKS = {attack.id: attack for attack in (*frames.ATTACKS, *heads.ATTACKS, *content.ATTACKS)}
@@ -70,7 +70,7 @@ def test_no_healthy_call_is_dropped(siege_and_calls: tuple[Siege, Seen]):
 
 
 def test_memory_comes_back(siege: Siege):
-    assert siege.after.memory <= siege.before.memory * BACK_SHARE + SLACK
+    assert siege.after.memory <= siege.before.memory * BACK_SHARE + KEPT
 
 
 def test_descriptors_come_back(siege: Siege):

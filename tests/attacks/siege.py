@@ -27,6 +27,7 @@ from .vitals import Weight, watched, weigh
 # the pass line
 PER_ATTACKER = 256 << 10  # octets of memory that one attacking connection may cost on a telephony route
 SLACK = 1 << 20  # octets that an allocator, and the calls beside, may keep or lose on their own
+KEPT = 4 << 20  # octets that an allocator may keep for good
 BACK_WITHIN = 10.0  # s after the last attack, until memory and descriptors are as before
 BACK_SHARE = 1.05  # of the memory before
 LINES_EACH = 1  # lines of log for an attacking connection, at most
@@ -95,7 +96,7 @@ async def lay(server: Served, attacks: Iterable[Attack]) -> Siege:
 
 
 def recovered(before: Weight, now: Weight) -> bool:
-    return now.descriptors == before.descriptors and now.memory <= before.memory * BACK_SHARE + SLACK
+    return now.descriptors == before.descriptors and now.memory <= before.memory * BACK_SHARE + KEPT
 
 
 async def strike(server: Served, attacks: list[Attack], target: Target, siege: Siege) -> None:
