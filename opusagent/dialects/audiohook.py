@@ -67,7 +67,7 @@ class AudioHook:
     name = "audiohook"
     opcode = BINARY
     rate = RATE
-    lead_ms = 400
+    lead_ms = 100
     message_ms = 200
     parting_ms = 5000
     max_message = 64 << 10

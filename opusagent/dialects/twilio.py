@@ -25,7 +25,7 @@ NAMES = {                                   # of the encodings; "base64" is Exot
 }
 RATES = {PCMU: ("8000",), L16: ("8000", "16000", "24000")}      # Hz
 FORMATS = {"mulaw": PCMU, "l16": L16}       # in the URL
-SAMPLES_MS, SAMPLES_LEAD_MS = 100, 200      # Exotel wants messages of 100 ms at least, of its 16-bit samples
+SAMPLES_MS = 100            # Exotel wants messages of so much at least, of its 16-bit samples
 PIECE = 160                                 # samples: Exotel plays multiples of it
 AFTER_PAYLOAD = b'"}}'
 ACCOUNT = "AC" + "0" * 32                   # of the simulated caller
@@ -64,9 +64,10 @@ def format_of(described, asked: str = "") -> tuple[str, int]:
 class Twilio:
     """Twilio Media Streams: mu-law at 8 kHz in JSON.  SignalWire, Fonoster, Exotel and other copies of it, too."""
 
-    __slots__ = ("rate", "lead_ms", "message_ms", "ignored", "outbox", "_asked", "_payload", "_marks", "_live", "_over",
+    __slots__ = ("rate", "message_ms", "ignored", "outbox", "_asked", "_payload", "_marks", "_live", "_over",
                  "_stream", "_before_payload")
     name = "twilio"
+    lead_ms = 100
     opcode = TEXT
     max_message = 64 << 10
 
@@ -83,7 +84,7 @@ class Twilio:
     def _agree(self, encoding: str, rate: int) -> None:
         """From now on audio is of this encoding, both ways."""
         self._payload, self.rate = Payload(encoding), rate
-        self.lead_ms, self.message_ms = (SAMPLES_LEAD_MS, SAMPLES_MS) if encoding == L16 else (100, 20)
+        self.message_ms = SAMPLES_MS if encoding == L16 else 20
 
     def _address(self, stream: dict[str, str]) -> None:
         """From now on messages go to this stream: {} or {"streamSid" or "stream_sid": ...}."""
