@@ -8,7 +8,7 @@ import logging
 import numpy as np
 
 from . import acoustics, journal
-from ._fastpath import Resampler
+from ._fastpath import CALLER_SAMPLES, Resampler
 from .audio import Vad
 from .journal import entry
 from .turns import PAUSED
@@ -113,8 +113,10 @@ class Ear:
             self.stt.audio(self)
 
     def hear_silence(self, now: int) -> None:
-        """No media came for a while (hold, mute, loss): the caller is silent, and the sample clock goes on."""
-        count = (now - self.media_at) * self.slot.rate_in // 1_000_000_000
+        """No media came for a while (hold, mute, loss): the caller is silent, and the sample clock goes on.  Of a while
+        in which we stood still it goes on by as much as the slot keeps."""
+        count = min((now - self.media_at) * self.slot.rate_in // 1_000_000_000,
+                    CALLER_SAMPLES * self.slot.rate_in // 16000)
         self.take(np.zeros(count, np.int16), now)
         if self.beside is not None:
             self.beside.ear.hear_silence(now)

@@ -30,7 +30,7 @@ log = logging.getLogger("opusagent")
 
 SPOKEN_RATE = 16000             # Hz, what prompts are rendered at; the other rates are made from that
 AHEAD = (SPOKEN_RATE, 8000)     # Hz, the rates that are made ahead; the others when a call first asks for one
-RENDER_SECONDS = 60.0           # for all prompts of a flow together, before the worker gives up
+RENDER_SECONDS = 60.0           # without another prompt of a flow, before the worker gives up
 LOCK_SECONDS = 0.02             # between two looks whether another worker has rendered what we need
 ABANDONED_SECONDS = 600         # after which a file that was never renamed is rubbish
 ROOM = 0.9                      # of the limit that is left when something had to go
@@ -91,15 +91,20 @@ class Prompts:
             return 0
         async with self.store.alone() if self.store else _nobody_else():
             missing = self._missing(missing, voice)         # another worker may have spoken them while we waited
+            spoken, loop = 0, asyncio.get_running_loop()
             try:
-                async with asyncio.timeout(RENDER_SECONDS):
+                async with asyncio.timeout(RENDER_SECONDS) as patience:
                     async for text, pcm, *ends in self.tts.render(missing, voice, SPOKEN_RATE):
                         for rate in AHEAD:
                             self._keep(voice, text, rate, resampled(pcm, SPOKEN_RATE, rate), *ends)
+                        spoken += 1
+                        patience.reschedule(loop.time() + RENDER_SECONDS)       # slow is no fault
             except TimeoutError:
-                raise EngineError(f"The voice did not speak {len(missing)} prompts within {RENDER_SECONDS:.0f} s."
-                                  ) from None
-            await self.written()
+                kept = "; starting again goes on from there" if spoken and self.store else ""
+                raise EngineError(f"The voice spoke {spoken} of {len(missing)} prompts, and then nothing for "
+                                  f"{RENDER_SECONDS:g} s{kept}.") from None
+            finally:
+                await self.written()
         return len(missing)
 
     def take(self, texts: Iterable[str], voice: str) -> bool:

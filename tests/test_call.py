@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from conversation import Conversation
+from conversation import MS, Conversation
 from opusagent._fastpath import ulaw_decode
 from opusagent.outbound import CODES
 
@@ -372,3 +372,13 @@ def test_what_the_platform_complains_of_is_counted_and_logged_once_for_each_code
     lines = [record.message for record in caplog.records if "telnyx says" in record.message]
     assert lines[0] == "call c: telnyx says (100003): malformed_frame" and len(lines) == CODES
     assert call.server.metrics.counters["platform_errors", (("platform", "telnyx"),)] == 32
+
+
+def test_a_worker_that_stood_still_for_long_lets_its_calls_go_on():
+    call = Conversation(FLOW)
+    call.silence(200)
+    before = call.call.slot.written
+    call.server.now += 30_000 * MS
+    call.call.tick(call.server.now)
+    assert call.call.slot.written - before == 10_240 * 8 and not call.connection.faults and not call.connection.closed
+    call.silence(200)

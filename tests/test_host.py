@@ -8,6 +8,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ import pytest_asyncio
 from opusagent import ConfigError
 from opusagent._fastpath import SEGMENT_SAMPLES, Arena
 from opusagent.config import Config
+from opusagent.engines.host import Host
 from opusagent.engines.local import TRIES, Stt, Tts
 from test_embedded import CARD, DIGITS, SAID, SEARCHES, Search, people, recognises, recording, speaks
 
@@ -401,6 +403,7 @@ async def test_engine_processes_die_with_their_worker():
         import asyncio, sys
         from opusagent._fastpath import Arena
         from opusagent.config import Config
+from opusagent.engines.host import Host
         from opusagent.engines.local import Tts
 
         async def main():
@@ -423,3 +426,42 @@ async def test_engine_processes_die_with_their_worker():
     while any(state(pid) not in ("", "Z") for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert all(state(pid) in ("", "Z") for pid in pids)
+
+
+class Starved:
+    """A process that gets no CPU time: it says nothing, and is not on the processor when it is looked at."""
+
+    def __init__(self):
+        self.ready, self.killed = True, False
+        self.to = SimpleNamespace(beat=0)
+        self.process = SimpleNamespace(pid=1)
+
+    def late(self, now):
+        return True
+
+    def hangs(self, now):
+        return True
+
+    def kill(self):
+        assert not self.killed
+        self.killed = True
+
+
+@pytest.mark.asyncio
+async def test_on_a_machine_that_is_too_busy_the_second_process_lives_until_there_is_another():
+    host = Host("stt", Config(), None, None)
+    host.live, host.spare = [Starved()], Starved()
+    first, second = host.live[0], host.spare
+    for _ in range(3):
+        host._watch()
+        host._look.cancel()
+    assert first.killed and not second.killed
+    host.live, host.spare = [second], Starved()
+    host.spare.ready = False                            # the next one loads what it needs
+    host._watch()
+    host._look.cancel()
+    assert not second.killed
+    host.spare.ready = True
+    host._watch()
+    host._look.cancel()
+    assert second.killed and not host.spare.killed

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from served import SCRIPTED, serving
 
-from opusagent import ConfigError
+from opusagent import ConfigError, EngineError, prompts
 from opusagent._fastpath import MappedFile
 from opusagent.config import Config
 from opusagent.prompts import AHEAD, SPOKEN_RATE, Key, Prompt, Prompts, Store, decode, encode, file_name, open_store
@@ -249,6 +249,25 @@ def test_every_text_is_spoken_once_in_the_life_of_a_directory(store):
         assert warm.get("rms", "One.", rate).pcm.tolist() == cold.get("rms", "One.", rate).pcm.tolist()
     assert asyncio.run(warm.prepare(["Two.", "Three."], "rms")) == 1
     assert warm.tts.spoken == ["Three."]
+
+
+class Slow(Voice):
+    """It takes a fifth of the patience that there is for each text, and stops at the last but one."""
+
+    async def render(self, texts, voice, rate):
+        for text in texts[:-1]:
+            await asyncio.sleep(0.2)
+            yield text, np.zeros(rate, np.int16)
+        await asyncio.sleep(60)
+
+
+def test_a_voice_is_waited_for_as_long_as_it_gets_on(store, monkeypatch):
+    monkeypatch.setattr(prompts, "RENDER_SECONDS", 1.0)
+    texts = [f"{number}." for number in range(9)]
+    with pytest.raises(EngineError, match="spoke 8 of 9 prompts, and then nothing for 1 s; starting again goes on"):
+        asyncio.run(Prompts(Slow(), store).prepare(texts, "rms"))
+    warm = Prompts(Voice(), Store(store.directory, MIB))
+    assert asyncio.run(warm.prepare(texts, "rms")) == 1 and warm.tts.spoken == ["8."]
 
 
 def test_workers_that_start_together_speak_it_once(store):

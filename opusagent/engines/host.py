@@ -48,6 +48,7 @@ class EngineProcess:
         self.began = time.monotonic()
         self.ready = False
         self.over = False
+        self.killed = False                         # by us; it is not over yet
         self.quiet: tuple[int, float] | None = None     # a beat that none has followed, and its CPU time since then
         self.process = self._spawn(arena, setup)
         self.pidfd = os.pidfd_open(self.process.pid)
@@ -98,20 +99,18 @@ class EngineProcess:
         """It has said nothing for so long that it may hang, or get no CPU time."""
         return (now - self.to.beat) / 1e9 > SILENT_AFTER
 
-    def look(self, now: int) -> None:
-        """Called a few times a second: a process that says nothing is as good as dead."""
+    def hangs(self, now: int) -> bool:
+        """Asked a few times a second: a process that says nothing is as good as dead."""
         self.flush()
         beat = self.to.beat
         silent = (now - beat) / 1e9
         if not self.ready or silent < QUIET_AFTER:
-            return
+            return False
         running, spent = self._computes()
         if self.quiet is None or self.quiet[0] != beat:
             self.quiet = beat, spent
         spins = spent - self.quiet[1] > SPIN_AFTER
-        if silent > SILENT_AFTER and (spins or not running or silent > DEAD_AFTER):
-            log.warning("the %s process %d said nothing for %.1f s; it is killed", self.stage, self.process.pid, silent)
-            self.kill()
+        return silent > SILENT_AFTER and (spins or not running or silent > DEAD_AFTER)
 
     def _computes(self) -> tuple[bool, float]:
         """Whether it runs, or waits for its turn on a busy machine, and is not stopped or asleep past its beat; and the
@@ -125,6 +124,7 @@ class EngineProcess:
 
     def kill(self) -> None:
         if not self.over:
+            self.killed = True
             self.process.send_signal(signal.SIGKILL)
 
     def _exited(self) -> None:
@@ -263,7 +263,7 @@ class Host:
     def _relieve(self, now: int) -> None:
         """One that says nothing, while the spare one gets to say that it lives, changes places with it.
 
-        It may hang or only be slow: which of the two, look() finds out while another one serves its calls.
+        It may hang or only be slow: which of the two, hangs() finds out while another one serves its calls.
         """
         spare = self.spare
         for share, process in enumerate(self.live):
@@ -286,10 +286,18 @@ class Host:
         now = time.monotonic_ns()
         self._fill(now)
         self._relieve(now)
-        for process in (*self.live, self.spare):
-            if process is not None:
-                process.look(now)
+        for process in filter(None, (*self.live, self.spare)):
+            if not process.killed and process.hangs(now) and self._dispensable():
+                log.warning("the %s process %d said nothing for %.1f s; it is killed", self.stage, process.process.pid,
+                            (now - process.to.beat) / 1e9)
+                process.kill()
         self._look = asyncio.get_running_loop().call_later(BEAT_SECONDS, self._watch)
+
+    def _dispensable(self) -> bool:
+        """Whether one may be killed: on a machine that is too busy all of them say nothing, and a slow one is better
+        than none.  One that does hang dies when the next is warm."""
+        return sum(process.ready and not process.killed
+                   for process in filter(None, (*self.live, self.spare))) > self.count
 
     def fault(self) -> str:
         """A sentence when some share has had no process for a while."""
