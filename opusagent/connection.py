@@ -417,11 +417,15 @@ class Connection(asyncio.BufferedProtocol):
         return bool(self.stalled_since) and now - self.stalled_since > STALLED
 
     def _spend(self, now: int, received: int, controls: int) -> None:
-        """Two leaky buckets: what a route's budget does not cover for BURST_SECONDS ends the connection."""
+        """What came since the last look goes into two leaky buckets."""
         seconds, self.swept = (now - (self.swept or self.began)) / SECOND, now
-        for name, rate, came in (("bytes_due", self.limits.bytes_per_second, received),
-                                 ("controls_due", self.limits.controls_per_second, controls)):
-            due = max(0.0, getattr(self, name) + came - rate * seconds)
-            setattr(self, name, due)
-            if rate and due > rate * BURST_SECONDS:
-                raise ProtocolError(1008, "more comes than a call needs")
+        self.bytes_due = spent(self.bytes_due + received, self.limits.bytes_per_second, seconds)
+        self.controls_due = spent(self.controls_due + controls, self.limits.controls_per_second, seconds)
+
+
+def spent(due: float, rate: float, seconds: float) -> float:
+    """What is left of a bucket that leaks `rate` a second (0: whatever comes); ProtocolError where that is too much."""
+    due = max(0.0, due - rate * seconds) if rate else 0.0
+    if due > rate * BURST_SECONDS:
+        raise ProtocolError(1008, "more comes than a call needs")
+    return due
