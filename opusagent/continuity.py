@@ -172,14 +172,15 @@ class Continuity:
                 self._commit(call, tenure)
         elif self.registry.up and not tenure.asks:
             tenure.asks = True
-            self.task(self._register(call, tenure))
+            self.task(self._register(tenure))
         if call.mouth.out.late and not call.connection.congested:
             call.drained()                  # what was held back while nobody knew whose the call is
 
-    async def _register(self, call: Call, tenure: Tenure) -> None:
+    async def _register(self, tenure: Tenure) -> None:
         """The call began when Redis did not answer, or needed no answer."""
         taken = await self.registry.take(tenure.key, tenure.owner, tenure.came)
         tenure.asks = False
+        call = self.calls.get(tenure.key)       # which may have gone on over another connection meanwhile
         if taken is None or self.tenures.get(call) is not tenure:
             return
         if taken.lost:
