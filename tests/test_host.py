@@ -403,7 +403,6 @@ async def test_engine_processes_die_with_their_worker():
         import asyncio, sys
         from opusagent._fastpath import Arena
         from opusagent.config import Config
-from opusagent.engines.host import Host
         from opusagent.engines.local import Tts
 
         async def main():
