@@ -323,6 +323,12 @@ def test_one_conversation_at_each_of_its_moments(kind):
         held(7, at, kind)
 
 
+def test_a_short_conversation_that_is_interrupted_at_each_of_its_frames():
+    """It has a card in it, a no, and answers that are none."""
+    for at in range(held(44).frames):
+        held(44, at, "interject")
+
+
 def test_they_are_conversations():
     """The generator gets everywhere, and everything happens."""
     states, effects, kinds, stops = set(), set(), set(), 0
