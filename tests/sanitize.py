@@ -87,8 +87,9 @@ def findings(report: Path, module: str) -> tuple[list[str], int]:
     What an interpreter that ends leaves to the system is no finding.
     """
     found, others = [], 0
-    errors = ElementTree.parse(report).iter("error")
-    for error in (each for each in errors if not each.findtext("kind").startswith("Leak")):     # --xml looks for those, too
+    for error in ElementTree.parse(report).iter("error"):
+        if error.findtext("kind").startswith("Leak"):       # --xml looks for those, too
+            continue
         places = [place for place in error.find("stack") if Path(place.findtext("obj", "")).name == module]
         if places:
             where = places[0]
