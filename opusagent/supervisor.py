@@ -154,7 +154,7 @@ class Supervisor:
         try:
             signal.set_wakeup_fd(-1)
             for number in SIGNALS:
-                signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
+                signal.signal(number, signal.SIG_DFL if number in (signal.SIGTERM, signal.SIGCHLD) else signal.SIG_IGN)
             ours.close()
             self.selector.close()
             self.reports.close()

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-START_SECONDS, STOP_SECONDS = 30, 15
+START_SECONDS, STOP_SECONDS = 90, 15
 # one worker that starts at once and needs no extra
 SCRIPTED = ("--workers", "1", "--stt", "scripted", "--llm", "scripted", "--tts", "scripted")
 LISTENING = re.compile(rb"listening on http(s?)://(\[[\w:]+\]|[\w.\-]+):(\d+)")

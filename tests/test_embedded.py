@@ -276,7 +276,7 @@ def test_a_word_can_be_asked_for_before_the_caller_is_known(recogniser):
     utterance.hurry()
     while utterance.step():
         pass
-    assert utterance.partial().startswith("ten")
+    assert "ten" in utterance.partial().split()
     utterance.abandon()
 
 

@@ -438,7 +438,7 @@ class Starved:
     def late(self, now):
         return True
 
-    def hangs(self, now):
+    def hangs(self, now, work):
         return True
 
     def kill(self):

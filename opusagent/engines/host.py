@@ -14,11 +14,13 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 
 from .. import ConfigError, EngineError
 from .._fastpath import Arena, Ring
 from ..config import Config
 from .records import FAILED, READY
+from .vitals import vitals
 
 log = logging.getLogger("opusagent")
 
@@ -26,12 +28,12 @@ READY_WITHIN = 60.0             # seconds for a process to load what it needs
 BEAT_SECONDS = 0.1              # how often a process must say that it lives
 QUIET_AFTER = 0.15              # seconds without that are looked into
 SILENT_AFTER = 0.4              # seconds without that mean that it hangs, if it does not compute either
+STUCK_AFTER = 0.1               # seconds of its own computing without that: it is no want of a core that keeps it
 SPIN_AFTER = 0.5                # seconds of its own computing without that: nothing it has to do takes so long
-DEAD_AFTER = 2.0                # seconds without that mean that it hangs, whatever it does
+DEAD_AFTER = 10.0               # seconds without that mean that it hangs, even if it gets no CPU time
 RESTART_SECONDS = (0.0, 0.2, 1.0, 5.0)      # before the next start after so many deaths in a row
 FAULTY_AFTER = 3.0              # seconds without a process that answers
 CALM_SECONDS = 30.0             # a process that lived for so long has died for the first time
-TICKS = os.sysconf("SC_CLK_TCK")        # of /proc, in a second
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
 
 
@@ -49,7 +51,8 @@ class EngineProcess:
         self.ready = False
         self.over = False
         self.killed = False                         # by us; it is not over yet
-        self.quiet: tuple[int, float] | None = None     # a beat that none has followed, and its CPU time since then
+        self.quiet: tuple[int, float] | None = None     # a beat that none has followed, and its CPU time until then
+        self.stuck = False                          # it has said nothing since, though it had time to compute
         self.process = self._spawn(arena, setup)
         self.pidfd = os.pidfd_open(self.process.pid)
         loop = asyncio.get_running_loop()
@@ -99,28 +102,21 @@ class EngineProcess:
         """It has said nothing for so long that it may hang, or get no CPU time."""
         return (now - self.to.beat) / 1e9 > SILENT_AFTER
 
-    def hangs(self, now: int) -> bool:
-        """Asked a few times a second: a process that says nothing is as good as dead."""
+    def hangs(self, now: int, work: float) -> bool:
+        """Asked a few times a second: a process that says nothing is as good as dead.  `work`: seconds of computing
+        for which it may say nothing, beside what any may."""
         self.flush()
         beat = self.to.beat
         silent = (now - beat) / 1e9
         if not self.ready or silent < QUIET_AFTER:
+            self.stuck = False
             return False
-        running, spent = self._computes()
+        state, spent = vitals(Path(f"/proc/{self.process.pid}/stat"))
         if self.quiet is None or self.quiet[0] != beat:
             self.quiet = beat, spent
-        spins = spent - self.quiet[1] > SPIN_AFTER
-        return silent > SILENT_AFTER and (spins or not running or silent > DEAD_AFTER)
-
-    def _computes(self) -> tuple[bool, float]:
-        """Whether it runs, or waits for its turn on a busy machine, and is not stopped or asleep past its beat; and the
-        seconds of CPU time it has had."""
-        try:
-            with open(f"/proc/{self.process.pid}/stat", encoding="ascii", errors="replace") as stat:
-                state, *fields = stat.read().rpartition(")")[2].split()
-        except OSError:
-            return False, 0.0
-        return state == "R", (int(fields[10]) + int(fields[11])) / TICKS
+        computed = spent - self.quiet[1] - work
+        self.stuck = state != "R" or computed > STUCK_AFTER
+        return silent > SILENT_AFTER and (computed > SPIN_AFTER or state != "R" or silent > DEAD_AFTER)
 
     def kill(self) -> None:
         if not self.over:
@@ -152,13 +148,16 @@ class Host:
     """The processes of one stage: one for each share of the slots, and a spare one that is warm."""
 
     def __init__(self, stage: str, config: Config, on_record: Callable, on_takeover: Callable,
-                 on_aside: Callable | None = None):
+                 on_aside: Callable | None = None, work: Callable[[], float] | None = None):
         self.stage = stage
         self.count = config.embedded.processes
         self.on_record = on_record              # (kind, slot, generation, epoch, a, b, data)
         self.on_takeover = on_takeover          # (share): all that was asked of that share's process is asked again
         self.on_aside = on_aside                # (process, share): nothing that it was asked is wanted of it any more;
-                                                # None: two must not do the same, so that a slow one is waited for
+                                                # None: a slow one is waited for
+        self.work = work                        # seconds of computing for which what was asked may keep it silent; then
+                                                # one that gets no CPU time is waited for: another one would have to do
+                                                # all of it again
         self.arena: Arena | None = None
         self.setup: dict = {}
         self.live: list[EngineProcess | None] = []
@@ -268,6 +267,7 @@ class Host:
         spare = self.spare
         for share, process in enumerate(self.live):
             if (self.on_aside is not None and process is not None and process.ready and process.late(now)
+                    and (process.stuck or self.work is None)
                     and spare is not None and spare.ready and now - spare.to.beat < QUIET_AFTER * 1e9):
                 log.warning("the %s process %d is late; the spare one takes its place", self.stage, process.process.pid)
                 self.on_aside(process, share)
@@ -286,8 +286,9 @@ class Host:
         now = time.monotonic_ns()
         self._fill(now)
         self._relieve(now)
+        work = self.work() if self.work is not None else 0.0
         for process in filter(None, (*self.live, self.spare)):
-            if not process.killed and process.hangs(now) and self._dispensable():
+            if not process.killed and process.hangs(now, work) and self._dispensable():
                 log.warning("the %s process %d said nothing for %.1f s; it is killed", self.stage, process.process.pid,
                             (now - process.to.beat) / 1e9)
                 process.kill()

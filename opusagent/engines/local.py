@@ -18,6 +18,7 @@ from .records import (ASK, CANCEL, ENDS, FAILED, FINAL, FINISH, FRESH, LEVEL, LI
 
 MARGIN_MS = 500                 # of the oldest audio that is kept: it may be overwritten while another process starts
 LONGEST = 2000                  # characters of a text that is spoken at once
+COMPUTED = 0.001                # seconds that a voice may compute for each character before it says anything
 TRIES = 3                       # processes that may die over one request before it is given up
 
 
@@ -111,6 +112,7 @@ class Stt:
         for index, asked in self.asked.items():
             if self.host.share(index) == share:
                 process.send(CANCEL, index, asked.generation, asked.utterance)
+                asked.tries -= 1                    # nobody has died over it
 
     def _on_record(self, kind: int, index: int, generation: int, utterance: int, a: int, b: int, data: bytes) -> None:
         asked = self.asked.get(index)
@@ -150,7 +152,7 @@ class Tts:
     """flite in engine processes."""
 
     def __init__(self, config: Config):
-        self.host = Host("tts", config, self._on_record, self._ask_again)
+        self.host = Host("tts", config, self._on_record, self._ask_again, self._leave, self._work)
         self.voice = config.embedded.voice
         self.identity = f"embedded {self.voice}"
         self.speaking: dict[tuple[int, int], Spoken] = {}       # by slot and buffer
@@ -218,6 +220,17 @@ class Tts:
             else:
                 del self.speaking[index, k]
                 spoken.call.on_speech_failed(spoken.epoch, k, f"{TRIES} voices died over one text.")
+
+    def _work(self) -> float:
+        """flite plans all of a text before its first sample."""
+        return COMPUTED * max((len(spoken.text) for spoken in self.speaking.values()), default=0)
+
+    def _leave(self, process, share: int) -> None:
+        """Another process speaks these texts on: should this one come back, it must not."""
+        for (index, _), spoken in self.speaking.items():
+            if self.host.share(index) == share:
+                process.send(CANCEL, index, spoken.generation, spoken.epoch)
+                spoken.tries -= 1                   # nobody has died over it
 
     def _on_record(self, kind: int, index: int, generation: int, epoch: int, a: int, b: int, data: bytes) -> None:
         k = data[0] if kind == SPEECH else a

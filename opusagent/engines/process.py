@@ -193,8 +193,8 @@ class Recognising:
 class Speech:
     """A segment in progress."""
 
-    __slots__ = ("slot", "generation", "epoch", "k", "start", "skip", "voice", "text", "pieces", "told", "wanted",
-                 "spoken", "worded")
+    __slots__ = ("slot", "generation", "epoch", "k", "start", "at", "skip", "voice", "text", "pieces", "told",
+                 "wanted", "spoken", "worded")
 
     def __init__(self, slot: Slot, generation: int, epoch: int, k: int, start: int, voice: str, text: str):
         self.slot = slot
@@ -202,7 +202,8 @@ class Speech:
         self.epoch = epoch
         self.k = k
         self.start = start                              # counter of the buffer at its first sample
-        self.skip = slot.segment_written(k) - start     # samples that another process wrote before it died
+        self.at = slot.segment_written(k)               # ... and after its last one so far
+        self.skip = self.at - start                     # samples that another process has written
         self.voice = voice
         self.text = text
         self.pieces: deque[np.ndarray] = deque()        # spoken, and no room for them yet
@@ -216,19 +217,22 @@ class Speech:
         return self.wanted and self.slot.generation == self.generation
 
     def write(self) -> None:
-        """Move what is spoken into the slot, as far as there is room."""
+        """Move what is spoken into the slot, as far as there is room.
+
+        One that was taken for dead, and was only slow, may still write a piece while another process goes on: it
+        counts for itself, so that the same samples come to lie where they lie already.
+        """
         slot, k = self.slot, self.k
         ring = np.asarray(slot.segment(k))
-        written = slot.segment_written(k)
         while self.pieces and self.live:
             piece = self.pieces.popleft()
-            count = min(len(piece), SEGMENT_SAMPLES - (written - slot.segment_read(k)))
-            at = written % SEGMENT_SAMPLES
+            count = min(len(piece), SEGMENT_SAMPLES - (self.at - slot.segment_read(k)))
+            at = self.at % SEGMENT_SAMPLES
             first = min(count, SEGMENT_SAMPLES - at)
             ring[at:at + first] = piece[:first]
             ring[:count - first] = piece[first:count]
-            written += count
-            slot.set_segment_written(k, written)
+            self.at += count
+            slot.set_segment_written(k, max(self.at, slot.segment_written(k)))
             if count < len(piece):
                 self.pieces.appendleft(piece[count:])
                 return
@@ -274,22 +278,22 @@ class Speaking:
 
     def _work(self, speech: Speech) -> bool:
         """Speak it, or go on writing it; True if samples were written."""
-        slot, k = speech.slot, speech.k
-        before = slot.segment_written(k)
+        slot, before = speech.slot, speech.at
         try:
             if not speech.spoken:
                 self.voices.speak(speech.voice, speech.text, slot.rate_out, lambda pcm: self._piece(speech, pcm))
         except (ConfigError, EngineError) as error:
             speech.wanted = False
-            self.channel.send(FAILED, slot.index, speech.generation, speech.epoch, k, 0, str(error).encode())
+            self.channel.send(FAILED, slot.index, speech.generation, speech.epoch, speech.k, 0, str(error).encode())
             return True
         speech.spoken = True
         speech.write()
         self._tell(speech)
-        return slot.segment_written(k) > before
+        return speech.at > before
 
     def _piece(self, speech: Speech, pcm: np.ndarray) -> bool:
         """From the voice, while it speaks: written at once, as far as there is room.  False if it may stop."""
+        self.channel.receive(self.on_record)            # first: it may not be wanted of us any more
         if not speech.worded:
             self._tell_words(speech)
         skipped = min(speech.skip, len(pcm))
@@ -298,7 +302,6 @@ class Speaking:
             speech.pieces.append(pcm[skipped:])
             speech.write()
             self._tell(speech)
-        self.channel.receive(self.on_record)
         return speech.live
 
     def _tell_words(self, speech: Speech) -> None:
@@ -309,8 +312,7 @@ class Speaking:
 
     def _tell(self, speech: Speech) -> None:
         """The worker hears of the first piece, then the more is written the less often, and of the end."""
-        slot, k = speech.slot, speech.k
-        written = slot.segment_written(k)
+        slot, k, written = speech.slot, speech.k, speech.at
         done = speech.spoken and not speech.pieces
         enough = min((speech.told - speech.start) // 2, TELL_MS * slot.rate_out // 1000)
         if speech.live and (done or written > speech.told and (written - speech.told >= enough or speech.pieces)):

@@ -5,6 +5,7 @@ runs.  The model is a directory of the user's, as sherpa-onnx's own downloads ar
 process, before the first call; an utterance is a stream of its own.
 """
 import importlib.util
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,12 +14,13 @@ import numpy as np
 from .. import ConfigError
 from ..config import Config
 from . import local
+from .rates import resampler
 
 INSTALL = "The recogniser sherpa needs sherpa-onnx: pip install 'opusagent[sherpa]'."
 PARTS = ("tokens.txt", "encoder", "decoder", "joiner")      # of a transducer
 POLL = 2                        # pieces decoded between two looks at a text
 TAIL_MS = 400                   # of silence after an utterance: a model looks ahead
-RATE = 16000                    # Hz that models are made for; others are resampled to it by sherpa-onnx
+RATE = 16000                    # Hz that models are made for
 
 
 class Stt(local.Stt):
@@ -95,13 +97,17 @@ class Utterance:
 
     def __init__(self, model, rate: int):
         self.model = model
-        self.rate = rate
+        # sherpa-onnx would do this as well, and write three lines to stderr about every utterance
+        self.resampler = resampler(rate, RATE) if rate != RATE else None
         self.stream = model.create_stream()
         self.unseen = 0                         # pieces decoded since the last partial()
 
     def feed(self, pcm: np.ndarray) -> None:
         """More of it, int16; step() decodes it."""
-        self.stream.accept_waveform(self.rate, pcm.astype(np.float32) / 32768)
+        self._take(pcm if self.resampler is None else self.resampler.push(pcm))
+
+    def _take(self, pcm: np.ndarray) -> None:
+        self.stream.accept_waveform(RATE, pcm.astype(np.float32) / 32768)
 
     def step(self) -> bool:
         """Decode a piece, so that utterances share a process fairly; True while more are pending."""
@@ -122,13 +128,15 @@ class Utterance:
         return self.unseen >= POLL
 
     def finish(self) -> tuple[str, float]:
-        """Nothing more follows: (text, confidence)."""
-        self.stream.accept_waveform(self.rate, np.zeros(self.rate * TAIL_MS // 1000, np.float32))
+        """Nothing more follows: (text, confidence: the geometric mean of its tokens' probabilities)."""
+        if self.resampler is not None:
+            self._take(self.resampler.flush())
+        self._take(np.zeros(RATE * TAIL_MS // 1000, np.int16))
         self.stream.input_finished()
         while self.step():
             pass
-        text = self.partial()
-        return text, 1.0 if text else 0.0
+        logs = self.model.ys_probs(self.stream)
+        return self.partial(), math.exp(min(0.0, sum(logs) / len(logs))) if logs else 0.0
 
     def abandon(self) -> None:
         """Nobody wants to know any more."""
