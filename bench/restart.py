@@ -171,14 +171,19 @@ class AudioSocketCaller(Caller):
 class RealtimeCaller(Caller):
     """A client of the OpenAI Realtime protocol: it plays what comes, as fast as it is spoken."""
 
-    path = "/v1/realtime?model=demo"
+    path = "/v1/realtime?model=flow"
     FORMAT = {"format": {"type": "audio/pcm", "rate": RATE}}
 
     def __init__(self, number: int):
         super().__init__(number)
         self.pongs: list[int] = []                  # ns
-        self.quiet_since = time.monotonic_ns()
+        self.played_by = time.monotonic_ns()
         self.events: list[dict] = []                # without their audio
+        self.ready = False                          # the session is as it was asked for
+
+    def send(self) -> None:
+        if self.ready:                              # who greets would not know the format
+            super().send()
 
     def _message(self, opcode: int, payload: bytes, now: int) -> None:
         if opcode == PONG:
@@ -192,10 +197,11 @@ class RealtimeCaller(Caller):
         if event["type"] == "response.output_audio.delta":
             samples = len(base64.b64decode(event.pop("delta"))) // 2
             self.came.append((now, samples))
-            self.quiet_since = max(self.quiet_since, now) + samples * 1_000_000_000 // RATE
+            self.played_by = max(self.played_by, now) + samples * 1_000_000_000 // RATE
         elif event["type"] == "session.created":
             self.tell("session.update", session={"type": "realtime", "audio": {"input": self.FORMAT,
                                                                                "output": self.FORMAT}})
+        self.ready |= event["type"] == "session.updated"
         self.events.append(event)
 
     def tell(self, kind: str, **fields) -> None:
@@ -204,6 +210,10 @@ class RealtimeCaller(Caller):
     def frame(self, pcm: bytes) -> bytes:
         return masked(TEXT, b'{"type":"input_audio_buffer.append","audio":"%s"}' % base64.b64encode(pcm)) \
             + masked(PING, b"")
+
+    @property
+    def quiet_since(self) -> int:
+        return self.played_by
 
     @property
     def signs(self) -> list[int]:

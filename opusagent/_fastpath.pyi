@@ -89,6 +89,9 @@ CALLER_SAMPLES: int
 RING_BYTES: int
 SLOT_SIZE: int
 LOST: bytes
+def bytes_written(fd: int) -> int: ...
+def framing_head(fd: int, unsent: int) -> bytes: ...
+def unsent_of(fd: int, framing: bytes) -> tuple[bytes, int]: ...
 
 class Slot:
     index: int
@@ -101,6 +104,9 @@ class Slot:
     taken: bool
     kept: bytes | None
     framing: bytes
+    gone: int
+    wrote: int
+    def goes(self, wrote: int) -> None: ...
     noted: tuple[int, int, int, int, int, int]
     def free(self) -> None: ...
     def keep(self, snapshot: bytes) -> None: ...

@@ -44,6 +44,7 @@ from cpython.bytearray cimport PyByteArray_AS_STRING
 include "fastpath/native.pxi"
 include "fastpath/frames.pxi"
 include "fastpath/framing.pxi"
+include "fastpath/unsent.pxi"
 include "fastpath/sockets.pxi"
 include "fastpath/memory.pxi"
 include "fastpath/buffers.pxi"

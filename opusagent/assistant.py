@@ -5,7 +5,9 @@ Dialogue's does not, until it is committed.
 """
 import secrets
 
+from .dialects import OpenAIRealtime
 from .dialects.realtime.chat import chat, functions
+from .engines.continuing import GoingOn
 from .flow import Expect, Reply, Waits
 from .flow.dialogue import ANSWER, BEGIN, DTMF, SILENCE
 from .flow.phrases import bare, murmured, words
@@ -33,7 +35,7 @@ def waits_of(detector: dict | None) -> Waits:
 class Assistant:
     """What Dialogue is to a flow, for the agent that the client leads: its items and instructions make the chat."""
 
-    __slots__ = ("flow", "dialect", "state", "facts", "turn", "_expect")
+    __slots__ = ("flow", "dialect", "state", "facts", "turn", "today", "_expect")
 
     def __init__(self, flow, dialect):
         self.flow = flow
@@ -41,6 +43,7 @@ class Assistant:
         self.state = flow.start
         self.facts: dict[str, str] = {}
         self.turn = 0                               # replies committed
+        self.today = ""                             # no flow asks for it
         self._expect: Expect | None = None
 
     @property
@@ -91,10 +94,11 @@ class Assistant:
         """The items keep that."""
 
     def checkpoint(self) -> tuple:
-        return self.turn, {}
+        """As a Dialogue's."""
+        return self.state, {}, (), self.turn, {}, 0
 
     def restore(self, checkpoint: tuple) -> None:
-        self.turn = checkpoint[0]
+        self.turn = checkpoint[3]
 
     def retract(self, checkpoint: tuple) -> None:
         """Nothing is done here: the functions are the client's."""
@@ -130,16 +134,20 @@ class Made:
 class ClientModel:
     """The model, for a call whose client has tools of its own and wants to see every piece of text."""
 
-    __slots__ = ("call", "llm")
+    __slots__ = ("call", "llm", "made")
 
-    def __init__(self, call, llm):
+    def __init__(self, call, llm, made: Made | None = None):
         self.call = call
         self.llm = llm
+        self.made = made                # what there is of the answer; None: it begins
+
+    def going_on(self, said: str) -> "ClientModel":
+        return ClientModel(self.call, GoingOn(self.llm, said), self.call.made)
 
     async def reply(self, messages, *flow_tools):
         """Pieces of what is to be spoken; "" for those that are not."""
         call = self.call
-        made = call.made = Made()
+        made = call.made = self.made or Made()
         response = call.dialect.response
         settings = response.settings if response.active else call.dialect.session
         tools = functions(settings["tools"], settings["tool_choice"]) if call.assistant else ()
@@ -154,6 +162,14 @@ class ClientModel:
             if most != "inf" and len(made.parts) >= most:
                 made.limited = True
                 return
+
+
+def dialect_of(path: str) -> str:
+    """The dialect that a path is of; "" for a path that is none of a call's."""
+    if path == "/v1/realtime":
+        return OpenAIRealtime.name
+    parts = path.split("/")
+    return parts[2] if len(parts) > 2 and parts[1] == "ws" else ""
 
 
 def realtime_query(head, query: dict[str, str]) -> dict[str, str]:

@@ -10,7 +10,7 @@ import socket
 from collections.abc import Callable
 
 from . import ProtocolError, net
-from ._fastpath import LOST
+from ._fastpath import LOST, framing_head, unsent_of
 from .connection import BURST_SECONDS, LINGER, SECOND, STALLED
 from .dialects.audiosocket import HEAD, AudioSocket, Messages
 
@@ -103,7 +103,7 @@ class BareWire:
                 self.keeper.keep_framing(LOST)
 
     def framing(self) -> bytes:
-        return len(self._unsent).to_bytes(8, "little") + self._unsent + self._messages.rest
+        return framing_head(self.fd, len(self._unsent)) + self._unsent + self._messages.rest
 
     def restore(self, framing: bytes) -> None:
         """Go on where another process stood.  ValueError where that cannot be known."""
@@ -111,9 +111,9 @@ class BareWire:
             raise ValueError("there was more on the wire than is kept")
         self._kept = bool(framing)
         if framing:
-            unsent = 8 + int.from_bytes(framing[:8], "little")
-            self._messages.rest = framing[unsent:]
-            self.write(framing[8:unsent])
+            unsent, end = unsent_of(self.fd, framing)
+            self._messages.rest = framing[end:]
+            self.write(unsent)
 
     def close(self) -> None:
         """Harmless when done twice."""

@@ -7,22 +7,25 @@ snapshot names what it holds, so that another version leaves out what it does no
 written is heard again from the slot; and nothing that was played is played twice.
 """
 import math
-from operator import attrgetter
+import sys
 
 import numpy as np
 import orjson
 
+from . import carried
 from ._fastpath import Slot
 from .bystander import Bystander
 from .call import Call
 from .dialects.keeping import resumed, state_of
 from .ear import FINAL_WITHIN, Ear
-from .flow import Reply
+from .fields import REPLY, fields, fill, reply_of
 from .flow.dialogue import checkpoint_of, dialogue_state
 from .flow.phrasing import KEYS
 from .metrics import TurnTrace
-from .pipeline import SPEAKING, Turn
+from .pipeline import DONE, SPEAKING, Turn
 from .playout import Segment
+from .realtime import RealtimeCall
+from .relay import call_of
 from .turns import LISTENING, PAUSED, REPLYING, TurnTaking
 
 VERSION = 1                     # of a snapshot: another one is not read
@@ -35,13 +38,9 @@ MOUTH = ("epoch", "audible", "thrown", "held_back")
 TURNS = ("state", "position", "speaking", "onset", "spoken", "last", "ended", "began", "wait", "reciting", "meant",
          "dismissed", "_answers_only")
 TURN = ("epoch", "texts", "complete", "error", "audible", "began", "last_piece")
-REPLY = ("kind", "turn", "next", "say", "messages", "words", "facts", "caller", "rung", "end", "interruptible",
-         "interrupt", "part", "transfer", "voice", "rate", "language")
 TRACE = ("turn", "state", "kind", "caller", "agent", "confidence", "stopped_by", "end_ms", "measured", "saved_ms",
          "false_stops", "_at")
 SEGMENT = ("text", "lead", "pause_ms", "supplied", "start", "read", "written", "done", "keys")
-
-READ = {names: attrgetter(*names) for names in (CALL, EAR, MOUTH, TURNS, TURN, REPLY, TRACE, SEGMENT)}
 
 
 class LostCall(Exception):
@@ -49,21 +48,6 @@ class LostCall(Exception):
 
 
 # -- the parts ---------------------------------------------------------------------------------------------------------
-
-def fields(part, names: tuple[str, ...]) -> dict:
-    return dict(zip(names, READ[names](part)))
-
-
-def fill(part, state: dict, names: tuple[str, ...]) -> None:
-    for name in names:
-        if name in state:
-            setattr(part, name, state[name])
-
-
-def reply_of(state: dict) -> Reply:
-    known = {name: value for name, value in state.items() if name in REPLY}
-    return Reply(**known | {name: tuple(known[name]) for name in ("say", "messages", "words")})
-
 
 def trace_of(state: dict) -> TurnTrace:
     trace = TurnTrace(state["turn"])
@@ -84,7 +68,7 @@ def segments_of(turn: Turn) -> list[dict]:
 
 def turn_state(turn: Turn | None) -> dict | None:
     """The reply on its way.  One that is only speculated is nothing: the turn's end begins it again."""
-    if turn is None or turn.state != SPEAKING:
+    if turn is None or turn.state not in (SPEAKING, DONE):
         return None
     return fields(turn, TURN) | {"reply": fields(turn.reply, REPLY),
                                  "waiting": [each for each in turn.waiting if isinstance(each[0], str)],
@@ -117,7 +101,7 @@ def kept_of(call: Call) -> dict:
         "turn": turn_state(mouth.turn),
         "dropped": mouth.out.dropped, "trace": fields(trace, TRACE) if trace else None,
         "receipts": call.ledger.receipts, "tenant": getattr(call.connection, "tenant", ""),
-        "usage": call.usage.kept(),
+        "usage": call.usage.kept(), "session": carried.kept(call) if isinstance(call, RealtimeCall) else None,
         "tenure": tenure.state if tenure is not None else None,
     }
 
@@ -134,7 +118,8 @@ def snapshot(call: Call) -> bytes:
     """What lies beside a call's slot for another worker."""
     state = kept_of(call)
     written = orjson.dumps(state)
-    while len(written) > LONGEST and state["receipts"]:
+    most = LONGEST if state["session"] is None else len(written)
+    while len(written) > most and state["receipts"]:
         state["receipts"] = state["receipts"][1 + len(state["receipts"]) // 8:]
         written = orjson.dumps(state)
     return written
@@ -159,7 +144,7 @@ def resume(server, connection, slot: Slot, state: dict) -> Call:
         raise LostCall(f"there is no agent {state['agent']} here any more")
     dialect = resumed(state["dialect"], state["spoken"])
     dialect.outbox.clear()
-    call = Call(server, connection, dialect, state["agent"], begins=False)
+    call = call_of(dialect.name)(server, connection, dialect, state["agent"], begins=False)
     fill(call, state["call"], CALL)
     call.excused = math.inf if state["call"]["excused"] == NEVER else state["call"]["excused"]
     call.slot = slot
@@ -182,6 +167,9 @@ def resume(server, connection, slot: Slot, state: dict) -> Call:
     except KeyError:
         raise LostCall(f"its flow has no state {state['dialogue'][0]} any more") from None
     fill(call.turns, state["turns"], TURNS)
+    call.turns.state = sys.intern(call.turns.state)     # it is one of turns.py's own
+    if state.get("session") is not None:
+        carried.restore(call, state["session"])
     if call.ear.hearing or call.ear.final_by:
         expect = call.dialogue.expect
         call.ear.search, call.ear.terms = call.studio.search(call.flow, expect.id), expect.terms
@@ -210,7 +198,8 @@ def go_on(call: Call, state: dict, now: int) -> None:
     call.mouth.held_back &= state["turn"] is not None
     listen_on(ear, turns, now)
     if state["turn"] is not None:
-        resume_turn(call, state["turn"], now)
+        session = state.get("session")
+        resume_turn(call, state["turn"], now, session["noted"] if session else call.slot.noted)
     elif turns.state == REPLYING and not ear.final_by and not call.done:
         turns.state, turns.ended = LISTENING, turns.position    # the reply was over, and nobody has said so yet
     hear_again(ear, turns.position)
@@ -239,25 +228,39 @@ def hear_again(ear: Ear, position: int) -> None:
         ear.vad.push(slot.read(begin, slot.written - begin))
 
 
-def resume_turn(call: Call, state: dict, now: int) -> None:
+def resume_turn(call: Call, state: dict, now: int, noted: tuple) -> None:
     """The reply goes on where it stood: what was spoken of it is not spoken again, what was not begun begins."""
-    mouth, slot, playout = call.mouth, call.slot, call.mouth.playout
+    mouth, playout, session = call.mouth, call.mouth.playout, isinstance(call, RealtimeCall)
+    begun = mouth.audible or session and call.made.told > 0
     reply = reply_of(state["reply"])
     trace = call.ledger.trace or call.ledger.begin(now)
-    sent, origin, begun, read, silence, lag = slot.noted
-    if not mouth.audible and state["acts"]:
+    if not begun and state["acts"]:
+        if session:
+            carried.give_up(call)
         return call._reply(call.dialogue.failure())     # a tool may have had its effect: it is not called twice
-    if not mouth.audible:
+    if not begun:
         return mouth.say(reply, trace, now)         # nobody has heard anything of it: it is asked for again
     turn = mouth.turn = Turn(mouth.stage, reply, mouth.epoch, trace)
     fill(turn, state, TURN)
     turn.waiting.extend(map(tuple, state["waiting"]))
-    turn.complete = True                            # what a model had not said by then is not known
+    said = carried.pieces(call) if session and not state["acts"] else None
+    if said is None or not reply.messages:
+        turn.complete = True                        # what a model had not said by then is not known
+    play_on(call, turn, state["segments"], noted)
+    if mouth.held_back:
+        playout.hold(now)
+    if not turn.complete:
+        turn.go_on(said, now, call.dialect.response.audible)
+
+
+def play_on(call: Call, turn: Turn, segments: list[dict], noted: tuple) -> None:
+    """The playout stands where it was `noted`, with these segments before and behind it."""
+    playout, (sent, origin, begun, read, silence, lag) = call.mouth.playout, noted
     playout.begin()
     playout.sent, playout._lag, playout._silence = sent, lag, silence
     playout._origin = None if origin == NEVER else origin
-    for i, kept in enumerate(state["segments"]):
-        segment = segment_of(call, reply.voice or mouth.stage.voice, kept)
+    for i, kept in enumerate(segments):
+        segment = segment_of(call, turn.reply.voice or call.mouth.stage.voice, kept)
         if i < begun:
             playout._places.append((segment, kept["place"] if kept["place"] != NEVER else sent))
             segment.read = segment.written if i < begun - 1 else max(segment.start, min(read, segment.written))
@@ -265,8 +268,6 @@ def resume_turn(call: Call, state: dict, now: int) -> None:
             playout.queue.append(segment)
             if kept["buffer"] != NEVER:
                 speak_on(call, turn, kept["buffer"], segment)
-    if mouth.held_back:
-        playout.hold(now)
 
 
 def speak_on(call: Call, turn: Turn, k: int, segment: Segment) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 
 from . import EngineError, tones
 from ._fastpath import SEGMENTS, Slot
+from .engines.continuing import GoingOn
 from .engines.spoken import Spoken
 from .flow import COMMIT, PURE, Cutter, FunctionCall, Outcome, Reply
 from .flow.phrasing import KEYS
@@ -30,6 +31,11 @@ MOST_FILLERS = 3                # in a row
 DEAD_AIR_SECONDS = 1.3          # that a listener is left with while something is on its way
 SENTENCE_PAUSE_MS = 220         # between two segments when the first ends a sentence
 CLAUSE_PAUSE_MS = 90            # ... when it does not
+
+
+def going_on(llm, said: str):
+    """The model of a call, for an answer that it has begun; one that is wrapped says itself how that is."""
+    return llm.going_on(said) if hasattr(llm, "going_on") else GoingOn(llm, said)
 
 
 class Stage:
@@ -166,6 +172,12 @@ class Turn:
             self._parts.append(part)
         self._proceed()
 
+    def go_on(self, pieces: tuple[str, ...], now: int, aloud: bool) -> None:
+        """Another worker has asked the model, which had said this, not all of it `aloud` yet: what follows is asked
+        for here."""
+        self.began, self.last_piece = now, 0
+        self._task = asyncio.ensure_future(self._think(pieces if "".join(pieces).strip() else (), aloud))
+
     def tick(self, now: int) -> None:
         """Free the buffers that are played, give the next texts to the voice, keep the model's deadlines."""
         for k, segment in list(self.speaking.items()):
@@ -279,11 +291,17 @@ class Turn:
 
     # -- the model -----------------------------------------------------------------------------------------------------
 
-    async def _think(self) -> None:
-        """Say what the model answers.  Of an answer that breaks off, what is no whole segment is never said."""
-        cutter, said, call, spoken = Cutter(), [], None, None
+    async def _think(self, before: tuple[str, ...] = (), aloud: bool = False) -> None:
+        """Say what the model answers, or what follows the pieces `before`.  Of an answer that breaks off, what is no
+        whole segment is never said."""
+        cutter, said, call, spoken, llm = Cutter(), list(before), None, None, self.stage.llm
+        if before:
+            llm = going_on(llm, "".join(before))
+        if aloud:
+            segments = [segment for piece in before for segment in cutter.feed(piece)]
+            self._say_segments(segments[len(self.texts):])
         try:
-            async for piece in self.stage.llm.reply(self.reply.messages, self.reply.tools):
+            async for piece in llm.reply(self.reply.messages, self.reply.tools):
                 self.last_piece = self.stage.clock()
                 self.trace.mark("llm_first_token", self.last_piece)
                 if isinstance(piece, FunctionCall):

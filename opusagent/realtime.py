@@ -17,13 +17,14 @@ from . import journal
 from .assistant import NEVER, Assistant, ClientModel, Made
 from .call import Call
 from .dialects import (ASK_CANCEL, ASK_COMMIT, ASK_DISCARD, ASK_RESPOND, ASK_TRUNCATED, ASK_UPDATE, RECOGNITION,
-                       SPEECH_STARTED, SPEECH_STOPPED, Ask, Audio, Dtmf, OpenAIRealtime)
+                       SPEECH_STARTED, SPEECH_STOPPED, Ask, Audio, Dtmf)
 from .dialects.realtime.settings import Fault
 from .flow import FREE, Dialogue, Reply, Waits
 from .flow.dialogue import ANSWER, NO_MATCH, SILENCE
 from .flow.expect import clip
 from .journal import noted
 from .pipeline import SPEAKING, Turn
+from .writeahead import WriteAhead
 
 MS = 1_000_000                  # ns
 GREETING_AFTER = 1000 * MS      # a flow begins by itself, without a word from the client, after so long
@@ -39,18 +40,13 @@ ENDED = Waits(0, 0, 0, NEVER)   # what has been said is all of it
 REASONS = {"barge-in": "turn_detected", "superseded": "turn_detected"}      # why a response was cut; else the client
 
 
-def dialect_of(path: str) -> str:
-    """The dialect that a path is of; "" for a path that is none of a call's."""
-    if path == "/v1/realtime":
-        return OpenAIRealtime.name
-    parts = path.split("/")
-    return parts[2] if len(parts) > 2 and parts[1] == "ws" else ""
-
-
 class RealtimeCall(Call):
     """A session of a connection, as Call is."""
 
-    def __init__(self, server, connection, dialect, agent: str, kept: "journal.Journal | None" = None):
+    def __init__(self, server, connection, dialect, agent: str, kept: "journal.Journal | None" = None, begins=True):
+        if (keeper := getattr(server, "keeper", None)) is not None:
+            connection = WriteAhead(connection, keeper.keep_now)
+        self.ahead = connection if keeper is not None else None
         self.assistant = agent == "assistant"   # the client leads; otherwise the flow does
         self.inbox: deque = deque()             # Audio as arrays, and Asks
         self.backlog = 0                        # samples in it
@@ -65,8 +61,10 @@ class RealtimeCall(Call):
         self.greet_by = 0                       # ns: when the flow begins by itself; 0: it has, or never will
         self.last: Reply | None = None
         self.answered = ""                      # id of the last item of the user's that was answered
-        super().__init__(server, connection, dialect, agent, kept)
+        super().__init__(server, connection, dialect, agent, kept, begins)
         self.mouth.out.answers()
+        if self.ahead is not None:
+            self.ahead.call = self
 
     # -- the beginning -------------------------------------------------------------------------------------------------
 
@@ -111,6 +109,8 @@ class RealtimeCall(Call):
         self.mouth.out.answers()
         if self.inbox:
             self.due = 0
+        if self.ahead is not None and (self.inbox or not isinstance(event, Audio)):
+            self.ahead.soon()
 
     def _take(self, pcm) -> None:
         """Audio, into the inbox: in pieces, if it is long."""
@@ -159,19 +159,23 @@ class RealtimeCall(Call):
         if dialect.rate != self.slot.rate_out:
             self.slot.free()                    # nothing has gone over the line: it is another one
             self._open_line()
-        detector = dialect.detector
-        threshold = detector and detector.get("threshold", 0.5)
-        self.turns.hear_from(self.server.config.turns.threshold if threshold in (None, 0.5) else threshold)
-        if detector is None:
+        self.follow_settings()
+        if dialect.detector is None:
             self.excused = math.inf
         if self.assistant:
             self.turns.expect(self.dialogue.expect.waits)
-            voice = dialect.session["audio"]["output"]["voice"]
-            if self.server.config.tts == "openai" and isinstance(voice, str):
-                self.mouth.stage.voice = voice
         elif isinstance(self.dialogue, Dialogue):
             known = {name: clip(text, self.dialogue.side) for name, text in dialect.facts.items()}
             self.dialogue.facts.update({name: known[name] for name in known.keys() & self.flow.facts.keys()})
+
+    def follow_settings(self) -> None:
+        """The session's, as far as they are the ear's and the mouth's."""
+        detector = self.dialect.detector
+        threshold = detector and detector.get("threshold", 0.5)
+        self.turns.hear_from(self.server.config.turns.threshold if threshold in (None, 0.5) else threshold)
+        voice = self.dialect.session["audio"]["output"]["voice"]
+        if self.assistant and self.server.config.tts == "openai" and isinstance(voice, str):
+            self.mouth.stage.voice = voice
 
     def _commit(self) -> None:
         """The caller's turn ends here, whatever the detector thinks."""
@@ -439,8 +443,3 @@ class RealtimeCall(Call):
 
 ON_ASK = {ASK_UPDATE: RealtimeCall._updated, ASK_COMMIT: RealtimeCall._commit, ASK_DISCARD: RealtimeCall._discard,
           ASK_RESPOND: RealtimeCall._respond, ASK_TRUNCATED: RealtimeCall._truncated}
-
-
-def call_of(dialect: str) -> type[Call]:
-    """What a call in a dialect is."""
-    return RealtimeCall if dialect == OpenAIRealtime.name else Call

@@ -8,9 +8,9 @@ platform says of it, or, while it says nothing, an estimate from the length of t
 import logging
 import secrets
 
-from . import departure, journal, realtime
+from . import departure, journal
 from .call import MS, START_WITHIN, Call
-from .dialects import FACTS, Complaint, Dtmf, Start
+from .dialects import FACTS, Complaint, Dtmf, OpenAIRealtime, Start
 from .dialects.relay import Interrupt, Prompt, TwilioRelay
 from .flow import ANSWERS, COMMIT, COMPLETE, FAILURE, Dialogue, Outcome, Reply
 from .flow.phrasing import MARKUP
@@ -21,6 +21,7 @@ from .meter import MeteredModel
 from .mouth import NEVER
 from .outbound import Outbound
 from .pipeline import DONE, SPEAKING, Stage, Turn
+from .realtime import RealtimeCall
 from .script import Script, Tokens, Written
 from .transaction import Transaction
 from .usage import Usage
@@ -418,4 +419,4 @@ ON_EVENT = {Start: RelayCall.on_start, Prompt: RelayCall.on_prompt, Dtmf: RelayC
 
 def call_of(dialect: str) -> "type[Call] | type[RelayCall]":
     """What a call in a dialect is."""
-    return RelayCall if dialect == TwilioRelay.name else realtime.call_of(dialect)
+    return {TwilioRelay.name: RelayCall, OpenAIRealtime.name: RealtimeCall}.get(dialect, Call)

@@ -17,7 +17,7 @@ from . import config as settings
 from ._fastpath import EpollSet, Pacer, ReceiveBuffer
 from .admission import Admission
 from .archive import Archive, kept
-from .assistant import realtime_query
+from .assistant import dialect_of, realtime_query
 from .audiosocket import AudioSocketConnection
 from .auth import offered_keys
 from .board import Board, Seat
@@ -33,7 +33,6 @@ from .gate import Gate, without_secrets, without_ticket
 from .limits import Limits as CallLimits, caller_of
 from .loop import attach, detach
 from .metrics import Metrics
-from .realtime import dialect_of
 from .relay import call_of
 from .resumption import Resumable
 from .studio import Studio

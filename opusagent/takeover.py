@@ -19,6 +19,7 @@ from .dialects import BARE, SOUNDING
 from .handover import NEVER, LostCall, changed, go_on, resume, snapshot
 from .resumption import Line, Resumable
 from .websocket import CLOSE, close_payload
+from .writeahead import WriteAhead
 
 log = logging.getLogger("opusagent")
 
@@ -26,13 +27,13 @@ EVERY_NS = 1_000_000_000        # between two snapshots of a call in which nothi
 
 
 def wire_of(call: Call) -> Wire | BareWire | None:
-    """The socket of a call that can move.  Not a TLS connection's, whose keys are this process's alone; nor that of the
-    Realtime protocol; and there is none while a platform is away."""
+    """The socket of a call that can move.  Not a TLS connection's, whose keys are this process's alone, nor that of a
+    call in text; and there is none while a platform is away."""
     connection = getattr(call.connection, "_connection", call.connection)       # as a journal sees it
-    if isinstance(connection, Line):
+    if isinstance(connection, Line | WriteAhead):
         connection = connection.connection
     wire = getattr(connection, "wire", None)
-    return wire if type(call) is Call and isinstance(wire, Wire | BareWire) else None
+    return wire if isinstance(call, Call) and isinstance(wire, Wire | BareWire) else None
 
 
 class Kept:
@@ -76,20 +77,40 @@ class Keeper:
             self.complaints.append(call.id)
             log.error("call %s could not be taken over: its state cannot be kept", call.id, exc_info=error)
 
-    def _look(self, call: Call, now: int) -> None:
-        kept, wire = self.known.get(call), wire_of(call)
-        if kept is None:
-            kept = self.begun(call)
+    def keep_now(self, call: Call) -> bool:
+        """Something is about to go out that must not go out twice; False if nobody could go on with the call."""
+        try:
+            kept, wire = self._known(call)
+            if wire is not None:
+                self._write(call, kept, wire, call.server.now)
+            return wire is not None
+        except Exception as error:
+            self._complain(call, error)
+            call.slot.keep(b"{}")               # what is there is of a state that is over
+            return False
+
+    def _known(self, call: Call) -> tuple[Kept, Wire | BareWire | None]:
+        """What is known of a call, which is told of to the supervisor if it is new."""
+        kept, wire = self.known.get(call) or self.begun(call), wire_of(call)
         if wire is not None and wire is not kept.wire:
             self.tell({"say": "call", "slot": kept.slot}, (wire.fd,))
             kept.wire = wire
-        state = changed(call)
-        if state == kept.changed and now - kept.at < EVERY_NS:
+        return kept, wire
+
+    @staticmethod
+    def _write(call: Call, kept: Kept, wire: Wire | BareWire, now: int) -> None:
+        kept.changed, kept.at = changed(call), now
+        call.slot.keep(snapshot(call))
+        wire.keeper = call.slot
+
+    def _look(self, call: Call, now: int) -> None:
+        kept, wire = self._known(call)
+        if getattr(call, "ahead", None) is not None and call.ahead.waiting:
+            return                              # it is kept before that goes out
+        if changed(call) == kept.changed and now - kept.at < EVERY_NS:
             return
-        kept.changed, kept.at = state, now
         if wire is not None:
-            call.slot.keep(snapshot(call))
-            wire.keeper = call.slot
+            self._write(call, kept, wire, now)
         told = call.dialogue.state, len(call.ledger.receipts)
         if told != kept.told:
             kept.told = told

@@ -78,11 +78,12 @@ def stat_parent(pid: int) -> int:
 
 
 @contextmanager
-def serving(*flags: str, environment: dict[str, str] | None = None) -> Iterator[Served]:
-    """Start `opusagent serve` on a free port of loopback, wait until it listens, stop it with SIGTERM."""
+def serving(*flags: str, environment: dict[str, str] | None = None, inside: tuple[str, ...] = ()) -> Iterator[Served]:
+    """Start `opusagent serve` on a free port of loopback, wait until it listens, stop it with SIGTERM.  `inside`: words
+    before the command that have it run elsewhere (machines.py)."""
     with tempfile.NamedTemporaryFile(prefix="served-", suffix=".stderr") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "opusagent.cli", "serve", "--port", "0", *flags],
+            [*inside, sys.executable, "-P", "-m", "opusagent.cli", "serve", "--port", "0", *flags],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, env={**os.environ, **(environment or {})})
         try:
             tls, host, port = listening(process, process.stdout, Path(errors.name))

@@ -46,9 +46,10 @@ def free_port() -> int:
 
 
 class RedisServer:
-    """A redis-server that keeps nothing on disk."""
+    """A redis-server that keeps nothing on disk; `inside` as of served.serving()."""
 
-    def __init__(self):
+    def __init__(self, host: str = "127.0.0.1", inside: tuple[str, ...] = ()):
+        self.host, self.inside = host, inside
         self.port = free_port()
         self.place = tempfile.TemporaryDirectory()
         self.process = None
@@ -56,15 +57,19 @@ class RedisServer:
 
     @property
     def url(self) -> str:
-        return f"redis://:{PASSWORD}@127.0.0.1:{self.port}"
+        return f"redis://:{PASSWORD}@{self.host}:{self.port}"
 
     def start(self) -> None:
         self.process = subprocess.Popen(
-            ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no",
-             "--requirepass", PASSWORD, "--dir", self.place.name], stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
+            [*self.inside, "redis-server", "--port", str(self.port), "--bind", self.host, "--save", "",
+             "--appendonly", "no", "--requirepass", PASSWORD, "--dir", self.place.name],
+            stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
         until(self._answers)
 
     def _answers(self) -> bool:
+        if self.inside:
+            asked = ["redis-cli", "-h", self.host, "-p", str(self.port), "ping"]
+            return bool(subprocess.run([*self.inside, *asked], capture_output=True, check=False).stdout)
         with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1) as sock:
             sock.sendall(b"PING\r\n")
             return bool(sock.recv(64))
@@ -82,9 +87,11 @@ class RedisServer:
 
 
 class Nodes:
-    """`node[i]` is a running server; each comes back at the port where it was."""
+    """`node[i]` is a running server; each comes back at the port where it was.  `places`: (address, inside) of each,
+    where that is not this machine."""
 
-    def __init__(self, count: int, redis: RedisServer | None, *flags: str, flow: str = FLOW):
+    def __init__(self, count: int, redis: RedisServer | None, *flags: str, flow: str = FLOW, places: tuple = ()):
+        self.places = places or (("127.0.0.1", ()),) * count
         self.stack = ExitStack()
         self.place = Path(self.stack.enter_context(tempfile.TemporaryDirectory()))
         (self.place / "flow.toml").write_text(flow)
@@ -95,14 +102,16 @@ class Nodes:
                       "--admission-resume-below", "1", "--admission-lag-ms", "0", "--admission-late-ms", "0",
                       "--scripted-stt", str(self.place / "says.txt"), *flags)
         self.ports = [free_port() for _ in range(count)]
-        self.node = [self._started(port) for port in self.ports]
+        self.node = [self._started(index) for index in range(count)]
         self.stopped: set[int] = set()              # processes that stand still
 
-    def _started(self, port: int):
-        return self.stack.enter_context(serving(*self.flags, "--port", str(port), environment=self.environment))
+    def _started(self, index: int):
+        host, inside = self.places[index]
+        return self.stack.enter_context(serving(*self.flags, "--host", host, "--port", str(self.ports[index]),
+                                                environment=self.environment, inside=inside))
 
     def start(self, index: int) -> None:
-        self.node[index] = self._started(self.ports[index])
+        self.node[index] = self._started(index)
 
     def revive(self) -> None:
         """Every node serves."""

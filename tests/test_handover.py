@@ -11,8 +11,9 @@ from hypothesis import given, settings, strategies as st
 from conversation import Connection, Conversation, Server
 from opusagent import handover
 from opusagent._fastpath import FrameParser, build_frame
-from opusagent.dialects import CALLERS, TABLE
+from opusagent.dialects import CALLERS, TABLE, TEXT
 from opusagent.dialects.keeping import resumed, state_of
+from test_realtime import Client as RealtimeClient
 
 STORY = """
 start = "story"
@@ -71,6 +72,26 @@ def test_a_dialect_goes_on_as_it_was(name):
     assert bytes(dialect.audio(pcm)) == bytes(other.audio(pcm))
     assert (dialect.mark("2:1"), dialect.clear(), dialect.stop()) == (other.mark("2:1"), other.clear(), other.stop())
     assert dialect.outbox == other.outbox
+
+
+def test_a_session_of_the_realtime_protocol_goes_on_as_it_was():
+    client = RealtimeClient()
+    client.silence(1500)
+    client.says("ten of clubs")
+    client.writes("and the two of clubs")
+    dialect = client.call.dialect
+    assert dialect.respond({"metadata": {"n": "1"}}) and dialect.response.say("Thank you.")
+    assert dialect.response.active and dialect._spoken in dialect.items.order
+    other = resumed(dialect.name, json(state_of(dialect)))
+    assert json(state_of(other)) == json(state_of(dialect))
+    assert other.response.message is None or other.response.message in other.items.order
+    assert other._spoken is other.items.find(dialect._spoken.id)
+    for each in (dialect, other):
+        each.outbox.clear()
+        each.finish("completed")
+        each.receive(TEXT, memoryview(b'{"type": "conversation.item.retrieve", "item_id": "%s"}'
+                                      % dialect.items.last_id.encode()))
+    assert other.outbox == dialect.outbox and len(other.outbox) > 2
 
 
 FRAMES = b"".join((build_frame(1, "grüße".encode(), False, b"abcd"), build_frame(9, b"ping", True, b"efgh"),

@@ -44,13 +44,15 @@ def free_port() -> int:
 
 
 class Balancer:
-    """HAProxy with the shipped file, on a free port, for the nodes at these ports."""
+    """HAProxy with the shipped file, on a free port, for the nodes at these ports (of these `hosts`); `inside` as of
+    served.serving()."""
 
-    def __init__(self, place: Path, ports: list[int], trusted: str = "192.0.2.0/32"):
+    def __init__(self, place: Path, ports: list[int], trusted: str = "192.0.2.0/32", host: str = "127.0.0.1",
+                 hosts: tuple[str, ...] = ("127.0.0.1", "127.0.0.1"), inside: tuple[str, ...] = ()):
         self.port, self.socket = free_port(), place / "stats"
         key, certificate, both = place / "key", place / "certificate", place / "both.pem"
         subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj",
-                        "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate],
+                        "/CN=localhost", "-addext", f"subjectAltName=IP:{host}", "-keyout", key, "-out", certificate],
                        check=True, capture_output=True)
         both.write_text(certificate.read_text() + key.read_text())
         self.tls = ssl.create_default_context(cafile=str(certificate))
@@ -59,11 +61,12 @@ class Balancer:
         if os.geteuid():                            # who is not root can be nobody else
             text = text.replace("    user haproxy\n    group haproxy\n", "")
         (place / "haproxy.cfg").write_text(text)
-        nodes = {f"OPUSAGENT_NODE_{number}": f"127.0.0.1:{port}" for number, port in enumerate(ports, 1)}
+        nodes = {f"OPUSAGENT_NODE_{number}": f"{at}:{port}" for number, (at, port) in enumerate(zip(hosts, ports), 1)}
         self.log = open(place / "log", "w+b")
         self.process = subprocess.Popen(
-            ["haproxy", "-db", "-f", place / "haproxy.cfg"], stdout=self.log, stderr=self.log, stdin=subprocess.DEVNULL,
-            env=os.environ | nodes | {"OPUSAGENT_PUBLIC": f"127.0.0.1:{self.port}", "OPUSAGENT_CERTIFICATE": str(both),
+            [*inside, "haproxy", "-db", "-f", place / "haproxy.cfg"],
+            stdout=self.log, stderr=self.log, stdin=subprocess.DEVNULL,
+            env=os.environ | nodes | {"OPUSAGENT_PUBLIC": f"{host}:{self.port}", "OPUSAGENT_CERTIFICATE": str(both),
                                       "OPUSAGENT_STATS": str(self.socket), "OPUSAGENT_TRUSTED_PROXIES": trusted})
 
     def states(self) -> list[str]:

@@ -22,7 +22,7 @@ from opusagent.dialects import CALLERS, DIALECTS, TABLE, TEXT, TEXT_CALLERS, TEX
 from opusagent.flow import Flow
 from opusagent.flow.authoring import Flow as Written
 from opusagent.flow.authoring import State
-from opusagent.realtime import call_of as audio_call_of
+from opusagent.call import Call
 from opusagent.relay import RelayCall, call_of, joined
 from opusagent.telephone import Line, dialect_of
 from served import SCRIPTED, serving
@@ -315,7 +315,7 @@ def test_a_call_that_must_end_is_told_so():
 
 
 def test_it_is_not_offered_where_audio_is_meant():
-    assert call_of("twilio-relay") is RelayCall and call_of("twilio") is audio_call_of("twilio")
+    assert call_of("twilio-relay") is RelayCall and call_of("twilio") is Call
     assert "twilio-relay" in DIALECTS and not {"twilio-relay"} & (set(TABLE) | set(CALLERS))
     with pytest.raises(ConfigError, match="carries text"):
         dialect_of("ws://h:1/ws/twilio-relay")

@@ -8,7 +8,8 @@ import tracemalloc
 import pytest
 
 from opusagent import ProtocolError
-from opusagent._fastpath import EpollSet, FrameParser, ReceiveBuffer, Wire, build_frame
+from opusagent._fastpath import EpollSet, FrameParser, ReceiveBuffer, Wire, build_frame, bytes_written
+from opusagent.writeahead import taken
 
 KEY = b"\x01\x02\x03\x04"
 BINARY = 2
@@ -305,3 +306,23 @@ def test_no_descriptor_is_left_behind():
         assert owner.ends == [None]
         home.close()
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_the_kernel_knows_what_it_was_given_by_a_process_that_is_gone():
+    with socket.create_server(("127.0.0.1", 0)) as listening, socket.create_connection(listening.getsockname()) as peer:
+        sock, _ = listening.accept()
+        with sock:
+            began = bytes_written(sock.fileno())
+            sock.sendall(bytes(1000))
+            assert bytes_written(sock.fileno()) - began == 1000
+            peer.recv(400)
+            sock.sendall(bytes(234))
+            assert bytes_written(sock.fileno()) - began == 1234
+    with open("/dev/null") as nothing:
+        assert bytes_written(nothing.fileno()) == -1
+
+
+@pytest.mark.parametrize("count, whole, left", [
+    (-5, 0, 0), (0, 0, 0), (1, 0, 4), (5, 1, 0), (6, 1, 6), (12, 2, 0), (13, 3, 0), (99, 3, 0)])
+def test_of_frames_that_were_taken_some_lie_whole_and_one_may_be_cut(count, whole, left):
+    assert taken([bytes(5), bytes(7), bytes(1)], count) == (whole, left)

@@ -63,7 +63,7 @@ def until(true, seconds=20):
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("dialect", ["pcm", "audiosocket"])
+@pytest.mark.parametrize("dialect", sorted(restart.CALLERS))
 @pytest.mark.parametrize("how", ["kill", "upgrade"])
 def test_no_call_is_lost_and_nothing_is_said_twice(started, how, dialect):
     server = started()
@@ -166,7 +166,7 @@ def test_a_reload_that_cannot_be_served_changes_nothing(started):
     assert server.workers() == worker and get(server, "/readyz")[0] == 200
 
 
-@pytest.mark.parametrize("dialect", ["pcm", "audiosocket"])
+@pytest.mark.parametrize("dialect", sorted(restart.CALLERS))
 def test_systemd_hears_of_everything_and_keeps_the_calls_of_a_supervisor_that_dies(started, tmp_path, dialect):
     """A stand-in for systemd: reads what it is told, keeps the descriptors, and starts the service again with them."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:

@@ -1,8 +1,8 @@
 """What a dialect remembers of a call, as JSON: so that another process can go on speaking it.
 
-It knows the parts that dialects are made of, and no dialect by name.  The rule: whatever a dialect keeps in an
-attribute is a number, a text, bytes, a list or dict of those, or one of PARTS; memory that only lends room is made
-anew.
+It knows the parts that dialects are made of, and no dialect by name but those of OWN, whose parts share what they hold.
+The rule: whatever another keeps in an attribute is a number, a text, bytes, a list or dict of those, or one of PARTS;
+memory that only lends room is made anew.
 """
 import base64
 from collections import deque
@@ -14,6 +14,7 @@ from .asterisk import Format
 from .channels import Channels
 from .jambonz import Player
 from .payload import Payload
+from .realtime import OpenAIRealtime, kept
 from .telnyx import Order
 
 # part -> how it is made anew, from its state and the rate of the dialect
@@ -25,6 +26,7 @@ PARTS = {
     Payload: lambda state, rate: Payload(state["encoding"], state["_wire"] == "L16BE"),
     Player: lambda state, rate: Player(rate),
 }
+OWN = {OpenAIRealtime: kept}            # state_of(dialect), resumed(state)
 BY_NAME = {part.__name__: part for part in PARTS}
 LENT = (Audible, memoryview)            # room that the next message fills
 PLAIN = frozenset((type(None), bool, int, float, str))      # JSON has these
@@ -32,6 +34,8 @@ PLAIN = frozenset((type(None), bool, int, float, str))      # JSON has these
 
 def state_of(part: Any) -> dict[str, Any]:
     """Every attribute of a dialect or of one of PARTS, as JSON can hold it.  TypeError for what it cannot."""
+    if type(part) in OWN:
+        return OWN[type(part)].state_of(part)
     state = {}
     for name in _names(type(part)):
         value = getattr(part, name)
@@ -49,6 +53,8 @@ def _names(kind: type) -> tuple[str, ...]:
 
 def resumed(name: str, state: dict[str, Any]):
     """The dialect `name` as state_of() found it.  What this version does not know is left out."""
+    if SOUNDING[name] in OWN:
+        return OWN[SOUNDING[name]].resumed(state)
     dialect = SOUNDING[name]({})
     _fill(dialect, state, state.get("rate", getattr(dialect, "rate", 8000)))
     return dialect

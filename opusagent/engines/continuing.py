@@ -1,9 +1,12 @@
-"""An answer that broke off, taken up by another endpoint: what it is asked, and what of its words is new.
+"""An answer that broke off, taken up by another endpoint, or by another worker: what is asked, and what of the words
+that come is new.
 
 Pure.  Models told to go on with the next word mostly do; some begin again, or repeat their last words.  The rule: no
 word that was passed on is passed on again; what differs from it is new.
 """
 import re
+from collections.abc import AsyncIterator
+from contextlib import aclosing
 
 GO_ON = "(You were cut off there. Go on with the very next word of that answer, and repeat nothing.)"
 LIKELY = 2                      # words in which a new answer agrees with the old one's beginning, to be that again
@@ -76,3 +79,24 @@ class Continuing:
         cut = self.half and word != self.said[-1] and self._same(word, len(self.said) - 1)
         text = self.held[last.start() + len(self.half) if cut else last.end():]
         return text if self.half else text.lstrip()
+
+
+class GoingOn:
+    """A model, for an answer of which it has said something already.  While it says that again there come empty pieces:
+    it is not late."""
+
+    __slots__ = ("llm", "said")
+
+    def __init__(self, llm, said: str):
+        self.llm = llm
+        self.said = said
+
+    async def reply(self, messages, *more) -> AsyncIterator:
+        new = Continuing(self.said)
+        async with aclosing(self.llm.reply(going_on(messages, self.said), *more)) as pieces:
+            async for piece in pieces:
+                if new is not None and isinstance(piece, str):
+                    piece, new = new.feed(piece)
+                yield piece
+        if new is not None and (rest := new.finish()):
+            yield rest

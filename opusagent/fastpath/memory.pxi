@@ -15,11 +15,11 @@ cdef enum:
     N_CALLER_SAMPLES = 163840
     HEADER_BYTES = 4096
     N_MARKS = 8
-    KEPT_BYTES = 65536                  # of a call's snapshot, twice
-    FRAMING_BYTES = 16384               # of what a wire has not parsed or not sent
+    KEPT_BYTES = 2097152                # of a call's snapshot, twice
+    FRAMING_BYTES = 1048576             # of what a wire has not parsed or not sent
     AUDIO_BYTES = 2 * N_CALLER_SAMPLES + 2 * N_SEGMENTS * N_SEGMENT_SAMPLES
     SLOT_BYTES = HEADER_BYTES + AUDIO_BYTES + 2 * KEPT_BYTES + FRAMING_BYTES
-    LAYOUT = 1                          # grows when any of this changes: another version's slots are not read
+    LAYOUT = 2                          # grows when any of this changes: another version's slots are not read
 
 SLOT_SIZE = SLOT_BYTES
 
@@ -36,6 +36,9 @@ cdef struct SlotHeader:
     uint64_t kept_length[2]             # bytes of each half
     uint64_t framing_length             # bytes; 0: the wire stands between two frames, and everything is sent
     int64_t place[N_MARKS]              # of the playout, as it notes it: see Slot.note
+    uint64_t gone_of                    # a snapshot,
+    uint64_t gone                       # ... and how many of the messages in it went out,
+    int64_t wrote                       # ... and bytes_written() before the first of them
 
 
 cdef class Slot:
@@ -85,6 +88,7 @@ cdef class Slot:
         self.header.layout = LAYOUT
         self.header.snapshots = 0
         self.header.framing_length = 0
+        self.header.gone_of = self.header.gone = 0
         memset(self.header.place, 0, sizeof(self.header.place))
         for k in range(N_SEGMENTS):
             self.header.segment_written[k] = 0
@@ -121,6 +125,25 @@ cdef class Slot:
         if not number or self.header.layout != LAYOUT or self.header.kept_length[half] > KEPT_BYTES:
             return None
         return PyBytes_FromStringAndSize(<char*>self.snapshots + half * KEPT_BYTES, self.header.kept_length[half])
+
+    @property
+    def gone(self) -> int:
+        """How many of the messages that wait in the last snapshot went out."""
+        return self.header.gone if self.header.gone_of == self.header.snapshots else 0
+
+    @gone.setter
+    def gone(self, uint64_t count):
+        oa_store(&self.header.gone, count)
+
+    def goes(self, int64_t wrote):
+        """They go out from now on."""
+        self.header.gone_of = 0             # nobody may take these numbers for another snapshot's
+        self.header.gone, self.header.wrote = 0, wrote
+        oa_store(&self.header.gone_of, self.header.snapshots)
+
+    @property
+    def wrote(self) -> int:
+        return self.header.wrote if self.header.gone_of == self.header.snapshots else -1
 
     def keep_framing(self, bytes framing not None) -> bool:
         """Keep what is not parsed or not sent; False if it is too long for that.  b"": there is nothing."""

@@ -34,11 +34,15 @@ cdef extern from "sys/socket.h" nogil:
     ssize_t posix_send "send"(int fd, const void *buf, size_t n, int flags)
     int posix_shutdown "shutdown"(int fd, int how)
     int posix_setsockopt "setsockopt"(int fd, int level, int name, const void *value, unsigned int size)
+    int posix_getsockopt "getsockopt"(int fd, int level, int name, void *value, unsigned int *size)
     enum: MSG_NOSIGNAL, MSG_DONTWAIT, SHUT_WR
 cdef extern from "netinet/in.h" nogil:
     enum: IPPROTO_TCP
 cdef extern from "netinet/tcp.h" nogil:
-    enum: TCP_QUICKACK
+    enum: TCP_QUICKACK, TCP_INFO
+cdef extern from "sys/ioctl.h" nogil:
+    int posix_ioctl "ioctl"(int fd, unsigned long request, int *value)
+    enum: TIOCOUTQ
 cdef extern from "sys/epoll.h" nogil:
     ctypedef union epoll_data_t:
         uint64_t u64

@@ -14,7 +14,6 @@ LOST = b"lost"                          # in place of a wire's framing that was 
 
 cdef uint8_t send_room[SEND_ROOM]       # one frame is built here and sent; nothing else runs in between
 
-
 cdef class Slot                         # below: a call's place in shared memory
 
 
@@ -100,7 +99,7 @@ cdef class Wire:
     cdef int keep(self) except -1:
         """For a successor: nothing, as nearly always, or the bytes that this process alone has."""
         if self.keeper is not None and (self.unsent or self.parser.holds() or self.keeper.header.framing_length):
-            if not self.keeper.keep_framing(self.framing()):
+            if self.parser.spilled + len(self.unsent) > FRAMING_BYTES or not self.keeper.keep_framing(self.framing()):
                 self.keeper.keep_framing(LOST)
         return 0
 
@@ -108,16 +107,16 @@ cdef class Wire:
         """What is not parsed and not sent, for restore(); b"" if there is nothing."""
         if not self.unsent and not self.parser.holds():
             return b""
-        return len(self.unsent).to_bytes(8, "little") + bytes(self.unsent) + self.parser.dump()
+        return framing_head(self.fd, len(self.unsent)) + bytes(self.unsent) + self.parser.dump()
 
     def restore(self, bytes framing not None):
         """Go on where another process stood.  ValueError where that cannot be known."""
         if framing == LOST:
             raise ValueError("there was more on the wire than is kept")
         if framing:
-            unsent = int.from_bytes(framing[:8], "little")
-            self.unsent += framing[8:8 + unsent]
-            self.parser.load(framing[8 + unsent:])
+            unsent, end = unsent_of(self.fd, framing)
+            self.unsent += unsent
+            self.parser.load(framing[end:])
 
     cdef inline uint32_t wanted(self) noexcept:
         """The events that this socket waits for now."""

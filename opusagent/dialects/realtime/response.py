@@ -37,7 +37,7 @@ class Response:
         self._emit = emit                       # (type, **fields)
         self._name = name                       # (what) -> an id
         self._add = add                         # (item) -> the id of the item before it; it is in the conversation now
-        self.state = NONE
+        self.state: str = NONE
         self.id = ""
         self.request: dict = {}                 # response.create's own settings
         self.settings: dict = {}                # those that apply
@@ -49,7 +49,7 @@ class Response:
 
     @property
     def active(self) -> bool:
-        return self.state is not NONE
+        return self.state != NONE
 
     def _step(self, step: str) -> bool:
         """Moves on; False where the table has no such step."""
@@ -123,7 +123,7 @@ class Response:
 
     def _speak(self) -> bool:
         """A message is open."""
-        opened = self.state is EMPTY
+        opened = self.state == EMPTY
         if not self._step(SPEAK):
             return False
         if opened:
@@ -144,7 +144,7 @@ class Response:
             self._emit("conversation.item.added", previous_item_id=self._add(item), item=shown)
 
     def _close_message(self, status: str) -> None:
-        if self.state is not SPEAKING:
+        if self.state != SPEAKING:
             return
         message, where = self.message, self._where()
         message.audio_ms = round(message.audio_ms)

@@ -1,0 +1,86 @@
+"""What of a call in the Realtime protocol goes along to another worker, besides what every call has.
+
+What its client was told it is not told again: the messages that were about to go out lie in the snapshot, the slot
+counts those that did.  The rule: what a model has said, the client may have read; so it is asked for the rest, and a
+function of the client's is never called for twice.
+"""
+import base64
+
+import numpy as np
+
+from .assistant import Made
+from .dialects import ASK_RESPOND, Ask, Dtmf
+from .fields import REPLY, fields, fill, reply_of
+from .flow import FunctionCall
+from .realtime import RealtimeCall
+
+SESSION = ("heard_by", "patience", "quiet", "silent", "behind", "greet_by", "answered")
+MOST_WAITING = 20               # seconds of audio in the inbox that are kept
+RESTARTED = {"error": {"type": "server_error", "code": None, "message": "The server was restarted."}}
+
+
+def kept(call: RealtimeCall) -> dict:
+    made = call.made if call.mouth.turn is not None else Made()
+    return fields(call, SESSION) | {
+        "inbox": [_written(entry) for entry in _waiting(call)], "deferred": [ask.details for ask in call.deferred],
+        "made": [part if isinstance(part, str) else [part.name, part.arguments, part.id] for part in made.parts],
+        "told": made.told, "limited": made.limited, "silences": list(call.silences),
+        "last": fields(call.last, REPLY) if call.last is not None else None, "noted": call.slot.noted,
+        "sends": [[opcode, payload.decode()] for opcode, payload in call.ahead.waiting] if call.ahead else []}
+
+
+def restore(call: RealtimeCall, state: dict) -> None:
+    fill(call, state, SESSION)
+    call.silences.extend(state["silences"])
+    call.last = reply_of(state["last"]) if state["last"] is not None else None
+    call.deferred.extend(Ask(ASK_RESPOND, details) for details in state["deferred"])
+    for entry in map(_read, state["inbox"]):
+        call.inbox.append(entry)
+        call.backlog += len(entry) if isinstance(entry, np.ndarray) else 0
+    made = call.made = Made()
+    made.parts = [part if isinstance(part, str) else FunctionCall(*part) for part in state["made"]]
+    made.told, made.limited = state["told"], state["limited"]
+    call.follow_settings()
+    if call.ahead is not None:
+        call.ahead.resume([(opcode, text.encode()) for opcode, text in state["sends"]], call.slot)
+
+
+def pieces(call: RealtimeCall) -> tuple[str, ...] | None:
+    """What the model has said of the reply that is on its way; None where it has said all."""
+    if any(isinstance(part, FunctionCall) for part in call.made.parts) or call.made.limited:
+        return None
+    return tuple(call.made.parts)
+
+
+def give_up(call: RealtimeCall) -> None:
+    """A response whose reply cannot go on is over."""
+    if call.dialect.response.active:
+        call._finish("failed", RESTARTED)
+
+
+def _waiting(call: RealtimeCall):
+    """What is in the inbox, without the oldest of too much audio."""
+    over = call.backlog - MOST_WAITING * call.slot.rate_in
+    for entry in call.inbox:
+        if over > 0 and isinstance(entry, np.ndarray):
+            over -= len(entry)
+        else:
+            yield entry
+
+
+def _written(entry) -> dict:
+    match entry:
+        case np.ndarray():
+            return {"pcm": base64.b64encode(entry.astype("<i2").tobytes()).decode()}
+        case Dtmf():
+            return {"digit": entry.digit}
+    return {"ask": entry.what, "details": entry.details}
+
+
+def _read(entry: dict):
+    match entry:
+        case {"pcm": text}:
+            return np.frombuffer(base64.b64decode(text), "<i2").astype(np.int16)
+        case {"digit": digit}:
+            return Dtmf(digit)
+    return Ask(entry["ask"], entry["details"])

@@ -1,0 +1,47 @@
+"""A session of the Realtime protocol as JSON, so that another process can go on speaking it.
+
+The rule: an item that is shared (the conversation has it, the response, and whoever waits for its transcript) is
+written once, and shared again.
+"""
+from dataclasses import fields
+
+from .dialect import OpenAIRealtime
+from .items import Item
+
+PLAIN = ("ignored", "session", "limits", "waiting", "appended", "rate", "_names", "_numbers", "_used", "_at_ms",
+         "_committed", "_speech")
+RESPONSE = ("state", "id", "request", "settings", "audible", "aside", "asked_text", "asked_ms")
+ITEM = tuple(each.name for each in fields(Item))
+
+
+def state_of(dialect: OpenAIRealtime) -> dict:
+    response, order = dialect.response, dialect.items.order
+    everything = list({id(item): item for item in (*order, *response.output, response.message, dialect._spoken)
+                       if item is not None}.values())
+    places = {id(item): i for i, item in enumerate(everything)}
+    return {
+        "query": dialect._query, **{name: getattr(dialect, name) for name in PLAIN},
+        "items": [{name: getattr(item, name) for name in ITEM} for item in everything], "kept": len(order),
+        "response": {name: getattr(response, name) for name in RESPONSE}
+        | {"output": [places[id(item)] for item in response.output], "message": places.get(id(response.message))},
+        "spoken": places.get(id(dialect._spoken))}
+
+
+def resumed(state: dict) -> OpenAIRealtime:
+    """The dialect as state_of() found it."""
+    dialect = OpenAIRealtime(state["query"])
+    for name in PLAIN:
+        if name in state:
+            setattr(dialect, name, state[name])
+    everything = [Item(**{name: value for name, value in item.items() if name in ITEM}) for item in state["items"]]
+    dialect.items.order = everything[:state["kept"]]
+    dialect._spoken = everything[state["spoken"]] if state["spoken"] is not None else None
+    response, kept = dialect.response, state["response"]
+    for name in RESPONSE:
+        setattr(response, name, kept[name])
+    response.output = [everything[place] for place in kept["output"]]
+    response.message = everything[kept["message"]] if kept["message"] is not None else None
+    used, dialect._used = dialect._used, True       # the line's rate stays
+    dialect._tune()
+    dialect._used = used
+    return dialect
