@@ -11,6 +11,7 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 
 from .loop import Loop
 
@@ -85,6 +86,10 @@ class Door:
                 return
 
     def _open(self, connection: socket.socket) -> None:
+        if self.bare:
+            with suppress(OSError):                 # it has gone at once
+                self.protocol().accepted(connection)
+            return
         if self.ssl is None and isinstance(self.loop, Loop):
             protocol = self.protocol()
             self.loop.take(connection, protocol)
@@ -99,10 +104,7 @@ class Door:
         connection.setblocking(False)
         tls = {"ssl": self.ssl, "ssl_handshake_timeout": HANDSHAKE_SECONDS} if self.ssl else {}
         try:
-            if self.bare:
-                self.protocol().accepted(connection)
-            else:
-                await self.loop.connect_accepted_socket(self.protocol, connection, **tls)
+            await self.loop.connect_accepted_socket(self.protocol, connection, **tls)
         except (OSError, asyncio.TimeoutError):
             connection.close()                      # a handshake that failed is the peer's affair
 
