@@ -50,7 +50,7 @@ class Chunked:
             raise ValueError("a line without an end")
 
     def _read_line(self, line: bytes) -> None:
-        if self.next is SIZE and (size := line if line.isalnum() and len(line) <= 12 else size_of(line)):
+        if self.next is SIZE and (size := size_of(line)):
             self.left = int(size, 16)
             self.next = DATA if self.left else TRAILER
         elif self.next is END and not line:
@@ -66,7 +66,7 @@ class Chunked:
 
 
 def size_of(line: bytes) -> bytes:
-    """The size in a line that says more than that, in hexadecimal; b"" where there is none."""
+    """The size that a line begins with, in hexadecimal; b"" where there is none."""
     found = SIZE_LINE.fullmatch(line)
     return found[1] if found else b""
 

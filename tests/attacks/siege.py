@@ -26,7 +26,7 @@ from .vitals import Weight, watched, weigh
 
 # the pass line
 PER_ATTACKER = 256 << 10  # octets of memory that one attacking connection may cost on a telephony route
-SLACK = 1 << 20  # octets that an allocator, and the calls beside, may keep or lose on their own
+SLACK = 2 << 20  # octets that an allocator, and the calls beside, may keep or lose on their own
 KEPT = 4 << 20  # octets that an allocator may keep for good
 BACK_WITHIN = 10.0  # s after the last attack, until memory and descriptors are as before
 BACK_SHARE = 1.05  # of the memory before
