@@ -20,9 +20,9 @@ from test_continuity import SILENCE, TOKEN, Listener, goes_straight, speaking, u
 from test_haproxy import Balancer
 from test_transport_bounds import upgrade
 
-pytestmark = pytest.mark.skipif(
+pytestmark = [pytest.mark.soak, pytest.mark.skipif(
     several.missing is not None or not all(map(shutil.which, ("haproxy", "openssl", "redis-cli"))),
-    reason="redis-server, haproxy and openssl are not all installed")
+    reason="redis-server, haproxy and openssl are not all installed")]
 pytest.importorskip("redis", reason="the extra redis is not installed")
 FOUND_SECONDS = 15.0            # within which a peer that is gone without a word is found
 SLACK_SECONDS = 15.0            # for a machine that others use as well
@@ -195,7 +195,6 @@ def test_a_node_is_restarted_and_no_call_is_lost(world):
     assert len(talks) > 5 and all(talk.ended_well for talk in talks), [talk.caller.closed for talk in talks]
 
 
-@pytest.mark.soak
 def test_nodes_are_restarted_in_turn_twenty_times_under_calls(world):
     talks = world.machines.run("gen", lambda: rolling(world, (0, 1) * 20, 0.2))
     assert all(talk.ended_well for talk in talks), [talk.caller.closed for talk in talks]
