@@ -35,7 +35,8 @@ class Machines:
 
     def _connect(self, name: str) -> None:
         self._add(name)
-        self._ip("switch", "link", "add", "name", name, "type", "veth", "peer", "name", "eth0", "netns", self.space(name))
+        self._ip("switch", "link", "add", "name", name, "type", "veth",
+                 "peer", "name", "eth0", "netns", self.space(name))
         self._ip("switch", "link", "set", "dev", name, "master", "bridge", "up")
         self._ip(name, "address", "add", f"{self.address[name]}/24", "dev", "eth0")
         for device in ("lo", "eth0"):
