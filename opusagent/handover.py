@@ -242,6 +242,7 @@ def resume_turn(call: Call, state: dict, now: int, noted: tuple) -> None:
         return mouth.say(reply, trace, now)         # nobody has heard anything of it: it is asked for again
     turn = mouth.turn = Turn(mouth.stage, reply, mouth.epoch, trace)
     fill(turn, state, TURN)
+    turn._quiet = now                               # a pause that we came into is no longer than that
     turn.waiting.extend(map(tuple, state["waiting"]))
     said = carried.pieces(call) if session and not state["acts"] else None
     if said is None or not reply.messages:

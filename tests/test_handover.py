@@ -8,7 +8,7 @@ import orjson
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from conversation import Connection, Conversation, Server
+from conversation import MS, Connection, Conversation, Server
 from opusagent import handover
 from opusagent._fastpath import FrameParser, build_frame
 from opusagent.dialects import CALLERS, TABLE, TEXT
@@ -169,6 +169,21 @@ def test_in_the_midst_of_a_prompt_nothing_is_said_twice_and_nothing_left_out():
         assert call.receipts == [] or call.agent_says == whole.agent_says
         call.says("yes")
         assert call.state == "more" and call.agent_says[-1] == "then there is more to tell."
+
+
+def test_between_two_sentences_nobody_is_asked_to_wait(monkeypatch):
+    """Where the platform is fed frame by frame, all that was sent has been heard by then."""
+    monkeypatch.setattr(TABLE["twilio"], "lead_ms", 20)
+    story = STORY.replace("one two three", "one two three " * 15)
+    whole = Conversation(story)
+    whole.listens()
+    sentence = (7 + 45) * 50
+    for at in range(sentence - 40, sentence + 280, 20):
+        call = Conversation(story)
+        call.silence(at)
+        call.server.now += 100 * MS             # which the other worker has taken
+        moved(call).listens()
+        assert spoken_ms(call) <= spoken_ms(whole) + 20, at
 
 
 def test_a_voice_in_mid_sentence_speaks_on():
