@@ -36,7 +36,7 @@ class LocalServer:
 
     async def __aenter__(self) -> "LocalServer":
         self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-u", "-m", "opusagent.cli", "serve", "--port", "0", *self.flags,
+            sys.executable, "-u", "-P", "-m", "opusagent.cli", "serve", "--port", "0", *self.flags,
             stdin=asyncio.subprocess.DEVNULL, stdout=self._log, stderr=self._log)
         until = time.monotonic() + START_SECONDS
         while not (said := re.search(r"listening on http://\S+:(\d+)", self.said())):

@@ -173,7 +173,10 @@ def test_a_caller_who_vanishes_in_mid_word_leaves_nothing_behind(server):
 
 @pytest.mark.skipif(not DEBIAN.is_dir(), reason="pocketsphinx-testdata is not installed")
 def test_the_demo_reaches_its_end_and_its_recording_is_clean(tmp_path):
-    done = subprocess.run([sys.executable, "-P", "-m", "opusagent.cli", "demo", "--out", str(tmp_path)],
+    """Where it is run there may lie a package of its own name: a clone in which nothing was built, for one."""
+    (tmp_path / "opusagent").mkdir()
+    (tmp_path / "opusagent" / "__init__.py").write_text("raise ImportError('this is not what was installed')")
+    done = subprocess.run([sys.executable, "-P", "-m", "opusagent.cli", "demo", "--out", str(tmp_path)], cwd=tmp_path,
                           capture_output=True, text=True, timeout=180, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     for words in ("two nine three four zero", "ten of clubs", "seven of clubs", "go forward ten meters", "interrupted"):
