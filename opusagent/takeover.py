@@ -82,7 +82,7 @@ class Keeper:
         try:
             kept, wire = self._known(call)
             if wire is not None:
-                self._write(call, kept, wire, call.server.now)
+                self._write(call, kept, wire, changed(call), call.server.now)
             return wire is not None
         except Exception as error:
             self._complain(call, error)
@@ -94,23 +94,24 @@ class Keeper:
         kept, wire = self.known.get(call) or self.begun(call), wire_of(call)
         if wire is not None and wire is not kept.wire:
             self.tell({"say": "call", "slot": kept.slot}, (wire.fd,))
-            kept.wire = wire
+            kept.wire, kept.changed = wire, ()      # what is kept is of the connection before
         return kept, wire
 
     @staticmethod
-    def _write(call: Call, kept: Kept, wire: Wire | BareWire, now: int) -> None:
-        kept.changed, kept.at = changed(call), now
-        call.slot.keep(snapshot(call))
-        wire.keeper = call.slot
+    def _write(call: Call, kept: Kept, wire: Wire | BareWire | None, state: tuple, now: int) -> None:
+        kept.changed, kept.at = state, now
+        if wire is not None:
+            call.slot.keep(snapshot(call))
+            wire.keeper = call.slot
 
     def _look(self, call: Call, now: int) -> None:
         kept, wire = self._known(call)
         if getattr(call, "ahead", None) is not None and call.ahead.waiting:
             return                              # it is kept before that goes out
-        if changed(call) == kept.changed and now - kept.at < EVERY_NS:
+        state = changed(call)
+        if state == kept.changed and now - kept.at < EVERY_NS:
             return
-        if wire is not None:
-            self._write(call, kept, wire, now)
+        self._write(call, kept, wire, state, now)
         told = call.dialogue.state, len(call.ledger.receipts)
         if told != kept.told:
             kept.told = told
