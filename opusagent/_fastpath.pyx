@@ -11,12 +11,13 @@ It is one module in several files, which see each other's names as if they were 
     native       what C says better than Cython, and what the system lends
     frames       build_frame, unmask, utf8_valid
     framing      ReceiveBuffer, FrameParser
+    unsent       bytes_written, framing_head, unsent_of: what a socket has not taken, for another process
     sockets      Wire, EpollSet
     memory       Arena, Slot, Ring, MappedFile: what is shared with the engine processes
     buffers      how the kernels borrow their arguments' memory
     g711         mu-law and A-law
     level        energy, dbfs, peak, loud_span
-    hearing      EnergyVad, Vad, Silero
+    hearing      EnergyVad, Calm, Vad, Silero
     resampler    Resampler
     histogram    Histogram
     base64       base64_decode, base64_encode

@@ -179,9 +179,9 @@ class Connection(asyncio.BufferedProtocol):
 
     async def _settled(self, find: Callable[[], Callable]) -> None:
         await self.inquiry.settle()
-        self._go_on(lambda: find()())
+        self._at_last(lambda: find()())
 
-    def _go_on(self, act: Callable[[], None]) -> None:
+    def _at_last(self, act: Callable[[], None]) -> None:
         """Something could not be done at once: now it can, if the peer is still there."""
         if self.transport is None or self.lingers:
             return
@@ -204,7 +204,7 @@ class Connection(asyncio.BufferedProtocol):
     def _enter(self, upgrade: Callable[[], None]) -> None:
         """The upgrade waits for its turn, and what the peer sends meanwhile for the upgrade."""
         self.transport.pause_reading()
-        self.server.turnstile.enter(partial(self._go_on, upgrade))
+        self.server.turnstile.enter(partial(self._at_last, upgrade))
 
     def _upgrade(self, answer: bytes, limits: Limits, begin: Callable, rest: bytes) -> None:
         self.limits = limits

@@ -8,7 +8,7 @@ import logging
 import numpy as np
 
 from . import acoustics, journal
-from ._fastpath import CALLER_SAMPLES, Resampler
+from ._fastpath import Resampler
 from .audio import Vad
 from .journal import entry
 from .turns import PAUSED
@@ -31,8 +31,7 @@ class Ear:
 
     __slots__ = ("call", "journal", "connection", "studio", "stt", "turn_model", "slot", "vad", "resampler",
                  "utterance", "search", "terms", "hearing", "overhearing", "weighed", "afterthought", "heard_from",
-                 "floor", "final_by", "media_at", "wire_rate", "gap", "longest",
-                 "beside")
+                 "floor", "final_by", "media_at", "wire_rate", "gap", "longest", "beside")
 
     def __init__(self, call, server, connection):
         self.call = call
@@ -115,8 +114,7 @@ class Ear:
     def hear_silence(self, now: int) -> None:
         """No media came for a while (hold, mute, loss): the caller is silent, and the sample clock goes on.  Of a while
         in which we stood still it goes on by as much as the slot keeps."""
-        count = min((now - self.media_at) * self.slot.rate_in // 1_000_000_000,
-                    CALLER_SAMPLES * self.slot.rate_in // 16000)
+        count = min((now - self.media_at) * self.slot.rate_in // 1_000_000_000, self.slot.capacity)
         self.take(np.zeros(count, np.int16), now)
         if self.beside is not None:
             self.beside.ear.hear_silence(now)

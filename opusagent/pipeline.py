@@ -65,7 +65,6 @@ class Stage:
         self.owner = owner              # certain, acts(turn), goes_on(turn): a tool may have its effect, has it now,
                                         # there is another part that counts
 
-
     def spoken_by(self, text: str, voice: str) -> str:
         """What the prompts have a segment under: a voice, or the file that is played."""
         return self.sounds[text].file if text in self.sounds else voice or self.voice

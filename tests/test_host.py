@@ -122,6 +122,17 @@ def fault(host, number):
         os.kill(host.live[0].process.pid, number)
 
 
+async def answer_despite(number, stt, call, search, pcm, at):
+    """What is answered to an utterance, at whose sample `at` that is done."""
+    call.listen(stt, search)
+    await call.say(stt, pcm[:at])
+    await until(lambda: call.partials)
+    fault(stt.host, number)
+    await call.say(stt, pcm[at:])
+    stt.finish(call, call.slot.written)
+    return await call.answer()
+
+
 FAULTS = pytest.mark.parametrize(
     "number", [0, signal.SIGKILL, signal.SIGSTOP, signal.SIGSEGV, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM],
     ids=["nothing", "killed", "stopped", "crashed", "exits", "hangs", "spins"])
@@ -133,16 +144,8 @@ FAULTS = pytest.mark.parametrize(
 @people
 @FAULTS
 async def test_what_was_said_is_heard_whatever_happens_to_the_process(arena, stt, number):
-    call = Call(arena.slot(1))
     search, file, text = SAID[0]
-    pcm = recording(file)
-    call.listen(stt, search)
-    await call.say(stt, pcm[:12000])
-    await until(lambda: call.partials)
-    fault(stt.host, number)
-    await call.say(stt, pcm[12000:])
-    stt.finish(call, call.slot.written)
-    assert await call.answer() == (1, text)
+    assert await answer_despite(number, stt, Call(arena.slot(1)), search, recording(file), 12000) == (1, text)
     await until(lambda: stt.host.restarts == bool(number))      # one that computes for ever is killed a little later
 
 

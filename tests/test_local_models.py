@@ -20,7 +20,7 @@ from opusagent.config import Config, Piper, Sherpa
 from opusagent.engines import piper, sherpa
 from opusagent.telephone import Caller
 from served import serving
-from test_host import FAULTS, Call, arena, fault, sick, until     # noqa: F401
+from test_host import FAULTS, Call, answer_despite, arena, sick, until     # noqa: F401
 from test_openai_speech import Caller as Listener, listen as heard
 
 tiny = pytest.importorskip("tiny_models", reason="models are made with onnx: pip install 'opusagent[test]'")
@@ -152,14 +152,7 @@ async def stt(models, arena):                                           # noqa: 
 @FAULTS
 async def test_every_word_is_heard_once_whatever_happens_to_the_process(arena, stt, number):    # noqa: F811
     await until(lambda: stt.host.spare is not None and stt.host.spare.ready)
-    call, pcm = Call(arena.slot(1)), tiny.say(NUMBER)
-    call.listen(stt, 0)
-    await call.say(stt, pcm[:6000])
-    await until(lambda: call.partials)
-    fault(stt.host, number)
-    await call.say(stt, pcm[6000:])
-    stt.finish(call, call.slot.written)
-    assert await call.answer() == (1, NUMBER)
+    assert await answer_despite(number, stt, Call(arena.slot(1)), 0, tiny.say(NUMBER), 6000) == (1, NUMBER)
     await until(lambda: stt.host.restarts == bool(number))
 
 
