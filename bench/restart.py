@@ -316,7 +316,7 @@ class Server:
         with socket.create_server(("127.0.0.1", 0)) as sock:
             self.audiosocket = sock.getsockname()[1]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "opusagent.cli", "serve", "--port", "0", "--workers", "1", "--flow", str(flow),
+            [sys.executable, "-P", "-m", "opusagent.cli", "serve", "--port", "0", "--workers", "1", "--flow", str(flow),
              "--audiosocket", str(self.audiosocket), "--stt", "scripted", "--llm", "scripted", "--tts", "scripted",
              "--scripted-stt", str(lines),
              "--admission-refuse-above", "1", "--admission-resume-below", "1", *flags],

@@ -123,7 +123,7 @@ def peer(name: str, program: str, what: str, *modules: str) -> Subject:
 
 
 def ours(path: str, *flags: str) -> Subject:
-    command = (sys.executable, "-m", "opusagent.cli", "serve", "--port", "0", "--workers", "1", *flags)
+    command = (sys.executable, "-P", "-m", "opusagent.cli", "serve", "--port", "0", "--workers", "1", *flags)
     return Subject("OpusAgent", command, path)
 
 

@@ -12,7 +12,8 @@ It is one module in several files, which see each other's names as if they were 
     frames       build_frame, unmask, utf8_valid
     framing      ReceiveBuffer, FrameParser
     unsent       bytes_written, framing_head, unsent_of: what a socket has not taken, for another process
-    sockets      Wire, EpollSet
+    wire         Wire
+    sockets      EpollSet
     memory       Arena, Slot, Ring, MappedFile: what is shared with the engine processes
     buffers      how the kernels borrow their arguments' memory
     g711         mu-law and A-law
@@ -40,12 +41,14 @@ from libc.stdlib cimport calloc, malloc, free
 from cpython.buffer cimport (PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release,
                              PyObject_CheckBuffer, PyObject_GetBuffer, Py_buffer)
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.bytearray cimport PyByteArray_AS_STRING
+from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
+from cpython.object cimport PyObject
 
 include "fastpath/native.pxi"
 include "fastpath/frames.pxi"
 include "fastpath/framing.pxi"
 include "fastpath/unsent.pxi"
+include "fastpath/wire.pxi"
 include "fastpath/sockets.pxi"
 include "fastpath/memory.pxi"
 include "fastpath/buffers.pxi"

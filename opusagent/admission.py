@@ -248,11 +248,15 @@ def machine_memory() -> int:
 
 
 def open_files() -> tuple[int, int]:
-    """Descriptors that this process has open, and how many it may have; 0 of 0 where none is left to look with."""
+    """Descriptors that this process has open, and how many it may have; 1 of 1 where none is left to look with.
+
+    Linux from 6.2 on tells their number as the directory's size.  To list a thousand takes milliseconds.
+    """
     try:
-        return len(os.listdir("/proc/self/fd")), resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        count = os.stat("/proc/self/fd").st_size or len(os.listdir("/proc/self/fd"))
     except OSError:
         return 1, 1
+    return count, resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def p99(seconds: deque[list[int]]) -> int:

@@ -28,6 +28,7 @@ TLS_BACKLOG = 65536            # bytes written to a TLS connection and not taken
 LINGER = 1 * SECOND             # after our FIN, how long the peer may take to send its own
 STALLED = 10 * SECOND           # a peer that takes nothing of what waits for it is gone
 CLOSE_WAIT = 5 * SECOND         # after our close frame, how long the peer may take to answer it
+UNBOUNDED = 1 << 62             # bytes
 BURST_SECONDS = 3               # of a route's budgets that may come at once: a network that stalled catches up
 
 
@@ -49,7 +50,8 @@ class Connection(asyncio.BufferedProtocol):
 
     __slots__ = ("server", "pages", "transport", "wire", "peer", "head", "ws", "session", "limits",
                  "began", "heard", "pinged", "pings", "partial_since", "ended_at", "lingers", "swept", "bytes_due",
-                 "controls_due", "bodiless", "taken", "stalled_since", "rtt_ns", "tenant", "posted", "inquiry")
+                 "controls_due", "bodiless", "taken", "stalled_since", "calm_until", "rtt_ns", "tenant", "posted",
+                 "inquiry")
 
     def __init__(self, server, pages: bool = True):
         self.server = server
@@ -74,6 +76,7 @@ class Connection(asyncio.BufferedProtocol):
         self.controls_due = 0.0             # ... and control frames
         self.taken = 0                      # of the wire, at the last look
         self.stalled_since = 0              # since when the peer takes nothing of what waits for it; 0: nothing waits
+        self.calm_until = 0                 # before that nothing is due, as long as media comes and goes
         self.rtt_ns = 0                     # of the last ping that was answered
         self.tenant = ""                    # the account that its credentials are of; "": they say nothing of it
         self.posted: tuple | None = None    # (head, body so far) of a POST
@@ -364,6 +367,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def sweep(self, now: int) -> None:
         """Looked at a few times a second: every deadline of a connection is here."""
+        if now < self.calm_until and self._flows(now):
+            return
         net_config = self.server.config.net
         if self.lingers:
             if now - self.ended_at > LINGER:
@@ -379,6 +384,16 @@ class Connection(asyncio.BufferedProtocol):
                 self._sweep_open(now, net_config)
             except Exception as error:
                 self.fault(error)
+
+    def _flows(self, now: int) -> bool:
+        """Media came, no more than the budget gains meanwhile, and none of it waits: so is nearly every connection at
+        nearly every look, and no deadline of it has come nearer."""
+        rate = self.limits.bytes_per_second
+        most = rate * (now - self.swept) // SECOND if rate else UNBOUNDED
+        if self.ws.state is not OPEN or self.ws.controls or not self.wire.flows(most):
+            return False
+        self.heard = self.swept = now
+        return True
 
     def _sweep_open(self, now: int, net_config) -> None:
         parser, limits = self.ws.parser, self.limits
@@ -401,11 +416,14 @@ class Connection(asyncio.BufferedProtocol):
         if now - self.heard > limits.idle_seconds * SECOND:
             log.info("a connection ended: nothing heard for %g s", limits.idle_seconds)
             return self.ended(None)
-        if now - self.pinged > net_config.ping_interval_seconds * SECOND:
+        if now - self.pinged >= net_config.ping_interval_seconds * SECOND:
             self.pings += 1
             self.pinged = now
             self.ws.ping(b"%d" % self.pings)
             self._flush()
+        next_ping = self.pinged + net_config.ping_interval_seconds * SECOND
+        waits = self.partial_since or self.stalled_since or self.bytes_due or self.controls_due
+        self.calm_until = 0 if waits or self.session is None or self.session.overdue(next_ping) else next_ping
 
     def _stalled(self, now: int) -> bool:
         """True when the peer has taken nothing for STALLED although something waits."""

@@ -31,6 +31,10 @@ class TransportWire:
         self.transport.write(data)
         return not self.backlog
 
+    def flows(self, most: int) -> bool:
+        """What came the connection's own parser knows: it has to be asked."""
+        return False
+
     def shutdown(self) -> None:
         """TLS cannot be half closed: the transport closes when everything is out."""
         self.transport.close()

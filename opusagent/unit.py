@@ -31,7 +31,7 @@ def shipped(name: str) -> str:
 def command_line() -> list[str]:
     """How this installation is started: its own program, or its Python with the module."""
     program = Path(sys.executable).parent / "opusagent"
-    return [str(program)] if program.is_file() else [sys.executable, "-m", "opusagent.cli"]
+    return [str(program)] if program.is_file() else [sys.executable, "-P", "-m", "opusagent.cli"]
 
 
 def with_lines(text: str, lines: dict[str, str]) -> str:

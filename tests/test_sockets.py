@@ -326,3 +326,29 @@ def test_the_kernel_knows_what_it_was_given_by_a_process_that_is_gone():
     (-5, 0, 0), (0, 0, 0), (1, 0, 4), (5, 1, 0), (6, 1, 6), (12, 2, 0), (13, 3, 0), (99, 3, 0)])
 def test_of_frames_that_were_taken_some_lie_whole_and_one_may_be_cut(count, whole, left):
     assert taken([bytes(5), bytes(7), bytes(1)], count) == (whole, left)
+
+
+def test_media_flows_while_neither_side_waits_for_the_rest_of_anything(home):
+    ours, theirs = pair(small=True)
+    owner = Owner(ours, home)
+    size = len(frame(b"media"))
+
+    def comes(data):
+        theirs.sendall(data)
+        serve(home)
+
+    assert not owner.wire.flows(1 << 20)                # nothing came
+    comes(frame(b"media") * 3)
+    assert not owner.wire.flows(3 * size - 1)           # more than that came, which is still to be told
+    assert owner.wire.flows(3 * size) and not owner.wire.flows(3 * size)
+    assert owner.wire.parser.take_finished() == owner.wire.parser.take_received() == 0
+    comes(frame(b"media") + frame(b"media")[:7])
+    assert not owner.wire.flows(1 << 20)                # the second is not whole
+    comes(frame(b"media")[7:])
+    assert owner.wire.flows(1 << 20)
+    while owner.wire.send(BINARY, bytes(5000)):
+        pass
+    comes(frame(b"media"))
+    assert not owner.wire.flows(1 << 20)                # the peer does not take what is sent to it
+    theirs.close()
+    serve(home)

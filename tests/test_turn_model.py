@@ -192,7 +192,8 @@ def test_what_is_no_model_or_not_there_is_refused_with_a_sentence(tmp_path, monk
     (tmp_path / "noise.onnx").write_bytes(bytes(100))
     with pytest.raises(ConfigError, match="no model that onnxruntime can load"):
         prosody.TurnModel(str(tmp_path / "noise.onnx"))
-    ran = subprocess.run([sys.executable, "-m", "opusagent", "serve", "--turns-model", "none.onnx", "--port", "0"],
+    ran = subprocess.run([sys.executable, "-P", "-m", "opusagent", "serve", "--turns-model", "none.onnx",
+                          "--port", "0"],
                          capture_output=True, text=True, timeout=60, cwd=tmp_path,
                          env=os.environ | {"PYTHONPATH": str(Path(prosody.__file__).parents[2])})
     assert ran.returncode == 2 and "there is no turn model none.onnx" in ran.stderr and "Traceback" not in ran.stderr

@@ -37,7 +37,7 @@ def test_no_server_is_guessed(monkeypatch, listed, pid, sentence):
 
 
 def run(pid):
-    done = subprocess.run([sys.executable, "-m", "opusagent.cli", "upgrade", "--pid", str(pid)],
+    done = subprocess.run([sys.executable, "-P", "-m", "opusagent.cli", "upgrade", "--pid", str(pid)],
                           capture_output=True, text=True, timeout=100, check=False)
     assert "Traceback" not in done.stderr
     return done.returncode, done.stdout + done.stderr

@@ -89,13 +89,13 @@ cdef class FrameParser:
     cdef oa_utf8 utf8
     cdef bytearray spill                # the message's bytes so far, room included
     cdef Py_ssize_t spilled             # bytes used of it
-    cdef uint8_t control[125]           # a control frame's payload when it comes in pieces
     # set by the owner
     cdef public bint muted              # whole messages are read and dropped (the closing handshake has begun)
     cdef public bint stopped            # nothing more is read (the peer's close frame came, or its fault)
     # what next_message() found
     cdef readonly object payload        # memoryview, good until the next call of next_message() or feed()
     cdef Py_ssize_t whole_at            # where the message lies in what is lent; -1: it does not, or is viewed already
+    cdef uint8_t control[125]           # a control frame's payload when it comes in pieces (last: it is seldom touched)
 
     def __init__(self, uint64_t max_message, bint masked=True, uint32_t max_fragments=1 << 17):
         self.max_message = max_message
@@ -132,10 +132,14 @@ cdef class FrameParser:
         """Lend the first `n` bytes of `buffer`.  All earlier bytes must have been consumed: next_message() gave -1."""
         if n < 0 or n > buffer.size:
             raise ValueError("more bytes than the buffer holds")
+        self.take_in(buffer, n)
+
+    cdef inline int take_in(self, ReceiveBuffer buffer, Py_ssize_t n) except -1:
         if self.at != self.end and not self.stopped:
             raise ValueError("the bytes of the last feed() are not consumed yet")
         self.lend(buffer, n)
         self.received += n
+        return 0
 
     cdef inline int lend(self, ReceiveBuffer buffer, Py_ssize_t n) except -1:
         if buffer is not self.lent:
@@ -203,24 +207,25 @@ cdef class FrameParser:
 
     def deliver(self, on_message, on_control):
         """Call on_message(opcode, payload) or on_control(opcode, payload) for all that is whole, in order."""
-        while self.step(on_message, on_control):
+        while self.step(<PyObject*>on_message, <PyObject*>on_control):
             pass
 
-    cdef bint step(self, on_message, on_control, Intake intake=None, int64_t now=0) except -1:
+    cdef bint step(self, PyObject *on_message, PyObject *on_control, Intake intake=None, int64_t now=0) except -1:
         """Hands over one message or control frame; False when the bytes ran out or nothing more is to be read.
 
-        What `intake` takes nobody else hears of; `now`: ns, when it came.
+        What `intake` takes nobody else hears of; `now`: ns, when it came.  The callbacks are borrowed: to count a
+        reference would bring each into the cache for every frame that needs neither.
         """
         cdef int opcode = self.find_message()
         if opcode == NEED_MORE:
             return False
         if opcode & 0x8:
-            on_control(opcode, self.payload)
+            (<object>on_control)(opcode, self.payload)
         elif not self.muted:
             if intake is not None and self.offer(intake, opcode, now):
                 return True
             self.view_whole()
-            on_message(opcode, self.payload)
+            (<object>on_message)(opcode, self.payload)
         return True
 
     cdef bint offer(self, Intake intake, int opcode, int64_t now) except -1:

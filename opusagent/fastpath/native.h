@@ -65,6 +65,12 @@ static inline int64_t oa_now(void)     /* ns, CLOCK_MONOTONIC, as time.monotonic
     return t.tv_sec * INT64_C(1000000000) + t.tv_nsec;
 }
 
+/* What is at `p` will be wanted soon: the memory is asked for it while something else is done. */
+static inline void oa_soon(const void *p, size_t n)
+{
+    for (size_t i = 0; i < n; i += 64) __builtin_prefetch((const char *)p + i);
+}
+
 static inline int leading_zeros(uint64_t x) { return __builtin_clzll(x); }
 static inline uint64_t oa_load(const uint64_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
 static inline void oa_store(uint64_t *p, uint64_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }

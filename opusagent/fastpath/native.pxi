@@ -7,6 +7,7 @@ cdef extern from "fastpath/native.h":
     uint32_t oa_rotate(uint32_t key, unsigned int offset) noexcept nogil
     bint oa_utf8_push(oa_utf8 *s, const uint8_t *p, size_t n) noexcept nogil
     int64_t oa_now() noexcept nogil
+    void oa_soon(const void *p, size_t n) noexcept nogil
     int leading_zeros(uint64_t x) noexcept nogil
     uint64_t oa_load(const uint64_t *p) noexcept nogil
     void oa_store(uint64_t *p, uint64_t v) noexcept nogil
