@@ -12,10 +12,11 @@ import orjson
 
 from ... import ProtocolError
 from ..._fastpath import Resampler
-from .. import (ASK_CANCEL, ASK_COMMIT, ASK_DISCARD, ASK_RESPOND, ASK_TRUNCATED, ASK_UPDATE, RECOGNITION,
-                SPEECH_STARTED, SPEECH_STOPPED, TEXT, Ask, Audio, Dtmf, Start, digit_of, facts_of)
+from .. import (ASK_CANCEL, ASK_COMMIT, ASK_DISCARD, ASK_RESPOND, ASK_UPDATE, RECOGNITION, SPEECH_STARTED,
+                SPEECH_STOPPED, TEXT, Ask, Audio, Dtmf, Start, digit_of, facts_of)
 from ..payload import L16, PCMA, PCMU, Payload
 from . import settings
+from .edits import EDITS
 from .items import Item, Items, read_item
 from .names import beta
 from .response import Response
@@ -61,7 +62,7 @@ class OpenAIRealtime:
         kind = "transcription" if query.get("intent") == "transcription" else "realtime"
         self.session = DEFAULTS | {"type": kind, "id": f"sess_{self._stem or 1}", "model": query.get("model", "")}
         self.items = Items()
-        self.response = Response(self.emit, self._name, self._add)
+        self.response = Response(self.emit, self.named, self._add)
         self.limits = (1, 1)                    # calls that this server takes at once, and how many more it would
         self.waiting = 0                        # responses that were asked for and have not begun
         self.appended = 0                       # samples of all audio that came, at the rate of the input's format
@@ -85,7 +86,7 @@ class OpenAIRealtime:
         self.emit("error", error={"type": "invalid_request_error", "code": fault.code, "message": fault.message,
                                   "param": fault.param, "event_id": event_id or self._client_event})
 
-    def _name(self, what: str) -> str:
+    def named(self, what: str) -> str:
         if what == "conv":
             return f"conv_{self._stem or 1}"
         self._names += 1
@@ -111,7 +112,7 @@ class OpenAIRealtime:
         self.emit("session.created", session=self.session)
         if self._beta:
             self.emit("conversation.created",
-                      conversation={"id": self._name("conv"), "object": "realtime.conversation"})
+                      conversation={"id": self.named("conv"), "object": "realtime.conversation"})
         return Start(self._query.get("call_id", ""),
                      {name: value for name, value in self._query.items() if name not in OURS})
 
@@ -264,53 +265,6 @@ class OpenAIRealtime:
         digit = digit_of(message.get("event"))
         return Dtmf(digit) if digit else self.refuse(Fault("invalid_value", "event must be one key.", "event"))
 
-    def _create_item(self, message: dict) -> None:
-        item = read_item(message.get("item"), self._name("item"))
-        after = message.get("previous_item_id")
-        if not isinstance(item, Fault):
-            if self.items.find(item.id) is not None:
-                item = Fault("item_create_item_exists", "There is an item of this id already.", "item.id")
-            elif after not in (None, "root") and self.items.find(after) is None:
-                item = Fault("item_create_previous_item_not_found", "There is no such item to follow.",
-                             "previous_item_id")
-        if isinstance(item, Fault):
-            return self.refuse(item)
-        self.items.add(item, after)
-        self.emit("conversation.item.added", previous_item_id=self.items.before(item), item=item.wire())
-        self.emit("conversation.item.done", previous_item_id=self.items.before(item), item=item.wire())
-
-    def _find(self, message: dict, verb: str) -> Item | None:
-        item = self.items.find(message.get("item_id"))
-        if item is None:
-            self.refuse(Fault(f"item_{verb}_invalid_item_id", "There is no item of this id.", "item_id"))
-        return item
-
-    def _retrieve_item(self, message: dict) -> None:
-        if (item := self._find(message, "retrieve")) is not None:
-            self.emit("conversation.item.retrieved", item=item.wire())
-
-    def _delete_item(self, message: dict) -> None:
-        if (item := self._find(message, "delete")) is not None:
-            self.items.order.remove(item)
-            self.emit("conversation.item.deleted", item_id=item.id)
-
-    def _truncate_item(self, message: dict) -> Ask | None:
-        if (item := self._find(message, "truncate")) is None:
-            return None
-        ms, has = message.get("audio_end_ms"), int(item.audio_ms)
-        if item.part != "output_audio":
-            return self.refuse(Fault("invalid_value", "Only a message of the agent's audio can be cut.", "item_id"))
-        if message.get("content_index", 0) != 0:
-            return self.refuse(Fault("invalid_value", "An item has one part: content_index is 0.", "content_index"))
-        if type(ms) is not int or not 0 <= ms <= has:
-            return self.refuse(Fault("invalid_value", f"audio_end_ms must be a whole number from 0 to {has}, the "
-                                     "milliseconds of its audio.", "audio_end_ms"))
-        if self.response.active and item is self.response.message:
-            self.finish("cancelled", {"reason": "client_cancelled"})
-        item.truncate(ms)
-        self.emit("conversation.item.truncated", item_id=item.id, content_index=0, audio_end_ms=ms)
-        return Ask(ASK_TRUNCATED, {"item_id": item.id})
-
     def _ask_response(self, message: dict) -> Ask | None:
         request = message.get("response")
         request = {} if request is None else request
@@ -385,21 +339,21 @@ class OpenAIRealtime:
     def _speech_started(self) -> None:
         if self._speech is not None:
             return
-        self._speech = self._name("item")
+        self._speech = self.named("item")
         if self.detector is not None:
             start = max(0, self._at_ms - self.detector.get("prefix_padding_ms", 300))
             self.emit("input_audio_buffer.speech_started", audio_start_ms=start, item_id=self._speech)
 
     def _speech_stopped(self) -> None:
         """The turn is over: its audio is committed as an item."""
-        name = self._speech or self._name("item")
+        name = self._speech or self.named("item")
         if self._speech is not None and self.detector is not None:
             self.emit("input_audio_buffer.speech_stopped", audio_end_ms=self._at_ms, item_id=name)
         self._commit_as(name)
 
     def timed_out(self, silence_ms: int) -> None:
         """Nobody has spoken for as long as the client said: the silence is a turn of its own."""
-        name = self._name("item")
+        name = self.named("item")
         self.emit("input_audio_buffer.timeout_triggered", item_id=name, audio_end_ms=self._at_ms,
                   audio_start_ms=max(0, self._at_ms - silence_ms))
         self._commit_as(name)
@@ -435,10 +389,7 @@ READ = {
     "input_audio_buffer.commit": OpenAIRealtime._commit,
     "input_audio_buffer.clear": OpenAIRealtime._clear,
     "input_audio_buffer.dtmf": OpenAIRealtime._dtmf,
-    "conversation.item.create": OpenAIRealtime._create_item,
-    "conversation.item.retrieve": OpenAIRealtime._retrieve_item,
-    "conversation.item.truncate": OpenAIRealtime._truncate_item,
-    "conversation.item.delete": OpenAIRealtime._delete_item,
+    **EDITS,
     "response.create": OpenAIRealtime._ask_response,
     "response.cancel": OpenAIRealtime._ask_cancel,
     "output_audio_buffer.clear": OpenAIRealtime._clear_output,
