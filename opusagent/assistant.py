@@ -6,7 +6,7 @@ Dialogue's does not, until it is committed.
 import secrets
 
 from .dialects import OpenAIRealtime
-from .dialects.realtime.chat import chat, functions
+from .dialects.realtime.chat import chat, functions, needs
 from .engines.continuing import GoingOn
 from .flow import Expect, Reply, Waits
 from .flow.dialogue import ANSWER, BEGIN, DTMF, SILENCE
@@ -152,7 +152,7 @@ class ClientModel:
         settings = response.settings if response.active else call.dialect.session
         tools = functions(settings["tools"], settings["tool_choice"]) if call.assistant else ()
         spoken, most = settings["output_modalities"] == ["audio"], settings["max_output_tokens"]
-        asked = (tools,) if tools else flow_tools
+        asked = (tools, *needs(settings["tool_choice"])) if tools else flow_tools
         async for piece in self.llm.reply(messages, *asked):
             if not (call.assistant or isinstance(piece, str)):
                 yield piece                             # a tool of the flow's, which is not the client's business

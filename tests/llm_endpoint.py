@@ -16,7 +16,7 @@ KEY = "sk-test-0123456789abcdefABCDEF"
 AUDIO_RATE = 24000              # Hz of audio/speech as PCM
 
 NUMBER, TEXT, FLAG, LIST = (int, float), (str,), (bool,), (list,)
-CHAT = {"tools": (list,), "model": TEXT, "messages": LIST, "stream": FLAG, "max_tokens": NUMBER,
+CHAT = {"tools": (list,), "tool_choice": TEXT, "model": TEXT, "messages": LIST, "stream": FLAG, "max_tokens": NUMBER,
         "max_completion_tokens": NUMBER, "temperature": NUMBER}
 SPEECH = {"model": TEXT, "input": TEXT, "voice": TEXT, "response_format": TEXT, "speed": NUMBER, "instructions": TEXT}
 TRANSCRIPTION = {"file", "model", "prompt", "stream", "response_format", "language"}
@@ -252,6 +252,9 @@ def check_chat(exchange: Exchange) -> None:
     for tool in body.get("tools", ()):
         if tool["type"] != "function" or not re.fullmatch(r"[a-zA-Z0-9_-]{1,64}", tool["function"]["name"]):
             raise Refused(400, "Invalid value in 'tools'", param="tools")
+    if body.get("tool_choice", "auto") not in ("auto", "none", "required") or (
+            "tool_choice" in body and not body.get("tools")):
+        raise Refused(400, "Invalid value in 'tool_choice'", param="tool_choice")
     if not (0 <= body.get("temperature", 1) <= 2 and body.get("max_tokens", 1) >= 1):
         raise Refused(400, "a number is out of range")
 

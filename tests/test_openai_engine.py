@@ -150,6 +150,18 @@ def test_a_function_call_comes_last(run, chunks, said, call):
     assert "".join(text) == said and last == call
 
 
+@pytest.mark.parametrize("more, said", [
+    ((TOOLS, "required"), {"tools": list(TOOLS), "tool_choice": "required"}), ((TOOLS, "auto"), {"tools": list(TOOLS)}),
+    ((TOOLS,), {"tools": list(TOOLS)}), (((), "required"), {}), ((), {})])
+def test_a_model_is_told_that_it_must_call_a_function(run, more, said):
+    async def scenario():
+        async with model(begins(completion("Well."), "[DONE]", then=Exchange.end)) as (endpoint, llm):
+            assert [piece async for piece in llm.reply(MESSAGES, *more)]
+            body = endpoint.seen[0].body
+            assert {name: body[name] for name in ("tools", "tool_choice") if name in body} == said
+    run(scenario())
+
+
 # -- what goes wrong ---------------------------------------------------------------------------------------------------
 
 HTML = "<!doctype html><title>Sign in</title>"

@@ -367,6 +367,26 @@ def test_a_model_that_did_not_hear_the_caller_is_told_the_words(run):
     assert text == "On Monday." and says == [("user", "When?"), ("assistant", "On Monday.")] and not refused
 
 
+@pytest.mark.parametrize("more, wanted", [((), {}), (("required",), {"tool_choice": "required"})])
+def test_an_answer_that_must_call_a_function_is_asked_for_as_such(run, more, wanted):
+    tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+
+    async def scenario():
+        model = Model(answers=deque([Answer("On Monday.")]))
+        async with LocalEndpoint() as endpoint:
+            endpoint.realtime = realtime(model.converse, [])
+            llm = Llm(Config(openai=OpenAI(base_url=endpoint.url, api_key=KEY)))
+            await llm.open()
+            try:
+                assert [piece async for piece in llm.reply(({"role": "user", "content": "When?"},), (tool,), *more)]
+            finally:
+                await llm.close()
+            asked, = (event for event in model.used[0].session.seen if event["type"] == "response.create")
+            return asked["response"], model.refused
+    response, refused = run(scenario())
+    assert response == {"output_modalities": ["text"], **wanted} and not refused
+
+
 def test_the_endpoint_s_voice_reads_what_is_scripted():
     flow = FLOW.replace('start = "hello"', 'start = "hello"\nvoice = "cedar"\nrate = 1.25\nlanguage = "en-GB"')
 

@@ -25,8 +25,9 @@ A stage of an engine is a class made from the configuration; it lives in the wor
             voice that knows its words call.on_word_ends(epoch, k, ends), before it has spoken them
             a voice is a flow.manner's name: it may say a rate and a language, too
     llm     open()
-            reply(messages, tools=())   asynchronously yields pieces of text, and last a flow.FunctionCall where the
-                                        model calls one of the tools (in OpenAI's form); EngineError
+            reply(messages, tools=(), choice="auto")    asynchronously yields pieces of text, and last a
+                                        flow.FunctionCall where the model calls one of the tools (in OpenAI's form),
+                                        as it must where the choice is "required"; EngineError
             may have of(call): the model as one call has it, with reply() as above and forget(); its pieces may be
                                         spoken.Spoken, too, each before the text that it says
 The rule: what a stage says carries the number of the utterance or the epoch it was asked for, and whoever hears it

@@ -176,13 +176,14 @@ class Conversation:
 
     # -- answers -------------------------------------------------------------------------------------------------------
 
-    async def reply(self, messages, tools, voice: str, spoken: bool) -> AsyncIterator[str | FunctionCall | Spoken]:
+    async def reply(self, messages, tools, voice: str, spoken: bool,
+                    choice: str = "auto") -> AsyncIterator[str | FunctionCall | Spoken]:
         """The pieces of an answer: Spoken and then its text where it is `spoken`.  Raises EngineError."""
         tries, begun, failed = 0, False, None
         while True:
             tries += 1
             await self._ready(voice if spoken else None, failed)
-            response, session = self._ask(messages, tools, voice, spoken), self.session
+            response, session = self._ask(messages, tools, voice, spoken, choice), self.session
             try:
                 async for piece in self._pieces(response):
                     begun = begun or bool(piece)
@@ -210,7 +211,7 @@ class Conversation:
                 self.session.fail("did not end an answer that was called off")
         await self.reach(without)
 
-    def _ask(self, messages, tools, voice: str, spoken: bool) -> Response:
+    def _ask(self, messages, tools, voice: str, spoken: bool, choice: str) -> Response:
         wanted = parts(self.settings, *self.rates, voice) | {"input": self._set["input"], "tools": functions(tools),
                                                              "instructions": self._told(messages, voice)}
         if not spoken:
@@ -222,8 +223,9 @@ class Conversation:
         question = Question(endpoint.url.host, endpoint.target.model, messages) if self.counts else None
         self.response = Response(self, f"ask-{self.made}", spoken, question)
         self._settled.clear()
-        more = {} if spoken else {"response": {"output_modalities": ["text"]}}
-        self.send("response.create", event_id=self.response.asked, **more)
+        more = ({} if spoken else {"output_modalities": ["text"]}) | (
+            {"tool_choice": choice} if tools and choice != "auto" else {})
+        self.send("response.create", event_id=self.response.asked, **({"response": more} if more else {}))
         self.awaits()
         return self.response
 

@@ -44,8 +44,8 @@ class Llm:
     async def close(self) -> None:
         await self.endpoints.close()
 
-    async def reply(self, messages: tuple[dict, ...],
-                    tools: tuple[dict, ...] = ()) -> AsyncIterator[str | FunctionCall]:
+    async def reply(self, messages: tuple[dict, ...], tools: tuple[dict, ...] = (),
+                    choice: str = "auto") -> AsyncIterator[str | FunctionCall]:
         """The pieces of the answer as they come; an empty one means that another endpoint goes on with it, or that a
         function call begins.  The call itself, if there is one, comes last.
 
@@ -54,11 +54,12 @@ class Llm:
         self.hedging.begin()
         said: list[str] = []
         asked: list[Endpoint] = []
+        offer = {"tools": tools} | ({"tool_choice": choice} if choice != "auto" else {}) if tools else {}
         endpoint = self.endpoints.first()
         while True:
             sofar = "".join(said)
             new = Continuing(sofar) if said else None
-            attempt, text = await self._race(endpoint, going_on(messages, sofar) if said else messages, tools, asked)
+            attempt, text = await self._race(endpoint, going_on(messages, sofar) if said else messages, offer, asked)
             watch = Watch(self._gap(attempt.endpoint, asked))
             try:
                 if new is not None:
@@ -96,9 +97,9 @@ class Llm:
                 await attempt.pieces.aclose()
             yield ""
 
-    async def _race(self, endpoint: Endpoint, messages: tuple[dict, ...], tools: tuple[dict, ...],
+    async def _race(self, endpoint: Endpoint, messages: tuple[dict, ...], offer: dict,
                     asked: list[Endpoint]) -> tuple[Attempt, str]:
-        race = Race(self.endpoints, self.hedging, lambda each: Stream(each, self.settings, messages, tools),
+        race = Race(self.endpoints, self.hedging, lambda each: Stream(each, self.settings, messages, offer),
                     self.settings.first_token_seconds, asked)
         return await race.run(endpoint)
 
@@ -120,19 +121,19 @@ class Llm:
 
 
 class Stream:
-    """One endpoint's answer: `pieces` of it, and what they have come to."""
+    """One endpoint's answer: `pieces` of it, and what they have come to; `offer` is what a chat says of tools."""
 
     __slots__ = ("completion", "pieces")
 
-    def __init__(self, endpoint: Endpoint, settings: OpenAI, messages: tuple[dict, ...], tools: tuple[dict, ...] = ()):
+    def __init__(self, endpoint: Endpoint, settings: OpenAI, messages: tuple[dict, ...], offer: dict):
         self.completion = Completion()
-        self.pieces = self._read(endpoint, settings, messages, tools)
+        self.pieces = self._read(endpoint, settings, messages, offer)
 
     async def _read(self, endpoint: Endpoint, settings: OpenAI, messages: tuple[dict, ...],
-                    tools: tuple[dict, ...]) -> AsyncIterator[str]:
+                    offer: dict) -> AsyncIterator[str]:
         model = endpoint.target.model
         body = {"model": model, "messages": messages, "stream": True, "max_tokens": settings.max_tokens,
-                "temperature": settings.temperature, **({"tools": tools} if tools else {}),
+                "temperature": settings.temperature, **offer,
                 **({"stream_options": {"include_usage": True}} if settings.count_tokens else {})}
         question = self.completion.question = Question(endpoint.url.host, model, messages)
         async with endpoint.post("/chat/completions", body, STREAM, what=model) as answer:

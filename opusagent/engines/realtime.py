@@ -130,11 +130,11 @@ class Llm:
         """The model as one call has it; `call.speaks` is the voice of the reply that is being made."""
         return Model(self.calls, call)
 
-    async def reply(self, messages, tools=()) -> AsyncIterator[str | FunctionCall]:
+    async def reply(self, messages, tools=(), choice="auto") -> AsyncIterator[str | FunctionCall]:
         """For who cannot play what it says: in text, over a session of its own."""
         conversation = Conversation(self.calls.reserve, self.calls.settings)
         try:
-            async with aclosing(conversation.reply(messages, tools, "", False)) as pieces:
+            async with aclosing(conversation.reply(messages, tools, "", False, choice)) as pieces:
                 async for piece in pieces:
                     yield piece
         finally:
@@ -154,9 +154,9 @@ class Model:
         self.calls = calls
         self.call = call
 
-    async def reply(self, messages, tools=()) -> AsyncIterator[str | FunctionCall | Spoken]:
+    async def reply(self, messages, tools=(), choice="auto") -> AsyncIterator[str | FunctionCall | Spoken]:
         conversation = self.calls.of(self.call.slot)
-        async with aclosing(conversation.reply(messages, tools, self.call.speaks, True)) as pieces:
+        async with aclosing(conversation.reply(messages, tools, self.call.speaks, True, choice)) as pieces:
             async for piece in pieces:
                 yield piece
 

@@ -87,8 +87,8 @@ class Llm:
     async def close(self) -> None:
         pass
 
-    async def reply(self, messages: tuple[dict, ...],
-                    tools: tuple[dict, ...] = ()) -> AsyncIterator[str | FunctionCall]:
+    async def reply(self, messages: tuple[dict, ...], tools: tuple[dict, ...] = (),
+                    choice: str = "auto") -> AsyncIterator[str | FunctionCall]:
         said = messages[-1]["content"]
         text, call = next((answer for pattern, *answer in self.rules if pattern.search(said)), (NO_MODEL, None))
         await asyncio.sleep(self.settings.llm_first_ms / 1000)

@@ -54,3 +54,8 @@ def functions(tools: list[dict], choice) -> tuple[dict, ...]:
     return tuple({"type": "function", "function": {name: tool[name] for name in ("name", "description", "parameters")
                                                    if tool.get(name) is not None}}
                  for tool in tools if wanted in (None, tool["name"]))
+
+
+def needs(choice) -> tuple[str, ...]:
+    """Whether one of those must be called, as a chat completion is told so: there is but one where it was named."""
+    return ("required",) if isinstance(choice, dict) or choice == "required" else ()
