@@ -14,7 +14,7 @@ from .fields import REPLY, fields, fill, reply_of
 from .flow import FunctionCall
 from .realtime import RealtimeCall
 
-SESSION = ("heard_by", "patience", "quiet", "silent", "behind", "greet_by", "answered")
+SESSION = ("commits", "patience", "quiet", "behind", "greet_by", "answered")
 MOST_WAITING = 20               # seconds of audio in the inbox that are kept
 RESTARTED = {"error": {"type": "server_error", "code": None, "message": "The server was restarted."}}
 
@@ -22,21 +22,28 @@ RESTARTED = {"error": {"type": "server_error", "code": None, "message": "The ser
 def kept(call: RealtimeCall) -> dict:
     made = call.made if call.mouth.turn is not None else Made()
     return fields(call, SESSION) | {
+        "heard_by": call.inbox.heard_by, "asides": [ask.details for ask in call.asides],
         "inbox": [_written(entry) for entry in _waiting(call)], "deferred": [ask.details for ask in call.deferred],
         "made": [part if isinstance(part, str) else [part.name, part.arguments, part.id] for part in made.parts],
-        "told": made.told, "limited": made.limited, "silences": list(call.silences),
+        "told": made.told, "limited": made.limited,
+        "silent": call.filled.forgotten, "silences": list(call.filled.latest),
         "last": fields(call.last, REPLY) if call.last is not None else None, "noted": call.slot.noted,
         "sends": [[opcode, payload.decode()] for opcode, payload in call.ahead.waiting] if call.ahead else []}
 
 
 def restore(call: RealtimeCall, state: dict) -> None:
     fill(call, state, SESSION)
-    call.silences.extend(state["silences"])
+    call.filled.forgotten = state["silent"]
+    call.filled.latest.extend(state["silences"])
     call.last = reply_of(state["last"]) if state["last"] is not None else None
     call.deferred.extend(Ask(ASK_RESPOND, details) for details in state["deferred"])
+    call.asides.extend(Ask(ASK_RESPOND, details) for details in state.get("asides", ()))
+    call.inbox.heard_by = state["heard_by"]
     for entry in map(_read, state["inbox"]):
-        call.inbox.append(entry)
-        call.backlog += len(entry) if isinstance(entry, np.ndarray) else 0
+        if isinstance(entry, np.ndarray):
+            call.inbox.add_audio(entry, call.slot.rate_in)
+        else:
+            call.inbox.add(entry)
     made = call.made = Made()
     made.parts = [part if isinstance(part, str) else FunctionCall(*part) for part in state["made"]]
     made.told, made.limited = state["told"], state["limited"]
@@ -60,8 +67,8 @@ def give_up(call: RealtimeCall) -> None:
 
 def _waiting(call: RealtimeCall):
     """What is in the inbox, without the oldest of too much audio."""
-    over = call.backlog - MOST_WAITING * call.slot.rate_in
-    for entry in call.inbox:
+    over = call.inbox.samples - MOST_WAITING * call.slot.rate_in
+    for entry in call.inbox.entries:
         if over > 0 and isinstance(entry, np.ndarray):
             over -= len(entry)
         else:

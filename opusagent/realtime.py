@@ -10,7 +10,6 @@ import math
 from collections import deque
 from dataclasses import replace
 
-import numpy as np
 import orjson
 
 from . import journal
@@ -19,25 +18,28 @@ from .call import Call
 from .dialects import (ASK_CANCEL, ASK_COMMIT, ASK_DISCARD, ASK_RESPOND, ASK_TRUNCATED, ASK_UPDATE, RECOGNITION,
                        SPEECH_STARTED, SPEECH_STOPPED, Ask, Audio, Dtmf)
 from .dialects.realtime.settings import Fault
+from .filled import Filled
 from .flow import FREE, Dialogue, Reply, Waits
 from .flow.dialogue import ANSWER, NO_MATCH, SILENCE
 from .flow.expect import clip
+from .inbox import INBOX_SECONDS, Inbox
 from .journal import noted
 from .pipeline import SPEAKING, Turn
 from .writeahead import WriteAhead
 
 MS = 1_000_000                  # ns
 GREETING_AFTER = 1000 * MS      # a flow begins by itself, without a word from the client, after so long
-PACE = 8                        # times as fast as it was spoken, audio is heard
-AT_ONCE = 125 * MS              # ... after as much of it as is heard in so long
-PIECE_MS = 200                  # of audio that waits
 PATIENCE = 300 * MS             # without audio, or two pieces of the client's if they are longer, but no more than
 MOST_PATIENCE = 1000 * MS
-KEPT_SILENCES = 16              # whose places are known
-INBOX_SECONDS = 120             # of audio that may wait
-INBOX_ENTRIES = 4096
 ENDED = Waits(0, 0, 0, NEVER)   # what has been said is all of it
+FULL = Fault("input_audio_buffer_full", f"More than {INBOX_SECONDS} s of audio wait to be heard: send it no faster "
+             "than that.", "audio")
 REASONS = {"barge-in": "turn_detected", "superseded": "turn_detected"}      # why a response was cut; else the client
+
+
+def beside(request: dict) -> bool:
+    """The response is to be no part of the conversation."""
+    return request.get("conversation") == "none"
 
 
 class RealtimeCall(Call):
@@ -48,15 +50,14 @@ class RealtimeCall(Call):
             connection = WriteAhead(connection, keeper.keep_now)
         self.ahead = connection if keeper is not None else None
         self.assistant = agent == "assistant"   # the client leads; otherwise the flow does
-        self.inbox: deque = deque()             # Audio as arrays, and Asks
-        self.backlog = 0                        # samples in it
-        self.heard_by = 0                       # ns: until when what was heard keeps the recogniser busy
+        self.inbox = Inbox()
         self.deferred: deque[Ask] = deque(maxlen=16)    # responses asked for while a turn is being recognised
+        self.asides: deque[Ask] = deque()       # ... and those beside the conversation, which wait for one in it
+        self.commits = False                    # the client has ended the turn, so it asks for the answer, too
         self.made = Made()                      # of the reply being spoken, or held
         self.patience = PATIENCE                # ns without audio, after which the caller is silent
         self.quiet = False                      # that has been so long ago
-        self.silent = 0                         # samples of our own silence in the slot, but for
-        self.silences: deque = deque()          # [start, samples] of the latest
+        self.filled = Filled()
         self.behind = 0                         # ns: what was sent before this reply is still being heard for so long
         self.greet_by = 0                       # ns: when the flow begins by itself; 0: it has, or never will
         self.last: Reply | None = None
@@ -97,13 +98,11 @@ class RealtimeCall(Call):
         if event is None or self.done or self.slot is None:
             return
         if isinstance(event, Audio):
-            pcm = event.pcm if self.ear.resampler is None else self.ear.resampler.push(event.pcm)
-            self._take(pcm)
+            if not self._take(event.pcm if self.ear.resampler is None else self.ear.resampler.push(event.pcm)):
+                self.dialect.refuse(FULL, self.dialect.name_of(payload))
         elif event.__class__ is Ask and event.what == ASK_CANCEL:
             self._cancel()
-        elif len(self.inbox) < INBOX_ENTRIES:
-            self.inbox.append(event)
-        else:
+        elif not self.inbox.add(event):
             self.dialect.refuse(Fault("rate_limit_exceeded", "Too much waits for the end of a turn."))
         self._work(self.server.now)
         self.mouth.out.answers()
@@ -112,35 +111,32 @@ class RealtimeCall(Call):
         if self.ahead is not None and (self.inbox or not isinstance(event, Audio)):
             self.ahead.soon()
 
-    def _take(self, pcm) -> None:
-        """Audio, into the inbox: in pieces, if it is long."""
-        if self.backlog + len(pcm) > INBOX_SECONDS * self.slot.rate_in or len(self.inbox) >= INBOX_ENTRIES:
-            return self.dialect.refuse(Fault("input_audio_buffer_full", f"More than {INBOX_SECONDS} s of audio wait "
-                                             "to be heard: send it no faster than that.", "audio"))
+    def _take(self, pcm) -> bool:
+        """Audio, into the inbox; False: that is full."""
+        rate = self.slot.rate_in
+        if not self.inbox.add_audio(pcm, rate):
+            return False
         self.quiet = False
-        self.patience = min(max(PATIENCE, 2 * len(pcm) * 1000 * MS // self.slot.rate_in), MOST_PATIENCE)
-        pcm, most = np.array(pcm), PIECE_MS * self.slot.rate_in // 1000
-        self.inbox.extend(pcm[at:at + most] for at in range(0, len(pcm), most))
-        self.backlog += len(pcm)
+        self.patience = min(max(PATIENCE, 2 * len(pcm) * 1000 * MS // rate), MOST_PATIENCE)
+        return True
 
     def _work(self, now: int) -> None:
         """Through the inbox, as far as the recogniser can follow."""
-        while self.inbox and self.heard_by <= now and not self._must_wait(self.inbox[0]):
-            entry = self.inbox.popleft()
-            if isinstance(entry, np.ndarray):
-                self.backlog -= len(entry)
-                self.heard_by = max(self.heard_by, now - AT_ONCE) + len(entry) * 1000 * MS // (PACE * self.slot.rate_in)
-                self._hear_client(entry, now)
-            elif entry.__class__ is Dtmf:
+        inbox = self.inbox
+        while inbox and inbox.ready(now) and not self._must_wait(inbox.entries[0]):
+            entry = inbox.take(now, self.slot.rate_in)
+            if entry.__class__ is Dtmf:
                 self.on_dtmf(entry)
-            else:
+            elif entry.__class__ is Ask:
                 ON_ASK[entry.what](self, **entry.details)
+            else:
+                self._hear_client(entry, now)
             if self.slot is None or self.done:
-                self.inbox.clear()
+                inbox.clear()
 
     def _must_wait(self, entry) -> bool:
         """The turn that the client has ended is still being recognised, and this belongs to the next one."""
-        mine = isinstance(entry, np.ndarray) or entry.__class__ is Ask and entry.what == ASK_COMMIT
+        mine = entry.__class__ not in (Ask, Dtmf) or entry.__class__ is Ask and entry.what == ASK_COMMIT
         return bool(self.ear.final_by) and self.dialect.detector is None and mine
 
     def _hear_client(self, pcm, now: int) -> None:
@@ -173,22 +169,27 @@ class RealtimeCall(Call):
         detector = self.dialect.detector
         threshold = detector and detector.get("threshold", 0.5)
         self.turns.hear_from(self.server.config.turns.threshold if threshold in (None, 0.5) else threshold)
-        voice = self.dialect.session["audio"]["output"]["voice"]
+        self._speak_as(self.dialect.session)
+
+    def _speak_as(self, settings: dict) -> None:
+        voice = settings["audio"]["output"]["voice"]
         if self.assistant and self.server.config.tts == "openai" and isinstance(voice, str):
             self.mouth.stage.voice = voice
 
     def _commit(self) -> None:
-        """The caller's turn ends here, whatever the detector thinks."""
+        """The caller's turn ends here, whatever the detector thinks, and is not answered unless the client asks."""
         if self.dialect.detector is not None and self.mouth.turn is not None:
             self._stop_talking("barge-in")
             self._follow(self.turns.agent_done())
         if self.ear.hearing and self.dialect.detector is not None:
+            self.commits = True
             self.turns.expect(ENDED)
             return self._follow(self.turns.judge(FREE))
         if self.ear.final_by:
             return                              # the detector was faster
         if not self.ear.hearing:
             self._listen(self.ear.floor)
+        self.commits = True
         position, counts = self.slot.written, self.ear.hearing
         self.dialect.at(self._ms(position))
         self._end_of_turn(position)
@@ -204,8 +205,9 @@ class RealtimeCall(Call):
 
     def _respond(self, request: dict, event_id: str) -> None:
         """The client wants a response to what there is."""
-        if self.ear.final_by:
-            return self.deferred.append(Ask(ASK_RESPOND, {"request": request, "event_id": event_id}))
+        if self.ear.final_by or self.dialect.response.active and beside(request):
+            waiting = self.asides if beside(request) else self.deferred
+            return waiting.append(Ask(ASK_RESPOND, {"request": request, "event_id": event_id}))
         if not self.dialect.response.active:
             self._hear_out()
         if self.dialect.respond(request, event_id):
@@ -238,10 +240,11 @@ class RealtimeCall(Call):
                 self._stop_talking("cancelled")
                 return self._follow(self.turns.agent_done())
             return self._finish("cancelled", {"reason": "client_cancelled"})
-        waiting = [entry for entry in (*self.deferred, *self.inbox)
+        waiting = [entry for entry in (*self.deferred, *self.asides, *self.inbox.entries)
                    if entry.__class__ is Ask and entry.what == ASK_RESPOND]
         self.deferred.clear()
-        self.inbox = deque(entry for entry in self.inbox if not any(entry is one for one in waiting))
+        self.asides.clear()
+        self.inbox.take_out(waiting)
         for ask in waiting:
             if self.dialect.respond(**ask.details):
                 self._finish("cancelled", {"reason": "client_cancelled"})
@@ -266,6 +269,7 @@ class RealtimeCall(Call):
             return self._go_on_listening()      # the client has ended a turn too early
         if self.assistant and turn is not None and turn.reply.interruptible and self.dialect.detector is not None:
             self._stop_talking("barge-in")
+        self.commits = False
         super()._listen(position)
 
     def _follow(self, events) -> None:
@@ -275,8 +279,7 @@ class RealtimeCall(Call):
 
     def _ms(self, position: int) -> float:
         """A position of the slot in what the client has sent."""
-        ours = sum(min(count, max(0, position - start)) for start, count in self.silences)
-        return (position - self.silent - ours) * 1000 / self.slot.rate_in
+        return self.filled.without(position) * 1000 / self.slot.rate_in
 
     def hear_silence(self, now: int) -> None:
         """Clients send audio in pieces of any length: that none came for as long as one of them is no silence yet."""
@@ -288,12 +291,7 @@ class RealtimeCall(Call):
         self.quiet = True
         before = self.slot.written
         super().hear_silence(now)
-        if self.silences and sum(self.silences[-1]) == before:
-            self.silences[-1][1] += self.slot.written - before
-        else:
-            self.silences.append([before, self.slot.written - before])
-        if len(self.silences) > KEPT_SILENCES:
-            self.silent += self.silences.popleft()[1]
+        self.filled.add(before, self.slot.written - before)
 
     def _go_on_listening(self) -> None:
         if self.mouth.turn is not None and not self.transaction.revocable:
@@ -313,12 +311,13 @@ class RealtimeCall(Call):
 
     def _reply(self, reply: Reply | None) -> None:
         """The call has something to say by itself, if it may."""
+        commits, self.commits = self.commits, False
         if self.deferred:
             while self.deferred:
                 self._respond(**self.deferred.popleft().details)
             return
         unsaid = self.assistant and reply is not None and reply.kind == ANSWER and not reply.caller
-        if reply is None or unsaid or not self.dialect.creates:
+        if reply is None or unsaid or commits or not self.dialect.creates:
             self.mouth.forget()
             self.ledger.finish()
             self.turns.expect(self.dialogue.expect.waits)
@@ -337,6 +336,7 @@ class RealtimeCall(Call):
             reply = replace(reply, interruptible=False)
         self.last = reply
         response = self.dialect.response
+        self._speak_as(response.settings)
         if not response.audible and reply.say:
             self.made = Made()
             self.made.parts.append(" ".join(reply.say))
@@ -380,6 +380,8 @@ class RealtimeCall(Call):
         self._work(now)
         if self.greet_by and now > self.greet_by:
             self._greet()
+        if self.asides and not self.ear.final_by and not self.dialect.response.active:
+            self._respond(**self.asides.popleft().details)
         mouth = self.mouth
         if mouth.turn is not None and mouth.turn.state is not SPEAKING and mouth.playout.spent and not mouth.out.late:
             self._sent(mouth.turn)
@@ -387,7 +389,7 @@ class RealtimeCall(Call):
         self.due = min(self.due, self._next_due())
 
     def _next_due(self) -> int:
-        by = 0 if self.inbox or self.dialect.response.active else self.greet_by or math.inf
+        by = 0 if self.inbox or self.asides or self.dialect.response.active else self.greet_by or math.inf
         return min(super()._next_due(), by)
 
     def _tell(self, turn: Turn, spoken: bool = False) -> None:

@@ -23,7 +23,8 @@ from opusagent.credentials import Key
 from opusagent.dialects import CALLERS, TEXT
 from opusagent.dialects.realtime.chat import chat, functions
 from opusagent.dialects.realtime.items import MOST, MOST_TEXT, Item, Items
-from opusagent.realtime import INBOX_SECONDS, RealtimeCall
+from opusagent.inbox import INBOX_SECONDS
+from opusagent.realtime import RealtimeCall
 from test_dialects import ALIEN, RECORDED
 
 FLOW = """
@@ -312,6 +313,131 @@ def test_a_response_asked_for_while_the_turn_is_recognised_waits_for_that():
     assert call.said == ["Well."] and asked(call) == [("user", "hello")]
 
 
+def test_a_commit_ends_the_turn_and_asks_for_no_answer_where_the_server_detects_turns_too():
+    async def told():
+        call = Client.of_model("Well.", update={"transcription": {"model": "any"}})
+        call.speech(600, "hello")
+        call.does("input_audio_buffer.commit")
+        await call.thinks(300)
+        kinds = [event.type for event in call.events]
+        call.does("response.create")
+        await call.thinks()
+        call.silence(2000)
+        call.speech(600, "and then?")           # the next turn is the detector's again
+        call.silence(700)
+        await call.thinks()
+        return call, kinds
+    call, kinds = asyncio.run(told())
+    assert kinds[-6:] == [
+        "input_audio_buffer.speech_stopped", "input_audio_buffer.committed", "conversation.item.added",
+        "conversation.item.done", "conversation.item.input_audio_transcription.delta",
+        "conversation.item.input_audio_transcription.completed"]
+    assert call.said == ["Well.", "Well."] and asked(call)[-1] == ("user", "and then?") and not call.errors
+
+
+def test_a_flow_answers_a_turn_that_the_client_has_ended_when_it_is_asked():
+    call = Client()
+    call.silence(3000)
+    call.speech(600, "ten of clubs")
+    call.does("input_audio_buffer.commit")
+    call.silence(1000)
+    assert len(call.said) == 1 and call.state == "card"
+    call.does("response.create")
+    call.silence(20)
+    assert call.said[1] == "Thank you. And which other one?" and call.state == "more"
+
+
+def test_a_response_beside_the_conversation_waits_for_the_one_that_is_on_its_way():
+    async def told():
+        call = Client.of_model("One two three.")
+        call.studio.llm.free.clear()
+        call.writes("count")
+        call.does("response.create")
+        await call.thinks(20)
+        call.does("response.create", event_id="aside", response={
+            "conversation": "none", "output_modalities": ["text"], "metadata": {"topic": "language"}, "input": []})
+        call.does("response.create", event_id="second")
+        call.studio.llm.free.set()
+        await call.thinks()
+        return call
+    call = asyncio.run(told())
+    assert [(event.error["event_id"], event.error["code"]) for event in call.of("error")] == [
+        ("second", "conversation_already_has_active_response")]
+    first, aside = [event.response for event in call.of("response.done")]
+    assert first["metadata"] is None and first["conversation_id"] and aside["conversation_id"] is None
+    assert aside["metadata"] == {"topic": "language"} and aside["output"][0]["content"][0]["text"] == "One two three."
+    kinds = [event.type for event in call.events]
+    after = kinds[kinds.index("response.done"):]
+    assert after == ["response.done", "rate_limits.updated", "response.created", "response.output_item.added",
+                     "response.content_part.added", "response.output_text.delta", "response.output_text.done",
+                     "response.content_part.done", "response.output_item.done", "response.done", "rate_limits.updated"]
+
+
+def test_a_response_beside_the_conversation_waits_for_the_turn_and_is_not_its_answer():
+    async def told():
+        call = Client.of_model("Well.")
+        call.studio.stt.silent = True
+        call.speech(600, "")
+        call.silence(700)
+        call.does("response.create", response={"conversation": "none", "metadata": {"aside": "yes"}})
+        await call.thinks(50)
+        assert not call.of("response.created")
+        call.call.ear.on_final(call.call.ear.utterance, "hello", 1.0)
+        await call.thinks(1000)
+        return call
+    call = asyncio.run(told())
+    assert [event.response["metadata"] for event in call.of("response.done")] == [None, {"aside": "yes"}]
+
+
+def test_a_response_has_the_format_that_it_was_asked_for_in():
+    async def told():
+        call = Client.of_model("One two three four.")
+        call.writes("count")
+        for wanted in ({"type": "audio/pcm", "rate": 24000}, {"type": "audio/pcma"}, None):
+            after = len(call.of("response.output_audio.delta"))
+            call.does("response.create", response={"audio": {"output": {"format": wanted}}} if wanted else {})
+            await call.thinks()
+            made = b"".join(base64.b64decode(event.delta) for event in call.of("response.output_audio.delta")[after:])
+            formats.append((call.last("response.done").response["audio"]["output"]["format"], len(made)))
+    formats = []
+    asyncio.run(told())
+    assert formats == [({"type": "audio/pcm", "rate": 24000}, 6 * 1600), ({"type": "audio/pcma"}, 1600),
+                       (PCMU, 1600)]
+
+
+def test_an_error_has_the_name_of_the_event_that_it_is_of():
+    call = Client.of_model(update={"turn_detection": None})
+    minutes = base64.b64encode(bytes([0xFF]) * 8000 * 60).decode()
+    for name in ("a1", "a2", "a3"):
+        call.does("input_audio_buffer.append", audio=minutes, event_id=name)
+    call.does("input_audio_buffer.append", audio=minutes)
+    assert [event.error["event_id"] for event in call.of("error")] == ["a3", None]
+    assert set(call.errors) == {"input_audio_buffer_full"}
+
+
+@pytest.mark.parametrize("choice, wanted", [
+    ("auto", (["f", "g"],)), ("none", ()), ("required", (["f", "g"], "required")),
+    ({"type": "function", "name": "g"}, (["g"], "required"))])
+def test_a_model_learns_which_function_must_be_called(choice, wanted):
+    offered = []
+
+    class Llm:
+        async def reply(self, messages, *more):
+            offered.append(more)
+            yield "Well."
+
+    async def told():
+        call = Client.of_model()
+        call.call.mouth.stage.llm.llm = Llm()
+        call.does("session.update", session={"tools": [{"type": "function", "name": name} for name in "fg"]})
+        call.writes("do it")
+        call.does("response.create", response={"tool_choice": choice})
+        await call.thinks(20)
+    asyncio.run(told())
+    (tools, *rest), = offered or [()]
+    assert ([tool["function"]["name"] for tool in tools], *rest) == wanted if wanted else not tools
+
+
 def test_what_waits_is_cancelled_too():
     async def told():
         call = Client.of_model("Well.", update={"turn_detection": None})
@@ -331,9 +457,9 @@ def test_audio_may_come_faster_than_it_is_spoken_and_not_without_end():
     for _ in range(INBOX_SECONDS + 5):
         call.does("input_audio_buffer.append", audio=second)
     assert set(call.errors) == {"input_audio_buffer_full"}
-    assert call.call.backlog <= INBOX_SECONDS * 8000
+    assert call.call.inbox.samples <= INBOX_SECONDS * 8000
     call.passes(INBOX_SECONDS * 1000)
-    assert call.call.backlog == 0 and not call.call.inbox
+    assert call.call.inbox.samples == 0 and not call.call.inbox
 
 
 def test_pieces_that_come_late_are_one_utterance():
@@ -344,9 +470,9 @@ def test_pieces_that_come_late_are_one_utterance():
         call.does("input_audio_buffer.append", audio=piece)
         call.studio.hearing.run()
         call.passes(350)
-    assert not call.call.silences and call.call.slot.written == 8000
+    assert not call.call.filled.latest and call.call.slot.written == 8000
     call.passes(500)
-    assert call.call.silences, "now the caller is silent"
+    assert call.call.filled.latest, "now the caller is silent"
 
 
 def test_a_discarded_utterance_is_nobodys():
@@ -559,7 +685,7 @@ def test_whatever_is_sent_there_are_events_in_their_order_and_every_response_end
     assert not call.connection.faults
     assert len(call.of("response.created")) == len(call.of("response.done")), "a response never ended"
     assert call.connection.closed or call.call.mouth.turn is None
-    assert not call.call.inbox and call.call.backlog == 0 and not call.call.deferred
+    assert not call.call.inbox and call.call.inbox.samples == 0 and not call.call.deferred
     assert len(call.call.dialect.items.order) <= MOST
     call.call.lost(1000, "")
     assert call.studio.free == [0]

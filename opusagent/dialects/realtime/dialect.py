@@ -8,24 +8,29 @@ Not known here: audio inside items, images, tools of type mcp.  One event is our
 {"type": "input_audio_buffer.dtmf", "event": "5"}.
 The rule: whatever a client sends, out come events or an `error` event that names the offending one, never the end.
 """
+import math
+
 import orjson
 
 from ... import ProtocolError
 from ..._fastpath import Resampler
-from .. import (ASK_CANCEL, ASK_COMMIT, ASK_DISCARD, ASK_RESPOND, ASK_UPDATE, RECOGNITION, SPEECH_STARTED,
-                SPEECH_STOPPED, TEXT, Ask, Audio, Dtmf, Start, digit_of, facts_of)
+from .. import (ASK_COMMIT, ASK_DISCARD, ASK_UPDATE, RECOGNITION, SPEECH_STARTED, SPEECH_STOPPED, TEXT, Ask, Audio,
+                Dtmf, Start, digit_of, facts_of)
 from ..payload import L16, PCMA, PCMU, Payload
 from . import settings
+from .asked import ASKED, item_of
 from .edits import EDITS
-from .items import Item, Items, read_item
+from .items import Item, Items
 from .names import beta
 from .response import Response
-from .settings import DEFAULTS, REQUEST, SESSION, Fault, check, check_tools, merged
+from .settings import DEFAULTS, LOGPROBS, SESSION, TRANSCRIPTION, Fault, check, check_choice, check_tools, merged, shown
 
 ENCODINGS = {settings.PCM: L16, settings.PCMU: PCMU, settings.PCMA: PCMA}
 USUAL_AUDIO = 64 << 10          # characters of base64 up to which the memory to read it into is kept
 SHORTEST_COMMIT_MS = 100
+LONGEST_NAME = 512              # characters of an event_id that is given back
 OURS = ("model", "call_id", "beta", "intent")       # names in the query that are no facts
+BESIDE = ("conversation", "input", "metadata")      # what a request has besides settings
 AFTER_AUDIO = b'"}'
 
 
@@ -34,12 +39,26 @@ def rate_of(audio_format: dict) -> int:
     return audio_format.get("rate", 8000)
 
 
+def event_id(message: dict) -> str:
+    """The client's name for an event; "" if it has none."""
+    name = message.get("event_id")
+    return name if isinstance(name, str) and len(name) <= LONGEST_NAME else ""
+
+
+def logprobs(text: str, confidence: float) -> list[dict]:
+    """A recogniser is sure of an utterance, not of its tokens: they are one."""
+    return [{"token": text, "logprob": math.log(confidence), "bytes": list(text.encode())}
+            ] if text and confidence > 0 else []
+
+
 class OpenAIRealtime:
     """The OpenAI Realtime protocol, at /v1/realtime?model=NAME: any of its clients talks to the agent as it stands."""
 
     __slots__ = ("rate", "ignored", "outbox", "session", "items", "response", "limits", "waiting", "appended",
-                 "_beta", "_stem", "_prefix", "_names", "_numbers", "_query", "_client_event", "_in", "_out",
-                 "_in_rate", "_in_resampler", "_out_resampler", "_used", "_at_ms", "_committed", "_speech", "_spoken")
+                 "client_event",
+                 "_beta", "_stem", "_prefix", "_names", "_numbers", "_query", "_in", "_out",
+                 "_in_rate", "_in_resampler", "_out_format", "_out_resampler", "_used", "_voiced", "_at_ms",
+                 "_committed", "_speech", "_spoken")
     name = "openai-realtime"
     opcode = TEXT
     lead_ms = 600_000           # as soon as it is made: the client has the clock
@@ -58,8 +77,8 @@ class OpenAIRealtime:
         self._prefix = f"{self._stem}_" if self._stem else ""       # of ids
         self._names = 0                         # ids given
         self._numbers = 0                       # events sent
-        self._client_event: str | None = None   # event_id of what is being read
-        kind = "transcription" if query.get("intent") == "transcription" else "realtime"
+        self.client_event: str | None = None   # event_id of what is being read
+        kind = TRANSCRIPTION if query.get("intent") == TRANSCRIPTION else "realtime"
         self.session = DEFAULTS | {"type": kind, "id": f"sess_{self._stem or 1}", "model": query.get("model", "")}
         self.items = Items()
         self.response = Response(self.emit, self.named, self._add)
@@ -67,6 +86,8 @@ class OpenAIRealtime:
         self.waiting = 0                        # responses that were asked for and have not begun
         self.appended = 0                       # samples of all audio that came, at the rate of the input's format
         self._used = False                      # audio has gone by: the line's rate stays
+        self._voiced = False                    # ... of ours, too: the voice stays
+        self._out_format: dict = {}             # of the latest response
         self._at_ms = 0                         # where in the caller's audio the next news belong
         self._committed = 0                     # `appended`, when the buffer was last empty
         self._speech: str | None = None         # id of the item that is being spoken
@@ -83,8 +104,10 @@ class OpenAIRealtime:
         self.outbox.append((TEXT, orjson.dumps(event)))
 
     def refuse(self, fault: Fault, event_id: str | None = None) -> None:
+        """`event_id`: the client's, "" if it gave none; None: that of the event which is being read."""
+        name = self.client_event if event_id is None else event_id or None
         self.emit("error", error={"type": "invalid_request_error", "code": fault.code, "message": fault.message,
-                                  "param": fault.param, "event_id": event_id or self._client_event})
+                                  "param": fault.param, "event_id": name})
 
     def named(self, what: str) -> str:
         if what == "conv":
@@ -103,13 +126,17 @@ class OpenAIRealtime:
         hears, speaks = (self.session["audio"][side]["format"] for side in ("input", "output"))
         if not self._used:
             self.rate = max(rate_of(hears), rate_of(speaks))
-        self._in, self._out = Payload(ENCODINGS[hears["type"]]), Payload(ENCODINGS[speaks["type"]])
-        self._in_rate = rate_of(hears)
+        self._in, self._in_rate = Payload(ENCODINGS[hears["type"]]), rate_of(hears)
         self._in_resampler = None if self._in_rate == self.rate else Resampler(self._in_rate, self.rate)
-        self._out_resampler = None if rate_of(speaks) == self.rate else Resampler(self.rate, rate_of(speaks))
+
+    def voice_in(self, speaks: dict) -> None:
+        """The format of the response that follows."""
+        if speaks != self._out_format:
+            self._out_format, self._out = speaks, Payload(ENCODINGS[speaks["type"]])
+            self._out_resampler = None if rate_of(speaks) == self.rate else Resampler(self.rate, rate_of(speaks))
 
     def open(self) -> Start:
-        self.emit("session.created", session=self.session)
+        self.emit("session.created", session=shown(self.session))
         if self._beta:
             self.emit("conversation.created",
                       conversation={"id": self.named("conv"), "object": "realtime.conversation"})
@@ -154,15 +181,19 @@ class OpenAIRealtime:
         request = request or {}
         self.waiting -= event_id is not None
         self._used = True
-        changes = {name: value for name, value in request.items() if name not in ("conversation", "input", "metadata")}
         answered = self._spoken.audio_ms if self._spoken is not None else 0
         text = len(self.session["instructions"]) + sum(item.size for item in self.items.order)
-        if self.response.create(request, merged(self.session, changes), text, int(answered)):
+        if self.response.create(request, self.applying(request), text, int(answered)):
+            self.voice_in(self.response.settings["audio"]["output"]["format"])
             return True
         self.refuse(Fault("conversation_already_has_active_response",
                           f"The response {self.response.id} is still on its way: wait for its end, or cancel it."),
                     event_id)
         return False
+
+    def applying(self, request: dict) -> dict:
+        """The settings that apply to a response."""
+        return merged(self.session, {name: value for name, value in request.items() if name not in BESIDE})
 
     def finish(self, status: str = "completed", details: dict | None = None, spans: tuple = ()) -> None:
         """The response is over; `spans` are the (text, from ms, to ms) of its audio."""
@@ -195,12 +226,12 @@ class OpenAIRealtime:
 
     @property
     def _transcribes(self) -> bool:
-        return self.session["audio"]["input"]["transcription"] is not None or self.session["type"] == "transcription"
+        return self.session["audio"]["input"]["transcription"] is not None or self.session["type"] == TRANSCRIPTION
 
     # -- from the client -----------------------------------------------------------------------------------------------
 
     def receive(self, opcode: int, payload) -> Ask | Audio | Dtmf | None:
-        self._client_event = None
+        self.client_event = None
         if (audio := self._in.audible.streamed(payload, b"input_audio_buffer.append", b"audio")) is not None:
             return self._hear(audio)            # as nearly always
         try:
@@ -209,8 +240,8 @@ class OpenAIRealtime:
             message = None
         if not isinstance(message, dict):
             return self.refuse(Fault("invalid_json", "A message must be a JSON object."))
-        name, kind = message.get("event_id"), message.get("type")
-        self._client_event = name if isinstance(name, str) and len(name) <= 512 else None
+        kind = message.get("type")
+        self.client_event = event_id(message) or None
         read = READ.get(kind) if isinstance(kind, str) else None
         if read is None:
             return self.refuse(Fault("invalid_value", f"There is no client event of this type; there are "
@@ -220,16 +251,31 @@ class OpenAIRealtime:
         self.ignored += event is None and len(self.outbox) == answers
         return event
 
+    def name_of(self, payload) -> str:
+        """The event_id of a message that has been read."""
+        return event_id(orjson.loads(payload))
+
     def _update(self, message: dict) -> Ask | None:
         update = message.get("session")
         fault = check(update, SESSION, "session") or check_tools(update.get("tools") or [], "session.tools")
         if fault:
             return self.refuse(fault)
-        kind = update.get("type") or self.session["type"]
-        self.session = merged(self.session, update) | {"type": kind}
+        only_transcribes = message["type"] == "transcription_session.update"        # beta's
+        kind = TRANSCRIPTION if only_transcribes else update.get("type") or self.session["type"]
+        session = merged(self.session, update) | {"type": kind}
+        if fault := check_choice(session, "session") or self.keeps_voice(session, "session"):
+            return self.refuse(fault)
+        self.session = session
         self._tune()
-        self.emit("session.updated", session=self.session)
+        self.emit("session.updated", session=shown(self.session))
         return Ask(ASK_UPDATE)
+
+    def keeps_voice(self, settings: dict, path: str) -> Fault | None:
+        """Once it has been heard, the agent has one voice."""
+        if self._voiced and settings["audio"]["output"]["voice"] != self.session["audio"]["output"]["voice"]:
+            return Fault("cannot_update_voice", "The agent has been heard: its voice stays as it is in this session.",
+                         f"{path}.audio.output.voice")
+        return None
 
     def _append(self, message: dict) -> Audio | None:
         text = message.get("audio")
@@ -265,41 +311,12 @@ class OpenAIRealtime:
         digit = digit_of(message.get("event"))
         return Dtmf(digit) if digit else self.refuse(Fault("invalid_value", "event must be one key.", "event"))
 
-    def _ask_response(self, message: dict) -> Ask | None:
-        request = message.get("response")
-        request = {} if request is None else request
-        fault = check(request, REQUEST, "response") or check_tools(request.get("tools") or [], "response.tools")
-        if not fault and self.session["type"] == "transcription":
-            fault = Fault("invalid_value", "This session transcribes only.", "type")
-        given = request.get("input") if not fault else None
-        for i, one in enumerate(given or ()):
-            item = self._input(one, f"response.input[{i}]")
-            if isinstance(item, Fault):
-                fault = fault or item
-        if fault:
-            return self.refuse(fault)
-        self.waiting += 1
-        return Ask(ASK_RESPOND, {"request": request, "event_id": self._client_event or ""})
-
-    def _input(self, value, path: str = "") -> Item | Fault:
-        if isinstance(value, dict) and value.get("type") == "item_reference":
-            found = self.items.find(value.get("id"))
-            return found or Fault("invalid_value", "There is no item of this id.", f"{path}.id")
-        return read_item(value, "", path)
-
     def inputs(self, request: dict) -> list[Item] | None:
         """The items that a response is to be made from; None: the conversation."""
         if request.get("input") is None:
             return None
-        return [item for item in map(self._input, request["input"]) if not isinstance(item, Fault)]
-
-    def _ask_cancel(self, message: dict) -> Ask | None:
-        name = message.get("response_id")
-        known = self.response.active and name in (None, self.response.id) or self.waiting and name is None
-        if not known:
-            return self.refuse(Fault("response_cancel_not_active", "There is no such response on its way.",
-                                     None if name is None else "response_id"))
-        return Ask(ASK_CANCEL)
+        found = (item_of(self, value) for value in request["input"])
+        return [item for item in found if not isinstance(item, Fault)]
 
     def _clear_output(self, message: dict) -> None:
         self.refuse(Fault("invalid_value", "output_audio_buffer.clear is for WebRTC and SIP; on a WebSocket the client "
@@ -314,7 +331,7 @@ class OpenAIRealtime:
         where = self.response.audio()
         if where is None:
             return None
-        self._used = True
+        self._used = self._voiced = True
         self.response.heard(len(pcm) * 1000 / self.rate)
         self._numbers += 1
         kind = "response.audio.delta" if self._beta else "response.output_audio.delta"
@@ -375,6 +392,8 @@ class OpenAIRealtime:
         item.text = text
         if self._transcribes:
             where = {"item_id": item.id, "content_index": 0}
+            if LOGPROBS in (self.session["include"] or ()):
+                where["logprobs"] = logprobs(text, confidence)
             kind = "conversation.item.input_audio_transcription"
             if text:
                 self.emit(f"{kind}.delta", **where, delta=text)
@@ -390,8 +409,7 @@ READ = {
     "input_audio_buffer.clear": OpenAIRealtime._clear,
     "input_audio_buffer.dtmf": OpenAIRealtime._dtmf,
     **EDITS,
-    "response.create": OpenAIRealtime._ask_response,
-    "response.cancel": OpenAIRealtime._ask_cancel,
+    **ASKED,
     "output_audio_buffer.clear": OpenAIRealtime._clear_output,
 }
 TELL = {

@@ -8,9 +8,9 @@ from dataclasses import fields
 from .dialect import OpenAIRealtime
 from .items import Item
 
-PLAIN = ("ignored", "session", "limits", "waiting", "appended", "rate", "_names", "_numbers", "_used", "_at_ms",
-         "_committed", "_speech")
-RESPONSE = ("state", "id", "request", "settings", "audible", "aside", "asked_text", "asked_ms")
+PLAIN = ("ignored", "session", "limits", "waiting", "appended", "rate", "_names", "_numbers", "_used", "_voiced",
+         "_at_ms", "_committed", "_speech")
+RESPONSE = ("state", "id", "request", "settings", "audible", "aside", "asked_text", "asked_ms", "_before")
 ITEM = tuple(each.name for each in fields(Item))
 
 
@@ -38,10 +38,13 @@ def resumed(state: dict) -> OpenAIRealtime:
     dialect._spoken = everything[state["spoken"]] if state["spoken"] is not None else None
     response, kept = dialect.response, state["response"]
     for name in RESPONSE:
-        setattr(response, name, kept[name])
+        if name in kept:
+            setattr(response, name, kept[name])
     response.output = [everything[place] for place in kept["output"]]
     response.message = everything[kept["message"]] if kept["message"] is not None else None
     used, dialect._used = dialect._used, True       # the line's rate stays
     dialect._tune()
     dialect._used = used
+    if response.active:
+        dialect.voice_in(response.settings["audio"]["output"]["format"])
     return dialect

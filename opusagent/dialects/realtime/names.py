@@ -27,15 +27,17 @@ def beta_item(item: dict) -> dict:
 
 
 def beta_session(session: dict) -> dict:
-    hears, speaks = session["audio"]["input"], session["audio"]["output"]
+    hears, speaks = session["audio"]["input"], session["audio"].get("output")
+    heard = {"input_audio_format": FORMATS[hears["format"]["type"]],
+             "input_audio_transcription": hears["transcription"],
+             "input_audio_noise_reduction": hears["noise_reduction"], "turn_detection": hears["turn_detection"]}
+    if speaks is None:                  # it transcribes only
+        return {name: session[name] for name in ("id", "object", "include")} | heard
     same = {name: session[name] for name in ("id", "object", "model", "instructions", "tools", "tool_choice", "tracing")
             if name in session}
-    return same | {
+    return same | heard | {
         "modalities": modalities(session["output_modalities"]), "voice": speaks["voice"], "speed": speaks["speed"],
-        "input_audio_format": FORMATS[hears["format"]["type"]],
-        "output_audio_format": FORMATS[speaks["format"]["type"]],
-        "input_audio_transcription": hears["transcription"], "input_audio_noise_reduction": hears["noise_reduction"],
-        "turn_detection": hears["turn_detection"], "temperature": 0.8,
+        "output_audio_format": FORMATS[speaks["format"]["type"]], "temperature": 0.8,
         "max_response_output_tokens": session["max_output_tokens"],
     }
 
@@ -56,5 +58,7 @@ def beta(event: dict) -> dict | None:
     name = EVENTS.get(event["type"], event["type"])
     if name is None:
         return None
+    if event.get("session", {}).get("type") == "transcription":
+        name = f"transcription_{name}"
     found = {field: WHOLE[field](value) if field in WHOLE else value for field, value in event.items()}
     return found | {"type": name}

@@ -31,7 +31,7 @@ class Response:
     """One at a time.  A step that the table does not have in this state is no step: it returns False."""
 
     __slots__ = ("state", "id", "request", "settings", "audible", "aside", "output", "message", "asked_text",
-                 "asked_ms", "_emit", "_name", "_add")
+                 "asked_ms", "_before", "_emit", "_name", "_add")
 
     def __init__(self, emit: Callable, name: Callable[[str], str], add: Callable[[Item], str | None]):
         self._emit = emit                       # (type, **fields)
@@ -46,6 +46,7 @@ class Response:
         self.output: list[Item] = []
         self.message: Item | None = None        # the last one; it lives on when the response is over
         self.asked_text = self.asked_ms = 0     # characters, ms of audio: what it answers
+        self._before: str | None = None         # id of the item before the one that is open
 
     @property
     def active(self) -> bool:
@@ -141,7 +142,8 @@ class Response:
         shown = item.wire()
         self._emit("response.output_item.added", response_id=self.id, output_index=len(self.output) - 1, item=shown)
         if not self.aside:
-            self._emit("conversation.item.added", previous_item_id=self._add(item), item=shown)
+            self._before = self._add(item)
+            self._emit("conversation.item.added", previous_item_id=self._before, item=shown)
 
     def _close_message(self, status: str) -> None:
         if self.state != SPEAKING:
@@ -160,7 +162,7 @@ class Response:
         item.status = status
         shown = item.wire()
         if not self.aside:
-            self._emit("conversation.item.done", item=shown)
+            self._emit("conversation.item.done", previous_item_id=self._before, item=shown)
         self._emit("response.output_item.done", response_id=self.id, output_index=self.output.index(item), item=shown)
 
     # -- how it looks --------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import orjson
 
 PCM, PCMU, PCMA = "audio/pcm", "audio/pcmu", "audio/pcma"
+TRANSCRIPTION = "transcription"                 # the type of a session that answers nothing
 PCM_RATES = (24000, 8000, 16000, 48000)         # Hz; the API itself has the first only
 LONGEST_TEXT = 100_000                          # characters of instructions, or of an item
 LARGEST = 262_144                               # bytes of JSON of a session's tools
@@ -83,9 +84,9 @@ BETA_MODALITIES = Kind("['text'] or ['text', 'audio']",
 
 FORMAT = {"type!": word(PCM, PCMU, PCMA), "rate": Kind(f"one of {', '.join(map(str, PCM_RATES))}",
                                                        lambda v: type(v) is int and v in PCM_RATES)}
-TRANSCRIPTION = {"model": NAME, "language": NAME, "prompt": TEXT, "delay": NAME,
-                       "keywords": ANYTHING, "languages": ANYTHING}
-NOISE_REDUCTION = {"type!": word("near_field", "far_field"), "strength": number(0, 1)}
+TRANSCRIBER = {"model": NAME, "language": NAME, "prompt": TEXT, "delay": NAME,
+               "keywords": Each(NAME, 1000), "languages": Each(NAME, 100)}
+NOISE_REDUCTION = {"type": word("near_field", "far_field"), "strength": number(0, 1)}
 TURN_DETECTION = {
     "type": word("server_vad", "semantic_vad"), "threshold": number(0, 1),
     "prefix_padding_ms": whole(0, 10_000), "silence_duration_ms": whole(0, 30_000),
@@ -96,23 +97,26 @@ TOOLS = Each({"type!": word("function", "mcp"), "name": NAME, "description": TEX
               "strict": FLAG, "server_label": NAME, "server_url": TEXT, "connector_id": NAME,
               "authorization": TEXT, "headers": ANYTHING, "allowed_tools": ANYTHING,
               "require_approval": ANYTHING, "server_description": TEXT, "defer_loading": FLAG}, 128)
-TOOL_CHOICE = Either(word("auto", "none", "required"), {"type!": word("function", "mcp"), "name": NAME,
-                                                        "server_label": NAME})
+TOOL_CHOICE = Either(word("auto", "none", "required"), {"type!": word("function"), "name!": NAME})
+LOGPROBS = "item.input_audio_transcription.logprobs"
+TRACING = Either(word("auto"), {"workflow_name": NAME, "group_id": NAME, "metadata": ANYTHING})
+TRUNCATION = Either(word("auto", "disabled"), {"type!": word("retention_ratio"), "retention_ratio!": number(0, 1),
+                                               "token_limits": {"post_instructions": whole(0, 1_000_000_000)}})
 PROMPT = {"id!": NAME, "version": NAME, "variables": ANYTHING}
 SHARED = {"instructions": TEXT, "tools": TOOLS, "tool_choice": TOOL_CHOICE, "prompt": PROMPT,
           "reasoning": ANYTHING, "parallel_tool_calls": FLAG, "output_modalities": MODALITIES}
 BETA_AUDIO = word("pcm16", "g711_ulaw", "g711_alaw")
 
 SESSION = SHARED | {
-    "type": word("realtime", "transcription"), "object": NAME, "id": NAME, "model": NAME,
-    "expires_at": ANYTHING, "max_output_tokens": TOKENS, "tracing": ANYTHING, "truncation": ANYTHING,
-    "include": ANYTHING,
-    "audio": {"input": {"format": FORMAT, "transcription": TRANSCRIPTION, "noise_reduction": NOISE_REDUCTION,
+    "type": word("realtime", TRANSCRIPTION), "object": NAME, "id": NAME, "model": NAME,
+    "expires_at": ANYTHING, "max_output_tokens": TOKENS, "tracing": TRACING, "truncation": TRUNCATION,
+    "include": Each(word(LOGPROBS), 16),
+    "audio": {"input": {"format": FORMAT, "transcription": TRANSCRIBER, "noise_reduction": NOISE_REDUCTION,
                         "turn_detection": TURN_DETECTION},
               "output": {"format": FORMAT, "voice": VOICE, "speed": number(0.25, 1.5)}},
     # beta's flat names
     "modalities": BETA_MODALITIES, "voice": VOICE, "speed": number(0.25, 1.5), "temperature": number(0, 2),
-    "input_audio_format": BETA_AUDIO, "output_audio_format": BETA_AUDIO, "input_audio_transcription": TRANSCRIPTION,
+    "input_audio_format": BETA_AUDIO, "output_audio_format": BETA_AUDIO, "input_audio_transcription": TRANSCRIBER,
     "input_audio_noise_reduction": NOISE_REDUCTION, "turn_detection": TURN_DETECTION,
     "max_response_output_tokens": TOKENS, "client_secret": ANYTHING,
 }
@@ -189,6 +193,14 @@ def check_tools(tools: list, path: str) -> Fault | None:
     return None
 
 
+def check_choice(settings: dict, path: str) -> Fault | None:
+    """A function that must be called is one of those there are."""
+    choice = settings["tool_choice"]
+    if isinstance(choice, dict) and all(choice["name"] != tool["name"] for tool in settings["tools"]):
+        return Fault("invalid_value", "There is no tool of this name.", f"{path}.tool_choice.name")
+    return None
+
+
 def merged(settings: dict, update: dict) -> dict:
     """The settings after a checked update; beta's flat names find their places.  Both stay as they are."""
     found = deepcopy(settings)
@@ -213,11 +225,21 @@ def merged(settings: dict, update: dict) -> dict:
     return found
 
 
+def shown(session: dict) -> dict:
+    """As the client sees it: one that transcribes only speaks no words of its own."""
+    if session["type"] != TRANSCRIPTION:
+        return session
+    return {name: session[name] for name in ("type", "id", "include")} | {
+        "object": "realtime.transcription_session", "audio": {"input": session["audio"]["input"]}}
+
+
 def _placed(name: str, value, before):
-    """A value as it is kept: formats and detectors whole, whatever was left out of them."""
+    """A value as it is kept: whole, whatever was left out of it."""
     if name == "format":
         return dict(BETA_FORMATS[value]) if isinstance(value, str) else TYPES[value["type"]] | (
             {"rate": value["rate"]} if value["type"] == PCM and "rate" in value else {})
+    if name in ("transcription", "noise_reduction") and value is not None:
+        return {**(before or {}), **{key: inner for key, inner in value.items() if inner is not None}}
     if name == "turn_detection" and value is not None:
         kind = value.get("type", (before or {}).get("type", "server_vad"))
         start = before if before and before["type"] == kind else DETECTORS[kind]

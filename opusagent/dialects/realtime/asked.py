@@ -1,0 +1,48 @@
+"""What a client asks of the agent: that it responds, or does not.  Each event as a function, of dialect and message.
+
+The rule: a request that cannot be done as it stands is not begun, and is an `error` event that says why.
+"""
+from .. import ASK_CANCEL, ASK_RESPOND, Ask
+from .items import Item, read_item
+from .settings import REQUEST, TRANSCRIPTION, Fault, check, check_choice, check_tools
+
+
+def respond(dialect, message: dict) -> Ask | None:
+    request = message.get("response")
+    request = {} if request is None else request
+    if fault := _fault(dialect, request):
+        return dialect.refuse(fault)
+    dialect.waiting += 1
+    return Ask(ASK_RESPOND, {"request": request, "event_id": dialect.client_event or ""})
+
+
+def _fault(dialect, request) -> Fault | None:
+    if fault := check(request, REQUEST, "response") or check_tools(request.get("tools") or [], "response.tools"):
+        return fault
+    if dialect.session["type"] == TRANSCRIPTION:
+        return Fault("invalid_value", "This session transcribes only.", "type")
+    applies = dialect.applying(request)
+    if fault := check_choice(applies, "response") or dialect.keeps_voice(applies, "response"):
+        return fault
+    items = (item_of(dialect, one, f"response.input[{i}]") for i, one in enumerate(request.get("input") or ()))
+    return next((item for item in items if isinstance(item, Fault)), None)
+
+
+def item_of(dialect, value, path: str = "") -> Item | Fault:
+    """An item of a request's own, or one of the conversation's that it names."""
+    if isinstance(value, dict) and value.get("type") == "item_reference":
+        found = dialect.items.find(value.get("id"))
+        return found or Fault("invalid_value", "There is no item of this id.", f"{path}.id")
+    return read_item(value, "", path)
+
+
+def cancel(dialect, message: dict) -> Ask | None:
+    name, response = message.get("response_id"), dialect.response
+    known = response.active and name in (None, response.id) or dialect.waiting and name is None
+    if not known:
+        return dialect.refuse(Fault("response_cancel_not_active", "There is no such response on its way.",
+                                    None if name is None else "response_id"))
+    return Ask(ASK_CANCEL)
+
+
+ASKED = {"response.create": respond, "response.cancel": cancel}
