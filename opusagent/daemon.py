@@ -4,6 +4,7 @@ What a worker's process does from its beginning to its end is here; who starts i
 The rule: SIGTERM never cuts a call that drain_seconds would let finish.
 """
 import asyncio
+import faulthandler
 import logging
 import os
 import signal
@@ -97,6 +98,7 @@ def tls_context(config: Config) -> ssl.SSLContext | None:
 def run_worker(config: Config, flow: Flow, listening: tuple, mine: Worker, board: Board) -> int:
     """A worker's life; its exit code.  What is in the way of it is said in a sentence."""
     import uvloop   # whose TLS takes two thirds of the time of asyncio's; without TLS calls are faster in our own loop
+    faulthandler.enable(all_threads=False)      # what an abort, or a fault in compiled code, leaves behind
     settle(config, mine.seat)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop if listening[2] else Loop) as runner:

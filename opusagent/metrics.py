@@ -33,6 +33,7 @@ MEANING = {
     "false_stops": "Times that the agent stopped for a voice that was no interruption, and went on.",
     "turn_model": "Answers of the turn model: heeded, or too late.",
     "slow_frames": "Frames that took more than 5 ms to process.",
+    "loop_stalls": "Times that the event loop was late by more than 50 ms; the log says where it stood.",
     "protocol_errors": "Connections that broke the protocol, by HTTP status or close code.",
     "refused_credentials": "Calls and webhooks that did not show what their platform's [auth] asks for.",
     "strange_news": "Webhooks about calls that are not here.",

@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 from datetime import date
 
-from . import ProtocolError, garbage, http11, journal, net, notices, pages, webhooks
+from . import ProtocolError, garbage, http11, journal, net, notices, pages, stalls, webhooks
 from . import config as settings
 from ._fastpath import EpollSet, Pacer, ReceiveBuffer
 from .admission import Admission
@@ -116,6 +116,7 @@ class Server:
         for sock in audiosockets:
             self._listen(sock, lambda: AudioSocketConnection(self), bare=True)
         garbage.begin()
+        stalls.begin(self.epoll, self.metrics)
         self.admission.begin()
         self._next_tidying = self.clock() + TIDY_NS
 
@@ -303,7 +304,7 @@ class Server:
         """The next tick is at `at`, ns."""
         if self._timer is not None:
             self._timer.cancel()
-        self._next_tick = at
+        self._next_tick = self.epoll.due = at
         self._timer = asyncio.get_running_loop().call_later(max(0, at - self.clock()) / 1e9, self._tick)
 
     # -- routes --------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ LAYERS = [
     {"archive", "assistant", "bystander", "call", "clips", "departure", "ear", "earlier", "echo", "filled",
      "garbage", "inbox", "interruption", "journal", "keypad", "ledger", "meter", "mouth", "notices", "outbound",
      "prompts", "realtime", "recording", "registry", "relay", "replay", "resumption", "script", "shelf", "silence",
-     "stereo", "studio", "tape", "tools", "transaction", "unattended", "whatif", "writeahead"},
+     "stalls", "stereo", "studio", "tape", "tools", "transaction", "unattended", "whatif", "writeahead"},
     {"admission", "audiosocket", "caller", "carried", "client", "connection", "console", "continuity", "demo", "door",
      "fields", "flowcheck", "gate", "handover", "inquiry", "latency", "limits", "localserver", "pages", "people",
      "probe", "rehearse", "server", "takeover", "telephone", "terminal", "texting", "timeline", "transportwire",

@@ -22,6 +22,7 @@ cdef extern from "fastpath/native.h":
 cdef extern from "unistd.h" nogil:
     int close_fd "close"(int fd)
     ssize_t posix_write "write"(int fd, const void *buf, size_t n)
+    int usleep(unsigned int us)
 cdef extern from "sys/mman.h" nogil:
     void *posix_mmap "mmap"(void *at, size_t n, int protection, int flags, int fd, int64_t offset)
     int posix_munmap "munmap"(void *at, size_t n)

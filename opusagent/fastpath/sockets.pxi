@@ -5,6 +5,7 @@
 cdef enum:
     MAX_EVENTS = 256                    # sockets served per wake-up
     SLOW_ROUND = 5000000                # ns
+    LOOK_US = 10000                     # between two looks at whether the loop is late
 
 cdef uint64_t OTHERS = <uint64_t>-1     # the token of what join() was given: no slot has this number
 
@@ -33,6 +34,7 @@ cdef class EpollSet:
     cdef readonly bint serving          # a round is being served,
     cdef public object afterwards       # ... and this is called once when it is over; None: nothing
     cdef public int64_t now             # ns: when the current round began; others may set it for theirs
+    cdef public int64_t due             # ns: when the event loop looks after its calls next
     cdef list closed                    # wires closed since the last round, whose callbacks may still be running
     cdef epoll_event events[MAX_EVENTS]
 
@@ -153,6 +155,16 @@ cdef class EpollSet:
                 now = self.serve_and_follow(n, now)
             if self.others or self.stirred or 0 <= until <= now:
                 return self.others
+
+    def overdue(self, int64_t late, int64_t seen) -> int:
+        """For a thread: waits until the loop is `late` ns behind what is due; gives when that was due, 0 once closed.
+
+        `seen` was given before, and is not given again.  It waits without the GIL.
+        """
+        with nogil:
+            while self.fd >= 0 and (self.due == seen or oa_now() - self.due < late):
+                usleep(LOOK_US)
+        return self.due if self.fd >= 0 else 0
 
     cdef int64_t serve_round(self, int n, int64_t began) except -1:
         """Serve the turns that are due, and `n` events; the time when that was done."""

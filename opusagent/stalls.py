@@ -1,0 +1,51 @@
+"""Where a loop stands that does not come round: a line of the log, by a thread that the loop never waits for.
+
+It ends nothing; a worker that stands still for long is the supervisor's.  The rule: while the loop is in time the
+thread sleeps without the interpreter's lock, and looks at one number in memory.
+"""
+import logging
+import sys
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+
+from ._fastpath import EpollSet
+from .metrics import Metrics
+
+log = logging.getLogger("opusagent")
+
+LATE_NS = 50_000_000            # behind its next tick, from which a loop counts as stalled
+TOLD_EVERY_NS = 1_000_000_000   # between two lines of the log
+MOST_FRAMES = 12                # of a stack, the innermost
+
+
+def begin(epoll: EpollSet, metrics: Metrics) -> None:
+    """Watches the loop that calls this, whose next tick is at `epoll.due`, until the set is closed."""
+    metrics.count("loop_stalls", 0)             # from now on no thread makes the list of counters longer
+    threading.Thread(target=watch, args=(epoll, metrics, threading.get_ident()), name="stalls", daemon=True).start()
+
+
+def watch(epoll: EpollSet, metrics: Metrics, loop: int) -> None:
+    """Thread: each stall is counted, and at most one a second told.  `loop`: the thread that the loop runs in."""
+    due, told = 0, -TOLD_EVERY_NS
+    while due := epoll.overdue(LATE_NS, due):
+        metrics.count("loop_stalls")
+        now = time.monotonic_ns()
+        if now - told >= TOLD_EVERY_NS:
+            told = now
+            log.warning("the loop is late by %.0f ms and stands at %s", (now - due) / 1e6,
+                        stack(sys._current_frames().get(loop)))
+
+
+def stack(frame: FrameType | None) -> str:
+    """From the innermost call to the one that the event loop has made: "call.py:120 tick < server.py:245 _tick"."""
+    calls = []
+    while frame is not None and len(calls) < MOST_FRAMES:
+        path = Path(frame.f_code.co_filename)
+        if path.parent.name != "asyncio":
+            calls.append(f"{path.name}:{frame.f_lineno} {frame.f_code.co_name}")
+        elif calls:
+            break
+        frame = frame.f_back
+    return " < ".join(calls) or "the event loop"
