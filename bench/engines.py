@@ -309,7 +309,7 @@ def grown(kind: str) -> dict[str, float]:
     found = embedded.Recogniser([flow.searches[search]])
     in_use = [listening(found, search) for _ in range(found.made[kind])]
     first, made = resident(), found.made[kind]
-    while len(in_use) < (20 if kind == "grammar" else embedded.MOST_FREE):
+    while len(in_use) < (20 if kind == "grammar" else 3):
         in_use.append(listening(found, search))
     return {"first_mb": (first - before) / 1e6, "each_mb": (resident() - first) / 1e6 / (found.made[kind] - made)}
 
@@ -317,7 +317,7 @@ def grown(kind: str) -> dict[str, float]:
 def listening(found: embedded.Recogniser, search: int) -> embedded.Utterance:
     """An utterance that has heard two seconds."""
     while (utterance := found.start(search, 8000)) is None:
-        found.make_one()
+        found.make(found.searches[search].kind)
     utterance.feed(np.random.default_rng(1).normal(0, 1000, 16000).astype(np.int16))
     while utterance.step():
         pass

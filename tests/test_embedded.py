@@ -283,14 +283,34 @@ def test_a_word_can_be_asked_for_before_the_caller_is_known(recogniser):
 @recognises
 def test_a_decoder_serves_one_utterance_and_comes_back():
     recogniser = embedded.Recogniser(SEARCHES[:1])
-    utterances = [recogniser.start(DIGITS, 8000) for _ in range(embedded.AHEAD)]
+    utterances = [recogniser.start(DIGITS, 8000) for _ in range(embedded.AHEAD["grammar"])]
     assert recogniser.start(DIGITS, 8000) is None
     assert recogniser.short() == "grammar"
     utterances[0].feed(voice())
     utterances[0].abandon()
     assert recogniser.start(DIGITS, 8000) is not None
-    recogniser.make_one()
+    recogniser.make(recogniser.short())
     assert recogniser.start(DIGITS, 8000) is not None
+
+
+@recognises
+def test_while_nobody_speaks_more_decoders_are_made_ahead(monkeypatch):
+    monkeypatch.setattr(embedded, "AHEAD", {"grammar": 1, "free": 1})
+    monkeypatch.setattr(embedded, "CALM", {"grammar": 2, "free": 1})
+    monkeypatch.setattr(embedded, "MOST", {"grammar": 3, "free": 2})
+    recogniser, made = embedded.Recogniser([*SEARCHES[:1], FREE]), []
+    while kind := recogniser.short():
+        recogniser.make(kind)
+        made.append(kind)
+    assert made == ["grammar"]
+    utterances = [recogniser.start(FREE.id, 8000)]
+    assert recogniser.short() == "free"             # the next one of these would have to wait
+    recogniser.make("free")
+    utterances.append(recogniser.start(FREE.id, 8000))
+    assert all(utterances) and recogniser.start(FREE.id, 8000) is None
+    assert recogniser.short() == ""                 # there are as many as there may be
+    utterances[0].abandon()
+    assert recogniser.start(FREE.id, 8000) is not None
 
 
 @recognises

@@ -19,7 +19,7 @@ from opusagent._fastpath import SEGMENT_SAMPLES, Arena
 from opusagent.config import Config
 from opusagent.engines.host import Host
 from opusagent.engines.local import TRIES, Stt, Tts
-from test_embedded import CARD, DIGITS, SAID, SEARCHES, Search, people, recognises, recording, speaks
+from test_embedded import CARD, DIGITS, FREE, SAID, SEARCHES, Search, people, recognises, recording, speaks
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
 from recovery import SICK       # noqa: E402
@@ -192,6 +192,22 @@ async def test_calls_share_a_process(arena, stt):
     for call in calls:
         stt.finish(call, call.slot.written)
     assert [await call.answer() for call in calls] == [(1, text) for _, _, text in SAID[:3]]
+
+
+@recognises
+@people
+async def test_nobody_who_speaks_freely_waits_until_another_one_has_ended(arena):
+    stt = Stt(Config())
+    await stt.open(arena, [FREE])
+    try:
+        stt.host.on_aside = None                        # one that is late on a busy machine is waited for
+        calls = [Call(arena.slot(i)) for i in range(4)]
+        for call in calls:
+            call.listen(stt, FREE.id)
+        await asyncio.gather(*(call.say(stt, recording("something.raw")) for call in calls))
+        await until(lambda: all(call.partials and "something" in call.partials[-1][1] for call in calls))
+    finally:
+        await stt.close()
 
 
 @recognises
@@ -467,3 +483,23 @@ async def test_on_a_machine_that_is_too_busy_the_second_process_lives_until_ther
     host._watch()
     host._look.cancel()
     assert second.killed and not host.spare.killed
+
+
+def late(stuck):
+    """A process that says nothing where it serves, but gets to say that it lives while it is spare."""
+    return SimpleNamespace(ready=True, stuck=stuck, late=lambda now: True, process=SimpleNamespace(pid=1),
+                           to=SimpleNamespace(beat=time.monotonic_ns()))
+
+
+async def test_two_that_get_no_cpu_time_do_not_change_places_to_and_fro():
+    asked_again = []
+    host = Host("stt", Config(), None, asked_again.append, lambda process, share: None)
+    one, other = late(stuck=False), late(stuck=False)
+    host.live, host.spare = [one], other
+    for _ in range(3):
+        host._relieve(time.monotonic_ns())
+    assert (host.live, host.spare) == ([other], one) and asked_again == [0]
+    other.stuck = True                                          # it hangs, which is another matter
+    one.to.beat = time.monotonic_ns()
+    host._relieve(time.monotonic_ns())
+    assert (host.live, host.spare) == ([one], other)

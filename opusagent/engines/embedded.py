@@ -16,9 +16,11 @@ import numpy as np
 from .. import ConfigError, EngineError
 from .cepstra import CEPSTRA, Cepstra
 
-AHEAD = 2                   # idle decoders of grammars to have, beside those in use
-MOST = 64                   # decoders of grammars at once; an utterance beyond that waits
-MOST_FREE = 2               # decoders with a language model at once: each takes 100 MB
+# Decoders by kind: idle ones to have beside those in use, and while nobody speaks; and the most that are made, beyond
+# which an utterance waits for another one's end: of those with a language model, 92 MB each, a core serves no more.
+AHEAD = {"grammar": 2, "free": 1}
+CALM = {"grammar": 8, "free": 2}
+MOST = {"grammar": 64, "free": 6}
 POLL = 4                    # frames between two looks at a hypothesis (one takes 6 us, 100 us with a language model)
 CERTAIN = 0.5               # confidence below which a result of a grammar counts as none of its sentences
 LOUD = 20.0                 # of a cepstrum's first number: frames so near to the loudest (17 dB) are somebody's voice
@@ -86,14 +88,16 @@ class Recogniser:
     def __init__(self, searches: Iterable):
         self.searches = {search.id: search for search in searches}
         self.grammars = [search for search in self.searches.values() if search.kind == "grammar"]
-        self.language = len(self.grammars) < len(self.searches)     # some state expects free speech
+        free = len(self.grammars) < len(self.searches)              # some state expects free speech
+        self.kinds = ["grammar"] * bool(self.grammars) + ["free"] * free
         self.files = [memory_file(FEATURES),
                       memory_file(dictionary(word for search in self.grammars for word in search.words))]
         self.idle: dict[str, list] = {"grammar": [], "free": []}
         self.made = {"grammar": 0, "free": 0}
         self.import_decoder()
-        while self.short():
-            self.make_one()
+        for kind in self.kinds:
+            for _ in range(AHEAD[kind]):
+                self.make(kind)
 
     def import_decoder(self) -> None:
         try:
@@ -104,15 +108,13 @@ class Recogniser:
 
     def short(self) -> str:
         """The kind of decoder that should be made when there is time; "" while enough are idle."""
-        if self.grammars and len(self.idle["grammar"]) < AHEAD and self.made["grammar"] < MOST:
-            return "grammar"
-        if self.language and not self.idle["free"] and self.made["free"] < MOST_FREE:
-            return "free"
-        return ""
+        ahead = AHEAD if any(self.made[kind] > len(self.idle[kind]) for kind in self.kinds) else CALM
+        lacking = [kind for kind in self.kinds
+                   if len(self.idle[kind]) < ahead[kind] and self.made[kind] < MOST[kind]]
+        return min(lacking, key=lambda kind: len(self.idle[kind]), default="")
 
-    def make_one(self) -> None:
-        """Make a decoder that is short.  20 ms for grammars, 0.3 s with a language model."""
-        kind = self.short()
+    def make(self, kind: str) -> None:
+        """Make a decoder.  20 ms for grammars, 0.3 s with a language model.  EngineError where that cannot be done."""
         features, words = (f"/proc/self/fd/{file}" for file in self.files)
         try:
             if kind == "free":

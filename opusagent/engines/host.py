@@ -25,11 +25,12 @@ from .vitals import vitals
 log = logging.getLogger("opusagent")
 
 READY_WITHIN = 60.0             # seconds for a process to load what it needs
-BEAT_SECONDS = 0.1              # how often a process must say that it lives
+BEAT_SECONDS = 0.1              # how often a process must say that it lives; it may say so ahead, for a long work
 QUIET_AFTER = 0.15              # seconds without that are looked into
 SILENT_AFTER = 0.4              # seconds without that mean that it hangs, if it does not compute either
 STUCK_AFTER = 0.1               # seconds of its own computing without that: it is no want of a core that keeps it
 SPIN_AFTER = 0.5                # seconds of its own computing without that: nothing it has to do takes so long
+AGAIN_AFTER = 5.0               # seconds before one that only gets no CPU time changes places again
 DEAD_AFTER = 10.0               # seconds without that mean that it hangs, even if it gets no CPU time
 RESTART_SECONDS = (0.0, 0.2, 1.0, 5.0)      # before the next start after so many deaths in a row
 FAULTY_AFTER = 3.0              # seconds without a process that answers
@@ -165,6 +166,7 @@ class Host:
         self.deaths = 0                         # in a row
         self.restarts = 0                       # in all
         self.closing = False
+        self.relieved = 0                       # monotonic ns: when one that got no CPU time changed places
         self.short_since = 0.0                  # monotonic seconds: since when a share has none that answers; 0: none
         self._opened: asyncio.Future | None = None
         self._look: asyncio.TimerHandle | None = None
@@ -262,14 +264,16 @@ class Host:
     def _relieve(self, now: int) -> None:
         """One that says nothing, while the spare one gets to say that it lives, changes places with it.
 
-        It may hang or only be slow: which of the two, hangs() finds out while another one serves its calls.
+        It may hang or only be slow: which of the two, hangs() finds out while another one serves its calls.  One that
+        gets no CPU time may do so once: all is heard anew in its place, and to and fro nobody would ever get on.
         """
         spare = self.spare
         for share, process in enumerate(self.live):
             if (self.on_aside is not None and process is not None and process.ready and process.late(now)
-                    and (process.stuck or self.work is None)
+                    and (process.stuck or self.work is None and (now - self.relieved) / 1e9 > AGAIN_AFTER)
                     and spare is not None and spare.ready and now - spare.to.beat < QUIET_AFTER * 1e9):
                 log.warning("the %s process %d is late; the spare one takes its place", self.stage, process.process.pid)
+                self.relieved = self.relieved if process.stuck else now
                 self.on_aside(process, share)
                 self.live[share], self.spare, spare = spare, process, None
                 self._take_over(share)
@@ -312,7 +316,7 @@ class Host:
     def measure(self, metrics) -> None:
         now = time.monotonic_ns()
         beats = [process.to.beat for process in self.live if process is not None and process.ready]
-        metrics.gauge("engine_silent_seconds", max([(now - beat) / 1e9 for beat in beats], default=0.0),
+        metrics.gauge("engine_silent_seconds", max([0.0, *((now - beat) / 1e9 for beat in beats)]),
                       stage=self.stage)
         metrics.gauge("engine_restarts", self.restarts, stage=self.stage)
         metrics.gauge("engine_alive", sum(process is not None and process.ready for process in self.live),

@@ -26,7 +26,8 @@ from .records import (ASK, CANCEL, ENDS, FAILED, FINAL, FINISH, FRESH, JUDGE, JU
 PR_SET_PDEATHSIG = 1
 NICE = 5                        # below the loop that feeds us
 MEMORY = 1 << 30                # bytes of our own; a process that wants more has lost its way, and is replaced
-BEAT_MS = 100                   # at least so often we say that we live
+BEAT_MS = 100                   # at least so often we say that we live ...
+LONG_SECONDS = 3.0              # ... or before a longer piece of work for so long ahead: a busy machine takes its time
 PIECE_MS = 60                   # of a call's audio taken at once
 RETRY_MS = 5                    # before a full ring is tried again
 TELL_MS = 100                   # of a segment written between two records about it, or half of what was told before
@@ -48,11 +49,15 @@ class Channel:
 
     def receive(self, on_record) -> None:
         """Say that we live, tell what could not be told before, and read what has come."""
-        self.to.beat = time.monotonic_ns()
+        self.live()
         while self.unsent and self.back.push(*self.unsent[0]):
             self.unsent.popleft()
         while (record := self.to.pop()) is not None:
             on_record(*record)
+
+    def live(self, seconds: float = 0.0) -> None:
+        """Say that we live, and will, though we say nothing for so long."""
+        self.to.beat = time.monotonic_ns() + round(seconds * 1e9)
 
     def wait(self) -> None:
         """Until the worker has something for us, or it is time for a beat."""
@@ -132,6 +137,7 @@ class Recognising:
         """A piece for each utterance that has audio; False when nobody has any more."""
         more = False
         for index, found in list(self.listening.items()):
+            self.channel.live()                                 # a round of many is long
             try:
                 more |= self._work(index, found)
             except (IndexError, EngineError) as error:          # of audio that is no longer kept; of the recogniser
@@ -148,7 +154,7 @@ class Recognising:
         if found.utterance is None:
             found.utterance = self.recogniser.start(found.search, slot.rate_in, found.level)
             if found.utterance is None:
-                return False                                    # rest() will make another decoder
+                return self._make()                             # it is its own in the next round
         room = self.room[:min(slot.rate_in * PIECE_MS // 1000, max(0, found.end - found.position))]
         if len(room):
             slot.read_into(found.position, room)
@@ -182,10 +188,16 @@ class Recognising:
 
     def rest(self) -> bool:
         """Nothing to recognise: make a decoder that the next caller would have to wait for.  True if one was made."""
-        if self.recogniser.short():
-            self.recogniser.make_one()
-            return True
-        return False
+        return self._make()
+
+    def _make(self) -> bool:
+        """Make a decoder, if there should be another; True if one was made."""
+        if not (kind := self.recogniser.short()):
+            return False
+        if kind == "free":                                      # 0.3 s, where it gets a core of its own
+            self.channel.live(LONG_SECONDS)
+        self.recogniser.make(kind)
+        return True
 
 
 # ---- speaking --------------------------------------------------------------------------------------------------------

@@ -86,7 +86,7 @@ class Recogniser:
         """Streams are made when they are wanted."""
         return ""
 
-    def make_one(self) -> None:
+    def make(self, kind: str) -> None:
         """There is nothing to make ahead."""
 
 
