@@ -125,6 +125,8 @@ class Outlet(logging.Handler):
         if self._thread is not None:
             self._lines.put(None)
             self._thread.join(CLOSE_SECONDS)
+            if not self._thread.is_alive():
+                self._thread = None                 # what is still said, of what ends the process, is written at once
 
     def _work(self) -> None:
         """Thread: a line that comes alone is written at once, of many those that have come meanwhile."""

@@ -129,3 +129,14 @@ def test_nobody_waits_for_who_reads_the_log(monkeypatch):
     assert metrics.counters["log_dropped", ()] > 2000
     os.read(reader, 1 << 20)        # what was taken was taken whole and in order
     os.close(reader)
+
+
+def test_what_is_said_after_the_outlet_was_closed_is_written_too(tmp_path):
+    """What ends a process is told when its loop, and all that it had opened, is over."""
+    with open(tmp_path / "log", "w+") as file:
+        outlet = logs.Outlet(file.fileno(), False, True, [], Metrics())
+        for words in ("the last", "and after it"):
+            outlet.handle(logging.LogRecord("opusagent", 40, "", 0, words, (), None))
+            outlet.close()
+        file.seek(0)
+        assert [line.rpartition("ERROR ")[2] for line in file.read().splitlines()] == ["the last", "and after it"]
