@@ -11,7 +11,7 @@ from pathlib import Path
 
 from . import ConfigError, clips, tools
 from .config import Config
-from .engines import voices
+from .engines import espeak, voices
 from .engines.embedded import model_path
 from .engines.flite import VOICES
 from .flow import Flow
@@ -40,6 +40,9 @@ def unread(flow, voice: str) -> Iterator[tuple[int, str]]:
         if name in VOICES and state.language and not state.language.lower().startswith("en"):
             yield state.line, (f"the voice {name} reads English and no {state.language}; espeak does, where espeak-ng "
                                "is installed.")
+        if name == "espeak" and state.language and not espeak.reads(state.language.lower()):
+            yield state.line, (f"the voice espeak reads no {state.language[:20]!r}; `espeak-ng --voices` lists what it "
+                               "reads.")
 
 
 def pronunciations(flow) -> dict[str, tuple[tuple[str, ...], ...]] | None:

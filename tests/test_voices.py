@@ -78,6 +78,15 @@ def test_a_language_that_a_voice_does_not_read_is_a_mistake(tmp_path):
     assert flowcheck.load(str(path), waits(Config()), Config(stt="scripted"))
 
 
+@espeaks
+@pytest.mark.parametrize("language", ["qq", "deutsch"])
+def test_a_language_that_espeak_does_not_read_is_a_mistake(tmp_path, language):
+    path = tmp_path / "flow.toml"
+    path.write_text(FLOW.replace('"de"', f'"{language}"'))
+    with pytest.raises(ConfigError, match=f"flow.toml:[0-9]+: the voice espeak reads no '{language}'"):
+        flowcheck.load(str(path), waits(Config()), Config(stt="scripted"))
+
+
 # -- rates -------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("rate_in", [22050, 11025, 44100])

@@ -24,6 +24,15 @@ PIECE = 4096                # bytes read at once
 LONGEST = 2000              # characters spoken at once
 
 
+def reads(language: str) -> bool:
+    """Whether it knows that language; True where it is not installed, which is told of elsewhere."""
+    if (command := shutil.which(COMMAND)) is None:
+        return True
+    return LANGUAGES.fullmatch(language) is not None and not subprocess.run(
+        [command, "-q", "-v", language, "a"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL).returncode
+
+
 class Voice:
     """It speaks one text at a time."""
 
