@@ -332,9 +332,9 @@ class Config:
         section, _, name = key.rpartition(".")
         return getattr(getattr(self, section) if section else self, name)
 
-    def origin(self, key: str) -> str:
-        """Where a setting came from: "default", "FILE:LINE", a variable or a flag."""
-        return self.places.get(key, "default")
+    def origin(self, *keys: str) -> str:
+        """Where the first of these settings that was set came from: "FILE:LINE", a variable or a flag, or "default"."""
+        return next((self.places[key] for key in keys if key in self.places), "default")
 
     @property
     def admin_address(self) -> tuple[str, int] | None:
@@ -394,8 +394,8 @@ def _check(config: Config) -> None:
         if not re.fullmatch(r"https?://[^/@?#*\s]+", origin):
             refuse("origins", f"{origin[:60]!r} is not an origin; one is written https://HOST[:PORT].")
     for key in ("openai.base_url", *(f"openai.{stage}_base_url" for stage in endpoints.STAGES)):
-        if config.get(key) and not config.get(key).startswith(("http://", "https://")):
-            refuse(key, f"{key} must begin with http:// or https://.")
+        if config.get(key) and (wrong := endpoints.flaw(config.get(key))):
+            refuse(key, f"{key} {wrong}.")
     if config.webhook.url and not re.fullmatch(r"https?://[^/@?#\s]+(/[^#\s]*)?", config.webhook.url):
         refuse("webhook.url", "webhook.url is written https://HOST[:PORT][/PATH].")
     if config.webhook.url and len(config.webhook.secret) < 16:

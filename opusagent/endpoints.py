@@ -61,8 +61,8 @@ def one(row: Mapping[str, Any], place: str) -> Target:
         if name not in SETTINGS:
             raise ConfigError(f"{place}: there is no {name[:40]!r} of an endpoint; there are {', '.join(SETTINGS)}.")
     target = Target(**{name: SETTINGS[name].read(value, place, text=False) for name, value in row.items()}, place=place)
-    if target.base_url and not target.base_url.startswith(("http://", "https://")):
-        raise ConfigError(f"{place}: base_url must begin with http:// or https://.")
+    if target.base_url and (wrong := flaw(target.base_url)):
+        raise ConfigError(f"{place}: base_url {wrong}.")
     return target
 
 
@@ -92,6 +92,18 @@ def targets(config, stage: str) -> tuple[Target, ...]:
         found.append(replace(each, base_url=base_url, api_key=key, model=each.model or said("model"),
                              first_seconds=each.first_seconds or said("first_seconds")))
     return tuple(found)
+
+
+def flaw(url: str) -> str:
+    """What is wrong with the URL of an endpoint, to follow its name; "" if nothing is."""
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        return "is not a URL"
+    if parts.scheme not in ("http", "https"):
+        return "must begin with http:// or https://"
+    return "" if host and not re.search(r"\s", url) else "names no host"
 
 
 def origin(url: str) -> tuple[str, str]:

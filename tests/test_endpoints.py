@@ -86,6 +86,8 @@ def test_the_printed_configuration_has_them_and_hides_their_keys(tmp_path):
     ("\n[[endpoints.tts]]\nmodle = 'x'", "opusagent.toml:2: there is no 'modle' of an endpoint; there are base_url, "
      "api_key, model, voice, first_seconds, gap_seconds."),
     ("[[endpoints.tts]]\nbase_url = 'localhost:9'", "opusagent.toml:1: base_url must begin with http:// or https://."),
+    ("[[endpoints.tts]]\nbase_url = 'http:///v1'", "opusagent.toml:1: base_url names no host."),
+    ("[openai]\nbase_url = 'http://localhost:99999/v1'", "opusagent.toml:2: openai.base_url is not a URL."),
     ("[[endpoints.tts]]\ngap_seconds = 0", "opusagent.toml:1: gap_seconds must be a number from 0.05 to 60, not '0'."),
     ("[[endpoints.stt]]\n[[endpoints.stt]]\napi_key = 'env:NO_SUCH'", "opusagent.toml:2: the variable NO_SUCH is not "
      "set."),
@@ -94,6 +96,19 @@ def test_what_cannot_be_meant_is_refused_with_its_place(tmp_path, text, sentence
     with pytest.raises(ConfigError) as refused:
         load(tmp_path, text)
     assert str(refused.value).replace(f"{tmp_path}/", "") == sentence
+
+
+@pytest.mark.parametrize("stage, kind, text, place", [
+    ("llm", Llm, "", ""),
+    ("llm", Llm, "[openai]\nbase_url = 'https://api.openai.com/v1/'", ""),
+    ("llm", Llm, "[[endpoints.llm]]\nbase_url = 'http://127.0.0.1:1/v1'\n[[endpoints.llm]]", "opusagent.toml:3: "),
+    ("tts", Tts, "[openai]\nllm_api_key = 'sk-for-another-stage'", ""),
+])
+def test_an_endpoint_that_answers_nobody_without_a_key_is_not_begun_with_none(tmp_path, stage, kind, text, place):
+    with pytest.raises(ConfigError) as refused:
+        kind(load(tmp_path, text))
+    assert str(refused.value).replace(f"{tmp_path}/", "").startswith(f"{place}The endpoint of the ")
+    assert "set OPENAI_API_KEY" in str(refused.value)
 
 
 # -- the breaker -------------------------------------------------------------------------------------------------------

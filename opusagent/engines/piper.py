@@ -84,11 +84,11 @@ class Tts(Voice):
         super().__init__()
         self.settings = settings = config.piper
         if not settings.voice:
-            raise ConfigError(f"{config.origin('piper.voice')}: the voice piper needs a voice file: set piper.voice to "
-                              "its .onnx file.")
+            raise ConfigError(f"{config.origin('piper.voice', 'tts')}: the voice piper needs a voice file: set "
+                              "piper.voice to its .onnx file.")
         paths = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
         if (command := shutil.which(settings.command, path=paths)) is None:
-            raise ConfigError(f"{config.origin('piper.command')}: there is no program {settings.command!r}: "
+            raise ConfigError(f"{config.origin('piper.command', 'tts')}: there is no program {settings.command!r}: "
                               "pip install 'opusagent[piper]', or set piper.command.")
         self.command = command
         self.identity = f"piper {Path(settings.voice).name}"

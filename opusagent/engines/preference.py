@@ -6,9 +6,9 @@ next only where the one before has failed or is late, and whoever waits is never
 import asyncio
 import logging
 
-from .. import EngineError
+from .. import ConfigError, EngineError
 from ..config import Config
-from ..endpoints import targets
+from ..endpoints import URL, Target, origin, targets
 from .endpoint import Endpoint
 
 log = logging.getLogger("opusagent")
@@ -22,6 +22,8 @@ class Preference:
         wanted = targets(config, stage)
         self.endpoints = [Endpoint(target, whose, spare if i == 1 else 1, i if len(wanted) > 1 else 0)
                           for i, target in enumerate(wanted, 1)]
+        for target in wanted:
+            has_key(target, whose)
         self.whose = whose
         self.fallbacks = 0                          # times that the next one was asked because one failed
 
@@ -57,3 +59,10 @@ class Preference:
             endpoint.measure(metrics)
         metrics.gauge("endpoint_fallbacks", self.fallbacks, stage=self.whose)
 
+
+def has_key(target: Target, whose: str) -> None:
+    """ConfigError where it has none and the endpoint is one that answers nobody without: a call would be too late."""
+    if not target.api_key and origin(target.base_url) == origin(URL):
+        place = "" if target.place == "default" else f"{target.place}: "
+        raise ConfigError(f"{place}The endpoint of the {whose} is {target.base_url}, and there is no key: set "
+                          "OPENAI_API_KEY, or the base_url of an endpoint that wants none.")

@@ -32,7 +32,7 @@ class Stt(local.Stt):
         try:
             files(config.sherpa.model)
         except ConfigError as error:
-            raise ConfigError(f"{config.origin('sherpa.model')}: {error}") from None
+            raise ConfigError(f"{config.origin('sherpa.model', 'stt')}: {error}") from None
         super().__init__(config)
         self.model = config.sherpa.model
 
