@@ -21,14 +21,18 @@ MOST_FRAMES = 12                # of a stack, the innermost
 
 
 def begin(epoll: EpollSet, metrics: Metrics) -> None:
-    """Watches the loop that calls this, whose next tick is at `epoll.due`, until the set is closed."""
+    """Watches the loop that calls this, whose next tick is at `epoll.due`, until the set is closed.
+
+    A tick that is late already is nobody's: so long it took to get ready.
+    """
     metrics.count("loop_stalls", 0)             # from now on no thread makes the list of counters longer
-    threading.Thread(target=watch, args=(epoll, metrics, threading.get_ident()), name="stalls", daemon=True).start()
+    threading.Thread(target=watch, args=(epoll, metrics, threading.get_ident(), epoll.due), name="stalls",
+                     daemon=True).start()
 
 
-def watch(epoll: EpollSet, metrics: Metrics, loop: int) -> None:
-    """Thread: each stall is counted, and at most one a second told.  `loop`: the thread that the loop runs in."""
-    due, told = 0, -TOLD_EVERY_NS
+def watch(epoll: EpollSet, metrics: Metrics, loop: int, due: int) -> None:
+    """Thread: each stall after `due` is counted, and at most one a second told.  `loop`: the thread that it runs in."""
+    told = -TOLD_EVERY_NS
     while due := epoll.overdue(LATE_NS, due):
         metrics.count("loop_stalls")
         now = time.monotonic_ns()

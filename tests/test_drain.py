@@ -80,6 +80,24 @@ def test_two_hundred_calls_finish_and_nobody_new_is_let_in(started):
     assert server.said().count("ended: completed") == CALLS and "Traceback" not in server.said()
 
 
+def test_a_stop_after_a_reload_answers_at_the_door_while_calls_of_the_settings_before_are_on(started):
+    server = started()
+
+    async def then(callers):
+        ready = server.said().count("are ready")
+        server.process.send_signal(signal.SIGHUP)
+        async with asyncio.timeout(30):
+            while server.said().count("are ready") < 2 * ready or len(server.workers()) < 2:
+                await asyncio.sleep(0.05)
+        await asyncio.sleep(2)              # for the worker before to step back; if that takes longer, all holds too
+        refused = await asyncio.to_thread(stop_and_look, server)
+        await callers.hear_out(60)
+        assert await asyncio.to_thread(readiness, server) == 404
+        return refused, await callers.answer(40)
+    assert with_calls(server, 2, then) == ((503, True), 2)
+    assert server.process.wait(15) == 0
+
+
 def test_a_second_stop_tells_two_hundred_callers_and_ends(started):
     server = started()
 

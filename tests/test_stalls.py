@@ -75,5 +75,14 @@ def test_nothing_is_told_while_nothing_is_due():
     assert watched(scenario, Loop) == 0
 
 
+def test_what_was_late_before_it_was_watched_is_not_told():
+    async def scenario(wires, metrics):
+        wires.due = time.monotonic_ns() - 10 ** 9
+        stalls.begin(wires, metrics)
+        await asyncio.sleep(0.2)
+        wires.due = 0
+    assert watched(scenario, Loop) <= 1         # of the two that watch, the one that began before
+
+
 def test_where_nothing_of_ours_runs_it_is_the_event_loop():
     assert stalls.stack(None) == "the event loop"
