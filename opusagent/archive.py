@@ -27,6 +27,7 @@ MOST_WAITING = 64 << 20         # bytes that wait for the disk, of all files tog
 FLUSH_SECONDS = 0.1             # after which the kernel has what was written: a worker that is killed loses no more
 LOOK_SECONDS = 10               # between two looks at the space that is left
 REMOVE_SECONDS = 3600           # between two looks for what is too old
+TOLD_EVERY_SECONDS = 1.0        # between two lines of the log about files that the disk refuses
 DAY = re.compile(r"\d{4}-\d\d-\d\d")
 KEPT = re.compile(r"\d{6}-.*\.(jsonl|json|wav)")      # our files in a day's folder
 ORDERLY = str.maketrans({c: c for c in "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_."})
@@ -59,13 +60,16 @@ class Archive:
         self._written = 0                               # bytes, as the thread has; it alone writes this
         self._appended = 0
         self._jobs: queue.SimpleQueue = queue.SimpleQueue()
+        self._told = -TOLD_EVERY_SECONDS                # the thread's: when a refusal was last told
+        metrics.count("archive_failures", 0)            # from now on no thread makes the list of counters longer
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             probe = self.directory / ".writable"
             probe.touch()
             probe.unlink()
         except OSError as error:
-            raise ConfigError(f"Calls cannot be kept in {directory}: {error.strerror}.") from None
+            why = "it is no directory" if isinstance(error, FileExistsError) else error.strerror
+            raise ConfigError(f"Calls cannot be kept in {directory}: {why}.") from None
         self._thread = threading.Thread(target=self._work, name="archive", daemon=True)
         self._thread.start()
 
@@ -124,6 +128,14 @@ class Archive:
             file.guarded(file.write, data)
             self._written += len(data)
 
+    def refused(self, file: "File", error: OSError) -> None:
+        """Thread: the disk takes no more of a file."""
+        self.metrics.count("archive_failures")
+        now = time.monotonic()
+        if now - self._told >= TOLD_EVERY_SECONDS:
+            self._told = now
+            log.error("%s cannot be written: %s; the call goes on without", file.path, error.strerror)
+
     def _weigh(self) -> None:
         """Thread: is there space?"""
         try:
@@ -163,7 +175,7 @@ class File:
             what(*args)
         except OSError as error:
             if not self.failed:
-                log.error("%s cannot be written: %s; the call goes on without", self.path, error.strerror)
+                self._archive.refused(self, error)
             self.failed = True
 
     def flush(self) -> None:

@@ -83,6 +83,7 @@ MEANING = {
     "engine_silent_seconds": "Since the engine process that was silent longest said that it lives; 0.1 is usual.",
     "engine_records_waiting": "Records that found an engine process's ring full.",
     "recogniser_lag_seconds": "Audio that the recogniser had not got to when it last said something: its queue delay.",
+    "archive_failures": "Files of calls that end early because the disk refused them.",
     "archive_dropped": "Files of calls that end early or are not kept: the disk was too slow, or has too little space.",
     "webhook": "Notices of ended calls: delivered, failed (one attempt), given up, dropped.",
     "log_dropped": "Log lines that nobody read in time.",

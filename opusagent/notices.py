@@ -142,7 +142,8 @@ class Notices:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             paths = sorted(self.directory.glob("*" + SUFFIX))
         except OSError as error:
-            raise ConfigError(f"Notices cannot be kept in {self.directory}: {error.strerror}.") from None
+            why = "it is no directory" if isinstance(error, FileExistsError) else error.strerror
+            raise ConfigError(f"Notices cannot be kept in {self.directory}: {why}.") from None
         for path in paths:
             mine = path.with_suffix(f".{os.getpid()}")
             with suppress(OSError):                     # another worker was first

@@ -51,20 +51,24 @@ def test_a_disk_that_stands_still_costs_what_is_kept_and_nothing_else(tmp_path, 
     assert not other.path.exists()
 
 
-def test_a_full_disk_is_told_once_and_the_call_goes_on(caplog):
-    kept = archive.Archive("/dev/shm", Metrics())
-    file = kept.file("full")
-    file.path = archive.Path("/dev/full")
-    for _ in range(5):
-        file.append(b"x" * 100_000)
-    file.close()
+def test_a_full_disk_is_told_once_a_second_every_file_counts_and_calls_go_on(caplog):
+    metrics, began = Metrics(), time.monotonic()
+    kept = archive.Archive("/dev/shm", metrics)
+    for _ in range(20):
+        file = kept.file("full")
+        file.path = archive.Path("/dev/full")
+        for _ in range(5):
+            file.append(b"x" * 100_000)
+        file.close()
     kept.close()
-    assert sum("/dev/full cannot be written" in line.getMessage() for line in caplog.records) == 1
+    told = sum("/dev/full cannot be written" in line.getMessage() for line in caplog.records)
+    assert 1 <= told <= 1 + (time.monotonic() - began)
+    assert metrics.counters["archive_failures", ()] == 20
 
 
 def test_a_place_where_nothing_can_be_written_is_refused(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match="cannot be kept"):
+    with pytest.raises(ConfigError, match="cannot be kept in .*: it is no directory"):
         archive.Archive(str(tmp_path / "file"), Metrics())
 
 
