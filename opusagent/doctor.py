@@ -141,8 +141,8 @@ def directories(config: Config) -> Iterator[Finding]:
     """Where calls are kept, and prompts."""
     if config.archive.directory:
         place = Path(config.archive.directory)
-        there = place if place.exists() else place.absolute().parent
-        if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        there = place if os.path.exists(place) else place.absolute().parent
+        if not (os.path.isdir(there) and os.access(there, os.W_OK | os.X_OK)):
             yield Finding(BREAKS, f"Calls cannot be kept in {place}: make it a directory that this user may write to.")
         else:
             yield Finding(FINE, f"Calls are kept in {place}.")

@@ -2,6 +2,7 @@
 import asyncio
 import importlib.util
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -335,6 +336,15 @@ def test_a_directory_that_is_no_model_is_a_sentence(tmp_path, monkeypatch, names
         sherpa.Stt(Config(sherpa=Sherpa(model=str(model))))
     with pytest.raises(ConfigError, match="set sherpa.model"):
         sherpa.Stt(Config())
+
+
+@pytest.mark.parametrize("closed", ["", "encoder.onnx"])
+def test_a_model_that_may_not_be_read_is_a_sentence(tmp_path, monkeypatch, closed):
+    for name in ("tokens.txt", "encoder.onnx", "decoder.onnx", "joiner.onnx"):
+        (tmp_path / name).write_bytes(b"")
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path / closed)
+    with pytest.raises(ConfigError, match=f"{tmp_path / closed} cannot be read"):
+        sherpa.files(str(tmp_path))
 
 
 def test_of_two_sizes_the_smaller_one_is_loaded(tmp_path):

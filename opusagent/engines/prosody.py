@@ -7,7 +7,7 @@ first output is the probability that the turn is complete.  The rule: a file tha
 ConfigError.
 """
 import importlib.util
-from pathlib import Path
+import os
 
 import numpy as np
 
@@ -24,8 +24,10 @@ INSTALL = "The turn model needs onnxruntime: pip install 'opusagent[turn]'."
 
 def check(path: str, origin: str) -> None:
     """ConfigError where the file or the package is missing."""
-    if not Path(path).is_file():
-        raise ConfigError(f"{origin}: there is no turn model {path}.")
+    if not os.path.isfile(path):                # Path.is_file() raises where a directory above it is closed to us
+        raise ConfigError(f"{origin}: there is no turn model {path}, or none that can be seen.")
+    if not os.access(path, os.R_OK):
+        raise ConfigError(f"{origin}: the turn model {path} cannot be read: Permission denied.")
     if importlib.util.find_spec("onnxruntime") is None:
         raise ConfigError(f"{origin}: {INSTALL}")
 

@@ -6,6 +6,7 @@ process, before the first call; an utterance is a stream of its own.
 """
 import importlib.util
 import math
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -46,14 +47,18 @@ def files(model: str) -> dict[str, str]:
         raise ConfigError("the recogniser sherpa needs a model: set sherpa.model to the directory of a streaming "
                           "transducer.")
     directory, found = Path(model), {}
-    if not directory.is_dir():
-        raise ConfigError(f"there is no directory {model}.")
+    if not os.path.isdir(model):                # Path.is_dir() raises where a directory above it is closed to us
+        raise ConfigError(f"there is no directory {model}, or none that can be seen.")
+    if not os.access(model, os.R_OK | os.X_OK):
+        raise ConfigError(f"the directory {model} cannot be read: Permission denied.")
     for part in PARTS:
         names = sorted(directory.glob(part if part == "tokens.txt" else f"{part}*.onnx"),
                        key=lambda path: (".int8." not in path.name, path.name))     # the smaller ones
         if not names:
             raise ConfigError(f"{model} has no {part if '.' in part else part + '*.onnx'}, "
                               "as a streaming transducer has.")
+        if not os.access(names[0], os.R_OK):
+            raise ConfigError(f"{names[0]} cannot be read: Permission denied.")
         found[part.removesuffix(".txt")] = str(names[0])
     return found
 
