@@ -130,7 +130,8 @@ class Embedded:
 
     voice: str = setting("rms", "voice of flite, or espeak: espeak-ng where it is installed",
                          choices=("rms", "slt", "awb", "kal16", "kal", "espeak"))
-    processes: int = setting(1, "engine processes of each kind for a worker", low=1, high=64)
+    processes: int = setting(0, "engine processes of each kind for a worker; 0 is its share of the cores that the "
+                             "workers leave, from 1 to 4", low=0, high=64)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ import pytest_asyncio
 
 from opusagent import ConfigError
 from opusagent._fastpath import SEGMENT_SAMPLES, Arena
-from opusagent.config import Config
+from opusagent.config import Config, Embedded
 from opusagent.engines.host import Host
 from opusagent.engines.local import TRIES, Stt, Tts
 from test_embedded import CARD, DIGITS, FREE, SAID, SEARCHES, Search, people, recognises, recording, speaks
@@ -483,6 +483,18 @@ async def test_on_a_machine_that_is_too_busy_the_second_process_lives_until_ther
     host._watch()
     host._look.cancel()
     assert second.killed and not host.spare.killed
+
+
+@pytest.mark.parametrize("workers, cores, left, count", [
+    (0, 16, None, 1),                           # the workers leave one core
+    (1, 2, None, 1), (1, 4, "1,2,3", 3), (1, 32, None, 4), (2, 8, "2,3,4,5,6,7", 3), (8, 8, None, 1)])
+async def test_processes_are_as_many_as_the_cores_that_the_workers_leave(monkeypatch, workers, cores, left, count):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
+    monkeypatch.delenv("OA_CORES", raising=False)
+    if left is not None:
+        monkeypatch.setenv("OA_CORES", left)
+    assert Host("stt", Config(workers=workers), None, None).count == count
+    assert Host("stt", Config(workers=workers, embedded=Embedded(processes=7)), None, None).count == 7
 
 
 def late(stuck):

@@ -24,6 +24,7 @@ from .vitals import vitals
 
 log = logging.getLogger("opusagent")
 
+MOST_PROCESSES = 4              # of a stage, unless more are asked for: each may take 1 GiB
 READY_WITHIN = 60.0             # seconds for a process to load what it needs
 BEAT_SECONDS = 0.1              # how often a process must say that it lives; it may say so ahead, for a long work
 QUIET_AFTER = 0.15              # seconds without that are looked into
@@ -145,13 +146,22 @@ class EngineProcess:
             self.process.wait()
 
 
+def fitting(workers: int) -> int:
+    """Processes of a stage for each of so many workers (0: one for each core but one): those have cores of their own."""
+    if not workers:
+        return 1
+    left = os.environ.get("OA_CORES")           # which the workers are not pinned to; without, nobody is pinned
+    cores = len(left.split(",")) if left else len(os.sched_getaffinity(0)) - workers
+    return max(1, min(MOST_PROCESSES, cores // workers))
+
+
 class Host:
     """The processes of one stage: one for each share of the slots, and a spare one that is warm."""
 
     def __init__(self, stage: str, config: Config, on_record: Callable, on_takeover: Callable,
                  on_aside: Callable | None = None, work: Callable[[], float] | None = None):
         self.stage = stage
-        self.count = config.embedded.processes
+        self.count = config.embedded.processes or fitting(config.workers)
         self.on_record = on_record              # (kind, slot, generation, epoch, a, b, data)
         self.on_takeover = on_takeover          # (share): all that was asked of that share's process is asked again
         self.on_aside = on_aside                # (process, share): nothing that it was asked is wanted of it any more;
