@@ -206,7 +206,8 @@ class Notices:
         others."""
         kind = http.client.HTTPSConnection if self.url.scheme == "https" else http.client.HTTPConnection
         connection = kind(self.url.hostname, self.url.port, timeout=self.settings.timeout_seconds)
-        patience = threading.Timer(self.settings.timeout_seconds, cut, (connection,))
+        late = threading.Event()
+        patience = threading.Timer(self.settings.timeout_seconds, cut, (connection, late))
         patience.start()
         try:
             path = (self.url.path or "/") + (f"?{self.url.query}" if self.url.query else "")
@@ -217,6 +218,10 @@ class Notices:
             answer = connection.getresponse()
             after = answer.headers.get("Retry-After", "")
             return answer.status, float(after) if after.isascii() and after.isdigit() else 0.0
+        except (OSError, http.client.HTTPException):
+            if late.is_set():
+                raise TimeoutError from None            # not the peer has ended it
+            raise
         finally:
             patience.cancel()
             connection.close()
@@ -230,8 +235,9 @@ class Notices:
             self.loop.call_soon_threadsafe(lambda: self._count("webhook", outcome=outcome))
 
 
-def cut(connection: http.client.HTTPConnection) -> None:
+def cut(connection: http.client.HTTPConnection, late: threading.Event) -> None:
     """An answer that comes byte by byte is none: whoever reads it gets an error."""
+    late.set()
     if (sock := connection.sock) is not None:
         with suppress(OSError):
             sock.shutdown(socket.SHUT_RDWR)
