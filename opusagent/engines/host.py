@@ -147,7 +147,7 @@ class EngineProcess:
 
 
 def fitting(workers: int) -> int:
-    """Processes of a stage for each of so many workers (0: one for each core but one): those have cores of their own."""
+    """Processes of a stage for each of so many workers; 0 workers are one for each core but one."""
     if not workers:
         return 1
     left = os.environ.get("OA_CORES")           # which the workers are not pinned to; without, nobody is pinned
