@@ -141,7 +141,7 @@ def directories(config: Config) -> Iterator[Finding]:
     """Where calls are kept, and prompts."""
     if config.archive.directory:
         place = Path(config.archive.directory)
-        there = place if os.path.exists(place) else place.absolute().parent
+        there = next(each for each in (place.absolute(), *place.absolute().parents) if os.path.exists(each))
         if not (os.path.isdir(there) and os.access(there, os.W_OK | os.X_OK)):
             yield Finding(BREAKS, f"Calls cannot be kept in {place}: make it a directory that this user may write to.")
         else:

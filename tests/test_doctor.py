@@ -74,6 +74,12 @@ def test_a_directory_that_cannot_be_written_to_would_lose_what_calls_leave(tmp_p
     assert [grade for grade, _ in graded(config, doctor.directories)] == [doctor.BREAKS, doctor.FINE]
 
 
+def test_a_directory_that_the_server_will_make_is_none_to_complain_of(tmp_path):
+    config = load(**{"archive.directory": str(tmp_path / "not" / "made" / "yet"), "prompts.directory": str(tmp_path)})
+    assert [grade for grade, _ in graded(config, doctor.directories)] == [doctor.FINE, doctor.FINE]
+    assert not (tmp_path / "not").exists()
+
+
 def test_huge_pages_that_are_always_made_are_told_of(tmp_path, monkeypatch):
     monkeypatch.setattr(doctor, "HUGE_PAGES", tmp_path / "enabled")
     (tmp_path / "enabled").write_text("[always] madvise never\n")
