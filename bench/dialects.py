@@ -9,8 +9,8 @@ Twilio rounds right before and right after it, so that a slow moment of the mach
 counted goes before them, so that both find the caches full of the other.  A ratio is the median of those, its spread
 the middle half of them.  Where a platform wants the agent's words in longer messages than 20 ms, they are written so,
 as in a call.  The rule: at the rate of the telephone, 8 kHz, no dialect costs more than LIMIT times Twilio's, neither
-way; the others are told, too.  Over /v1/realtime a reply goes out as soon as it is made, so of that the own part alone
-is told.
+way; the others are told, too.  Over /v1/realtime a reply goes out as soon as it is made: there the whole calls are
+those of agents that listen, in Twilio's as well, and are marked with an i, for in.
 """
 import argparse
 import asyncio
@@ -117,22 +117,26 @@ def measure(routes: list[str], rounds: int) -> list[dict]:
     return rows
 
 
-def measure_calls(routes: list[str], rounds: int) -> list[dict | None]:
-    """Whole calls; None where a reply goes out as soon as it is made.  `out`: the agent's messages in 20 ms."""
-    paced = [route for route in routes if TABLE[route.partition("?")[0]]({}).lead_ms < AHEAD_MS]
-    found = asyncio.run(whole_calls.measure(paced, rounds))
+def paced(route: str) -> bool:
+    """A reply goes out in its own time."""
+    return TABLE[route.partition("?")[0]]({}).lead_ms < AHEAD_MS
+
+
+def measure_calls(routes: list[str], rounds: int) -> list[dict]:
+    """Whole calls.  `out`: the agent's messages in 20 ms."""
+    found = {}
+    for listening in (False, True):
+        some = [route for route in routes if paced(route) is not listening]
+        found |= asyncio.run(whole_calls.measure(some, rounds, listening)) if some else {}
     return [{"call_us": statistics.median(found[route][0]), "out": found[route][2],
-             **spread([mine / twilio for mine, twilio in zip(*found[route][:2])])} if route in found else None
-            for route in routes]
+             **spread([mine / twilio for mine, twilio in zip(*found[route][:2])])} for route in routes]
 
 
-def over(row: dict, part: dict | None) -> bool:
-    return part is not None and row["rate"] == 8000 and part["ratio"] > LIMIT
+def over(row: dict, part: dict) -> bool:
+    return row["rate"] == 8000 and part["ratio"] > LIMIT
 
 
-def told(row: dict, part: dict | None) -> str:
-    if part is None:
-        return "not paced"
+def told(row: dict, part: dict) -> str:
     mark = " !" if over(row, part) else "  "
     return f"{part['ratio']:.2f} ({part['least']:.2f} to {part['greatest']:.2f}){mark}"
 
@@ -153,8 +157,8 @@ def main(argv: list[str] | None = None) -> int:
     else:
         print(f"{'dialect':<32}{'Hz':>6}  {'whole calls: us, times Twilio':<32}its own part: to read, to write, times")
         for row, call in zip(rows, calls):
-            spent = f"{call['call_us']:.1f}" if call else ""
-            print(f"{row['route']:<32}{row['rate']:>6}  {spent:>5}  {told(row, call):<25}"
+            spent = f"{call['call_us']:.1f}" + ("" if paced(row["route"]) else "i")
+            print(f"{row['route']:<32}{row['rate']:>6}  {spent:>6} {told(row, call):<25}"
                   f"{row['read_us']:>5.2f}{row['write_us']:>6.2f}  {told(row, row)}")
         print("!: over the limit")
     return 1 if any(over(row, part) for row, call in zip(rows, calls) for part in (row, call)) else 0

@@ -5,6 +5,9 @@ peers are the simulated platforms, whose time does not count.  In every 20 ms ea
 come is served, and four ticks pass.  The callers are silent and the agents speak, so every frame goes both ways and the
 voice detector's model rests.  The clock is the steps' own: nobody waits for it.
 
+Where a reply goes out as soon as it is made (/v1/realtime) there are no frames out to be compared: there the agents of
+both have spoken, and the callers' frames only are compared.
+
 The rule: a round of one dialect is divided by the rounds of Twilio's right before and right after it.
 """
 import asyncio
@@ -29,6 +32,7 @@ from opusagent.studio import Studio
 CALLS = 32                  # of each dialect, at once
 STEPS = 10                  # of 20 ms in a round
 WARM = 60                   # steps before the first, a second and more: every reply is well under way
+SPOKEN = 200                # ... and as many as it takes until all that an agent has to say has been heard
 START_SECONDS = 20
 LINE = "All that is said on this line is said for nobody, slowly, and on and on. "
 FLOW = """
@@ -38,6 +42,14 @@ say = "{line}"
 silence = {{ say = ["{line}"] }}
 on = [{{ free = true, say = "{line}" }}]
 """
+LISTENING = """
+start = "chat"
+[states.chat]
+say = "Good morning, what can I do for you?"
+waits = { no_input = 60000 }
+on = [{ free = true, say = "Go on." }]
+"""
+PATHS = {"openai-realtime": "/v1/realtime"}
 
 
 class Clock:
@@ -98,8 +110,9 @@ class Peer:
 class Population:
     """A worker with calls in one dialect."""
 
-    def __init__(self, route: str, studio: Studio):
+    def __init__(self, route: str, studio: Studio, warm: int):
         self.route = route
+        self.warm = warm                    # steps before the first that counts
         self.clock = Clock()
         self.server = Server(studio.config, studio, Metrics())
         self.server.clock = self.clock
@@ -124,15 +137,16 @@ class Population:
         rate = next(iter(self.server.calls.values())).dialect.rate
         self.pcm = np.random.default_rng(1).normal(0, 4, rate // 50).astype(np.int16)
         self.clock.at = time.monotonic_ns()
-        self.round(WARM)
+        self.round(self.warm)
 
     async def _dial(self, port: int) -> Peer:
-        name = self.route.partition("?")[0]
+        name, _, query = self.route.partition("?")
+        path = PATHS.get(name, f"/ws/{name}") + f"?{query}"
         platform, loop = CALLERS[name](urlsplit(f"ws://127.0.0.1/ws/{self.route}")), asyncio.get_running_loop()
         sock = socket.socket()
         sock.setblocking(False)
         await loop.sock_connect(sock, ("127.0.0.1", port))
-        wishes = [f"GET /ws/{self.route} HTTP/1.1", f"Host: 127.0.0.1:{port}", "Upgrade: websocket",
+        wishes = [f"GET {path} HTTP/1.1", f"Host: 127.0.0.1:{port}", "Upgrade: websocket",
                   "Connection: Upgrade", "Sec-WebSocket-Version: 13",
                   "Sec-WebSocket-Key: " + base64.b64encode(bytes(16)).decode(),
                   *[f"Sec-WebSocket-Protocol: {offer}" for offer in getattr(platform, "protocols", ())[:1]]]
@@ -158,7 +172,9 @@ class Population:
             server.epoll.poll()
             spent += time.thread_time_ns() - began
             for call in server.calls.values():
-                call.ear.media_at = self.clock.at       # the set has looked at the machine's clock
+                call.ear.media_at = self.clock.at       # the set has looked at the machine's clock,
+                if hasattr(call, "inbox"):
+                    call.inbox.throttle.heard_by = 0    # ... by which this audio came too fast to be heard
             began = time.thread_time_ns()
             for _ in range(4):
                 self.clock.at += TICK_NS
@@ -178,9 +194,9 @@ class Population:
         await self.server.stop()
 
 
-async def beside(route: str, studio: Studio, rounds: int) -> tuple[list[float], list[float], float]:
+async def beside(route: str, studio: Studio, rounds: int, warm: int) -> tuple[list[float], list[float], float]:
     """us of 20 ms, round by round: of a call in this dialect, and of Twilio's around it; and messages out per 20 ms."""
-    mine, twilio = Population(route, studio), Population("twilio", studio)
+    mine, twilio = Population(route, studio, warm), Population("twilio", studio, warm)
     await mine.open()
     await twilio.open()
     gc.disable()
@@ -196,10 +212,12 @@ async def beside(route: str, studio: Studio, rounds: int) -> tuple[list[float], 
     return ours, theirs, mine.came / mine.sent
 
 
-async def measure(routes: list[str], rounds: int) -> dict[str, tuple[list[float], list[float], float]]:
+async def measure(routes: list[str], rounds: int,
+                  listening: bool = False) -> dict[str, tuple[list[float], list[float], float]]:
+    """`listening`: the agents have nothing to say any more."""
     logging.getLogger("opusagent").setLevel(logging.ERROR)      # a wake-up may take long here: it is no server's
     config = replace(Config(), stt="scripted", tts="scripted", llm="scripted", max_calls=2 * CALLS + 8,
                      admission=replace(Admission(), refuse_above=1.0, resume_below=1.0), prompts=Prompts(megabytes=0))
-    studio = Studio(config, Flow.parse(FLOW.format(line=LINE * 12), "flow.toml"))
+    studio = Studio(config, Flow.parse(LISTENING if listening else FLOW.format(line=LINE * 12), "flow.toml"))
     await studio.open(Metrics())
-    return {route: await beside(route, studio, rounds) for route in routes}
+    return {route: await beside(route, studio, rounds, SPOKEN if listening else WARM) for route in routes}

@@ -234,10 +234,20 @@ class Histogram:
 
 # ---- unattended
 
+class Throttle:
+    heard_by: int
+    appended: int
+    rate: int
+    longest: int
+    open: bool
+    ear: Any
+    def __init__(self, pace: int, at_once: int) -> None: ...
+    def hears(self, samples: int, now: int, rate: int) -> None: ...
+
 class MediaIn:
     def __init__(self, opcode: int, encoding: str, channels: int = 1, at: int = 0, kind: bytes | None = None,
                  field: bytes = b"", participant: bytes | None = None,
-                 passes: Callable[[int], bool] | None = None) -> None: ...
+                 passes: Callable[[int], bool] | None = None, throttle: Throttle | None = None) -> None: ...
 
 class MediaOut:
     def __init__(self, opcode: int, encoding: str, before: bytes = b"", after: bytes = b"", lifted: bool = False,

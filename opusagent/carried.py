@@ -22,7 +22,7 @@ RESTARTED = {"error": {"type": "server_error", "code": None, "message": "The ser
 def kept(call: RealtimeCall) -> dict:
     made = call.made if call.mouth.turn is not None else Made()
     return fields(call, SESSION) | {
-        "heard_by": call.inbox.heard_by, "asides": [ask.details for ask in call.asides],
+        "heard_by": call.inbox.throttle.heard_by, "asides": [ask.details for ask in call.asides],
         "inbox": [_written(entry) for entry in _waiting(call)], "deferred": [ask.details for ask in call.deferred],
         "made": [part if isinstance(part, str) else [part.name, part.arguments, part.id] for part in made.parts],
         "told": made.told, "limited": made.limited,
@@ -38,7 +38,7 @@ def restore(call: RealtimeCall, state: dict) -> None:
     call.last = reply_of(state["last"]) if state["last"] is not None else None
     call.deferred.extend(Ask(ASK_RESPOND, details) for details in state["deferred"])
     call.asides.extend(Ask(ASK_RESPOND, details) for details in state.get("asides", ()))
-    call.inbox.heard_by = state["heard_by"]
+    call.inbox.throttle.heard_by = state["heard_by"]
     for entry in map(_read, state["inbox"]):
         if isinstance(entry, np.ndarray):
             call.inbox.add_audio(entry, call.slot.rate_in)

@@ -4,6 +4,7 @@ It decides neither when a turn is over nor what is answered.  The rules: what co
 to the slot, in one run of calls; and what the recogniser says of an older `utterance` is dropped where it lands.
 """
 import logging
+import sys
 
 import numpy as np
 
@@ -70,7 +71,8 @@ class Ear:
         calm = self.call.turns.calm if self.journal is None else None      # a journal has every window
         self.vad = Vad(slot.rate_in, self.studio.hearing, self._scored, calm)
         self.media_at = now
-        self.wire_rate, self.gap, self.longest = wire_rate, MEDIA_GAP, USUAL_MS * wire_rate // 1000
+        self.wire_rate, self.gap = wire_rate, MEDIA_GAP
+        self.longest = USUAL_MS * wire_rate // 1000 if getattr(self.call, "paced", True) else sys.maxsize
 
     def close(self) -> None:
         """The call is over."""

@@ -1,17 +1,15 @@
 """What a client of the Realtime protocol has sent and the call has not come to yet, in its order.
 
-Audio is let through PACE times as fast as it was spoken, the first AT_ONCE of it at once, for the recogniser has to
-follow.  The rule: no more waits than INBOX_SECONDS of audio and INBOX_ENTRIES of anything.
+The recogniser has to follow, so audio waits where it comes much faster than it is spoken.  The rule: no more waits than
+INBOX_SECONDS of audio and INBOX_ENTRIES of anything.
 """
 from collections import deque
 
 import numpy as np
 
+from ._fastpath import Throttle
 from .dialects import Ask, Dtmf
 
-MS = 1_000_000                  # ns
-PACE = 8                        # times as fast as it was spoken, audio is heard
-AT_ONCE = 125 * MS              # ... after as much of it as is heard in so long
 PIECE_MS = 200                  # of audio that waits
 INBOX_SECONDS = 120             # of audio that may wait
 INBOX_ENTRIES = 4096
@@ -20,12 +18,12 @@ INBOX_ENTRIES = 4096
 class Inbox:
     """True while anything waits."""
 
-    __slots__ = ("entries", "samples", "heard_by")
+    __slots__ = ("entries", "samples", "throttle")
 
-    def __init__(self):
+    def __init__(self, throttle: Throttle):
         self.entries: deque[np.ndarray | Ask | Dtmf] = deque()
         self.samples = 0                        # of the audio in it
-        self.heard_by = 0                       # ns: until when what was heard keeps the recogniser busy
+        self.throttle = throttle                # how fast it is emptied
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -51,16 +49,12 @@ class Inbox:
         entry = self.entries.popleft()
         if isinstance(entry, np.ndarray):
             self.samples -= len(entry)
-            self.hears(len(entry), now, rate)
+            self.throttle.hears(len(entry), now, rate)
         return entry
 
     def ready(self, now: int) -> bool:
         """The recogniser can follow."""
-        return self.heard_by <= now
-
-    def hears(self, samples: int, now: int, rate: int) -> None:
-        """So much audio is heard now."""
-        self.heard_by = max(self.heard_by, now - AT_ONCE) + samples * 1000 * MS // (PACE * rate)
+        return self.throttle.heard_by <= now
 
     def take_out(self, unwanted: list[Ask]) -> None:
         """They need not be done any more."""

@@ -12,16 +12,14 @@ from dataclasses import replace
 
 import orjson
 
-from . import journal
-from .assistant import NEVER, Assistant, ClientModel, Made
+from . import asks, journal
+from .assistant import Assistant, ClientModel, Made
 from .call import Call
-from .dialects import (ASK_CANCEL, ASK_COMMIT, ASK_DISCARD, ASK_RESPOND, ASK_TRUNCATED, ASK_UPDATE, RECOGNITION,
-                       SPEECH_STARTED, SPEECH_STOPPED, Ask, Audio, Dtmf)
+from .dialects import ASK_CANCEL, ASK_COMMIT, ASK_RESPOND, SPEECH_STARTED, Ask, Audio, Dtmf
 from .dialects.realtime.settings import Fault
 from .filled import Filled
-from .flow import FREE, Dialogue, Reply, Waits
+from .flow import Reply
 from .flow.dialogue import ANSWER, NO_MATCH, SILENCE
-from .flow.expect import clip
 from .inbox import INBOX_SECONDS, Inbox
 from .journal import noted
 from .pipeline import SPEAKING, Turn
@@ -31,7 +29,7 @@ MS = 1_000_000                  # ns
 GREETING_AFTER = 1000 * MS      # a flow begins by itself, without a word from the client, after so long
 PATIENCE = 300 * MS             # without audio, or two pieces of the client's if they are longer, but no more than
 MOST_PATIENCE = 1000 * MS
-ENDED = Waits(0, 0, 0, NEVER)   # what has been said is all of it
+MOST_DEFERRED = 16              # responses that wait
 FULL = Fault("input_audio_buffer_full", f"More than {INBOX_SECONDS} s of audio wait to be heard: send it no faster "
              "than that.", "audio")
 REASONS = {"barge-in": "turn_detected", "superseded": "turn_detected"}      # why a response was cut; else the client
@@ -45,13 +43,15 @@ def beside(request: dict) -> bool:
 class RealtimeCall(Call):
     """A session of a connection, as Call is."""
 
+    paced = False                   # a message may come at any time, however much is in it
+
     def __init__(self, server, connection, dialect, agent: str, kept: "journal.Journal | None" = None, begins=True):
         if (keeper := getattr(server, "keeper", None)) is not None:
             connection = WriteAhead(connection, keeper.keep_now)
         self.ahead = connection if keeper is not None else None
         self.assistant = agent == "assistant"   # the client leads; otherwise the flow does
-        self.inbox = Inbox()
-        self.deferred: deque[Ask] = deque(maxlen=16)    # responses asked for while a turn is being recognised
+        self.inbox = Inbox(dialect.throttle)
+        self.deferred: deque[Ask] = deque()     # responses asked for while a turn is being recognised
         self.asides: deque[Ask] = deque()       # ... and those beside the conversation, which wait for one in it
         self.commits = False                    # the client has ended the turn, so it asks for the answer, too
         self.made = Made()                      # of the reply being spoken, or held
@@ -101,15 +101,23 @@ class RealtimeCall(Call):
             if not self._take(event.pcm if self.ear.resampler is None else self.ear.resampler.push(event.pcm)):
                 self.dialect.refuse(FULL, self.dialect.name_of(payload))
         elif event.__class__ is Ask and event.what == ASK_CANCEL:
-            self._cancel()
+            asks.cancel(self)
         elif not self.inbox.add(event):
             self.dialect.refuse(Fault("rate_limit_exceeded", "Too much waits for the end of a turn."))
         self._work(self.server.now)
         self.mouth.out.answers()
+        self._let_pass()
         if self.inbox:
             self.due = 0
         if self.ahead is not None and (self.inbox or not isinstance(event, Audio)):
             self.ahead.soon()
+
+    def _let_pass(self) -> None:
+        """Plain audio of the client's may go by on_message() while that would do nothing but hear it, at once."""
+        throttle, heeds = self.dialect.throttle, self.dialect.detector is not None
+        throttle.ear = None if heeds else self.ear
+        throttle.open = not (self.inbox or self.quiet or self.greet_by or self.patience != PATIENCE
+                             or heeds and self.excused is math.inf)
 
     def _take(self, pcm) -> bool:
         """Audio, into the inbox; False: that is full."""
@@ -128,7 +136,7 @@ class RealtimeCall(Call):
             if entry.__class__ is Dtmf:
                 self.on_dtmf(entry)
             elif entry.__class__ is Ask:
-                ON_ASK[entry.what](self, **entry.details)
+                asks.ON[entry.what](self, **entry.details)
             else:
                 self._hear_client(entry, now)
             if self.slot is None or self.done:
@@ -148,21 +156,7 @@ class RealtimeCall(Call):
         if self.greet_by:
             self._greet()
 
-    # -- what it asks for ----------------------------------------------------------------------------------------------
-
-    def _updated(self) -> None:
-        dialect = self.dialect
-        if dialect.rate != self.slot.rate_out:
-            self.slot.free()                    # nothing has gone over the line: it is another one
-            self._open_line()
-        self.follow_settings()
-        if dialect.detector is None:
-            self.excused = math.inf
-        if self.assistant:
-            self.turns.expect(self.dialogue.expect.waits)
-        elif isinstance(self.dialogue, Dialogue):
-            known = {name: clip(text, self.dialogue.side) for name, text in dialect.facts.items()}
-            self.dialogue.facts.update({name: known[name] for name in known.keys() & self.flow.facts.keys()})
+    # -- the responses that it asks for --------------------------------------------------------------------------------
 
     def follow_settings(self) -> None:
         """The session's, as far as they are the ear's and the mouth's."""
@@ -176,43 +170,21 @@ class RealtimeCall(Call):
         if self.assistant and self.server.config.tts == "openai" and isinstance(voice, str):
             self.mouth.stage.voice = voice
 
-    def _commit(self) -> None:
-        """The caller's turn ends here, whatever the detector thinks, and is not answered unless the client asks."""
-        if self.dialect.detector is not None and self.mouth.turn is not None:
-            self._stop_talking("barge-in")
-            self._follow(self.turns.agent_done())
-        if self.ear.hearing and self.dialect.detector is not None:
-            self.commits = True
-            self.turns.expect(ENDED)
-            return self._follow(self.turns.judge(FREE))
-        if self.ear.final_by:
-            return                              # the detector was faster
-        if not self.ear.hearing:
-            self._listen(self.ear.floor)
-        self.commits = True
-        position, counts = self.slot.written, self.ear.hearing
-        self.dialect.at(self._ms(position))
-        self._end_of_turn(position)
-        if not counts:                          # nothing that is said does, in this state of the flow
-            self.mouth.out.tell(SPEECH_STOPPED)
-            self.mouth.out.tell(RECOGNITION, "", 0.0)
-
-    def _discard(self) -> None:
-        self.ear.floor = self.slot.written
-        if self.ear.hearing:
-            self.ear.listen_no_more()
-            self.mouth.forget()
-
-    def _respond(self, request: dict, event_id: str) -> None:
+    def respond(self, request: dict, event_id: str) -> None:
         """The client wants a response to what there is."""
         if self.ear.final_by or self.dialect.response.active and beside(request):
-            waiting = self.asides if beside(request) else self.deferred
-            return waiting.append(Ask(ASK_RESPOND, {"request": request, "event_id": event_id}))
+            return self._defer(self.asides if beside(request) else self.deferred, request, event_id)
         if not self.dialect.response.active:
             self._hear_out()
         if self.dialect.respond(request, event_id):
             self.greet_by = 0
             self._say(self._wanted(request))
+
+    def _defer(self, waiting: deque, request: dict, event_id: str) -> None:
+        if len(waiting) < MOST_DEFERRED:
+            return waiting.append(Ask(ASK_RESPOND, {"request": request, "event_id": event_id}))
+        self.dialect.waiting -= 1
+        self.dialect.refuse(Fault("rate_limit_exceeded", "Too many responses wait for their turn."), event_id)
 
     def _wanted(self, request: dict) -> Reply:
         """What is said when the client asks: the assistant's answer, or what the flow has for the latest item."""
@@ -232,29 +204,6 @@ class RealtimeCall(Call):
 
     def _last_said(self):
         return next((item for item in reversed(self.dialect.items.order) if item.role == "user" and item.text), None)
-
-    def _cancel(self) -> None:
-        """What is on its way, or, if nothing is, what has been asked for and not begun."""
-        if self.dialect.response.active:
-            if self.mouth.turn is not None:
-                self._stop_talking("cancelled")
-                return self._follow(self.turns.agent_done())
-            return self._finish("cancelled", {"reason": "client_cancelled"})
-        waiting = [entry for entry in (*self.deferred, *self.asides, *self.inbox.entries)
-                   if entry.__class__ is Ask and entry.what == ASK_RESPOND]
-        self.deferred.clear()
-        self.asides.clear()
-        self.inbox.take_out(waiting)
-        for ask in waiting:
-            if self.dialect.respond(**ask.details):
-                self._finish("cancelled", {"reason": "client_cancelled"})
-
-    def _truncated(self, item_id: str) -> None:
-        """The client has stopped playing: nobody hears the rest of it."""
-        message = self.dialect.response.message
-        if self.mouth.turn is not None and message is not None and message.id == item_id:
-            self._stop_talking("truncated")
-            self._follow(self.turns.agent_done())
 
     # -- turn taking ---------------------------------------------------------------------------------------------------
 
@@ -288,7 +237,7 @@ class RealtimeCall(Call):
             return
         if not self.quiet and now - self.ear.media_at < self.patience:
             return
-        self.quiet = True
+        self.quiet, self.dialect.throttle.open = True, False
         before = self.slot.written
         super().hear_silence(now)
         self.filled.add(before, self.slot.written - before)
@@ -314,7 +263,7 @@ class RealtimeCall(Call):
         commits, self.commits = self.commits, False
         if self.deferred:
             while self.deferred:
-                self._respond(**self.deferred.popleft().details)
+                self.respond(**self.deferred.popleft().details)
             return
         unsaid = self.assistant and reply is not None and reply.kind == ANSWER and not reply.caller
         if reply is None or unsaid or commits or not self.dialect.creates:
@@ -381,11 +330,12 @@ class RealtimeCall(Call):
         if self.greet_by and now > self.greet_by:
             self._greet()
         if self.asides and not self.ear.final_by and not self.dialect.response.active:
-            self._respond(**self.asides.popleft().details)
+            self.respond(**self.asides.popleft().details)
         mouth = self.mouth
         if mouth.turn is not None and mouth.turn.state is not SPEAKING and mouth.playout.spent and not mouth.out.late:
             self._sent(mouth.turn)
         mouth.out.answers()
+        self._let_pass()
         self.due = min(self.due, self._next_due())
 
     def _next_due(self) -> int:
@@ -441,7 +391,3 @@ class RealtimeCall(Call):
         if why != "truncated" and self.dialect.response.audible:
             self.dialect.heard(heard)
         super()._stop_talking(why)
-
-
-ON_ASK = {ASK_UPDATE: RealtimeCall._updated, ASK_COMMIT: RealtimeCall._commit, ASK_DISCARD: RealtimeCall._discard,
-          ASK_RESPOND: RealtimeCall._respond, ASK_TRUNCATED: RealtimeCall._truncated}

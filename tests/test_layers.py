@@ -16,7 +16,7 @@ LAYERS = [
      "signing", "silero", "tones", "turns", "websocket", "wording"},
     {"carriers", "engines"},
     {"pipeline"},
-    {"archive", "assistant", "bystander", "call", "clips", "departure", "ear", "earlier", "echo", "filled",
+    {"archive", "asks", "assistant", "bystander", "call", "clips", "departure", "ear", "earlier", "echo", "filled",
      "garbage", "inbox", "interruption", "journal", "keypad", "ledger", "meter", "mouth", "notices", "outbound",
      "prompts", "realtime", "recording", "registry", "relay", "replay", "resumption", "script", "shelf", "silence",
      "stalls", "stereo", "studio", "tape", "tools", "transaction", "unattended", "whatif", "writeahead"},

@@ -1,4 +1,5 @@
 """Frames that go in and out without Python: the same call, to the bit and to the tick, as the ordinary way."""
+import base64
 import itertools
 import json
 import random
@@ -14,6 +15,7 @@ from opusagent._fastpath import EpollSet, FrameParser, Pacer, ReceiveBuffer, Wir
 from opusagent.call import Call
 from opusagent.dialects import BINARY, CALLERS, TEXT, Clear, Mark
 from opusagent.dialects.keeping import state_of
+from opusagent.realtime import RealtimeCall
 
 FLOW = """
 start = "chat"
@@ -36,7 +38,8 @@ ROUTES = ("twilio", "twilio?exotel=8000", "plivo", "plivo?codec=L16", "plivo?cod
           "pcm?rate=8000", "pcm?rate=16000", "pcm?rate=48000", "asterisk?format=ulaw", "asterisk?format=slin",
           "asterisk?format=alaw&control=json", "jambonz", "jambonz?rate=16000", "freeswitch", "freeswitch?play=json",
           "freeswitch?module=fork", "audiocodes?format=raw/mulaw", "audiocodes?format=raw/lpcm16_8", "audiocodes",
-          "audiocodes?format=wav/mulaw", "audiohook", "audiohook?channels=both", "audiohook?media=L16")
+          "audiocodes?format=wav/mulaw", "audiohook", "audiohook?channels=both", "audiohook?media=L16",
+          "openai-realtime?format=pcmu", "openai-realtime?format=pcma", "openai-realtime")
 
 
 class Line(Connection):
@@ -114,7 +117,8 @@ class Compared(Conversation):
         server.pacer = Pacer()
         self.connection = self.line(server.clock, lambda: self.call.drained())
         self.connection.tenant = ""
-        return Call(server, resumption.Line(self.connection) if self.returns else self.connection, *more)
+        made = RealtimeCall if self.platform.name == "openai-realtime" else Call
+        return made(server, resumption.Line(self.connection) if self.returns else self.connection, *more)
 
     # -- the platform
 
@@ -141,6 +145,9 @@ class Compared(Conversation):
     def hears(self, messages):
         """The platform is as strict as the real one: what that would not take raises."""
         for opcode, content in messages:
+            if content.startswith(b'{"type":"error"'):      # what was spoilt is refused; the strict client would go
+                self.errors.append(content)
+                continue
             match self.platform.receive(opcode, content):
                 case Mark(name):
                     self.marks.append(name)
@@ -309,6 +316,51 @@ def test_nothing_can_be_told_from_the_ordinary_way(route, seed):
     assert not ordinary.taken and not ordinary.sent_on
     assert other.taken > 20 or "wav" in route               # whose chunks may begin with a header
     assert other.sent_on > 20 or other.call.mouth.playout.most > other.call.mouth.playout.size
+
+
+WISHES = (
+    {"type": "session.update", "session": {"audio": {"input": {"turn_detection": None}}}},
+    {"type": "session.update", "session": {"audio": {"input": {"turn_detection": {"type": "server_vad"}}}}},
+    {"type": "session.update", "session": {"audio": {"input": {"format": {"type": "audio/pcma"}}}}},
+    {"type": "session.update", "session": {"audio": {"input": {"format": {"type": "audio/pcm", "rate": 24000}}}}},
+    {"type": "session.update", "session": {"audio": {"input": {"format": {"type": "audio/pcmu"}}}}},
+    {"type": "input_audio_buffer.commit"}, {"type": "input_audio_buffer.clear"}, {"type": "response.create"},
+    {"type": "response.cancel"}, {"type": "input_audio_buffer.dtmf", "event": "5"})
+
+
+def leads(call, chance):
+    """A client that sends audio in pieces of any length, as fast as it likes, and has wishes besides."""
+    for _ in range(60):
+        match chance.randrange(6):
+            case 0:
+                wish = chance.choice(WISHES)
+                call.receives(TEXT, json.dumps(wish).encode())
+            case 1:
+                call.passes(chance.randrange(5, 900, 5))
+            case _:
+                ms, pace = chance.choice([(20, 1), (20, 1), (20, 3), (60, 1), (100, 1), (100, 9), (300, 2)])
+                sound = chance.choice([bytes([0x90, 0x10] * 4 * ms), bytes([0xFF] * 8 * ms)])
+                audio = base64.b64encode(sound).decode()
+                call.studio.stt.words = chance.choice(["tell me more", "mm hm", ""])
+                for i in range(chance.randrange(5, 40)):
+                    fields = [("type", "input_audio_buffer.append"), ("audio", audio), ("event_id", f"e{i}")]
+                    chance.shuffle(fields)
+                    call.receives(TEXT, json.dumps(dict(fields[chance.randrange(2):])).encode())
+                    call.studio.hearing.run()
+                    if i % pace == 0:
+                        call.passes(ms)
+    call.passes(5_000)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_client_that_leads_cannot_tell_either(seed):
+    ordinary, other = calls = [Compared(line, False, "openai-realtime?format=pcmu") for line in (Line, Plain)]
+    for call in calls:
+        leads(call, random.Random(seed))
+        call.connection.hang_up()
+    assert other.said == ordinary.said
+    assert other.connection.sent == ordinary.connection.sent and other.errors == ordinary.errors
+    assert other.receipts == ordinary.receipts and other.taken > 20 and not ordinary.taken
 
 
 def test_a_stream_whose_name_fills_a_message_is_spoken_to_the_ordinary_way():

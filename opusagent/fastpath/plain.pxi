@@ -6,13 +6,41 @@ cdef enum:
     MOST_PLAIN = 65535                  # bytes of a message of ours
 
 
+cdef class Throttle:
+    """Audio is heard at once, but no faster than the recogniser follows: `pace` times as fast as it was spoken, after
+    as much of it as is heard in `at_once`, ns."""
+    cdef int64_t pace, at_once
+    cdef public int64_t heard_by        # ns: until when what was heard keeps the recogniser busy
+    cdef public int64_t appended        # samples of all messages, plain or not
+    cdef public int64_t rate            # Hz, of a plain message,
+    cdef public int64_t longest         # ... of which none has more samples
+    cdef public bint open               # nothing else is in the way of one,
+    cdef public object ear              # ... if this one is hearing; None: anyhow
+
+    def __init__(self, int64_t pace, int64_t at_once):
+        self.pace, self.at_once = pace, at_once
+
+    cpdef void hears(self, int64_t samples, int64_t now, int64_t rate) noexcept:
+        """So much is heard now, at `rate`, Hz."""
+        self.heard_by = max(self.heard_by, now - self.at_once) + samples * 1000000000 // (self.pace * rate)
+
+    cdef bint passes(self, int64_t samples, int64_t now) except -1:
+        """Whether so much is heard now; it is, then."""
+        if not self.open or self.heard_by > now or samples > self.longest \
+                or self.ear is not None and not self.ear.hearing:
+            return False
+        self.hears(samples, now, self.rate)
+        self.appended += samples
+        return True
+
+
 cdef class MediaIn:
     """A caller's plain media messages.
 
     Binary: samples of `encoding` and nothing else, of `channels` interleaved, of which the one `at` is heard.
     Text: Twilio's shape, or with `kind` the message of this "type" whose payload stands under `field`, of this
     participant (None: of no name).  `passes(chunk)` is asked of each that is so, with its number (-1: it has none);
-    where it says False nothing has happened, and the message is the dialect's.
+    where it says False nothing has happened, and the message is the dialect's.  So it is with a `throttle`.
     """
     cdef int opcode
     cdef Coding coding
@@ -20,18 +48,20 @@ cdef class MediaIn:
     cdef bytes kind, field, participant     # what `stream` leads into
     cdef Stream stream
     cdef object passes
+    cdef Throttle throttle
 
     def __init__(self, int opcode, str encoding not None, Py_ssize_t channels=1, Py_ssize_t at=0, bytes kind=None,
-                 bytes field=b"", bytes participant=None, passes=None):
+                 bytes field=b"", bytes participant=None, passes=None, Throttle throttle=None):
         if not 0 <= at < channels:
             raise ValueError(f"there is no channel {at} of {channels}")
         self.opcode, self.coding, self.channels, self.at = opcode, coding_of(encoding), channels, at
-        self.kind, self.field, self.participant, self.passes = kind, field, participant, passes
+        self.kind, self.field, self.participant = kind, field, participant
+        self.passes, self.throttle = passes, throttle
         self.stream.type, self.stream.field = span_of(kind), span_of(field)
         self.stream.who = span_of(participant)
 
-    cdef Py_ssize_t read(self, int opcode, const uint8_t *message, Py_ssize_t length, int16_t *out, Py_ssize_t room
-                         ) except -2:
+    cdef Py_ssize_t read(self, int opcode, const uint8_t *message, Py_ssize_t length, int64_t now, int16_t *out,
+                         Py_ssize_t room) except -2:
         """The count of samples, or -1 for a message that is another one, empty, or of more than `room`."""
         cdef Cursor cursor
         cdef Py_ssize_t count, chunk = -1
@@ -44,7 +74,8 @@ cdef class MediaIn:
             count = take_message(&cursor, out, room, self.coding.table, &chunk)
         else:
             count = take_streamed(&cursor, out, room, self.coding.table, &self.stream)
-        if count <= 0 or self.passes is not None and not self.passes(chunk):
+        if count <= 0 or self.passes is not None and not self.passes(chunk) \
+                or self.throttle is not None and not self.throttle.passes(count, now):
             return -1
         if self.coding.swapped:
             swap(out, <uint8_t *> out, count)

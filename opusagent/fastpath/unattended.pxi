@@ -111,7 +111,7 @@ cdef class MediaIntake(Intake):
             if self.plain is None:
                 self.plain = self.dialect.media_in
             if self.plain is not None:
-                count = self.plain.read(opcode, message, length, self.pcm, MOST_SAMPLES)
+                count = self.plain.read(opcode, message, length, now, self.pcm, MOST_SAMPLES)
         if count < 0:
             self.plain = None
             return False

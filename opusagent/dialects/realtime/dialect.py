@@ -13,7 +13,7 @@ import math
 import orjson
 
 from ... import ProtocolError
-from ..._fastpath import Resampler
+from ..._fastpath import MediaIn, Resampler, Throttle
 from .. import (ASK_COMMIT, ASK_DISCARD, ASK_UPDATE, RECOGNITION, SPEECH_STARTED, SPEECH_STOPPED, TEXT, Ask, Audio,
                 Dtmf, Start, digit_of, facts_of)
 from ..payload import L16, PCMA, PCMU, Payload
@@ -31,6 +31,10 @@ SHORTEST_COMMIT_MS = 100
 LONGEST_NAME = 512              # characters of an event_id that is given back
 OURS = ("model", "call_id", "beta", "intent")       # names in the query that are no facts
 BESIDE = ("conversation", "input", "metadata")      # what a request has besides settings
+PACE = 8                        # times as fast as it was spoken, audio is heard
+AT_ONCE = 125_000_000           # ns: ... after as much of it as is heard in so long
+USUAL_MS = 100                  # of audio in a message
+APPEND = b"input_audio_buffer.append"
 AFTER_AUDIO = b'"}'
 
 
@@ -54,8 +58,8 @@ def logprobs(text: str, confidence: float) -> list[dict]:
 class OpenAIRealtime:
     """The OpenAI Realtime protocol, at /v1/realtime?model=NAME: any of its clients talks to the agent as it stands."""
 
-    __slots__ = ("rate", "ignored", "outbox", "session", "items", "response", "limits", "waiting", "appended",
-                 "client_event",
+    __slots__ = ("rate", "ignored", "outbox", "session", "items", "response", "limits", "waiting",
+                 "client_event", "throttle", "_plain",
                  "_beta", "_stem", "_prefix", "_names", "_numbers", "_query", "_in", "_out",
                  "_in_rate", "_in_resampler", "_out_format", "_out_resampler", "_used", "_voiced", "_at_ms",
                  "_committed", "_speech", "_spoken")
@@ -71,6 +75,8 @@ class OpenAIRealtime:
     def __init__(self, query: dict[str, str]):
         self.ignored = 0
         self.outbox: list[tuple[int, bytes]] = []
+        self.throttle = Throttle(PACE, AT_ONCE)         # of what the client appends
+        self._plain: MediaIn | None = None
         self._query = query
         self._beta = query.get("beta") == "1"
         self._stem = query.get("call_id", "")[:64]
@@ -84,7 +90,6 @@ class OpenAIRealtime:
         self.response = Response(self.emit, self.named, self._add)
         self.limits = (1, 1)                    # calls that this server takes at once, and how many more it would
         self.waiting = 0                        # responses that were asked for and have not begun
-        self.appended = 0                       # samples of all audio that came, at the rate of the input's format
         self._used = False                      # audio has gone by: the line's rate stays
         self._voiced = False                    # ... of ours, too: the voice stays
         self._out_format: dict = {}             # of the latest response
@@ -126,7 +131,8 @@ class OpenAIRealtime:
         hears, speaks = (self.session["audio"][side]["format"] for side in ("input", "output"))
         if not self._used:
             self.rate = max(rate_of(hears), rate_of(speaks))
-        self._in, self._in_rate = Payload(ENCODINGS[hears["type"]]), rate_of(hears)
+        self._in, self._in_rate, self._plain = Payload(ENCODINGS[hears["type"]]), rate_of(hears), None
+        self.throttle.rate, self.throttle.longest = self._in_rate, USUAL_MS * self._in_rate // 1000
         self._in_resampler = None if self._in_rate == self.rate else Resampler(self._in_rate, self.rate)
 
     def voice_in(self, speaks: dict) -> None:
@@ -144,6 +150,11 @@ class OpenAIRealtime:
                      {name: value for name, value in self._query.items() if name not in OURS})
 
     # -- what the call asks of it --------------------------------------------------------------------------------------
+
+    @property
+    def appended(self) -> int:
+        """Samples of all audio that came, at the rate of the input's format."""
+        return self.throttle.appended
 
     @property
     def detector(self) -> dict | None:
@@ -232,7 +243,7 @@ class OpenAIRealtime:
 
     def receive(self, opcode: int, payload) -> Ask | Audio | Dtmf | None:
         self.client_event = None
-        if (audio := self._in.audible.streamed(payload, b"input_audio_buffer.append", b"audio")) is not None:
+        if (audio := self._in.audible.streamed(payload, APPEND, b"audio")) is not None:
             return self._hear(audio)            # as nearly always
         try:
             message = orjson.loads(payload)
@@ -250,6 +261,13 @@ class OpenAIRealtime:
         event = read(self, message)
         self.ignored += event is None and len(self.outbox) == answers
         return event
+
+    @property
+    def media_in(self) -> MediaIn | None:
+        """Audio that is resampled by nobody but the call, once some has come; the call opens the throttle."""
+        if self._plain is None and self._used and self._in_resampler is None:
+            self._plain = self._in.media_in(kind=APPEND, field=b"audio", throttle=self.throttle)
+        return self._plain
 
     def name_of(self, payload) -> str:
         """The event_id of a message that has been read."""
@@ -288,7 +306,7 @@ class OpenAIRealtime:
 
     def _hear(self, audio: Audio) -> Audio | None:
         self._used = True
-        self.appended += len(audio.pcm)
+        self.throttle.appended += len(audio.pcm)
         if self._in_resampler is not None:
             pcm = self._in_resampler.push(audio.pcm)
             return Audio(memoryview(pcm)) if len(pcm) else None

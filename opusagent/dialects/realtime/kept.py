@@ -8,7 +8,7 @@ from dataclasses import fields
 from .dialect import OpenAIRealtime
 from .items import Item
 
-PLAIN = ("ignored", "session", "limits", "waiting", "appended", "rate", "_names", "_numbers", "_used", "_voiced",
+PLAIN = ("ignored", "session", "limits", "waiting", "rate", "_names", "_numbers", "_used", "_voiced",
          "_at_ms", "_committed", "_speech")
 RESPONSE = ("state", "id", "request", "settings", "audible", "aside", "asked_text", "asked_ms", "_before")
 ITEM = tuple(each.name for each in fields(Item))
@@ -20,7 +20,7 @@ def state_of(dialect: OpenAIRealtime) -> dict:
                        if item is not None}.values())
     places = {id(item): i for i, item in enumerate(everything)}
     return {
-        "query": dialect._query, **{name: getattr(dialect, name) for name in PLAIN},
+        "query": dialect._query, "appended": dialect.appended, **{name: getattr(dialect, name) for name in PLAIN},
         "items": [{name: getattr(item, name) for name in ITEM} for item in everything], "kept": len(order),
         "response": {name: getattr(response, name) for name in RESPONSE}
         | {"output": [places[id(item)] for item in response.output], "message": places.get(id(response.message))},
@@ -33,6 +33,7 @@ def resumed(state: dict) -> OpenAIRealtime:
     for name in PLAIN:
         if name in state:
             setattr(dialect, name, state[name])
+    dialect.throttle.appended = state["appended"]
     everything = [Item(**{name: value for name, value in item.items() if name in ITEM}) for item in state["items"]]
     dialect.items.order = everything[:state["kept"]]
     dialect._spoken = everything[state["spoken"]] if state["spoken"] is not None else None
