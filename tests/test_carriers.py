@@ -197,7 +197,8 @@ LATER = (503, {}, {"code": 20503, "message": f"try later {SECRET}"})
     ("hang_up", [(429, {"Retry-After": "0"}, None), (200, {}, {})], 2, ""),
     ("hang_up", [(404, {}, {"code": 20404})], 1, ""),                               # over already
     ("hang_up", [(401, {}, {"code": 20003, "message": "Authenticate"})], 1,
-     "The carrier twilio answered with status 401 (20003)."),
+     "The carrier twilio answered with status 401 (20003), so look at the account and the secret of "
+     "[carriers.twilio]."),
     ("hang_up", [(302, {"Location": "http://127.0.0.1:1/"}, None)], 1, "The carrier twilio answered with status 302."),
     ("dial", [LATER], 1, "The carrier twilio answered with status 503 (20503)."),      # it may have been placed
     ("dial", ["drop"], 1, "The carrier twilio broke off."),
@@ -309,8 +310,14 @@ def test_the_command_places_a_call_and_says_its_id(tmp_path):
         server.answers.append((401, {}, {"code": 20003}))
         refused = dial("+49 30 123456")
         assert (refused.returncode, refused.stdout) == (1, "")
-        assert refused.stderr == "opusagent: The carrier main answered with status 401 (20003).\n"
-        assert dial("+49 40 123456").returncode == 2 and len(server.seen) == 2
+        assert refused.stderr == ("opusagent: The carrier main answered with status 401 (20003), so look at the account "
+                                  "and the secret of [carriers.main].\n")
+        server.answers.append((200, {}, {}))                # somebody else's page
+        nameless = dial("+49 30 123456")
+        assert (nameless.returncode, nameless.stdout) == (1, "")
+        assert nameless.stderr == ("opusagent: The carrier main named no call in its answer: is its api the right "
+                                   "address?\n")
+        assert dial("+49 40 123456").returncode == 2 and len(server.seen) == 3
 
 
 # ---- from a call -----------------------------------------------------------------------------------------------------

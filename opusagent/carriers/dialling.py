@@ -4,7 +4,7 @@ The rule: nobody is dialled whom the list `targets` does not allow, and nothing 
 """
 import asyncio
 
-from .. import ConfigError, targets
+from .. import ConfigError, EngineError, targets
 from ..config import Config
 from . import TABLE, Errand
 
@@ -36,9 +36,12 @@ async def dial(config: Config, number: str, via: str, agent: str = "", detect: b
     account, call = errand(config, number, via, agent, detect)
     platform, rest = TABLE[account.platform], Rest()
     try:
-        return platform.placed(await rest.send(account, platform.dial(account, call)))
+        answer = await rest.send(account, platform.dial(account, call))
     finally:
         await rest.close()
+    if not (name := platform.placed(answer)):
+        raise EngineError(f"The carrier {account.name} named no call in its answer: is its api the right address?")
+    return name
 
 
 def dial_command(config: Config, number: str, via: str, agent: str, detect: bool) -> int:

@@ -52,7 +52,9 @@ class Rest:
             else:
                 if response.is_success or response.status_code in request.gone:
                     return content_of(response)
-                sentence = f"answered with status {response.status_code}{code_of(response)}"
+                hint = f", so look at the account and the secret of [carriers.{account.name}]"
+                sentence = f"answered with status {response.status_code}{code_of(response)}" + (
+                    hint if response.status_code == 401 else "")
                 left *= request.again and response.status_code in LATER
                 pause = max(pause, min(seconds_of(response.headers.get("retry-after", "")), LONGEST_PAUSE))
             if not left:
