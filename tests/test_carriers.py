@@ -310,8 +310,8 @@ def test_the_command_places_a_call_and_says_its_id(tmp_path):
         server.answers.append((401, {}, {"code": 20003}))
         refused = dial("+49 30 123456")
         assert (refused.returncode, refused.stdout) == (1, "")
-        assert refused.stderr == ("opusagent: The carrier main answered with status 401 (20003), so look at the account "
-                                  "and the secret of [carriers.main].\n")
+        assert refused.stderr == ("opusagent: The carrier main answered with status 401 (20003), so look at the "
+                                  "account and the secret of [carriers.main].\n")
         server.answers.append((200, {}, {}))                # somebody else's page
         nameless = dial("+49 30 123456")
         assert (nameless.returncode, nameless.stdout) == (1, "")
