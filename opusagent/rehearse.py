@@ -12,6 +12,7 @@ from . import ConfigError, journal
 from .config import SETTINGS
 from .metrics import receipt_line
 from .replay import Parted, Replay, World, config_of, refuse_text
+from .studio import WAITS, waits
 from .tape import Tape, load
 from .terminal import Terminal, summary
 from .whatif import Study, WhatIf
@@ -95,11 +96,14 @@ def compare(terminal: Terminal, as_json: bool, tape: Tape, study: Study, other: 
     rows = [{"caller": row["caller"], "end_ms": row["end_ms"], "was_ms": match(row, was), "would_be_ms":
              row["voice_to_voice_ms"], "made_up": sorted(other.made_up.get(row["turn"], ()))} for row in would]
     figures = {"set": changes, "was": summary([row["voice_to_voice_ms"] for row in was]),
-               "would_be": summary([row["voice_to_voice_ms"] for row in would]), "cut_off": len(cut), "turns": rows}
+               "would_be": summary([row["voice_to_voice_ms"] for row in would]), "cut_off": len(cut), "turns": rows,
+               "overruled": overruled(other.world, changes)}
     if as_json:
         terminal.say(json.dumps(figures))
         return 0
     terminal.say("What if " + ", ".join(f"{key} = {value}" for key, value in changes.items()))
+    for sentence in figures["overruled"]:
+        terminal.say(sentence)
     for row in rows:
         before = "     -" if row["was_ms"] is None else f"{row['was_ms']:6.0f}"
         remark = f"   (never recorded: {', '.join(row['made_up'])})" if row["made_up"] else ""
@@ -109,6 +113,20 @@ def compare(terminal: Terminal, as_json: bool, tape: Tape, study: Study, other: 
         terminal.say(f"Voice to voice, median: {p50[0]:.0f} ms as it was, {p50[1]:.0f} ms with that.")
     terminal.say(f"Turns that would have been cut off in the middle: {len(cut)}.")
     return 0
+
+
+def overruled(world: World, changes: dict) -> list[str]:
+    """A sentence for each wait that is changed where the flow sets its own: there the change has no effect."""
+    hearing = {name: state.expect.waits for name, state in world.flow.states.items() if state.expect.id >= 0}
+    sentences = []
+    for wait, setting in WAITS.items():
+        ms = getattr(waits(world.config), wait)
+        own = [name for name, found in hearing.items() if getattr(found, wait) != ms]
+        if own and f"turns.{setting}" in changes:
+            where = "everywhere" if len(own) == len(hearing) else f"in {', '.join(own)}"
+            sentences.append(f"turns.{setting} changes nothing {where}: there the flow's own waits rule "
+                             f"(`waits.{wait}`, or `eager`).")
+    return sentences
 
 
 def answered(receipts: list[dict]) -> list[dict]:

@@ -122,10 +122,13 @@ class Studio:
             engine.measure(metrics)
 
 
+# A wait of a flow, and the setting of [turns] that it is where the flow sets none.
+WAITS = {"complete": "complete_ms", "free": "silence_ms", "incomplete": "incomplete_ms", "no_input": "no_input_ms"}
+
+
 def waits(config: Config) -> Waits:
     """The waits of a flow that sets none."""
-    turns = config.turns
-    return Waits(turns.complete_ms, turns.silence_ms, turns.incomplete_ms, turns.no_input_ms)
+    return Waits(**{wait: getattr(config.turns, setting) for wait, setting in WAITS.items()})
 
 
 def demo_flow(default_waits: Waits) -> Flow:

@@ -336,6 +336,27 @@ def test_the_command(tmp_path, capsys, arguments, code, words):
     assert words in told.out + told.err and "Traceback" not in told.err
 
 
+OWN = "turns.complete_ms changes nothing everywhere: there the flow's own waits rule (`waits.complete`, or `eager`)."
+
+
+@pytest.mark.parametrize("flow, setting, sentence", [
+    (FLOW, "turns.complete_ms=300", OWN),                   # it sets this wait
+    (FLOW.replace("complete = 120", ""), "turns.complete_ms=300", ""),
+    (FLOW.replace("free = 350", ""), "turns.silence_ms=360", ""),
+    (FLOW.replace("complete = 120", "").replace("[states.card]", "[states.card]\neager = true"),
+     "turns.complete_ms=300", OWN.replace("everywhere", "in card")),
+])
+def test_that_the_flows_own_waits_rule_is_told(tmp_path, capsys, flow, setting, sentence):
+    call = Kept(flow)
+    call.listens()
+    path = call.tape(tmp_path).path
+    assert cli.main(["replay", path, "--set", setting]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if "changes nothing" in line] == [sentence][:bool(sentence)]
+    assert cli.main(["replay", path, "--set", setting, "--json"]) == 0
+    assert orjson.loads(capsys.readouterr().out)["overruled"] == [sentence][:bool(sentence)]
+
+
 def test_the_command_says_where_decisions_part(tmp_path, capsys):
     path = tmp_path / "call.jsonl"
     text = b"".join(spoken_with_pauses().lines)
