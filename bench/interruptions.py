@@ -13,8 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 from figures import percentile
-from recordings import (NOISES_DB, RATE, Caller, caller, listen, recognise, spoken, through_mulaw, trimmed,
-                        voiced_samples)
+from recordings import NOISES_DB, RATE, Caller, caller, listen, spoken, through_mulaw, trimmed, voiced_samples
 from subjects import Absent
 
 from opusagent.acoustics import Echo
@@ -28,6 +27,7 @@ from opusagent.flow import Dialogue, Flow
 from opusagent.turns import BARGE_IN, DUCK, END_OF_TURN, RESTORE, SPEAKING, WEIGH, Settings, TurnTaking
 
 SETTINGS = Settings.of(Turns())         # the server's own
+PREROLL_MS = Turns().preroll_ms
 TUNED = ("slt", "kal16", "en-us", "en-us+f2", "en-us+m3", "en-gb+f4")       # flite's, espeak-ng's
 OTHERS = ("rms", "awb", "en-gb", "en-us+f1", "en-us+m2", "en-us+m7")
 PITCHES = (1.0, 0.9, 1.1)
@@ -35,18 +35,86 @@ LEVELS_DB = (-16, -20, -26)
 # What a murmur is, and how espeak-ng is told to say it: both voices spell "mm-hm" letter by letter.
 BACKCHANNELS = {"mm-hm": "[[m'mhm]]", "mhm": "[[mh'm]]", "uh-huh": "[[Vh'V]]", "oh": "", "yes": "", "yeah": "",
                 "okay": "", "right": "", "sure": "", "I see": "", "good": "", "great": "", "fine": "", "all right": ""}
+OFTEN = ("mm-hm", "mhm", "uh-huh", "yeah", "yes")      # the commonest of them
 FLITE_SAYS = {"mm-hm": "um hum", "mhm": "um hum", "uh-huh": "uh huh"}
 SENTENCES = ("no that is wrong", "wait a minute", "I want to speak to an agent", "stop stop it", "operator", "help me",
              "can you say that again", "excuse me please", "my number is four seven two", "what do you mean",
              "hold on please", "seven of clubs", "that is not what I said", "yes I know that already", "four five",
              "okay but I need something else", "right so what do I do now", "two nine", "listen to me",
              "how much is it")
+# By state of the flow: what it expects, and what interrupts anywhere.
+SINGLE = {"sure": ("no", "stop", "help", "wait", "agent", "goodbye", "yes"),
+          "menu": ("balance", "payments", "stop", "no", "wait", "help", "agent", "goodbye"),
+          "card": ("ten of clubs", "seven of hearts", "stop", "no", "wait"),
+          "four": ("four five", "two", "nine", "stop", "no", "wait")}
 INSIST_MS = (320, 400, 480, 560, 640)
 BURST_MS = (30, 60, 120)        # noises: clicks, knocks, a cough's length
 ECHO_DELAYS_MS = (50, 150, 250, 400)
 ECHO_DB = -20
 PEOPLE = ("digits", "commands", "sentences")
+WORDED = ("interruptions", "single words", "backchannels")    # the kinds of sounds that are words
 VOICES = Voices("slt")
+
+
+class Oracle:
+    """Knows a caller's words when each has ended."""
+
+    def __init__(self, caller: Caller):
+        self.words = caller.words
+
+    def listen(self, onset: int) -> None: ...
+    def ask(self, at: int) -> None: ...
+    def close(self) -> None: ...
+
+    def text(self, at: int) -> str:
+        return next((text for end, text in reversed(self.words) if end <= at), "")
+
+    last = text
+
+
+class Recognised:
+    """What the embedded recogniser hears of a caller, asked as the server asks it."""
+
+    def __init__(self, caller: Caller, recogniser: embedded.Recogniser, search: int):
+        self.caller, self.recogniser, self.search = caller, recogniser, search
+        self.utterance, self.position, self.known = None, 0, ""
+
+    def listen(self, onset: int) -> None:
+        """An utterance whose first voiced window is at `onset`."""
+        self.close()
+        self.utterance = self.recogniser.start(self.search, RATE)
+        self.position, self.known = max(0, onset - PREROLL_MS * RATE // 1000), ""
+
+    def ask(self, at: int) -> None:
+        self._feed(at)
+        self.utterance.hurry()
+        self._feed(at)
+        self.known = self.utterance.partial()
+
+    def text(self, at: int) -> str:
+        if self.utterance is not None:
+            self._feed(at)
+        return self.known
+
+    def last(self, at: int) -> str:
+        self._feed(at)
+        text, _ = self.utterance.finish()
+        self.utterance = None
+        return text
+
+    def close(self) -> None:
+        if self.utterance is not None:
+            self.utterance.abandon()
+            self.utterance = None
+
+    def _feed(self, at: int) -> None:
+        for begin in range(self.position, at, RATE // 50):
+            self.utterance.feed(self.caller.pcm[begin:min(begin + RATE // 50, at)])
+            while self.utterance.step():
+                pass
+            if self.utterance.due:
+                self.known = self.utterance.partial()
+        self.position = max(self.position, at)
 
 
 @dataclass
@@ -57,54 +125,66 @@ class Overlap:
     stopped: list[float] = field(default_factory=list)
     stopped_from_onset: list[float] = field(default_factory=list)       # from the labelled one
     gone_on: list[float] = field(default_factory=list)      # after how long a stop was taken back
+    late: int = 0                   # the agent had its level back, and stopped for what had been said
     count: int = 0
 
-    def add(self, caller: Caller, dialogue: Dialogue, answers_only: bool = False,
+    def add(self, caller: Caller, dialogue: Dialogue, source, answers_only: bool = False,
             settings: Settings = SETTINGS) -> None:
-        turns, at, first, known = TurnTaking(RATE, dialogue.expect.waits, settings), 0, None, 0
+        turns, at, first, known = TurnTaking(RATE, dialogue.expect.waits, settings), 0, None, ""
         turns.agent_starts(answers_only=answers_only)
         self.count += 1
-        windows = iter(caller.windows)
+        windows, weighed = iter(caller.windows), False      # as Ear.weighed
         for score, samples, quiet in windows:
             events = turns.push(score, samples, quiet)
             at += samples
             first = at if first is None and score >= settings.on else first
             if score < settings.off and turns.state == SPEAKING:
                 first = None
-            heard = [text for end, text in caller.words if end <= at]
-            if len(heard) > known or any(event.kind == WEIGH for event in events) and heard:
-                known = len(heard)
-                events += turns.weigh(dialogue.interrupts(heard[-1]))
+            asked = any(event.kind == WEIGH for event in events)
+            for event in events:
+                if event.kind == DUCK:
+                    source.listen(event.position)
+            if asked:
+                source.ask(at)
+            heard = source.text(at)
+            if heard != known or asked:
+                known, interrupts = heard, dialogue.interrupts(heard)
+                weighed = interrupts is not False and (asked or weighed)
+                events += turns.weigh(interrupts)
             for event in events:
                 since = (at - (first or at)) * 1000 / RATE
                 if event.kind == DUCK:
                     self.ducked.append(since)
                 if event.kind == RESTORE:
-                    first, known = None, 0
+                    if weighed and dialogue.interrupts(source.last(at)):
+                        self.late += 1
+                        return None
+                    first, known, weighed = None, "", False
                 if event.kind == BARGE_IN:
                     self.stopped.append(since)
                     self.stopped_from_onset.append((at - caller.begins) * 1000 / RATE)
-                    return None if turns.meant else self._taken_back(turns, dialogue, caller, windows, at)
+                    return None if turns.meant else self._taken_back(turns, dialogue, source, windows, at)
 
-    def _taken_back(self, turns: TurnTaking, dialogue: Dialogue, caller: Caller, windows, stopped: int) -> None:
+    def _taken_back(self, turns: TurnTaking, dialogue: Dialogue, source, windows, stopped: int) -> None:
         """What interruption.py does with the rest: a murmur gives the floor back at its first pause, no words do at the
         turn's end, and other words are what the agent stopped for."""
         at = stopped
         for score, samples, quiet in windows:
             events = turns.push(score, samples, quiet)
             at += samples
-            heard = [text for end, text in caller.words if end <= at]
-            interrupts = dialogue.interrupts(heard[-1]) if heard else None
+            over = any(event.kind == END_OF_TURN for event in events)
+            interrupts = dialogue.interrupts(source.last(at) if over else source.text(at))
             silent = not turns.speaking and turns.onset is None
             if interrupts:
                 return
-            if interrupts is False and silent or any(event.kind == END_OF_TURN for event in events):
+            if interrupts is False and silent or over:
                 self.gone_on.append((at - stopped) * 1000 / RATE)
                 return
 
     def figures(self) -> dict:
         return {"sounds": self.count, "stopped": len(self.stopped) / max(1, self.count),
-                "for_good": (len(self.stopped) - len(self.gone_on)) / max(1, self.count),
+                "late": self.late / max(1, self.count),
+                "for_good": (len(self.stopped) + self.late - len(self.gone_on)) / max(1, self.count),
                 "gone_on_p50_ms": percentile(self.gone_on, 50),
                 "level_down_p99_ms": percentile(self.ducked, 99), "stop_p50_ms": percentile(self.stopped, 50),
                 "stop_p99_ms": percentile(self.stopped, 99), "stop_from_onset_p50_ms":
@@ -120,6 +200,9 @@ def sounds(found: list[Caller], batch: VadBatch, voices_each: int) -> dict[str, 
                                            for voice in voices for number, text in enumerate(SENTENCES)]
         kinds[f"backchannels, {name}"] = [varied("backchannels", text, voice, number, dice) for voice in voices
                                           for text in BACKCHANNELS for number in range(len(PITCHES))]
+        kinds[f"single words, {name}"] = [varied("single words", text, voice, number, dice, state)
+                                          for state, texts in SINGLE.items() for voice in voices
+                                          for number, text in enumerate(texts)]
     kinds["noises"] = [burst(ms, db, seed) for ms in BURST_MS for db in (-10, -20, -30) for seed in range(5)]
     for sound in (sound for heard in kinds.values() for sound in heard if not sound.windows):
         listen(sound, batch)
@@ -127,22 +210,34 @@ def sounds(found: list[Caller], batch: VadBatch, voices_each: int) -> dict[str, 
     return kinds
 
 
-def varied(kind: str, text: str, voice: str, number: int, dice: random.Random) -> Caller:
+def varied(kind: str, text: str, voice: str, number: int, dice: random.Random, state: str = "card") -> Caller:
     """A voice's words, by their number at another pitch (and pace), level and noise."""
     pcm = said(text, voice)
     pitch = PITCHES[number % len(PITCHES)]
     pcm = np.interp(np.arange(0, len(pcm) - 1, pitch), np.arange(len(pcm)), pcm)
     loud = np.sqrt(FULL_SCALE * 10 ** (dice.choice(LEVELS_DB) / 10) / np.mean(pcm[voiced_samples(pcm)] ** 2))
     pcm = np.clip(pcm * loud, -32768, 32767).astype(np.int16)
-    return caller(kind, "card", spoken(trimmed(pcm), text), NOISES_DB[dice.randrange(len(NOISES_DB))], dice)
+    return caller(kind, state, spoken(trimmed(pcm), text), NOISES_DB[dice.randrange(len(NOISES_DB))], dice)
 
 
-def over(heard: list[Caller], flow: Flow, settings: Settings = SETTINGS, answers_only: bool = False) -> Overlap:
+def asked(kinds: dict[str, list[Caller]]) -> dict[str, list[Caller]]:
+    """Those with words where an answer is expected; of the murmurs the commonest once more."""
+    found = {kind: [sound for sound in heard if sound.state != "free"] for kind, heard in kinds.items()
+             if kind.startswith(WORDED)}
+    return found | {f"{kind}, the commonest": [sound for sound in heard if sound.words[-1][1] in OFTEN]
+                    for kind, heard in found.items() if kind.startswith("backchannels")}
+
+
+def over(heard: list[Caller], flow: Flow, settings: Settings = SETTINGS, answers_only: bool = False,
+         recogniser: embedded.Recogniser | None = None) -> Overlap:
+    """With the words as they were said, or as the recogniser hears them."""
     overlap = Overlap()
     for sound in heard:
         dialogue = Dialogue(flow)
         dialogue.state = sound.state
-        overlap.add(sound, dialogue, answers_only, settings)
+        source = Recognised(sound, recogniser, dialogue.overhear) if recogniser else Oracle(sound)
+        overlap.add(sound, dialogue, source, answers_only, settings)
+        source.close()
     return overlap
 
 
@@ -154,20 +249,9 @@ def overlaps(kinds: dict[str, list[Caller]], flow: Flow, strict: Flow) -> dict[s
         results[f'{kind}, interrupt = "answers"'] = over(heard, strict, answers_only=True)
     for ms in INSIST_MS:
         for kind in kinds:
-            if kind.startswith(("interruptions", "backchannels")):
+            if kind.startswith(WORDED):
                 results[f"{kind}, insist_ms = {ms}"] = over(kinds[kind], flow, replace(SETTINGS, insist_ms=ms))
     return results
-
-
-def overheard(heard: list[Caller], flow: Flow, recogniser: embedded.Recogniser) -> Overlap:
-    """The same with the embedded recogniser's own words, which is asked as the server does: when there was enough
-    speech to be an interruption.  It knows what the state expects, and nothing else."""
-    told = []
-    for sound in heard:
-        asked = first_window(sound) + SETTINGS.barge_in_ms * RATE // 1000
-        words = recognise(sound, recogniser, flow.states[sound.state].expect.id, asked)
-        told.append(replace(sound, words=[(at, text) for at, text in words if at >= asked]))
-    return over(told, flow)
 
 
 def said(text: str, voice: str) -> np.ndarray:

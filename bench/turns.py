@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 from figures import percentile, table
-from interruptions import TUNED, Overlap, overheard, overlaps, sounds, theirs
+from interruptions import TUNED, Overlap, asked, over, overlaps, sounds, theirs
 from recordings import RATE, Caller, callers, listen, recognise
 from subjects import Absent
 
@@ -53,7 +53,13 @@ say = "Yes?"
 on = [{ phrases = ["[<rank>] <rank> of <suit>", "go (forward | backward) <number> (meter | meters)"], go = "free" }]
 [states.free]
 say = "Yes?"
-on = [{ free = true, go = "free" }, { phrases = ["goodbye"], go = "end" }]
+on = [{ free = true, go = "free" }, { phrases = ["goodbye"], go = "menu" }]
+[states.menu]
+say = "Yes?"
+on = [{ phrases = ["balance", "payments"], go = "sure" }, { phrases = ["help", "agent", "goodbye"], go = "sure" }]
+[states.sure]
+say = "Yes?"
+on = [{ yes = true, go = "end" }, { no = true, go = "end" }, { phrases = ["help", "agent", "goodbye"], go = "end" }]
 [states.end]
 say = "Yes?"
 end = true
@@ -258,12 +264,12 @@ def tell(results: dict[str, dict[str, list[Row]]], told: Told) -> None:
 
 
 def tell_overlaps(found: dict[str, Overlap]) -> None:
-    lines = [["", "sounds", "stopped", "for good", "gone on after p50", "level down p99", "stop p50", "stop p99",
-              "p50 from the onset"]]
+    lines = [["", "sounds", "stopped", "late", "for good", "gone on after p50", "level down p99", "stop p50",
+              "stop p99", "p50 from the onset"]]
     for kind, overlap in found.items():
         figures = overlap.figures()
         lines.append([kind, str(overlap.count), f"{100 * figures['stopped']:.1f} %",
-                      f"{100 * figures['for_good']:.1f} %",
+                      f"{100 * figures['late']:.1f} %", f"{100 * figures['for_good']:.1f} %",
                       *("" if figures[key] != figures[key] else f"{figures[key]:.0f} ms" for key in (
                           "gone_on_p50_ms", "level_down_p99_ms", "stop_p50_ms", "stop_p99_ms",
                           "stop_from_onset_p50_ms"))])
@@ -316,8 +322,8 @@ def measured(args) -> tuple[dict[str, dict[str, list[Row]]], Told]:
     kinds = sounds(found, batch, 1 if args.quick else len(TUNED))
     told, model = Told(overlaps(kinds, flow, strict)), None
     if "embedded" in sources:
-        told.overlaps |= {f"{kind}, embedded words": overheard(heard, flow, recogniser)
-                          for kind, heard in kinds.items() if kind.startswith(("interruptions", "backchannels"))}
+        told.overlaps |= {f"{kind}, embedded words": over(heard, flow, recogniser=recogniser)
+                          for kind, heard in asked(kinds).items()}
     if (path := None if args.no_model else weights(args.model)) is not None:
         model, told.price = price(path, found)
     elif not args.no_model:

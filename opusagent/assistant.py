@@ -54,6 +54,10 @@ class Assistant:
             self._expect = Expect(of_flow.id, of_flow.kind, waits, of_flow.answers)
         return self._expect
 
+    @property
+    def overhear(self) -> int:
+        return self.flow.states[self.state].overhear
+
     def judge(self, text: str) -> str:
         return self.expect.judge(text)
 

@@ -137,25 +137,31 @@ class Ear:
         """Where an utterance begins whose first voiced window is at `onset`."""
         return max(onset - self.call.server.config.turns.preroll_ms * self.slot.rate_in // 1000, self.floor)
 
-    def listen(self, position: int) -> None:
+    def listen(self, position: int, overhearing: bool = False) -> None:
         """An utterance begins there, in the state that the flow is in."""
         call = self.call
         expect = call.dialogue.expect
         self._given()
         self.utterance += 1
         self.heard_from = position
-        self.overhearing = self.weighed = self.afterthought = False
+        self.weighed = self.afterthought = False
         self.final_by = 0
         self.hearing = expect.id >= 0       # nothing that is said counts in some states
+        self.overhearing = self.hearing and overhearing
         if self.hearing:
-            self.search, self.terms = self.studio.search(call.flow, expect.id), expect.terms
+            self.choose(self.overhearing)
             call.note("listen", self.utterance, position)
             self.stt.listen(self, position)
 
     def overhear(self, position: int) -> None:
         """Something begins there while the agent speaks: an utterance, or nothing."""
-        self.listen(position)
-        self.overhearing = self.hearing
+        self.listen(position, overhearing=True)
+
+    def choose(self, overhearing: bool) -> None:
+        """The search, to the utterance's end: for an answer, or for what is said while the agent speaks."""
+        dialogue = self.call.dialogue
+        number = dialogue.overhear if overhearing else dialogue.expect.id
+        self.search, self.terms = self.studio.search(self.call.flow, number), dialogue.expect.terms
 
     def ask(self) -> None:
         """The best text so far is wanted now, and whether that sounds like all of it."""
@@ -190,7 +196,7 @@ class Ear:
 
     @entry(journal.PARTIAL)
     def on_partial(self, utterance: int, text: str) -> None:
-        if utterance == self.utterance and self.hearing and text:
+        if utterance == self.utterance and self.hearing and (text or self.overhearing):
             self.call.on_words(text)
 
     @entry(journal.FINAL)

@@ -171,8 +171,7 @@ def resume(server, connection, slot: Slot, state: dict) -> Call:
     if state.get("session") is not None:
         carried.restore(call, state["session"])
     if call.ear.hearing or call.ear.final_by:
-        expect = call.dialogue.expect
-        call.ear.search, call.ear.terms = call.studio.search(call.flow, expect.id), expect.terms
+        call.ear.choose(call.ear.overhearing or call.ear.afterthought or call.mouth.held_back)
     resume_beside(call, state.get("beside"))
     return call
 

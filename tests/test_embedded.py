@@ -38,6 +38,8 @@ class Search(NamedTuple):
     kind: str
     jsgf: str
     words: frozenset
+    murmurs: tuple = ()
+    interruptions: tuple = ()
 
 
 def grammar(id, answer, **rules):

@@ -51,6 +51,22 @@ def test_a_murmur_gives_the_agent_the_floor_back_and_it_says_the_rest():
     assert call.call.dialogue.history[-1].agent.startswith("The ten of clubs. Are you sure")
 
 
+def test_a_murmur_that_the_recogniser_takes_back_is_a_voice_again():
+    call = Conversation(FLOW)
+    call.listens()
+    call.speech(600, "ten of clubs")
+    call.silence(600)
+    call.studio.stt.silent = True
+    call.speech(300)
+    ear, states = call.call.ear, call.call.flow.states
+    assert ear.overhearing and ear.search == states["sure"].overhear != states["sure"].expect.id
+    ear.on_partial(ear.utterance, "mm hm")
+    call.speech(400)
+    assert not call.call.mouth.held_back and call.count("clear") == 0      # a murmur, however long
+    ear.on_partial(ear.utterance, "")
+    assert call.call.mouth.held_back and call.count("clear") == 1
+
+
 def test_no_words_at_all_give_it_back_as_well():
     call = stopped("")
     call.silence(1200)

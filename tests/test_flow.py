@@ -453,13 +453,14 @@ def test_whatever_can_be_said_is_accepted_and_so_is_its_beginning(flow):
 
 def test_searches_are_shared_and_have_the_whole_grammar():
     flow = Flow.parse(BANK, "bank.toml")
-    assert [search.kind for search in flow.searches] == ["grammar", "grammar", "grammar", "free"]
-    assert [search.id for search in flow.searches] == [0, 1, 2, 3]
+    answers = [flow.searches[number] for number in sorted({state.expect.id for state in flow.states.values()} - {-1})]
+    assert [search.kind for search in answers] == ["grammar", "grammar", "grammar", "free"]
+    assert [search.id for search in flow.searches] == list(range(len(flow.searches)))
     assert flow.searches[0].jsgf.splitlines()[2] == (
         "public <an-answer> = [ it's | it is | that's | my number is | the number is ] "
         "( <any-digit> <any-digit> <any-digit> <any-digit> [ <any-digit> [ <any-digit> ] ] | help | say that again | "
         "repeat | goodbye | hang up ) [ please | thank you ];")
-    assert "<account> = savings | checking | current;" in flow.searches[1].jsgf
+    assert "<account> = savings | checking | current;" in answers[1].jsgf
     own = Flow.parse('lead_ins = ["my account is"]' + BANK, "bank.toml")
     assert "[ my account is ] (" in own.searches[0].jsgf
     assert own.states["menu"].expect.judge("my account is savings") == COMPLETE
@@ -467,7 +468,28 @@ def test_searches_are_shared_and_have_the_whole_grammar():
     assert {"savings", "oh", "my", "please"} <= set().union(*(search.words for search in flow.searches))
     assert flow.states["bye"].expect.id == -1
     demo = Flow.load(DEMO)
-    assert len({state.expect.id for state in demo.states.values() if not state.end}) == len(demo.searches)
+    asked = {number for state in demo.states.values() for number in (state.expect.id, state.overhear)} - {-1}
+    assert asked == set(range(len(demo.searches)))
+
+
+def test_over_the_agent_the_recogniser_listens_for_murmurs_too():
+    flow = Flow.parse('backchannels = ["mm-hm", "go on", "wait"]\n' + BANK, "bank.toml")
+    for state in flow.states.values():
+        plain, over = flow.searches[state.expect.id], flow.searches[state.overhear]
+        if state.interrupt == "never" or plain.kind == "free":
+            assert over == plain and state.overhear == state.expect.id
+        else:
+            assert (over.jsgf, over.words) == (plain.jsgf, plain.words) and not plain.murmurs
+            assert over.murmurs == ("go on", "mm hm", "wait") and "wait" not in over.interruptions
+            assert {"stop", "hold on"} <= set(over.interruptions)
+
+
+def test_what_a_state_expects_is_no_other_interruption():
+    flow = Flow.parse('start = "a"\n[states.a]\nsay = "Well?"\non = [{ yes = true, go = "a" }, '
+                      '{ no = true, go = "a" }, { phrases = ["stop"], go = "a" }]\n', "sure.toml")
+    over = flow.searches[flow.states["a"].overhear]
+    assert not {"no", "stop"} & set(over.interruptions) and "wait" in over.interruptions
+    assert "yes" not in over.murmurs and "mm hm" in over.murmurs
 
 
 def test_words_that_the_recogniser_does_not_know():

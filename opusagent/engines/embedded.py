@@ -8,12 +8,14 @@ import importlib.util
 import math
 import os
 import re
+from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from .. import ConfigError, EngineError
+from . import murmurs
 from .cepstra import CEPSTRA, Cepstra
 
 # Decoders by kind: idle ones to have beside those in use, and while nobody speaks; and the most that are made, beyond
@@ -24,6 +26,7 @@ MOST = {"grammar": 64, "free": 6}
 POLL = 4                    # frames between two looks at a hypothesis (one takes 6 us, 100 us with a language model)
 CERTAIN = 0.5               # confidence below which a result of a grammar counts as none of its sentences
 LOUD = 20.0                 # of a cepstrum's first number: frames so near to the loudest (17 dB) are somebody's voice
+POLL_OVERHEARD = 2          # ... while the agent speaks
 STEP = 6                    # frames that an utterance may decode before the next one has its turn
 FRAME_BYTES = 4 * CEPSTRA
 
@@ -50,25 +53,29 @@ def model_path() -> Path:
     return Path(found.submodule_search_locations[0]) / MODEL
 
 
-def dictionary(words: Iterable[str]) -> str:
+def dictionary(words: Iterable[str], phrases: Iterable[str] = ()) -> str:
     """The lines of the model's dictionary for these words.  ConfigError that names the words it does not have.
+    `phrases`: what is to be one entry, if it has the words of that.
 
     A decoder whose dictionary has only these is made in a twentieth of the time and takes a tenth of the memory.
     """
-    wanted, lines, found = set(words), [], set()
+    wanted, phrases, lines, known = set(words), list(phrases), [], defaultdict(list)
+    parts = {word for phrase in phrases for word in phrase.split()}
     with open(model_path() / "cmudict-en-us.dict", encoding="utf-8") as everything:
         for line in everything:
-            word = line.partition(" ")[0].partition("(")[0]     # a second way to say it is spelled "word(2)"
+            name, _, sounds = line.partition(" ")
+            word = name.partition("(")[0]       # a second way to say it is spelled "word(2)"
             if word in wanted:
                 lines.append(line)
-                found.add(word)
-    if missing := sorted(wanted - found):
+            if word in wanted or word in parts:
+                known[word].append(sounds.strip())
+    if missing := sorted(wanted - known.keys()):
         names = ", ".join(map(repr, missing))
         raise ConfigError(f"The recogniser does not know how {names} is spoken: choose another word, or spell it "
                           "as words that sound like it.")
     for word in wanted & SOUNDS.keys():
         lines += [f"{word}({number}) {sounds}\n" for number, sounds in enumerate(SOUNDS[word], 9)]
-    return "".join(lines)
+    return "".join(lines + murmurs.lines(phrases, known))
 
 
 def weighed(jsgf: str) -> str:
@@ -83,15 +90,18 @@ def recogniser(setup: dict, searches: Iterable) -> "Recogniser":
 
 
 class Recogniser:
-    """All decoders of a process.  `searches` have id, kind ("grammar" or "free"), jsgf and words."""
+    """All decoders of a process.  `searches` are as flow.Search."""
 
     def __init__(self, searches: Iterable):
         self.searches = {search.id: search for search in searches}
         self.grammars = [search for search in self.searches.values() if search.kind == "grammar"]
         free = len(self.grammars) < len(self.searches)              # some state expects free speech
         self.kinds = ["grammar"] * bool(self.grammars) + ["free"] * free
-        self.files = [memory_file(FEATURES),
-                      memory_file(dictionary(word for search in self.grammars for word in search.words))]
+        lines = dictionary((word for search in self.grammars for word in search.words), dict.fromkeys(
+            phrase for search in self.grammars for phrase in (*search.murmurs, *search.interruptions)))
+        known = {line.partition(" ")[0] for line in lines.splitlines()}
+        self.jsgf = {search.id: weighed(murmurs.grammar(search, known)) for search in self.grammars}
+        self.files = [memory_file(FEATURES), memory_file(lines)]
         self.idle: dict[str, list] = {"grammar": [], "free": []}
         self.made = {"grammar": 0, "free": 0}
         self.import_decoder()
@@ -122,7 +132,7 @@ class Recogniser:
             else:
                 decoder = self.decoder(featparams=features, dict=words, loglevel="FATAL", **GRAMMAR)
                 for search in self.grammars:
-                    decoder.add_jsgf_string(str(search.id), weighed(search.jsgf))
+                    decoder.add_jsgf_string(str(search.id), self.jsgf[search.id])
         except (RuntimeError, ValueError) as error:
             raise EngineError(f"pocketsphinx takes neither its model nor the flow's grammars: {error}") from None
         self.made[kind] += 1
@@ -141,23 +151,25 @@ class Recogniser:
             return None
         decoder = idle.pop()
         decoder.activate_search(str(search_id) if search.kind == "grammar" else LANGUAGE_MODEL)
-        free = search.kind == "free"        # a language model does without: it knows what is likely
-        return Utterance(decoder, free, idle, Cepstra(rate, level, centred=not free))
+        centred = search.kind == "grammar"  # a language model does without: it knows what is likely
+        return Utterance(decoder, search, idle, Cepstra(rate, level, centred=centred))
 
 
 class Utterance:
     """One stretch of a caller's speech on its way to text.  It ends with finish() or abandon()."""
 
-    __slots__ = ("decoder", "free", "idle", "cepstra", "pending", "loudness", "unseen", "text")
+    __slots__ = ("decoder", "free", "overheard", "idle", "cepstra", "pending", "loudness", "seen", "unseen", "text")
 
-    def __init__(self, decoder, free: bool, idle: list, cepstra: Cepstra):
+    def __init__(self, decoder, search, idle: list, cepstra: Cepstra):
         self.decoder = decoder
-        self.free = free                    # with a language model: any words may be meant
+        self.free = search.kind == "free"   # with a language model: any words may be meant
+        self.overheard = murmurs.Overheard(search.murmurs) if search.murmurs else None
         self.idle = idle                    # where the decoder goes back to
         self.cepstra = cepstra
         self.pending = b""                  # cepstra that are not decoded
         self.loudness: list[np.ndarray] = []    # of all frames: the first of their cepstra
-        self.unseen = 0                     # frames decoded since the last look at the hypothesis
+        self.seen = 0                       # frames decoded,
+        self.unseen = 0                     # ... since the last look at the hypothesis
         self.text = ""                      # what it was
         decoder.start_utt()
 
@@ -179,24 +191,32 @@ class Utterance:
         part, self.pending = self.pending[:STEP * FRAME_BYTES], self.pending[STEP * FRAME_BYTES:]
         if part:
             self.decoder.process_cep(part, False, False)
+            self.seen += len(part) // FRAME_BYTES
             self.unseen += len(part) // FRAME_BYTES
         return bool(self.pending)
 
     def hurry(self) -> None:
         """Somebody asks before the loudness is certain: what was held back for it is decoded now."""
         self._take(self.cepstra.flush())
+        if self.overheard is not None:
+            self.overheard.ask(self.seen + len(self.pending) // FRAME_BYTES)
 
     def partial(self) -> str:
         """The best text so far; not necessarily a whole sentence of the grammar.  Worth a look when `due`."""
         self.unseen = 0
         found = self.decoder.hyp()
         self.text = found.hypstr if found else ""
+        if self.overheard is not None:
+            self.text = self.overheard.told(self.text, self._fit() >= CERTAIN, self.seen)
         return self.text
+
+    def _fit(self) -> float:
+        return fit(self.decoder.seg(), np.concatenate(self.loudness))
 
     @property
     def due(self) -> bool:
         """Enough was decoded since the last partial() for another."""
-        return self.unseen >= POLL
+        return self.unseen >= (POLL if self.overheard is None else POLL_OVERHEARD)
 
     def finish(self) -> tuple[str, float]:
         """Nothing more follows: (text, confidence from 0 to 1).  No text where no sentence of a grammar fits."""
@@ -205,9 +225,10 @@ class Utterance:
             pass
         self.decoder.end_utt()
         found = self.decoder.hyp()
-        confidence = fit(self.decoder.seg(), np.concatenate(self.loudness)) if found else 0.0
+        confidence = self._fit() if found else 0.0
         self.idle.append(self.decoder)
-        return (found.hypstr if confidence >= CERTAIN or self.free and found else "", confidence)
+        certain = confidence >= CERTAIN or self.free and found
+        return (murmurs.phrases(found.hypstr) if certain else "", confidence)
 
     def abandon(self) -> None:
         """Nobody wants to know any more."""

@@ -48,8 +48,9 @@ class Stt:
         self.lag_ms = 0                             # of the recogniser behind the audio, as it last said
 
     async def open(self, arena: Arena, searches) -> None:
-        await self.host.open(arena, {"searches": [[search.id, search.kind, search.jsgf, sorted(search.words)]
-                                                  for search in searches]})
+        await self.host.open(arena, {"searches": [
+            [search.id, search.kind, search.jsgf, sorted(search.words), search.murmurs, search.interruptions]
+            for search in searches]})
 
     async def close(self) -> None:
         self.host.close()

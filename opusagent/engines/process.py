@@ -74,6 +74,8 @@ class Search(NamedTuple):
     kind: str
     jsgf: str
     words: list[str]
+    murmurs: list[str]
+    interruptions: list[str]
 
 
 class Listening:

@@ -120,6 +120,11 @@ class Dialogue:
         return self._state.expect
 
     @property
+    def overhear(self) -> int:
+        """The search for what is said while the agent speaks."""
+        return self._state.overhear
+
+    @property
     def _state(self) -> State:
         return self.flow.states[self.state]
 

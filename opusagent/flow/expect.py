@@ -37,6 +37,9 @@ UNFINISHED = frozenset((
     "and or but the a an of to is are was my your his her our their with for from at in on because so if that this um "
     "uh er erm hmm than as i it's that's i'm i'd i'll like want need have think mean said me number then").split())
 
+# Words that interrupt whatever is expected, for a recogniser that knows no words but those that it is told of.
+INTERRUPTIONS = ("stop", "wait", "no", "hold on", "excuse me")
+
 YES = Group(tuple(pattern(form, {}) for form in (
     "yes [it is | i do | i am | i did | that's right | that is right | correct | of course | sure]", "yeah", "yep",
     "sure", "okay", "ok", "right", "correct", "exactly", "certainly", "absolutely", "of course",
@@ -110,6 +113,8 @@ class Search:
     kind: str                   # "grammar", or "free": a language model
     jsgf: str                   # the grammar; empty for a language model
     words: frozenset[str]       # of the grammar, which the recogniser's dictionary must have
+    murmurs: tuple[str, ...] = ()       # beside the grammar, said while the agent speaks: no interruptions,
+    interruptions: tuple[str, ...] = ()     # ... and some that are; a recogniser may know fewer of both
 
 
 class Expect:

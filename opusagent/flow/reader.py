@@ -12,7 +12,7 @@ from .. import ConfigError
 from .expect import SPOKEN_LEAD_INS, Search, Waits
 from .phrases import words
 from .phrasing import SLOT
-from .rows import NAME, Rows, expectation
+from .rows import NAME, Rows, expectation, overhearing
 from .signals import Keys, Recording, fault_of
 from .states import (ALWAYS, BACKCHANNELS, FAILED, HISTORY, INTERRUPTS, NEVER, NO_MATCH, SILENCE, Branch, Flow,
                      State, text_of_file)
@@ -34,7 +34,7 @@ class Reader(Rows):
         self.default_waits = default_waits
         self.outer = outer
         self.inner: list[Reader] = []
-        self.searches: dict[str, Search] = outer.searches if outer else {}
+        self.searches: dict[tuple, Search] = outer.searches if outer else {}
         self.kinds = outer.kinds if outer else self.kinds
         self.sub: dict[str, State] = {}             # the states of the flows that this one runs
         self.sub_facts: dict[str, str] = {}         # and their facts
@@ -138,6 +138,9 @@ class Reader(Rows):
         if found.get("eager"):
             waits = replace(waits, complete=0)
         expect = expectation(tuple(row.answer for row in on), waits, shared["lead_ins"], self.searches)
+        murmurs = backchannels(found.get("backchannels", shared["backchannels"]), expect)
+        policy = self.policy(found, shared, end or bool(transfer) or "send_digits" in found)
+        overhear = expect.id if policy == NEVER else overhearing(expect, murmurs, self.searches)
         persona = self.outer and shared["persona"]
         prompt = "\n\n".join(filter(None, (persona, found.get("prompt", "")))) if found.get("prompt") else ""
         tools, targets = found.get("tools", ()), found.get("may_go", ())
@@ -148,8 +151,7 @@ class Reader(Rows):
             silence=found.get("silence") or shared["silence"] or SILENCE,
             no_match=found.get("no_match") or shared["no_match"] or NO_MATCH,
             failure=found.get("failure") or shared["failure"] or FAILED,
-            interrupt=self.policy(found, shared, end or bool(transfer) or "send_digits" in found),
-            backchannels=backchannels(found.get("backchannels", shared["backchannels"]), expect),
+            interrupt=policy, backchannels=murmurs, overhear=overhear,
             end=end or bool(transfer), transfer=transfer,
             voice=found.get("voice") or shared["voice"] or "", rate=found.get("rate") or shared["rate"] or 1.0,
             language=found.get("language") or shared["language"] or "",

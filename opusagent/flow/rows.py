@@ -5,8 +5,9 @@ understood is a fault with its line, and reading goes on.
 """
 
 import re
+from dataclasses import replace
 
-from .expect import NO, YES, Answer, Expect, Search, Waits, grammar, spoken_words
+from .expect import INTERRUPTIONS, NO, YES, Answer, Expect, Search, Waits, grammar, spoken_words
 from .numerals import CURRENCIES, TIME
 from .phrases import Digits, Group, pattern, words
 from .phrasing import SLOT, TODAY, Text, cut
@@ -271,12 +272,23 @@ class Rows:
         return frozenset(map(words, node.texts() or ())) if node.value != [] else frozenset()
 
 
-def expectation(answers: tuple[Answer, ...], waits: Waits, lead_ins: tuple, searches: dict[str, Search]) -> Expect:
-    """What these rows expect; `searches` (JSGF -> Search, "" for the language model) gains what it lacks."""
+def expectation(answers: tuple[Answer, ...], waits: Waits, lead_ins: tuple, searches: dict[tuple, Search]) -> Expect:
+    """What these rows expect; `searches` (by JSGF, "" for the language model, and murmurs) gains what it lacks."""
     free = any(answer.free for answer in answers)
     jsgf = "" if free else grammar(answers, lead_ins)
     if not free and not jsgf:
         return Expect(-1, "none", waits, answers, lead_ins)
     kind = "free" if free else "grammar"
-    search = searches.setdefault(jsgf, Search(len(searches), kind, jsgf, spoken_words(jsgf)))
+    search = searches.setdefault((jsgf, ()), Search(len(searches), kind, jsgf, spoken_words(jsgf)))
     return Expect(search.id, kind, waits, answers, lead_ins)
+
+
+def overhearing(expect: Expect, murmurs: frozenset, searches: dict[tuple, Search]) -> int:
+    """The id of the search for what is said in that state while the agent speaks; `searches` gains it."""
+    if expect.kind != "grammar" or not murmurs:
+        return expect.id
+    plain = next(search for search in searches.values() if search.id == expect.id)
+    said = tuple(sorted(map(" ".join, murmurs)))
+    others = tuple(text for text in INTERRUPTIONS if words(text) not in murmurs and expect.match(text) is None)
+    return searches.setdefault((plain.jsgf, said), replace(plain, id=len(searches), murmurs=said,
+                                                           interruptions=others)).id

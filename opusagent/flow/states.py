@@ -92,6 +92,7 @@ class State:
     failure: Ladder = FAILED
     interrupt: str = ALWAYS         # of INTERRUPTS
     backchannels: frozenset[tuple[str, ...]] = frozenset()      # words that do not interrupt
+    overhear: int = -1              # the Search for what is said here while the agent speaks
     end: bool = False               # the call ends when it has been said
     transfer: str = ""              # ... or is put through to this destination
     voice: str = ""                 # the engine's name of the voice; "" is its own choice
@@ -191,7 +192,7 @@ class Flow:
     tools: dict[str, Tool] = field(default_factory=dict)
     states: dict[str, State] = field(default_factory=dict)
     source: str = ""                            # the text it was read from
-    searches: tuple[Search, ...] = ()           # all that a recogniser may be asked for; Expect.id is the index
+    searches: tuple[Search, ...] = ()           # a recogniser may be asked for; Expect.id, State.overhear
     functions: dict[str, object] = field(default_factory=dict)  # tool -> its coroutine function, of flows in Python
 
     @classmethod
