@@ -383,6 +383,18 @@ def test_a_key_that_is_not_taken_is_told_of_at_once(run, caplog):
         "The model's endpoint answered with status 401 (invalid_api_key)."]
 
 
+def test_a_key_that_was_not_sent_is_told_of_as_that(run, caplog):
+    """The shared key is the shared origin's; another endpoint is asked with none."""
+    async def scenario():
+        async with LocalEndpoint() as endpoint:
+            llm = Llm(Config(openai=OpenAI(api_key=KEY, llm_base_url=endpoint.url)))
+            await llm.open()
+            await llm.close()
+
+    run(scenario())
+    assert "status 401 (invalid_api_key): there is no key for it" in caplog.text
+
+
 def test_a_request_is_no_line_in_the_log(run, caplog):
     caplog.set_level(logging.INFO)
 

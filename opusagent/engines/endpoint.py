@@ -35,6 +35,7 @@ RESPELT = {"max_tokens": "max_completion_tokens", "temperature": None, "prompt":
 
 OPENNESS = {CLOSED: 0, PROBING: 0.5, OPEN: 1}   # of a breaker, in the metrics
 FAULTS = (httpx.HTTPError, OSError, UnicodeError)       # a TimeoutError is an OSError
+KEY_WANTED = (401, 403)         # what they answer to a key that they do not know, or to none
 NOT_HAD = (400, 404, 422)       # what endpoints answer when there is no such model or voice
 ONE_EVENT = re.compile(rb"data:([^\r\n]*)\n\n")
 CODE = re.compile(r"[a-z][a-z_]{2,40}")         # what an endpoint calls an error; no key looks like that
@@ -135,7 +136,7 @@ class Endpoint:
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
                 answer = Answer(await self.http.send(self._request("GET", "/models"), stream=True))
-                told = reason_of(answer.status, await answer.refusal())
+                told = self._refusal_of(answer.status, await answer.refusal())
                 await answer.close()
         except FAULTS as error:
             log.warning("%s %s.", self.subject, reason(error))
@@ -233,8 +234,13 @@ class Endpoint:
                 self._hold_on(answer.field("retry-after"))
                 self.transient = answer.status >= 500
                 wanted = f", asked for {what}" if what and answer.status in NOT_HAD else ""
-                raise EngineError(f"{self.subject} {reason_of(answer.status, refusal)}{wanted}.")
+                raise EngineError(f"{self.subject} {self._refusal_of(answer.status, refusal)}{wanted}.")
             self._respelt[name] = RESPELT[name]
+
+    def _refusal_of(self, status: int, refusal: dict) -> str:
+        keyless = status in KEY_WANTED and not self.target.api_key
+        return reason_of(status, refusal) + (": there is no key for it, since one goes to the origin that it was given "
+                                             "for only" if keyless else "")
 
     def _request(self, method: str, path: str, body: dict | None = None, files: dict | None = None) -> httpx.Request:
         url = self.url.copy_with(path=self.url.path.rstrip("/") + path)
