@@ -4,6 +4,7 @@ It decides neither what is said nor when a turn is over.  The rules: one reply a
 the voice delivers under an older `epoch` is dropped where it lands; of a reply that is held nothing can be heard, and
 nothing of it has an effect, until say() commits to it.
 """
+import logging
 from functools import partial
 
 from . import journal, unattended
@@ -17,6 +18,8 @@ from .metrics import TurnTrace
 from .outbound import Outbound
 from .pipeline import SPEAKING, Stage, Turn
 from .playout import FRAME_MS, Playout
+
+log = logging.getLogger("opusagent")
 
 DUCK_MS = 20                    # within which the level goes down
 RESTORE_MS = 60                 # within which it is back
@@ -132,6 +135,8 @@ class Mouth:
             self.held, self.turn = None, held
             held.commit(reply, trace, now)
         else:
+            if held is not None and held.error:         # nobody heard of it; who runs the server has to
+                log.warning("call %s: %s That was in a pause; it is asked again.", self.call.id, held.error)
             self.forget()
             self.turn = self._begin(reply, trace, now)
         self.audible = False

@@ -5,6 +5,8 @@ import pytest
 import talking
 from talking import scenario, turn
 
+from opusagent import mouth
+
 FLOW = """
 start = "ask"
 [waits]
@@ -150,8 +152,12 @@ async def test_a_model_that_fails_while_it_is_held_is_asked_again():
     await line.speech(400, "where is my parcel")
     await line.silence(240)
     line.model.pieces = ["There."]
-    await line.silence(300)
+    told = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mouth.log, "warning", lambda form, *words: told.append(form % words))
+        await line.silence(300)
     assert len(line.model.asked) == 2 and line.talk.agent_says[-1] == "There."
+    assert len(told) == 1 and told[0].endswith("it is asked again.")
 
 
 @pytest.mark.parametrize("why", ["hang-up", "keys"])
