@@ -1,10 +1,13 @@
-/* send() and recv() that fail when they are told to, for the descriptors that are named, and are libc's own otherwise.
+/* send() and recv(), and the same by syscall(), that fail when they are told to, for the descriptors that are named, and
+   are libc's own otherwise.
    Preloaded by test_failures.py; failures.py gives the orders. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
+#include <stdarg.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/types.h>
 
 enum { SEND, RECV };
@@ -54,4 +57,21 @@ ssize_t recv(int fd, void *room, size_t size, int flags)
     if (real == NULL)
         real = dlsym(RTLD_NEXT, "recv");
     return fails(RECV, fd, &size) ? -1 : real(fd, room, size, flags);
+}
+
+long syscall(long number, ...)
+{
+    static long (*real)(long, ...);
+    size_t a[6];
+    va_list list;
+    va_start(list, number);
+    for (int i = 0; i < 6; i++)
+        a[i] = va_arg(list, size_t);
+    va_end(list);
+    if (real == NULL)
+        real = dlsym(RTLD_NEXT, "syscall");
+    int kind = number == SYS_sendto ? SEND : RECV;
+    if ((number == SYS_sendto || number == SYS_recvfrom) && fails(kind, (int)a[0], &a[2]))
+        return -1;
+    return real(number, a[0], a[1], a[2], a[3], a[4], a[5]);
 }

@@ -22,13 +22,14 @@ import builds
 RUNTIMES = ("libasan.so", "libubsan.so")
 QUICK = ("test_media_kernels.py", "test_ear.py", "fuzz/test_frames.py")     # what reads the bytes of strangers
 SUITES = ("test_websocket.py", "test_media_kernels.py", "test_audio.py", "test_ear.py", "fuzz", "test_sockets.py",
-          "test_unattended.py", "test_kernels.py", "test_memory.py", "test_acoustics.py", "test_loop.py",
-          "test_turn.py", "test_dialects.py", "test_handover.py", "test_failures.py", "test_call.py",
-          "test_openai_speech.py", "test_voices.py", "test_metrics.py", "test_stereo.py")
+          "test_deadlines.py", "test_unattended.py", "test_kernels.py", "test_memory.py", "test_acoustics.py",
+          "test_loop.py", "test_turn.py", "test_dialects.py", "test_handover.py", "test_failures.py", "test_call.py",
+          "test_openai_speech.py", "test_metrics.py", "test_stereo.py")
 ELSEWHERE = {   # suites that import the compiled module and are not watched, and why
     "test_host.py": "its engine processes are killed in the midst of their work",
     "test_engine_faults.py": "its engine processes are killed in the midst of their work",
     "test_embedded.py": "it is pocketsphinx that works there",
+    "test_voices.py": "its voices are programs of their own, which stand still with the sanitizers loaded into them",
     "test_turn_model.py": "it is onnxruntime that works there",
     "test_prompts.py": "it starts servers, which are not watched",
     "test_interop_realtime.py": "it talks to clients of other people's",

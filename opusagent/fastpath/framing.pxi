@@ -275,12 +275,16 @@ cdef class FrameParser:
     cdef bint read_head(self) except -1:
         """Gathers one header and checks it; False when bytes are missing."""
         cdef uint8_t *src = self.lent.data if self.lent is not None else NULL
-        cdef unsigned int length_end = 2
-        while True:
-            if self.head_got >= 2:
-                length_end = 2 if self.head[1] & 0x7F < 126 else 4 if self.head[1] & 0x7F == 126 else 10
-                if self.head_got == length_end + (4 if self.masked else 0):
-                    break
+        cdef unsigned int mask = 4 if self.masked else 0
+        if self.head_got == 0 and self.end - self.at >= <Py_ssize_t>sizeof(self.head):
+            memcpy(self.head, src + self.at, sizeof(self.head))     # at least all of it: the ordinary case
+            self.head_got = 2
+            self.check_first_two()
+            self.head_got = self.length_end()
+            self.take_length()
+            self.head_got += mask
+            self.at += self.head_got
+        while self.head_got < 2 or self.head_got < self.length_end() + mask:
             if self.at >= self.end:
                 return False
             self.head[self.head_got] = src[self.at]
@@ -288,13 +292,16 @@ cdef class FrameParser:
             self.at += 1
             if self.head_got == 2:
                 self.check_first_two()
-                length_end = 2 if self.head[1] & 0x7F < 126 else 4 if self.head[1] & 0x7F == 126 else 10
-            if self.head_got == length_end:
+            if self.head_got >= 2 and self.head_got == self.length_end():
                 self.take_length()
         if self.masked:
-            memcpy(&self.key, self.head + length_end, 4)
+            memcpy(&self.key, self.head + self.length_end(), 4)
         self.begin_payload()
         return True
+
+    cdef inline unsigned int length_end(self) noexcept:
+        """Where the length ends in a header of which the first two bytes are known."""
+        return 2 if self.head[1] & 0x7F < 126 else 4 if self.head[1] & 0x7F == 126 else 10
 
     cdef int check_first_two(self) except -1:
         """Everything the first two bytes can be refused for, before another byte is waited for."""
@@ -304,7 +311,7 @@ cdef class FrameParser:
             raise self.refuse(1002, "a reserved bit is set and no extension was negotiated")
         if opcode not in (OP_CONTINUATION, OP_TEXT, OP_BINARY, OP_CLOSE, OP_PING, OP_PONG):
             raise self.refuse(1002, "reserved opcode")
-        if bool(self.head[1] & 0x80) != self.masked:
+        if (self.head[1] >> 7) != <int>self.masked:
             raise self.refuse(1002, "frame not masked" if self.masked else "frame masked by a server")
         if opcode & 0x8:
             if not fin:

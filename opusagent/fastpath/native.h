@@ -79,8 +79,21 @@ static inline void oa_fence(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 
 #include <errno.h>
 #include <sys/epoll.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+
+/* recv() and send() that never wait.  libc's are points at which a thread can be cancelled, which a process with more
+   than one thread pays for at each, and a hundredth of a frame's time is that. */
+#if defined(SYS_recvfrom) && defined(SYS_sendto)
+#define OA_RECV(fd, to, n) syscall(SYS_recvfrom, fd, to, n, MSG_DONTWAIT, NULL, NULL)
+#define OA_SEND(fd, from, n) syscall(SYS_sendto, fd, from, n, MSG_NOSIGNAL | MSG_DONTWAIT, NULL, 0)
+#else
+#define OA_RECV(fd, to, n) recv(fd, to, n, MSG_DONTWAIT)
+#define OA_SEND(fd, from, n) send(fd, from, n, MSG_NOSIGNAL | MSG_DONTWAIT)
+#endif
+static inline ssize_t oa_recv(int fd, void *to, size_t n) { return OA_RECV(fd, to, n); }
+static inline ssize_t oa_send(int fd, const void *from, size_t n) { return OA_SEND(fd, from, n); }
 
 /* epoll_wait for `ns` (negative: for ever), never shorter; to the ns where the kernel can (5.11), else to the ms */
 static int oa_epoll(int ep, struct epoll_event *events, int n, int64_t ns) {

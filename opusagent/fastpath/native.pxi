@@ -13,6 +13,8 @@ cdef extern from "fastpath/native.h":
     void oa_store(uint64_t *p, uint64_t v) noexcept nogil
     uint64_t oa_swap(uint64_t *p, uint64_t v) noexcept nogil
     void oa_fence() noexcept nogil
+    ssize_t oa_recv(int fd, void *to, size_t n) noexcept nogil
+    ssize_t oa_send(int fd, const void *from_, size_t n) noexcept nogil
     int oa_epoll(int ep, epoll_event *events, int n, int64_t ns) noexcept nogil
     int oa_spin(int ep, epoll_event *events, int n, int64_t ns, int64_t spin) noexcept nogil
     ctypedef void oa_dense_fn(const float *src, int rows, int per, int stride, int group, const float *w, int depth,
@@ -32,12 +34,10 @@ cdef extern from "errno.h" nogil:
     int errno
     enum: EAGAIN, EINTR
 cdef extern from "sys/socket.h" nogil:
-    ssize_t posix_recv "recv"(int fd, void *buf, size_t n, int flags)
-    ssize_t posix_send "send"(int fd, const void *buf, size_t n, int flags)
     int posix_shutdown "shutdown"(int fd, int how)
     int posix_setsockopt "setsockopt"(int fd, int level, int name, const void *value, unsigned int size)
     int posix_getsockopt "getsockopt"(int fd, int level, int name, void *value, unsigned int *size)
-    enum: MSG_NOSIGNAL, MSG_DONTWAIT, SHUT_WR
+    enum: SHUT_WR
 cdef extern from "netinet/in.h" nogil:
     enum: IPPROTO_TCP
 cdef extern from "netinet/tcp.h" nogil:

@@ -88,7 +88,7 @@ cdef class Wire:
         if self.fd < 0:
             return False
         if self.unsent is None:
-            sent = posix_send(self.fd, p, n, MSG_NOSIGNAL | MSG_DONTWAIT)
+            sent = oa_send(self.fd, p, n)
             if sent == <ssize_t>n:
                 return True
             sent = max(sent, 0)         # a broken socket is noticed by poll(), not in the middle of its owner's work
@@ -141,8 +141,7 @@ cdef class Wire:
         """Sends on.  What a broken socket has still received is read first: its end is told when that is through."""
         cdef ssize_t sent
         if self.unsent is not None:
-            sent = posix_send(self.fd, PyByteArray_AS_STRING(self.unsent), len(self.unsent),
-                              MSG_NOSIGNAL | MSG_DONTWAIT)
+            sent = oa_send(self.fd, PyByteArray_AS_STRING(self.unsent), len(self.unsent))
             if sent < 0 and errno != EAGAIN and errno != EINTR and not events & EPOLLIN:
                 self.on_end(OSError(errno, os.strerror(errno)))
                 return 0
@@ -174,7 +173,7 @@ cdef class Wire:
             return 0 if self.queued or self.held_back() else self.deliver()
         oa_soon(<void*>self.parser, PARSER_HOT)
         oa_soon(<void*>self.intake, 64)
-        n = posix_recv(self.fd, buffer.data, min(buffer.size, MAX_RECEIVE), MSG_DONTWAIT)
+        n = oa_recv(self.fd, buffer.data, min(buffer.size, MAX_RECEIVE))
         if n > 0:
             if self.quickack:
                 posix_setsockopt(self.fd, IPPROTO_TCP, TCP_QUICKACK, &one, sizeof(one))
