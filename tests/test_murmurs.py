@@ -27,7 +27,7 @@ def told(*looks, asked=0):
 
 def test_an_answer_is_told_when_it_has_stood_for_a_moment():
     assert told((0, "five two"), (HOLD - 1, "five"), (HOLD, "four")) == ["", "", "four"]
-    assert told((0, "five"), (4, "~mm_hm", False), (HOLD, "five"), (HOLD + 4, "five")) == [""] * 4
+    assert told((0, "five"), (2, "~mm_hm", False), (HOLD, "five"), (2 * HOLD - 1, "five")) == [""] * 4
     assert told((0, "~hold_on"), (HOLD, "~hold_on")) == ["", "hold on"]     # no murmur, and no answer of that grammar
 
 

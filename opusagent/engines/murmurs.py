@@ -10,7 +10,7 @@ from itertools import islice, product
 
 MARK = "~"                  # begins such an entry
 AGAIN = "1e-4"              # a second murmur, to one; more are none
-HOLD = 6                    # frames (10 ms) that an answer must stand, once somebody has asked, before it is told
+HOLD = 4                    # frames (10 ms) that an answer must stand, once somebody has asked, before it is told
 LONGEST = 44                # frames from then on in which a murmur is told: it is over by then
 TOO_LONG = 72               # ... after which what is heard as one, or as nothing, was something else
 UNCLEAR = "unclear"         # ... of which no more is known
