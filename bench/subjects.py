@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -56,11 +57,11 @@ class Cores:
         usable = sorted(os.sched_getaffinity(0))
         return cls(usable[0], usable[1], fifo) if len(usable) > 1 else cls(None, None, fifo)
 
-    def settle(self, core: int | None) -> None:
+    def settle(self, core: int | None, fifo: bool = True) -> None:
         """Called in the child before it becomes the program."""
         if core is not None:
             os.sched_setaffinity(0, {core})
-        if self.fifo:
+        if self.fifo and fifo:
             os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(10))
 
 
@@ -75,9 +76,12 @@ class Running:
         self.process = subprocess.Popen(
             [str(port) if word == "PORT" else word for word in subject.command], stdout=self.log, stderr=self.log,
             stdin=subprocess.DEVNULL, cwd=BENCH.parent, env=os.environ | {"PYTHONUNBUFFERED": "1"},
-            preexec_fn=lambda: cores.settle(cores.server))
+            preexec_fn=lambda: cores.settle(cores.server, fifo=False))
+        self.fifo = cores.fifo
         try:
             self.port = self._listening(port)
+            if self.fifo:
+                self.schedule(os.SCHED_FIFO, 10)
         except BaseException:
             self.stop()
             raise
@@ -106,8 +110,18 @@ class Running:
         """The process and all that descend from it."""
         return descendants(self.process.pid)
 
+    def schedule(self, policy: int, priority: int) -> None:
+        """All its threads.  Under SCHED_FIFO only while it serves: a process that takes note of a child's end can stand
+        in the kernel for ever where somebody of the ordinary class, on the same core, is looking at that in /proc."""
+        for pid in self.pids():
+            for thread in Path(f"/proc/{pid}/task").glob("*"):
+                with suppress(OSError):         # it has just ended
+                    os.sched_setscheduler(int(thread.name), policy, os.sched_param(priority))
+
     def stop(self) -> None:
         if self.process.poll() is None:
+            if self.fifo:
+                self.schedule(os.SCHED_OTHER, 0)
             self.process.terminate()
             try:
                 self.process.wait(STOP_SECONDS)
