@@ -16,7 +16,7 @@ from pathlib import Path
 
 import orjson
 
-from . import ConfigError
+from . import ConfigError, directories
 from . import config as settings
 from .metrics import Metrics
 
@@ -63,13 +63,12 @@ class Archive:
         self._told = -TOLD_EVERY_SECONDS                # the thread's: when a refusal was last told
         metrics.count("archive_failures", 0)            # from now on no thread makes the list of counters longer
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
+            directories.made(self.directory)
             probe = self.directory / ".writable"
             probe.touch()
             probe.unlink()
         except OSError as error:
-            why = "it is no directory" if isinstance(error, FileExistsError) else error.strerror
-            raise ConfigError(f"Calls cannot be kept in {directory}: {why}.") from None
+            raise ConfigError(f"Calls cannot be kept in {directory}: {error.strerror}.") from None
         self._thread = threading.Thread(target=self._work, name="archive", daemon=True)
         self._thread.start()
 

@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 import orjson
 
-from . import ConfigError, __version__
+from . import ConfigError, __version__, directories
 
 log = logging.getLogger("opusagent")
 
@@ -139,11 +139,10 @@ class Notices:
             return []
         found = []
         try:
-            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            directories.made(self.directory, 0o700)
             paths = sorted(self.directory.glob("*" + SUFFIX))
         except OSError as error:
-            why = "it is no directory" if isinstance(error, FileExistsError) else error.strerror
-            raise ConfigError(f"Notices cannot be kept in {self.directory}: {why}.") from None
+            raise ConfigError(f"Notices cannot be kept in {self.directory}: {error.strerror}.") from None
         for path in paths:
             mine = path.with_suffix(f".{os.getpid()}")
             with suppress(OSError):                     # another worker was first

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import ConfigError, EngineError, __version__, clips
+from . import ConfigError, EngineError, __version__, clips, directories
 from ._fastpath import RATES, MappedFile, Resampler
 from .audio import first_voiced
 
@@ -335,7 +335,7 @@ def open_store(config, environ: Mapping[str, str]) -> Store | None:
         return None
     try:
         directory = Path(settings.directory) if settings.directory else usual_directory(environ)
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        directories.made(directory, 0o700)
         found = directory.stat()
         if found.st_uid not in (0, os.geteuid()) or found.st_mode & 0o022:
             raise PermissionError(0, "others than its user may write there")

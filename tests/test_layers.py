@@ -10,8 +10,8 @@ ROOT = Path(__file__).parent.parent / "opusagent"
 # from the bottom up; a layer's names in alphabetical order
 LAYERS = [
     {"__init__"},
-    {"_fastpath", "board", "config", "control", "credentials", "endpoints", "logs", "loop", "metrics", "net", "notify",
-     "settings", "tally", "targets", "usage"},
+    {"_fastpath", "board", "config", "control", "credentials", "directories", "endpoints", "logs", "loop", "metrics",
+     "net", "notify", "settings", "tally", "targets", "usage"},
     {"acoustics", "audio", "auth", "dialects", "ed25519", "flow", "http11", "nonces", "pace", "playout", "signatures",
      "signing", "silero", "tones", "turns", "websocket", "wording"},
     {"carriers", "engines"},
