@@ -350,41 +350,33 @@ def test_without_a_session_the_call_is_kept():
 
 # -- beside others' stages ---------------------------------------------------------------------------------------------
 
-def test_a_model_that_did_not_hear_the_caller_is_told_the_words(run):
+def replied(run, *asked):
+    """What an Llm's reply to this was, and the model that gave it."""
     async def scenario():
         model = Model(answers=deque([Answer("On Monday.")]))
         async with LocalEndpoint() as endpoint:
             endpoint.realtime = realtime(model.converse, [])
             llm = Llm(Config(openai=OpenAI(base_url=endpoint.url, api_key=KEY)))
             await llm.open()
-            chat = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "When?"}
             try:
-                pieces = [piece async for piece in llm.reply(chat)]
+                return [piece async for piece in llm.reply(*asked)], model
             finally:
                 await llm.close()
-            return "".join(pieces).strip(), model.used[0].says(), model.refused
-    text, says, refused = run(scenario())
-    assert text == "On Monday." and says == [("user", "When?"), ("assistant", "On Monday.")] and not refused
+    return run(scenario())
+
+
+def test_a_model_that_did_not_hear_the_caller_is_told_the_words(run):
+    pieces, model = replied(run, ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "When?"}))
+    assert "".join(pieces).strip() == "On Monday." and not model.refused
+    assert model.used[0].says() == [("user", "When?"), ("assistant", "On Monday.")]
 
 
 @pytest.mark.parametrize("more, wanted", [((), {}), (("required",), {"tool_choice": "required"})])
 def test_an_answer_that_must_call_a_function_is_asked_for_as_such(run, more, wanted):
     tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
-
-    async def scenario():
-        model = Model(answers=deque([Answer("On Monday.")]))
-        async with LocalEndpoint() as endpoint:
-            endpoint.realtime = realtime(model.converse, [])
-            llm = Llm(Config(openai=OpenAI(base_url=endpoint.url, api_key=KEY)))
-            await llm.open()
-            try:
-                assert [piece async for piece in llm.reply(({"role": "user", "content": "When?"},), (tool,), *more)]
-            finally:
-                await llm.close()
-            asked, = (event for event in model.used[0].session.seen if event["type"] == "response.create")
-            return asked["response"], model.refused
-    response, refused = run(scenario())
-    assert response == {"output_modalities": ["text"], **wanted} and not refused
+    pieces, model = replied(run, ({"role": "user", "content": "When?"},), (tool,), *more)
+    asked, = (event for event in model.used[0].session.seen if event["type"] == "response.create")
+    assert pieces and asked["response"] == {"output_modalities": ["text"], **wanted} and not model.refused
 
 
 def test_the_endpoint_s_voice_reads_what_is_scripted():
