@@ -1,6 +1,6 @@
 """The transport beside its floor and its peers: what does a frame cost, and how long does it take?
 
-    python bench/echo.py [--twilio] [--rounds 9] [--seconds 3] [--quick] [--json]
+    python bench/echo.py [--twilio] [--rounds 9] [--seconds 3] [--beside CHECKOUT] [--quick] [--json]
 
 The C floor (echo_limit.c), OpusAgent, picows, websockets and FastAPI + uvicorn each echo 640-byte frames for one C
 client (wsload.c): 64 connections in a closed loop, then 50 frames a second on each of 200, 500 and 1000 connections.
@@ -21,15 +21,15 @@ NO_ENGINES = ("--stt", "scripted", "--llm", "scripted", "--tts", "scripted")    
 NOT_CLEAN = 2.0         # per cent of the time kept off the CPU above which a run is doubtful
 
 
-def subjects(twilio: bool, wanted: str) -> list[Subject]:
-    what = "twilio" if twilio else "echo"
+def subjects(twilio: bool, wanted: str, checkout: str = "") -> list[Subject]:
+    what, path = ("twilio", "/ws/twilio/echo") if twilio else ("echo", "/ws/echo")
     peers = [
         peer("picows", "echo_picows.py", what, "picows", "orjson", "uvloop"),
         peer("websockets", "echo_websockets.py", what, "websockets", "uvloop"),
         peer("FastAPI", "echo_fastapi.py", what, "fastapi", "uvicorn", "websockets"),
     ]
     return [Subject(FLOOR, (build("echo_limit"), "PORT")),
-            ours("/ws/twilio/echo" if twilio else "/ws/echo", *NO_ENGINES),
+            ours(path, *NO_ENGINES), *([ours(path, *NO_ENGINES, checkout=checkout)] if checkout else ()),
             *(each for each in peers if each.name in wanted.split(","))]
 
 
@@ -138,6 +138,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--connections", type=lambda text: [int(n) for n in text.split(",")],
                         help="of the paced loads (default 200,500,1000; 200 with --twilio)")
     parser.add_argument("--peers", default="picows,websockets,FastAPI", help="which of them (default all)")
+    parser.add_argument("--beside", default="", metavar="CHECKOUT", help="another checkout of ours, as one more server")
     parser.add_argument("--quick", action="store_true", help="2 rounds of 1 s, 200 connections: shows that it runs")
     parser.add_argument("--fifo", action="store_true", help="server and client under SCHED_FIFO (as root)")
     parser.add_argument("--json", action="store_true")
@@ -153,7 +154,7 @@ def main() -> int:
     allow_connections(max(args.connections or [1000]))
     try:
         chosen = []
-        for subject in subjects(args.twilio, args.peers):
+        for subject in subjects(args.twilio, args.peers, args.beside):
             if why := subject.absent():
                 print(why, file=sys.stderr)
             else:

@@ -136,9 +136,11 @@ def peer(name: str, program: str, what: str, *modules: str) -> Subject:
     return Subject(name, (sys.executable, str(BENCH / "peers" / program), "PORT", what), modules=needs)
 
 
-def ours(path: str, *flags: str) -> Subject:
-    command = (sys.executable, "-P", "-m", "opusagent.cli", "serve", "--port", "0", "--workers", "1", *flags)
-    return Subject("OpusAgent", command, path)
+def ours(path: str, *flags: str, checkout: str = "") -> Subject:
+    """`checkout`: another one, with its compiled module built in it, instead of what is installed."""
+    python = ("env", f"PYTHONPATH={checkout}", sys.executable) if checkout else (sys.executable,)
+    command = (*python, "-P", "-m", "opusagent.cli", "serve", "--port", "0", "--workers", "1", *flags)
+    return Subject(f"OpusAgent in {checkout}" if checkout else "OpusAgent", command, path)
 
 
 def descendants(root: int) -> list[int]:
