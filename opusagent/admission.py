@@ -176,7 +176,8 @@ class Admission:
             self.curve.learn(sum(self.counts) / len(self.counts), cpu)
         self.let_in.append(set())
         files, most_files = open_files()
-        behind = getattr(getattr(server.studio, "stt", None), "lag_ms", 0) if server.calls else 0
+        behind = max((engine.delays.seconds * 1000 for engine in (server.studio.stt, server.studio.tts)
+                      if hasattr(engine, "delays")), default=0) if server.calls else 0
         measured = {"cpu": (cpu, 1.0), "loop_lag": (p99(self.lags) / 1e6, config.lag_ms),
                     "frames": (p99(self.lates) / 1e6, config.late_ms), "engines": (behind, config.engine_ms),
                     "descriptors": (files, most_files), "memory": (self.memory.used(), self.memory.limit)}

@@ -197,8 +197,8 @@ class Admission:
                             low=0, high=10000)
     late_ms: float = setting(140.0, "lateness of the agent's audio, at p99, that is a load of 1; 0 does not count",
                              low=0, high=10000)
-    engine_ms: float = setting(1000.0, "audio that waits for the embedded recogniser that is a load of 1; 0 does not "
-                               "count", low=0, high=60000)
+    engine_ms: float = setting(1000.0, "wait of audio for an engine process's recogniser, or of a reply for its "
+                               "voice, that is a load of 1; 0 does not count", low=0, high=60000)
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,7 +82,8 @@ MEANING = {
     "engine_restarts": "Engine processes that died, or hung and were killed.",
     "engine_silent_seconds": "Since the engine process that was silent longest said that it lives; 0.1 is usual.",
     "engine_records_waiting": "Records that found an engine process's ring full.",
-    "recogniser_lag_seconds": "Audio that the recogniser had not got to when it last said something: its queue delay.",
+    "engine_queue_seconds": "Queue delay, the worst of 5 s: audio that the recogniser had not got to, replies that no "
+                            "voice had begun, pauses that the turn model had not judged.",
     "archive_failures": "Files of calls that end early because the disk refused them.",
     "archive_dropped": "Files of calls that end early or are not kept: the disk was too slow, or has too little space.",
     "webhook": "Notices of ended calls: delivered, failed (one attempt), given up, dropped.",
@@ -95,7 +96,7 @@ MEANING = {
     "info": "Always 1; the label says the version.",
 }
 
-GREATEST = {"info", "load", "load_share", "recogniser_lag_seconds", "socket_option"}  # of several workers, not the sum
+GREATEST = {"info", "load", "load_share", "engine_queue_seconds", "socket_option"}  # of several workers, not the sum
 
 BLOCKS = "█▓▒░"                 # shades of the bar of waits, taken in turn so that neighbours differ
 ASCII = "#=+-"                  # ... where there is no Unicode

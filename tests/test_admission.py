@@ -34,6 +34,11 @@ def test_steps_are_taken_before_calls_are_refused_and_given_back_later():
     assert ladder.steps == tuple(name for _, name in STEPS)
 
 
+def behind(seconds):
+    """An engine with processes."""
+    return SimpleNamespace(delays=SimpleNamespace(seconds=seconds))
+
+
 class Worker:
     """As much of a server as admission looks at; time and work are the test's."""
 
@@ -44,7 +49,7 @@ class Worker:
         self.metrics = Metrics()
         self.calls, self.connections = {}, set()
         self.draining, self.broken, self.seat = False, "", None
-        self.studio = SimpleNamespace(hearing=VadBatch("energy"), stt=SimpleNamespace(lag_ms=0),
+        self.studio = SimpleNamespace(hearing=VadBatch("energy"), stt=behind(0), tts=behind(0),
                                       llm=SimpleNamespace(hedging=Hedging(0.1)))
         self.epoll = SimpleNamespace(spun=0)
         self.clock = lambda: self.now
@@ -68,10 +73,14 @@ class Worker:
 def test_the_load_is_the_greatest_share_of_a_limit_and_it_is_said_which():
     worker = Worker()
     assert worker.second(0.3).by == "cpu" and worker.admission.load == pytest.approx(0.3)
-    worker.studio.stt.lag_ms = 500
+    worker.studio.stt = behind(0.5)
     assert worker.second(0.3).by == "cpu"               # nobody waits for the recogniser
     worker.has(1)
     assert worker.second(0.3).by == "engines" and worker.admission.load == pytest.approx(0.5)
+    worker.studio.tts = behind(0.55)
+    assert worker.second(0.3).by == "engines" and worker.admission.load == pytest.approx(0.55)
+    worker.studio.stt = worker.studio.tts = SimpleNamespace()
+    assert worker.second(0.3).by == "cpu"               # engines without processes have no queue here
     worker.admission.memory.used = lambda: 65
     assert worker.second(0.3).by == "memory"
     assert state(worker.metrics) == {"load": 0.65, "load_by": "memory",

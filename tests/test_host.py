@@ -321,6 +321,25 @@ async def test_segments_side_by_side_are_each_whole(arena, tts):
 
 
 @speaks
+async def test_a_reply_waits_until_a_voice_begins_it_and_what_follows_it_does_not(arena, tts):
+    call = Call(arena.slot(0))
+    call.epoch = 1
+    for k in range(2):
+        tts.speak(call, 1, k, SENTENCE, "rms")
+        time.sleep(0.01)
+    assert 0.02 <= tts.delays.seconds                   # nobody has listened to the process yet
+    for _ in range(2):
+        await call.answer()
+    waited = tts.delays.seconds
+    await asyncio.sleep(0.02)
+    assert tts.delays.seconds <= waited                 # nothing waits any more
+    tts.speak(call, 2, 0, SENTENCE, "rms")
+    tts.cancel(call)
+    await asyncio.sleep(0.02)
+    assert tts.delays.seconds <= waited
+
+
+@speaks
 async def test_what_was_cancelled_is_not_spoken_on(arena, tts):
     call = Call(arena.slot(0))
     tts.speak(call, 1, 0, SENTENCE * 5, "rms")

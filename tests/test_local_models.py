@@ -17,7 +17,7 @@ import pytest_asyncio
 from opusagent import ConfigError, EngineError
 from opusagent.caller import Say
 from opusagent.config import Config, Piper, Sherpa
-from opusagent.engines import piper, sherpa
+from opusagent.engines import delays, piper, sherpa
 from opusagent.telephone import Caller
 from served import serving
 from test_host import FAULTS, Call, answer_despite, arena, sick, until     # noqa: F401
@@ -111,6 +111,27 @@ def test_whatever_happens_to_a_process_of_piper_every_phoneme_is_spoken_once(run
             await asyncio.sleep(0.01)
         return phonemes(pcm, 8000), last[0], tts.lost
     assert run(with_piper(models, told)) == (SOUNDS, "speech", 1)
+
+
+@speaks
+def test_the_queue_delay_is_the_wait_of_a_reply_for_a_process(run, models, monkeypatch):
+    monkeypatch.setattr(delays, "RECENT", 600)
+
+    async def told(tts):
+        alone, other = Listener(), Listener()
+        await heard(tts, alone, text=TEXT)
+        for k, caller in enumerate((alone, other, other)):
+            tts.speak(caller, caller.epoch, k, TEXT, "")
+        while len(tts.speaking) == 3:                               # one process: the other waits for all of that
+            waits = tts.delays.seconds
+            await asyncio.sleep(0.001)
+        while tts.speaking:
+            await asyncio.sleep(0.001)
+        waited = tts.delays.seconds
+        await asyncio.sleep(0.02)
+        return waits, waited, tts.delays.seconds
+    waits, waited, after = run(with_piper(models, told))
+    assert 0 < waits <= waited == after
 
 
 @speaks

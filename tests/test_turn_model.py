@@ -164,6 +164,9 @@ def test_it_answers_from_a_process_of_its_own(model):
             for ear in (done, going_on):
                 host.ask(ear, 0, ear.slot.written)
             found = [await asyncio.wait_for(ear.answers.get(), 20) for ear in (done, going_on)]
+            waited = host.delays.seconds
+            await asyncio.sleep(0.02)
+            assert 0 < host.delays.seconds <= waited                # what is answered waits no more
             host.ask(done, 0, 4000)
             host.forget(done)
             host.ask(going_on, 0, 4000)

@@ -323,7 +323,7 @@ class Host:
         gone = time.monotonic() - self.short_since > FAULTY_AFTER
         return f"The {self.stage} process does not answer." if gone else ""
 
-    def measure(self, metrics) -> None:
+    def measure(self, metrics, queue_seconds: float) -> None:
         now = time.monotonic_ns()
         beats = [process.to.beat for process in self.live if process is not None and process.ready]
         metrics.gauge("engine_silent_seconds", max([0.0, *((now - beat) / 1e9 for beat in beats)]),
@@ -331,5 +331,6 @@ class Host:
         metrics.gauge("engine_restarts", self.restarts, stage=self.stage)
         metrics.gauge("engine_alive", sum(process is not None and process.ready for process in self.live),
                       stage=self.stage)
+        metrics.gauge("engine_queue_seconds", queue_seconds, stage=self.stage)
         metrics.gauge("engine_records_waiting", sum(len(process.unsent) for process in self.live if process),
                       stage=self.stage)

@@ -11,6 +11,7 @@ import numpy as np
 from .. import EngineError
 from .._fastpath import SEGMENT_SAMPLES, Arena
 from ..config import Config
+from .delays import Delays
 from .host import Host
 from .records import (ASK, CANCEL, ENDS, FAILED, FINAL, FINISH, FRESH, LEVEL, LISTEN, PARTIAL, SPACE, SPEAK, SPEECH,
                       WORDS)
@@ -45,7 +46,7 @@ class Stt:
         self.host = Host("stt", config, self._on_record, self._ask_again, self._leave)
         self.asked: dict[int, Asked] = {}           # by slot
         self.levels: dict[int, float] = {}          # by slot: what was learned of its caller
-        self.lag_ms = 0                             # of the recogniser behind the audio, as it last said
+        self.delays = Delays()                      # of the recogniser behind the audio, as it says
 
     async def open(self, arena: Arena, searches) -> None:
         await self.host.open(arena, {"searches": [
@@ -93,9 +94,8 @@ class Stt:
         self.levels.pop(call.slot.index, None)
 
     def measure(self, metrics) -> None:
-        self.host.measure(metrics)
+        self.host.measure(metrics, self.delays.seconds)
         metrics.gauge("utterances_in_recognition", len(self.asked))
-        metrics.gauge("recogniser_lag_seconds", self.lag_ms / 1000)
 
     def _ask_again(self, share: int) -> None:
         """Another process has taken over: it hears every utterance from its beginning."""
@@ -120,10 +120,10 @@ class Stt:
         if asked is None or asked.utterance != utterance or asked.generation != generation:
             return                                  # late
         if kind == PARTIAL:
-            self.lag_ms = b
+            self.delays.was(b / 1000)
             asked.call.on_partial(utterance, data.decode())
         elif kind == FINAL:
-            self.lag_ms = b
+            self.delays.was(b / 1000)
             del self.asked[index]
             self.levels[index], = LEVEL.unpack_from(data)
             asked.call.on_final(utterance, data[LEVEL.size:].decode(), a / 1e6)
@@ -157,6 +157,7 @@ class Tts:
         self.voice = config.embedded.voice
         self.identity = f"embedded {self.voice}"
         self.speaking: dict[tuple[int, int], Spoken] = {}       # by slot and buffer
+        self.delays = Delays()                                  # by slot: of replies that no process has begun
         self.arena: Arena | None = None
 
     async def open(self, arena: Arena) -> None:
@@ -182,6 +183,8 @@ class Tts:
     def _speak(self, spoken: Spoken) -> None:
         """With `start`, when it is known: what is written of the segment already is skipped, not spoken twice."""
         spoken.tries += 1
+        if spoken is next(each for each in self.speaking.values() if each.slot is spoken.slot):
+            self.delays.begin(spoken.slot.index)    # what follows it, nobody waits for yet
         data = f"{spoken.voice}\0{spoken.text[:LONGEST]}".encode()
         self.host.send(spoken.slot.index, SPEAK, spoken.generation, spoken.epoch, spoken.k, spoken.start, data)
 
@@ -189,6 +192,7 @@ class Tts:
         index = call.slot.index
         for key in [key for key in self.speaking if key[0] == index]:
             del self.speaking[key]
+        self.delays.end(index)
         self.host.send(index, CANCEL, call.slot.generation, call.epoch)
 
     def played(self, call, k: int) -> None:
@@ -208,7 +212,7 @@ class Tts:
             slot.free()
 
     def measure(self, metrics) -> None:
-        self.host.measure(metrics)
+        self.host.measure(metrics, self.delays.seconds)
         metrics.gauge("segments_in_synthesis", len(self.speaking))
 
     def _ask_again(self, share: int) -> None:
@@ -220,6 +224,7 @@ class Tts:
                 self._speak(spoken)
             else:
                 del self.speaking[index, k]
+                self.delays.end(index)
                 spoken.call.on_speech_failed(spoken.epoch, k, f"{TRIES} voices died over one text.")
 
     def _work(self) -> float:
@@ -238,6 +243,7 @@ class Tts:
         spoken = self.speaking.get((index, k))
         if spoken is None or spoken.epoch != epoch or spoken.generation != generation:
             return                                  # late
+        self.delays.end(index)                      # BEGUN says no more than that
         if kind == WORDS:
             spoken.call.on_word_ends(epoch, k, np.frombuffer(data, ENDS).astype(np.int64))
         elif kind == SPEECH:

@@ -24,6 +24,7 @@ import numpy as np
 from .. import ConfigError, EngineError
 from ..config import Config
 from ..flow.manner import manner_of
+from .delays import Delays
 from .host import RESTART_SECONDS
 from .level import Level, levelled
 from .openai_tts import EDGE_MS, LEARNING, MS_PER_CHARACTER, split, unspoken
@@ -100,6 +101,7 @@ class Tts(Voice):
         self.levels: dict[str, Level] = {}                  # by voice file
         self.pace = MS_PER_CHARACTER / 1000                 # seconds of speech for a character, as it has been so far
         self.gate = asyncio.Semaphore(settings.processes)
+        self.delays = Delays()                              # by task: of replies that no process has begun
         self.started = self.lost = self.resumed = 0         # processes; those of them that failed; texts gone on with
         self.lacking = asyncio.Event()                      # there may be fewer than there should be
         self.tasks: set[asyncio.Task] = set()
@@ -170,6 +172,13 @@ class Tts(Voice):
                 griefs += 1
                 log.warning("%s", error)
 
+    def speak(self, call, epoch: int, k: int, text: str, voice: str) -> None:
+        begins = all(each is not call for each, _ in self.speaking)     # what follows, nobody waits for yet
+        super().speak(call, epoch, k, text, voice)
+        if begins:
+            self.delays.begin(task := self.speaking[call, k].task)
+            task.add_done_callback(self.delays.end)
+
     async def render(self, texts, voice: str, rate: int) -> AsyncIterator[tuple[str, np.ndarray]]:
         """Each text as int16 at `rate`, in their order.  Raises EngineError."""
         for text in texts:
@@ -179,6 +188,7 @@ class Tts(Voice):
     def measure(self, metrics) -> None:
         metrics.gauge("engine_alive", len(self.busy) + sum(map(len, self.idle.values())), stage="tts")
         metrics.gauge("engine_restarts", self.lost, stage="tts")
+        metrics.gauge("engine_queue_seconds", self.delays.seconds, stage="tts")
         metrics.gauge("segments_resumed", self.resumed)
         metrics.gauge("segments_in_synthesis", len(self.speaking))
 
@@ -236,7 +246,10 @@ class Tts(Voice):
                 break
             self.lost += 1
         else:
+            if (file, speed) != self.own:
+                self.delays.end(asyncio.current_task())     # its voice is loaded: that is no queue
             speaker = await self._start(file, speed)
+        self.delays.end(asyncio.current_task())
         self.busy.add(speaker)
         return speaker
 

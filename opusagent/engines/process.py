@@ -20,8 +20,8 @@ import numpy as np
 
 from .. import ConfigError, EngineError
 from .._fastpath import SEGMENT_SAMPLES, Arena, Ring, Slot
-from .records import (ASK, CANCEL, ENDS, FAILED, FINAL, FINISH, FRESH, JUDGE, JUDGED, LEVEL, LISTEN, PARTIAL, READY,
-                      SPEAK, SPEECH, WORDS)
+from .records import (ASK, BEGUN, CANCEL, ENDS, FAILED, FINAL, FINISH, FRESH, JUDGE, JUDGED, LEVEL, LISTEN, PARTIAL,
+                      READY, SPEAK, SPEECH, WORDS)
 
 PR_SET_PDEATHSIG = 1
 NICE = 5                        # below the loop that feeds us
@@ -295,6 +295,7 @@ class Speaking:
         slot, before = speech.slot, speech.at
         try:
             if not speech.spoken:
+                self.channel.send(BEGUN, slot.index, speech.generation, speech.epoch, speech.k)
                 self.voices.speak(speech.voice, speech.text, slot.rate_out, lambda pcm: self._piece(speech, pcm))
         except (ConfigError, EngineError) as error:
             speech.wanted = False

@@ -18,6 +18,7 @@ JUDGE = 7           #     from position   to position                         th
 READY = 16          #
 PARTIAL = 17        #     position        ms of lag       text                the utterance's number
 FINAL = 18          #     confidence * 1e6  "             LEVEL, text         "
+BEGUN = 23          #     buffer k                                            the turn's epoch: it is spoken now
 SPEECH = 19         #     start           written         k, done (2 bytes)   the turn's epoch
 JUDGED = 22         #     to position     probability * 1e6                   the utterance's number
 WORDS = 21          #     buffer k                        ENDS                "  (before the first SPEECH, if at all)

@@ -4,6 +4,7 @@ What is asked is not remembered: an answer that a process did not live to give i
 call goes on without it as if there were none.
 """
 from ..config import Config
+from .delays import Delays
 from .host import Host
 from .prosody import check
 from .records import JUDGE, JUDGED
@@ -20,8 +21,9 @@ class TurnModel:
     def __init__(self, config: Config):
         check(config.turns.model, config.origin("turns.model"))
         self.path = config.turns.model
-        self.host = Host("turn", config, self._on_record, lambda share: None)
+        self.host = Host("turn", config, self._on_record, self._forget_share)
         self.asked: dict[int, tuple] = {}               # by slot: (who asks, its slot's generation)
+        self.delays = Delays()                          # of questions, by slot
 
     async def open(self, arena) -> None:
         await self.host.open(arena, {"model": self.path})
@@ -32,15 +34,23 @@ class TurnModel:
     def ask(self, ear, begin: int, end: int) -> None:
         """Whether the utterance that lies at these positions of the slot is complete."""
         self.asked[ear.slot.index] = ear, ear.slot.generation
+        self.delays.begin(ear.slot.index)
         self.host.send(ear.slot.index, JUDGE, ear.slot.generation, ear.utterance, begin, end)
 
     def forget(self, ear) -> None:
         self.asked.pop(ear.slot.index, None)
+        self.delays.end(ear.slot.index)
 
     def measure(self, metrics) -> None:
-        self.host.measure(metrics)
+        self.host.measure(metrics, self.delays.seconds)
+
+    def _forget_share(self, share: int) -> None:
+        for index in self.asked:
+            if self.host.share(index) == share:
+                self.delays.end(index)
 
     def _on_record(self, kind: int, index: int, generation: int, utterance: int, a: int, b: int, data: bytes) -> None:
         ear, known = self.asked.get(index, (None, 0))
+        self.delays.end(index)
         if kind == JUDGED and ear is not None and known == generation:
             ear.on_complete(utterance, a, b / 1e6)
