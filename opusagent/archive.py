@@ -63,10 +63,7 @@ class Archive:
         self._told = -TOLD_EVERY_SECONDS                # the thread's: when a refusal was last told
         metrics.count("archive_failures", 0)            # from now on no thread makes the list of counters longer
         try:
-            directories.made(self.directory)
-            probe = self.directory / ".writable"
-            probe.touch()
-            probe.unlink()
+            directories.writable(self.directory)
         except OSError as error:
             raise ConfigError(f"Calls cannot be kept in {directory}: {error.strerror}.") from None
         self._thread = threading.Thread(target=self._work, name="archive", daemon=True)

@@ -99,7 +99,8 @@ def install_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def demo_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", metavar="DIR", default=".", help="where the WAV and the picture are written")
+    parser.add_argument("--out", metavar="DIR", default=".",
+                        help="where the WAV and the picture are written; made if it is not there")
 
 
 def flow_flags(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,7 @@ import asyncio
 import time
 from pathlib import Path
 
-from . import ConfigError
+from . import ConfigError, directories
 from .caller import Measured
 from .localserver import LocalServer, fetch_json, matching
 from .metrics import receipt_line
@@ -26,8 +26,10 @@ INDENT = 10                     # of the words of the transcript
 def demo_command(args: argparse.Namespace) -> int:
     """`opusagent demo`; returns the exit code: 0 only if the flow's final state was reached."""
     out = Path(args.out)
-    if not out.is_dir():
-        raise ConfigError(f"{out} is not a directory.")
+    try:
+        directories.writable(out)               # before a call that could not be kept
+    except OSError as error:
+        raise ConfigError(f"The call cannot be kept in {out}: {error.strerror}.") from None
     return run("demo", demo(out, Terminal()))
 
 

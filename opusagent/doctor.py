@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import ConfigError, EngineError, net, unit
+from . import ConfigError, EngineError, directories, net, unit
 from .config import Config
 from .daemon import CORES_TO_PIN
 from .endpoints import STAGES, URL, targets
@@ -137,15 +137,11 @@ def pinning(config: Config) -> Iterator[Finding]:
         yield Finding(FINE, f"{workers} workers have a core each.")
 
 
-def directories(config: Config) -> Iterator[Finding]:
-    """Where calls are kept, and prompts."""
-    if config.archive.directory:
-        place = Path(config.archive.directory)
-        there = next(each for each in (place.absolute(), *place.absolute().parents) if os.path.exists(each))
-        if not (os.path.isdir(there) and os.access(there, os.W_OK | os.X_OK)):
-            yield Finding(BREAKS, f"Calls cannot be kept in {place}: make it a directory that this user may write to.")
-        else:
-            yield Finding(FINE, f"Calls are kept in {place}.")
+def places(config: Config) -> Iterator[Finding]:
+    """Where calls, notices and prompts are kept."""
+    for what, directory in (("Calls", config.archive.directory), ("Notices", config.webhook.directory)):
+        if directory:
+            yield _tried(what, Path(directory))
     if not config.prompts.megabytes:
         yield Finding(CHANGE, "Prompts are spoken anew at every start: set prompts.megabytes to more than 0.")
         return
@@ -156,6 +152,15 @@ def directories(config: Config) -> Iterator[Finding]:
     else:
         yield Finding(FINE, "Prompts are kept.") if store is not None else Finding(
             CHANGE, "Prompts are not kept, and spoken anew at every start: set prompts.directory.")
+
+
+def _tried(what: str, place: Path) -> Finding:
+    try:
+        directories.tried(place)
+    except OSError as error:
+        return Finding(BREAKS, f"{what} cannot be kept in {place} ({error.strerror}): name a directory that this user "
+                               "may write to, or can make.")
+    return Finding(FINE, f"{what} are kept in {place}.")
 
 
 def accounts(config: Config) -> Iterator[Finding]:
@@ -277,7 +282,7 @@ def registry(config: Config) -> Iterator[Finding]:
         yield Finding(BREAKS, "redis.url needs the extra redis: pip install 'opusagent[redis]'.")
 
 
-CHECKS = (python, packages, cores, pinning, files, sysctls, backlog, huge_pages, sockets, scheduling, directories,
+CHECKS = (python, packages, cores, pinning, files, sysctls, backlog, huge_pages, sockets, scheduling, places,
           engines, conversation, keys, accounts, installed, registry)
 
 

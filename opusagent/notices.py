@@ -139,7 +139,7 @@ class Notices:
             return []
         found = []
         try:
-            directories.made(self.directory, 0o700)
+            directories.writable(self.directory, 0o700)
             paths = sorted(self.directory.glob("*" + SUFFIX))
         except OSError as error:
             raise ConfigError(f"Notices cannot be kept in {self.directory}: {error.strerror}.") from None

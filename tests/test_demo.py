@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from opusagent import ConfigError, people
+from opusagent import ConfigError, demo, people
 from opusagent.caller import Measured
 from opusagent.client import demo_command
 from opusagent.demo import conclude, picture, show
@@ -85,5 +85,12 @@ def test_the_picture_is_drawn_with_and_without_receipts():
 
 
 def test_a_place_that_is_none_is_refused_before_anything_starts(tmp_path):
-    with pytest.raises(ConfigError, match="is not a directory"):
-        demo_command(SimpleNamespace(out=str(tmp_path / "none")))
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="The call cannot be kept in .*/file: it is no directory."):
+        demo_command(SimpleNamespace(out=str(tmp_path / "file")))
+
+
+def test_a_place_that_is_not_there_is_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "run", lambda name, conversation: conversation.close() or 0)
+    assert demo_command(SimpleNamespace(out=str(tmp_path / "new" / "place"))) == 0
+    assert list((tmp_path / "new" / "place").iterdir()) == []

@@ -68,15 +68,21 @@ def test_a_unit_is_compared_with_the_shipped_one_line_by_line():
         (doctor.CHANGE, True)]
 
 
-def test_a_directory_that_cannot_be_written_to_would_lose_what_calls_leave(tmp_path):
+@pytest.mark.parametrize("setting, what", [("archive.directory", "Calls"), ("webhook.directory", "Notices")])
+@pytest.mark.parametrize("place, why", [("{tmp_path}/file", "it is no directory"), ("/proc/nope", "No such file"),
+                                        ("{tmp_path}/file/below", "Not a directory")])
+def test_a_directory_that_cannot_be_written_to_would_lose_what_calls_leave(tmp_path, setting, what, place, why):
     (tmp_path / "file").write_text("")
-    config = load(**{"archive.directory": str(tmp_path / "file"), "prompts.directory": str(tmp_path)})
-    assert [grade for grade, _ in graded(config, doctor.directories)] == [doctor.BREAKS, doctor.FINE]
+    webhook = {"webhook.url": "http://127.0.0.1:9/", "webhook.secret": "a secret of at least 32 characters"}
+    config = load(**{"prompts.directory": str(tmp_path), **webhook, setting: place.format(tmp_path=tmp_path)})
+    (grade, sentence), (other, _) = graded(config, doctor.places)
+    assert (grade, other) == (doctor.BREAKS, doctor.FINE)
+    assert sentence.startswith(f"{what} cannot be kept in ") and why in sentence
 
 
 def test_a_directory_that_the_server_will_make_is_none_to_complain_of(tmp_path):
     config = load(**{"archive.directory": str(tmp_path / "not" / "made" / "yet"), "prompts.directory": str(tmp_path)})
-    assert [grade for grade, _ in graded(config, doctor.directories)] == [doctor.FINE, doctor.FINE]
+    assert [grade for grade, _ in graded(config, doctor.places)] == [doctor.FINE, doctor.FINE]
     assert not (tmp_path / "not").exists()
 
 
