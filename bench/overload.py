@@ -55,7 +55,7 @@ def measure(scene: Scene, dialled: int, seconds: float) -> dict:
         for calls in FIRST:
             first, _ = drive(scene, server, calls, 2, seconds / 2)
             time.sleep(PAUSE)
-        room = int(FULL / (first["server_ns"] / 1e9 / first["secs"] / first["taken"]))
+        room = room_for(first)
         half = drive(scene, server, max(1, room // 2), 3, seconds)
         time.sleep(PAUSE)
         storm = drive(scene, server, dialled, 1 / RAMP, seconds)
@@ -70,6 +70,14 @@ def measure(scene: Scene, dialled: int, seconds: float) -> dict:
     calm, busy = figures(calm), figures(busy)
     return {"room": room, "half": calm, "storm": busy, "answers": storm[0],
             "turn_ratio": busy["turn_p99"] / calm["turn_p99"], "overhead_ratio": busy["p99"] / calm["p99"]}
+
+
+def room_for(first: dict) -> int:
+    """Calls that FULL of the core holds, if each costs as much as one of these.  Absent where none was taken."""
+    if not first["taken"]:
+        raise Absent(f"none of {first['calls']} calls was taken, so it is not known what one costs: others hold the "
+                     "server's core; try again when the machine is calmer")
+    return int(FULL / (first["server_ns"] / 1e9 / first["secs"] / first["taken"]))
 
 
 def figures(outcome: Outcome) -> dict:

@@ -14,6 +14,7 @@ BENCH = Path(__file__).parent.parent / "bench"
 sys.path.insert(0, str(BENCH))
 
 import figures      # noqa: E402
+import overload     # noqa: E402
 import stubbed      # noqa: E402
 import subjects     # noqa: E402
 
@@ -139,6 +140,13 @@ def test_the_callers_want_something_to_say():
     assert run.returncode == 1 and run.stderr.startswith("usage: callers")
     run = subprocess.run([callers, "-f", "/dev/null", "127.0.0.1", "1"], capture_output=True, text=True)
     assert (run.returncode, run.stderr) == (1, "/dev/null: no mu-law in it\n")
+
+
+def test_a_server_that_takes_no_call_is_a_sentence():
+    taken = {"calls": 80, "taken": 40, "server_ns": 400_000_000, "secs": 2.0}
+    assert overload.room_for(taken) == 140                      # 5 ms of the core for a second of a call
+    with pytest.raises(subjects.Absent, match="none of 80 calls was taken"):
+        overload.room_for(taken | {"taken": 0})
 
 
 @pytest.mark.parametrize("script", ["ring.py"])
