@@ -16,7 +16,7 @@ from .metrics import WAITS, Metrics
 from .tally import Tally
 
 # The numbers of a seat, int64 each, by their place.
-NUMBERS = ("pid", "state", "calls", "connections", "full", "started", "beat", "published", "records")
+NUMBERS = ("pid", "state", "calls", "connections", "full", "started", "beat", "published", "records", "stalls")
 PLACE = {name: i for i, name in enumerate(NUMBERS)}
 EMPTY, STARTING, SERVING, DRAINING = range(4)       # states
 
@@ -58,6 +58,10 @@ class Seat:
 
     def put(self, name: str, value: int) -> None:
         self.numbers[PLACE[name]] = value
+
+    def stalled(self) -> None:
+        """Of its loop's, counted by another thread: what the loop publishes comes too late if it never comes round."""
+        self.put("stalls", self.stalls + 1)
 
     @property
     def alive(self) -> bool:
@@ -167,7 +171,15 @@ class Board:
         for seat in self.seats:
             if seat.alive or seat is self.past:
                 total.add(*seat.read(), seat.histograms)
+                total.count("loop_stalls", seat.stalls)
         return total
+
+    def count(self, name: str, by: int = 1, **labels) -> None:
+        """What only the supervisor can count."""
+        past = self.past.metrics()
+        past.count(name, by, **labels)
+        past.gauges.clear()
+        self.past.publish(past)
 
     def leave(self, number: int) -> None:
         """The worker of a seat has left for good: what it counted stays, the seat is free."""
@@ -177,6 +189,7 @@ class Board:
         kept.add(seat.read()[0], {}, seat.histograms)
         kept.gauges.clear()
         self.past.publish(kept)
+        self.past.put("stalls", self.past.stalls + seat.stalls)
         for histogram in seat.histograms.values():
             histogram.reset()
         seat.numbers[:] = memoryview(bytes(HEADER)).cast("q")

@@ -34,6 +34,7 @@ MEANING = {
     "turn_model": "Answers of the turn model: heeded, or too late.",
     "slow_frames": "Frames that took more than 5 ms to process.",
     "loop_stalls": "Times that the event loop was late by more than 50 ms; the log says where it stood.",
+    "worker_deaths": "Workers that died, or hung and were killed; another took each one's place and its calls.",
     "protocol_errors": "Connections that broke the protocol, by HTTP status or close code.",
     "refused_credentials": "Calls and webhooks that did not show what their platform's [auth] asks for.",
     "strange_news": "Webhooks about calls that are not here.",

@@ -4,13 +4,14 @@ It decides neither what is said nor when a turn is over.  The rules: one reply a
 the voice delivers under an older `epoch` is dropped where it lands; of a reply that is held nothing can be heard, and
 nothing of it has an effect, until say() commits to it.
 """
+import asyncio
 import logging
 from functools import partial
 
 from . import journal, unattended
 from ._fastpath import Stretch
 from .acoustics import Echo
-from .flow import COMMIT, Outcome
+from .flow import COMMIT, Outcome, ToolCall
 from .flow.phrasing import KEYS
 from .journal import entry
 from .meter import MeteredModel, speak
@@ -18,6 +19,7 @@ from .metrics import TurnTrace
 from .outbound import Outbound
 from .pipeline import SPEAKING, Stage, Turn
 from .playout import FRAME_MS, Playout
+from .tools import Toolbox
 
 log = logging.getLogger("opusagent")
 
@@ -35,7 +37,7 @@ class Mouth:
 
     __slots__ = ("call", "journal", "connection", "dialect", "out", "metrics", "clock", "voice", "slot", "playout",
                  "stage", "epoch", "turn", "held", "audible", "thrown", "most_thrown", "lowered", "echo", "sounded",
-                 "resumes", "held_back", "usage", "metered", "eased", "model", "stretch")
+                 "resumes", "held_back", "usage", "metered", "eased", "model", "tools", "stretch")
 
     def __init__(self, call, server, connection, dialect):
         self.call = call
@@ -57,6 +59,7 @@ class Mouth:
         self.playout: Playout | None = None
         self.stage: Stage | None = None
         self.model = None                   # the language model as this call has it
+        self.tools: Toolbox | None = None
         self.echo: Echo | None = None       # what went out, to know it again when it comes back; None: nobody asks
         self.sounded = 0                    # samples of the caller's when something last went out
         self.stretch: Stretch | None = None     # frames that go out by themselves; None where none ever does
@@ -80,10 +83,10 @@ class Mouth:
         in_text = getattr(self.call, "assistant", False)    # its client wants to see every word before it is spoken
         self.model = studio.llm.of(self) if hasattr(studio.llm, "of") and not in_text else studio.llm
         prompt, llm = watch(studio.prompt, MeteredModel(self.model, self.usage))
-        tools = studio.toolbox(flow, self.call.id, self.on_tool, self._late)
+        self.tools = studio.toolbox(flow, self.call.id, self.on_tool, self._late)
         self.stage = Stage(slot, self.playout, prompt, partial(speak, self, self.usage),
                            partial(self.voice.played, self), llm, flow.manner, deadlines,
-                           flow.filler.fill({}), self.clock, dialogue, tools.start, self)
+                           flow.filler.fill({}), self.clock, dialogue, self._perform, self)
         self.stage.mute = getattr(self.dialect, "mute", False)
         self.stage.sounds, self.stage.presses = flow.sounds, hasattr(self.dialect, "send_digits")
 
@@ -93,7 +96,7 @@ class Mouth:
         self.stretch = None                 # it leads back to us
         if self.model is not None and hasattr(self.model, "forget"):
             self.model.forget()
-        self.slot = self.stage = self.model = None      # a late voice finds nobody; the stage leads back to us
+        self.slot = self.stage = self.model = self.tools = None     # a late voice finds nobody; these lead back to us
 
     # -- what is said --------------------------------------------------------------------------------------------------
 
@@ -233,6 +236,12 @@ class Mouth:
             turn.on_speech_failed(k, sentence)
 
     # -- from the tools ------------------------------------------------------------------------------------------------
+
+    def _perform(self, epoch: int, part: int, call: ToolCall) -> asyncio.Task:
+        """Runs a tool of the reply's; what is returned can be cancelled."""
+        if (keeper := getattr(self.call.server, "keeper", None)) is not None:
+            keeper.keep_soon(self.call)
+        return self.tools.start(epoch, part, call)
 
     @entry(journal.TOOL)
     def on_tool(self, epoch: int, part: int, result: str, facts: dict[str, str], told: str, reason: str) -> None:

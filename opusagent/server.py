@@ -116,7 +116,7 @@ class Server:
         for sock in audiosockets:
             self._listen(sock, lambda: AudioSocketConnection(self), bare=True)
         garbage.begin()
-        stalls.begin(self.epoll, self.metrics)
+        stalls.begin(self.epoll, self.metrics, self.seat)
         self.admission.begin()
         self._next_tidying = self.clock() + TIDY_NS
 

@@ -7,10 +7,13 @@ import logging
 import sys
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
 from ._fastpath import EpollSet
+from .board import Seat
 from .metrics import Metrics
 
 log = logging.getLogger("opusagent")
@@ -20,21 +23,24 @@ TOLD_EVERY_NS = 1_000_000_000   # between two lines of the log
 MOST_FRAMES = 12                # of a stack, the innermost
 
 
-def begin(epoll: EpollSet, metrics: Metrics) -> None:
+def begin(epoll: EpollSet, metrics: Metrics, seat: Seat | None = None) -> None:
     """Watches the loop that calls this, whose next tick is at `epoll.due`, until the set is closed.
 
-    A tick that is late already is nobody's: so long it took to get ready.
+    Stalls are counted at the worker's seat, where it has one.  A tick that is late already is nobody's: so long it took
+    to get ready.
     """
-    metrics.count("loop_stalls", 0)             # from now on no thread makes the list of counters longer
-    threading.Thread(target=watch, args=(epoll, metrics, threading.get_ident(), epoll.due), name="stalls",
+    if seat is None:
+        metrics.count("loop_stalls", 0)         # from now on no thread makes the list of counters longer
+    count = partial(metrics.count, "loop_stalls") if seat is None else seat.stalled
+    threading.Thread(target=watch, args=(epoll, count, threading.get_ident(), epoll.due), name="stalls",
                      daemon=True).start()
 
 
-def watch(epoll: EpollSet, metrics: Metrics, loop: int, due: int) -> None:
+def watch(epoll: EpollSet, count: Callable[[], None], loop: int, due: int) -> None:
     """Thread: each stall after `due` is counted, and at most one a second told.  `loop`: the thread that it runs in."""
     told = -TOLD_EVERY_NS
     while due := epoll.overdue(LATE_NS, due):
-        metrics.count("loop_stalls")
+        count()
         now = time.monotonic_ns()
         if now - told >= TOLD_EVERY_NS:
             told = now

@@ -85,6 +85,8 @@ class Supervisor:
         self.selector.register(wake, selectors.EVENT_READ, lambda: self._signals(os.read(wake, 512)))
         self.reports.open(self.selector)
         self.board.past.put("started", time.monotonic_ns())
+        for how in ("died", "hung"):
+            self.board.count("worker_deaths", 0, how=how)
         self._start_generation(self.work)
         while self.workers:
             for key, _ in self.selector.select(self._timeout()):
@@ -272,6 +274,7 @@ class Supervisor:
         if worker.retiring or self.stops and code == 0:
             return self.end(worker)
         log.error("worker %d died (%d); another takes its place and its %d calls", worker.pid, code, len(worker.calls))
+        self.board.count("worker_deaths", how="hung" if worker.aborted else "died")
         now = time.monotonic()
         self.deaths = [at for at in self.deaths if now - at < DEATHS_SECONDS] + [now]
         if len(self.deaths) >= GIVE_UP:

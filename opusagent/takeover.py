@@ -3,6 +3,7 @@
 The rules: the supervisor holds a duplicate of each call's socket from the call's beginning to its end, and a slot that
 nobody goes on with is freed.
 """
+import asyncio
 import logging
 import os
 import socket
@@ -77,8 +78,14 @@ class Keeper:
             self.complaints.append(call.id)
             log.error("call %s could not be taken over: its state cannot be kept", call.id, exc_info=error)
 
+    def keep_soon(self, call: Call) -> None:
+        """A tool is about to run: kept is that it does before it begins, for it may end us, and must not run twice."""
+        asyncio.get_running_loop().call_soon(self.keep_now, call)
+
     def keep_now(self, call: Call) -> bool:
         """Something is about to go out that must not go out twice; False if nobody could go on with the call."""
+        if call.slot is None:
+            return False
         try:
             kept, wire = self._known(call)
             if wire is not None:

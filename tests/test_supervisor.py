@@ -89,6 +89,46 @@ def test_a_worker_that_dies_is_replaced_and_counts_go_on(started):
     assert calling(server, 3, then) == (3, 3)
 
 
+STANDS = """
+start = "look"
+[tools.stand]
+effect = "commit"
+run = "stands.py:stand"
+[states.look]
+call = "stand"
+results = { done = "bye", failure = "bye" }
+[states.bye]
+say = "Goodbye."
+end = true
+"""
+STAND = """
+import time
+from pathlib import Path
+
+async def stand():
+    with Path(__file__).with_name("begun").open("a") as begun:
+        begun.write("once ")
+    time.sleep(600)
+"""
+
+
+def test_a_tool_that_never_comes_back_costs_no_call_and_is_not_run_again(started, tmp_path):
+    """It is the first thing that a call does: nobody has looked after the call before."""
+    (tmp_path / "flow.toml").write_text(STANDS)
+    (tmp_path / "stands.py").write_text(STAND)
+    server = started("--flow", str(tmp_path / "flow.toml"))
+
+    async def then(callers):
+        before, (caller,) = server.workers(), callers.callers
+        await asyncio.to_thread(until, lambda: server.workers() not in (before, []) and get(server, "/livez")[0] == 200)
+        await asyncio.to_thread(until, lambda: caller.closed is not None)
+        return caller.closed, server.metric("loop_stalls_total"), server.metric('worker_deaths_total{how="hung"}')
+    code, stalls, deaths = calling(server, 1, then)
+    assert code == 1000 and deaths == 1 and stalls >= 1, server.said()
+    assert (tmp_path / "begun").read_text() == "once "
+    assert "Please say that again. Goodbye." in server.said()       # the apology, and where the failure leads
+
+
 def test_calls_spread_evenly_and_every_worker_answers_for_all(started):
     server = started("--workers", "3")
 

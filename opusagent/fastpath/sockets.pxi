@@ -5,7 +5,7 @@
 cdef enum:
     MAX_EVENTS = 256                    # sockets served per wake-up
     SLOW_ROUND = 5000000                # ns
-    LOOK_US = 10000                     # between two looks at whether the loop is late
+    LONGEST_LOOK = 100000000            # ns for which nobody looks whether the loop is late
 
 cdef uint64_t OTHERS = <uint64_t>-1     # the token of what join() was given: no slot has this number
 
@@ -159,11 +159,16 @@ cdef class EpollSet:
     def overdue(self, int64_t late, int64_t seen) -> int:
         """For a thread: waits until the loop is `late` ns behind what is due; gives when that was due, 0 once closed.
 
-        `seen` was given before, and is not given again.  It waits without the GIL.
+        `seen` was given before, and is not given again.  It waits without the GIL, and wakes up when the loop would be
+        late if it were not heard of before: once in `late` and what is between two ticks.
         """
+        cdef int64_t left
         with nogil:
-            while self.fd >= 0 and (self.due == seen or oa_now() - self.due < late):
-                usleep(LOOK_US)
+            while self.fd >= 0:
+                left = late if self.due == seen else self.due + late - oa_now()
+                if left <= 0:
+                    break
+                usleep(min(left, LONGEST_LOOK) // 1000 + 1)
         return self.due if self.fd >= 0 else 0
 
     cdef int64_t serve_round(self, int n, int64_t began) except -1:
