@@ -86,6 +86,7 @@ class Prompts:
 
     async def prepare(self, texts: Iterable[str], voice: str) -> int:
         """Have these texts ready: from the disk, or else spoken now.  How many had to be spoken; raises EngineError."""
+        await asyncio.to_thread(self.tts.identity, voice)   # which it may find out by reading files
         missing = self._missing(texts, voice)
         if not missing:
             return 0
@@ -146,7 +147,7 @@ class Prompts:
 
     def _load(self, voice: str, text: str, rate: int) -> bool:
         if (voice, text, rate) not in self.ready and self.store is not None:
-            prompt = self.store.load(Key(self.tts.identity, voice, text, rate))
+            prompt = self.store.load(Key(self.tts.identity(voice), voice, text, rate))
             if prompt is not None:
                 self.ready[voice, text, rate] = prompt
         return (voice, text, rate) in self.ready
@@ -156,7 +157,7 @@ class Prompts:
         self.ready[voice, text, rate] = prompt = Prompt(
             pcm, rate, None, np.asarray(ends, np.int64) * rate // SPOKEN_RATE)
         if self.store is not None:
-            key = Key(self.tts.identity, voice, text, rate)
+            key = Key(self.tts.identity(voice), voice, text, rate)
             writing = asyncio.get_running_loop().run_in_executor(None, self.store.save, key, prompt)
             self.writing.add(writing)
             writing.add_done_callback(self.writing.discard)

@@ -18,6 +18,7 @@ from opusagent import ConfigError, EngineError
 from opusagent.caller import Say
 from opusagent.config import Config, Piper, Sherpa
 from opusagent.engines import delays, piper, sherpa
+from opusagent.prompts import Prompts, Store
 from opusagent.telephone import Caller
 from served import serving
 from test_host import FAULTS, Call, answer_despite, arena, sick, until     # noqa: F401
@@ -139,6 +140,23 @@ def test_texts_that_are_rendered_ahead_are_whole(run, models):
     async def told(tts):
         return {text: phonemes(pcm, 16000) async for text, pcm in tts.render(["Yes.", TEXT], "", 16000)}
     assert run(with_piper(models, told)) == {"Yes.": "jɛs", TEXT: SOUNDS}
+
+
+@speaks
+def test_prompts_of_a_voice_that_was_replaced_are_spoken_again(run, models, tmp_path):
+    """By the one that lies under its name now, though its file is as old as the one before."""
+    def starts(name):
+        for suffix in ("onnx", "onnx.json"):
+            (tmp_path / f"tones.{suffix}").write_bytes((models / f"{name}.{suffix}").read_bytes())
+            os.utime(tmp_path / f"tones.{suffix}", (0, 0))
+
+        async def told(tts):
+            prompts = Prompts(tts, Store(tmp_path, 1 << 24))
+            spoken = await prompts.prepare(["Yes."], "")
+            return spoken, phonemes(prompts.get("", "Yes.", 8000).pcm, 8000)
+        return run(with_piper(tmp_path, told))
+    assert [starts(name) for name in ("tones", "tones", "other", "tones")] == [
+        (1, "jɛs"), (0, "jɛs"), (1, "jɛs"), (0, "jɛs")]
 
 
 @speaks

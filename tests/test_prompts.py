@@ -215,10 +215,12 @@ def test_without_a_cache_there_is_one_sentence(tmp_path, caplog):
 class Voice:
     """It speaks a second of the text's length, and remembers what it spoke."""
 
-    identity = "a voice"
-
-    def __init__(self):
+    def __init__(self, name="a voice"):
+        self.name = name
         self.spoken = []
+
+    def identity(self, voice):
+        return f"{self.name} {voice}"
 
     async def render(self, texts, voice, rate):
         for text in texts:

@@ -282,7 +282,7 @@ def test_what_is_played_is_kept_like_a_prompt(tmp_path):
     (tmp_path / "kept").mkdir()
 
     def prompts():
-        return Prompts(SimpleNamespace(identity="x"), Store(tmp_path / "kept", 1 << 24))
+        return Prompts(SimpleNamespace(identity=lambda voice: "x"), Store(tmp_path / "kept", 1 << 24))
     first = prompts()
     assert not first.plays(recording)
     first.play(recording)

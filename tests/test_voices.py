@@ -213,6 +213,30 @@ def pipers(voice, told, **settings):
     return scenario
 
 
+def test_what_lies_in_its_files_makes_a_voice_the_one_that_it_is(voice):
+    """Not their names, sizes or times: nothing else of a voice that replaced another need be different."""
+    def identity(name=""):
+        return piper.Tts(Config(piper=Piper(command=str(voice / "piper"), voice=str(voice / "anna.onnx")))).identity(name)
+
+    def replace(name, data):
+        then = os.stat(voice / name)
+        (voice / name).write_bytes(data)
+        os.utime(voice / name, ns=(then.st_atime_ns, then.st_mtime_ns))
+        return identity()
+
+    def swapped(data):
+        return data.replace(b"22050", b"16000")
+
+    anna, bob, fast = identity(), identity("bob"), identity("anna|1.25|")
+    assert anna == fast == identity() and anna != bob
+    assert replace("anna.onnx", b"ONNX") != anna and identity("bob") == bob
+    assert replace("anna.onnx", b"onnx") == anna
+    described = (voice / "anna.onnx.json").read_bytes()
+    assert replace("anna.onnx.json", swapped(described)) != anna
+    assert replace("anna.onnx.json", described) == anna
+    assert identity("nobody") == identity("../anna") == "piper"         # nothing is spoken in these
+
+
 async def all_are_there(tts):
     """The processes that are started ahead: two may speak at once, and there is a spare one."""
     while len(tts.idle[tts.own]) < 3:

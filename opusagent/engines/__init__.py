@@ -13,7 +13,7 @@ A stage of an engine is a class made from the configuration; it lives in the wor
             back: call.on_partial(utterance, text), call.on_final(utterance, text, confidence),
             call.on_failure(utterance, sentence)
     tts     open(arena)
-            identity                    names all but voice, text and rate that its speech depends on
+            identity(voice)             all but voice, text and rate that the speech of this voice depends on
             speak(call, epoch, k, text, voice)  into segment buffer k of call.slot
             resume(call, epoch, k, text, voice, start)  another process has written the buffer from counter `start` on
                                         (None: nothing yet), and died: what is missing

@@ -155,10 +155,12 @@ class Tts:
     def __init__(self, config: Config):
         self.host = Host("tts", config, self._on_record, self._ask_again, self._leave, self._work)
         self.voice = config.embedded.voice
-        self.identity = f"embedded {self.voice}"
         self.speaking: dict[tuple[int, int], Spoken] = {}       # by slot and buffer
         self.delays = Delays()                                  # by slot: of replies that no process has begun
         self.arena: Arena | None = None
+
+    def identity(self, voice: str) -> str:
+        return f"embedded {self.voice}"
 
     async def open(self, arena: Arena) -> None:
         self.arena = arena

@@ -49,11 +49,13 @@ class Tts(Voice):
         super().__init__()
         self.settings = config.openai
         self.endpoints = Preference(config, "tts", "voice", SEGMENTS)
-        best = self.endpoints.best.target               # prompts that it spoke are kept, and are no other's
-        self.identity = f"openai {best.base_url} {best.model} {best.voice or self.settings.voice}"
         self.pace = MS_PER_CHARACTER / 1000             # seconds of speech for a character, as it has been so far
         self.levels: dict[str, Level] = {}              # by voice
         self.resumed = 0                                # segments that another endpoint went on with
+
+    def identity(self, voice: str) -> str:
+        best = self.endpoints.best.target               # prompts that it spoke are kept, and are no other's
+        return f"openai {best.base_url} {best.model} {best.voice or self.settings.voice}"
 
     async def open(self, arena) -> None:
         await self.endpoints.open()

@@ -172,10 +172,12 @@ class Tts(Voice):
         super().__init__()
         self.settings = config.openai
         self.reserve = Reserve(config, update(parts(config.openai, 8000, 8000)), "voice")
-        best = self.reserve.endpoints.best.target
-        self.identity = f"realtime {best.base_url} {best.model} {self.settings.voice}"
         self.own = True
         self.readers: dict[tuple[str, int], list[Conversation]] = {}    # idle ones, by voice and rate
+
+    def identity(self, voice: str) -> str:
+        best = self.reserve.endpoints.best.target
+        return f"realtime {best.base_url} {best.model} {self.settings.voice}"
 
     def join(self, stt) -> None:
         """It reads over sessions as those that hear the callers."""

@@ -106,10 +106,11 @@ class Llm:
 class Tts:
     """Speaks tones as long as the text would take."""
 
-    identity = "scripted"
-
     def __init__(self, config: Config):
         self.settings = config.scripted
+
+    def identity(self, voice: str) -> str:
+        return "scripted"
 
     async def open(self, arena) -> None:
         pass
