@@ -216,7 +216,8 @@ def pipers(voice, told, **settings):
 def test_what_lies_in_its_files_makes_a_voice_the_one_that_it_is(voice):
     """Not their names, sizes or times: nothing else of a voice that replaced another need be different."""
     def identity(name=""):
-        return piper.Tts(Config(piper=Piper(command=str(voice / "piper"), voice=str(voice / "anna.onnx")))).identity(name)
+        settings = Piper(command=str(voice / "piper"), voice=str(voice / "anna.onnx"))
+        return piper.Tts(Config(piper=settings)).identity(name)
 
     def replace(name, data):
         then = os.stat(voice / name)
