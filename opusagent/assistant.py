@@ -5,6 +5,8 @@ Dialogue's does not, until it is committed.
 """
 import secrets
 
+import orjson
+
 from .dialects import OpenAIRealtime
 from .dialects.realtime.chat import chat, functions, needs
 from .engines.continuing import GoingOn
@@ -176,7 +178,12 @@ def dialect_of(path: str) -> str:
     return parts[2] if len(parts) > 2 and parts[1] == "ws" else ""
 
 
-def realtime_query(head, query: dict[str, str]) -> dict[str, str]:
-    """The query as the dialect takes it: with a name for the call, and whether beta's names are wanted."""
+def realtime_query(head, query: dict[str, str], opened=None) -> dict[str, str]:
+    """The query as the dialect takes it: with a name for the call, whether beta's names are wanted, and what an
+    ephemeral key has brought along (ephemeral.Opened)."""
     beta = "realtime=v1" in (head.get("openai-beta") or "") or BETA in head.tokens("sec-websocket-protocol")
-    return {"call_id": secrets.token_hex(8), **query, **({"beta": "1"} if beta else {})}
+    found = {"call_id": secrets.token_hex(8), **query, **({"beta": "1"} if beta else {})}
+    found.pop("session", None)                  # whoever calls may say so when the call has begun
+    if opened is not None:
+        found = {"model": opened.model} | found | {"session": orjson.dumps(opened.session).decode()}
+    return found

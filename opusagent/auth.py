@@ -193,6 +193,7 @@ WEBHOOKS = {
     "plivo": (plivo,),
     "vonage": (vonage,),
     "jambonz": (jambonz_webhook, secret, token),
+    "realtime": (token, secret),        # whoever asks for an ephemeral key; one of those makes no other
 }
 
 
@@ -210,6 +211,10 @@ class Keyring:
         """The keys bound to the agent; where there are none, those bound to no agent."""
         keys = self._keys.get(platform, [])
         return [key for key in keys if key.agent and key.agent == agent] or [key for key in keys if not key.agent]
+
+    def every(self, platform: str) -> list[Key]:
+        """Whatever agents they are bound to."""
+        return self._keys.get(platform, [])
 
     def guards(self, platform: str) -> bool:
         """True where calls of a platform must show something, whatever their agent."""

@@ -6,10 +6,11 @@ hears one sentence, the same for every reason.
 """
 import ipaddress
 import logging
+import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
-from . import ProtocolError, auth, net, pages
+from . import ProtocolError, auth, ephemeral, net, pages
 from .credentials import Key
 from .inquiry import Nonces
 from .nonces import SharedNonces
@@ -17,6 +18,7 @@ from .nonces import SharedNonces
 log = logging.getLogger("opusagent")
 
 NONCES = SharedNonces()         # all workers': they are forked after this
+OWN = secrets.token_urlsafe(32)     # signs ephemeral keys where nothing is configured that could; all workers', too
 TOLD_EVERY_SECONDS = 1.0        # between two lines of the log about refused calls
 FORWARDED = ("x-forwarded-for", "x-real-ip", "forwarded")       # a request with one of these came through a proxy
 REFUSED = "This call does not show the credentials that its route asks for."
@@ -90,6 +92,50 @@ class Gate:
         if key is None:
             self.refuse(platform)
         return key
+
+    # -- ephemeral keys ------------------------------------------------------------------------------------------------
+
+    def signers(self, agent: str) -> list[Key]:
+        """Whose secrets sign ephemeral keys for an agent: those of [auth.realtime]; where there are none, the admin's,
+        and without such a token this server's own."""
+        if self.keyring.guards("realtime"):
+            return self.keyring.of("realtime", agent)
+        return [Key("realtime", tokens=(self.config.admin_token or OWN,))]
+
+    def opened(self, head, agent_of: Callable[[str], str]) -> ephemeral.Opened | None:
+        """What the ephemeral key of an upgrade is good for; None where it shows none.  Raises ProtocolError(401).
+
+        `agent_of`: the agent that a model's name means.
+        """
+        if not (value := ephemeral.shown(head.get)):
+            return None
+        found = ephemeral.opened(value, self.keyring.every("realtime") or self.signers(""), self.wall())
+        if found is None or found.key not in self.signers(agent_of(found.model)):
+            self.refuse("realtime")
+        return found
+
+    # -- where a browser is --------------------------------------------------------------------------------------------
+
+    def check_diagnostics(self, connection, head) -> None:
+        if not (self.config.diagnostics or self.local(connection, head)):
+            raise ProtocolError(403, "The echo answers loopback peers only, unless diagnostics is set.")
+
+    def check_origin(self, connection, head) -> None:
+        if head.get("origin") is not None:
+            self.check_trusted(connection, head)
+
+    def check_trusted(self, connection, head) -> None:
+        """Loopback (and not another site's page in a browser there), an allow-listed origin, or the admin token."""
+        origin, host = head.get("origin"), head.get("host")
+        if self.has_token(head) or origin in self.config.origins:
+            return
+        by_name = net.is_loopback_name(host)        # another name may be a site's that was made to lead here
+        if origin is not None and not (net.same_place(origin, host) and by_name):
+            raise ProtocolError(403, "This origin is not on the list of origins.")
+        if not (by_name and self.local(connection, head)):
+            raise ProtocolError(401, "This needs loopback, an allowed origin or the admin token.")
+
+    # -- refusals ------------------------------------------------------------------------------------------------------
 
     def refuse(self, platform: str) -> None:
         """Counts, and raises ProtocolError(401)."""

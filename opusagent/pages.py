@@ -136,7 +136,8 @@ code{{background:#f0f3f6;padding:.1rem .3rem;border-radius:3px}}h2{{margin-top:2
 <p>A voice-agent server. A call is a WebSocket; who connects speaks one of these dialects.</p>
 <h2>Calls</h2><table>{dialects}
 <tr><td><code>/v1/realtime?model=&lt;agent&gt;</code></td>
-<td><code>openai-realtime</code>, where its clients look for it.</td></tr>
+<td><code>openai-realtime</code>, where its clients look for it; <code>POST /v1/realtime/client_secrets</code> makes a
+browser's key.</td></tr>
 <tr><td><code>/ws/echo</code></td>
 <td>Gives every message back unchanged; loopback only, unless diagnostics is set.</td></tr></table>
 <p>Agents here: {agents}. Without one in the path, the flow that the server was started with answers.</p>

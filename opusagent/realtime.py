@@ -81,6 +81,7 @@ class RealtimeCall(Call):
             self.mouth.stage.filler = ()        # what fills the wait is the client's to say
 
     def _begin(self) -> None:
+        self.follow_settings()
         self.excused = math.inf                 # until audio comes, nobody has to speak
         self.greet_by = 0 if self.assistant else self.server.now + GREETING_AFTER
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 from datetime import date
 
-from . import ProtocolError, garbage, http11, journal, net, notices, pages, stalls, webhooks
+from . import ProtocolError, client_secrets, garbage, http11, journal, net, notices, pages, stalls, webhooks
 from . import config as settings
 from ._fastpath import EpollSet, Pacer, ReceiveBuffer
 from .admission import Admission
@@ -29,6 +29,7 @@ from .departure import Departures
 from .dialects import DIALECTS, OpenAIRealtime, Start
 from .door import Door, Turnstile
 from .echo import EchoCall, EchoSession
+from .ephemeral import Opened
 from .gate import Gate, without_secrets, without_ticket
 from .limits import Limits as CallLimits, caller_of
 from .loop import attach, detach
@@ -53,6 +54,7 @@ WARN_EVERY_NS = 1_000_000_000   # between two warnings of slow wake-ups
 KEPT_CALLS = 256                # records of ended calls kept for GET /calls/<id>
 MOVING_NS = 2_000_000_000       # for platforms to take back what another node goes on with
 PARTING_NS = 10_000_000_000     # for the last words to callers whose calls must end
+POSTED = (webhooks, client_secrets)     # what answers a POST: takes_post(), check(), respond() of each
 
 
 class Server:
@@ -310,22 +312,27 @@ class Server:
 
     # -- routes --------------------------------------------------------------------------------------------------------
 
-    takes_post = staticmethod(webhooks.takes_post)
+    @staticmethod
+    def posted(path: str):
+        """The module that answers what is posted to a path; None where nothing can be."""
+        return next((module for module in POSTED if module.takes_post(path)), None)
+
+    takes_post = posted
 
     def check_post(self, connection: Connection, head: http11.Head) -> None:
         """Raises ProtocolError for a POST that need not be read."""
-        webhooks.check(self, head)
+        self.posted(head.path).check(self, head)
 
     def page(self, connection: Connection, head: http11.Head, body: bytes = b"") -> bytes:
         """The answer to a plain GET or HEAD, or to a POST.  Raises ProtocolError(status, sentence)."""
-        if webhooks.route_of(head.path) is not None:
-            return http11.response(*webhooks.respond(self, connection, head, body))
+        if (posted := self.posted(head.path)) is not None:
+            return http11.response(*posted.respond(self, connection, head, body))
         name = head.path if head.path in pages.PAGES else "/" + head.path[1:].partition("/")[0] + "/"
         page = pages.PAGES.get(name)
         if page is None or not (connection.pages or page.open):
             raise ProtocolError(404, "There is no such page here.")
         if not page.open:
-            self._check_trusted(connection, head)
+            self.gate.check_trusted(connection, head)
         return http11.response(*page.render(self, head), head_only=head.method == "HEAD")
 
     @staticmethod
@@ -337,8 +344,8 @@ class Server:
         """What an upgrade asks for: its limits, and the function that begins its session once the 101 is out."""
         parts = without_ticket(head.path)[0].split("/")
         if parts[1:] == ["ws", "echo"]:
-            self._check_diagnostics(connection, head)
-            self._check_origin(connection, head)
+            self.gate.check_diagnostics(connection, head)
+            self.gate.check_origin(connection, head)
             return self.wide, EchoSession
         name = dialect_of(head.path)
         if len(parts) not in (3, 4) or not name:
@@ -346,13 +353,13 @@ class Server:
         dialect = DIALECTS.get(name)
         if dialect is None:
             raise ProtocolError(404, f"There is no such dialect here; there are {', '.join(DIALECTS)}.")
-        agent = parts[3] if len(parts) == 4 else ""
+        agent, query, opened = parts[3] if len(parts) == 4 else "", without_secrets(head.query), None
         if name == OpenAIRealtime.name:
-            agent = agent or self.studio.agent_of(head.query.get("model", ""))
-        self._check_call(connection, head, agent, getattr(dialect, "platform", dialect.name))
+            opened = self.gate.opened(head, self.studio.agent_of)
+            query = realtime_query(head, query, opened)
+            agent = agent or self.studio.agent_of(query.get("model", ""))
+        self._check_call(connection, head, agent, getattr(dialect, "platform", dialect.name), opened)
         limits = self.allowance(dialect, agent)
-        query = without_secrets(head.query)
-        query = realtime_query(head, query) if name == OpenAIRealtime.name else query
         spoken = dialect(query)
         if agent == "echo":
             return limits, lambda connection: EchoCall(self, connection, spoken, agent)
@@ -379,37 +386,21 @@ class Server:
         return journal.Journal(lambda call_id: self.archive.file(call_id + ".jsonl"), journal.header(
             dialect.name, query, agent, self.studio.flows[agent], self.config, settings.SETTINGS, self.today))
 
-    def _check_call(self, connection: Connection, head: http11.Head, agent: str, platform: str) -> None:
+    def _check_call(self, connection: Connection, head: http11.Head, agent: str, platform: str,
+                    opened: Opened | None) -> None:
         if agent == "echo":
-            self._check_diagnostics(connection, head)
-        key = self.gate.admit(connection, head, platform, agent)
+            self.gate.check_diagnostics(connection, head)
+        if opened is not None and agent != self.studio.agent_of(opened.model):
+            self.gate.refuse(platform)
+        key = opened.key if opened is not None else self.gate.admit(connection, head, platform, agent)
         if key is None or not offered_keys(head.get):       # no other site's page could offer our key
-            self._check_origin(connection, head)
+            self.gate.check_origin(connection, head)
         connection.tenant = key.tenant if key else ""
         if agent != "echo" and agent and agent not in self.studio.flows:
             raise ProtocolError(404, "There is no such agent here.")
         if agent != "echo":
             self.limits.check(caller_of(head.query), connection.tenant)
         self.admission.check(connection)
-
-    def _check_diagnostics(self, connection: Connection, head: http11.Head) -> None:
-        if not (self.config.diagnostics or self.gate.local(connection, head)):
-            raise ProtocolError(403, "The echo answers loopback peers only, unless diagnostics is set.")
-
-    def _check_origin(self, connection: Connection, head: http11.Head) -> None:
-        if head.get("origin") is not None:
-            self._check_trusted(connection, head)
-
-    def _check_trusted(self, connection: Connection, head: http11.Head) -> None:
-        """Loopback (and not another site's page in a browser there), an allow-listed origin, or the admin token."""
-        origin, host = head.get("origin"), head.get("host")
-        if self.gate.has_token(head) or origin in self.config.origins:
-            return
-        by_name = net.is_loopback_name(host)        # another name may be a site's that was made to lead here
-        if origin is not None and not (net.same_place(origin, host) and by_name):
-            raise ProtocolError(403, "This origin is not on the list of origins.")
-        if not (by_name and self.gate.local(connection, head)):
-            raise ProtocolError(401, "This needs loopback, an allowed origin or the admin token.")
 
     # -- calls ---------------------------------------------------------------------------------------------------------
 

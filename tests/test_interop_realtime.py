@@ -321,6 +321,33 @@ def test_the_beta_client_hears_the_names_it_knows(server, voice):
     assert len(heard.audio("response.audio.delta")) / 2 / RATE > 4
 
 
+def test_a_browser_is_given_an_ephemeral_key_and_calls_with_it(server):
+    openai = client_of("openai")
+    client_of("websockets")
+
+    async def run():
+        site = openai.AsyncOpenAI(api_key="none", base_url=f"http://127.0.0.1:{server.port}/v1")
+        made = await site.realtime.client_secrets.create(
+            expires_after={"anchor": "created_at", "seconds": 60},
+            session={"type": "realtime", "model": "gpt-realtime", "output_modalities": ["text"],
+                     "instructions": "You know the weather.", "tools": [TOOL]})
+        assert made.session.type == "realtime" and made.session.tools[0].name == "temperature"
+        with pytest.raises(openai.BadRequestError, match="expires_after.seconds must be a whole number from 10"):
+            await site.realtime.client_secrets.create(expires_after={"anchor": "created_at", "seconds": 1})
+        page = openai.AsyncOpenAI(api_key=made.value, websocket_base_url=endpoint(server))
+        async with page.realtime.connect() as connection:
+            heard = Heard(connection)
+            opened = (await heard.until("session.created")).session
+            assert (opened.model, opened.instructions) == ("gpt-realtime", "You know the weather.")
+            await connection.conversation.item.create(item={
+                "type": "message", "role": "user", "content": [{"type": "input_text", "text": "the weather, please"}]})
+            await connection.response.create()
+            await heard.until("response.done")
+            await heard.end()
+            return heard.text("response.output_text.delta")
+    assert asyncio.run(run()) == WEATHER
+
+
 def test_the_sync_client(server, voice):
     openai = client_of("openai")
     client_of("websockets")

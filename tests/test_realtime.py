@@ -165,6 +165,15 @@ def test_what_the_client_tells_is_a_fact_of_a_flow_that_wants_it():
     assert call.call.dialogue.facts == {"instructions": "Be kind.", "member": "2"}
 
 
+def test_what_an_ephemeral_key_brings_counts_from_the_first_word_on():
+    brought = {"instructions": "be brief", "prompt": {"id": "p", "variables": {"member": "17"}},
+               "audio": {"input": {"turn_detection": None, "format": PCMU}, "output": {"format": PCMU}}}
+    client = Client(query={"session": json.dumps(brought)}, update={"turn_detection": None})
+    assert client.of("session.created")[0].session["audio"]["input"]["turn_detection"] is None
+    assert client.call.dialogue.facts["instructions"] == "be brief" and client.call.dialogue.facts["member"] == "17"
+    assert "session" not in client.call.dialogue.facts and client.call.dialect.rate == 8000
+
+
 def test_a_client_that_only_writes_is_not_asked_whether_it_is_there():
     call = Client()
     call.does("response.create")

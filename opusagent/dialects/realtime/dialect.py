@@ -23,13 +23,13 @@ from .edits import EDITS
 from .items import Item, Items
 from .names import beta
 from .response import Response
-from .settings import DEFAULTS, LOGPROBS, SESSION, TRANSCRIPTION, Fault, check, check_choice, check_tools, merged, shown
+from .settings import DEFAULTS, LOGPROBS, TRANSCRIPTION, Fault, merged, shown, updated
 
 ENCODINGS = {settings.PCM: L16, settings.PCMU: PCMU, settings.PCMA: PCMA}
 USUAL_AUDIO = 64 << 10          # characters of base64 up to which the memory to read it into is kept
 SHORTEST_COMMIT_MS = 100
 LONGEST_NAME = 512              # characters of an event_id that is given back
-OURS = ("model", "call_id", "beta", "intent")       # names in the query that are no facts
+OURS = ("model", "call_id", "beta", "intent", "session")    # names in the query that are no facts
 BESIDE = ("conversation", "input", "metadata")      # what a request has besides settings
 PACE = 8                        # times as fast as it was spoken, audio is heard
 AT_ONCE = 125_000_000           # ns: ... after as much of it as is heard in so long
@@ -85,7 +85,9 @@ class OpenAIRealtime:
         self._numbers = 0                       # events sent
         self.client_event: str | None = None   # event_id of what is being read
         kind = TRANSCRIPTION if query.get("intent") == TRANSCRIPTION else "realtime"
-        self.session = DEFAULTS | {"type": kind, "id": f"sess_{self._stem or 1}", "model": query.get("model", "")}
+        given = orjson.loads(query.get("session", "{}"))        # what an ephemeral key has brought along
+        self.session = merged(DEFAULTS, given) | {
+            "type": given.get("type") or kind, "id": f"sess_{self._stem or 1}", "model": query.get("model", "")}
         self.items = Items()
         self.response = Response(self.emit, self.named, self._add)
         self.limits = (1, 1)                    # calls that this server takes at once, and how many more it would
@@ -146,8 +148,8 @@ class OpenAIRealtime:
         if self._beta:
             self.emit("conversation.created",
                       conversation={"id": self.named("conv"), "object": "realtime.conversation"})
-        return Start(self._query.get("call_id", ""),
-                     {name: value for name, value in self._query.items() if name not in OURS})
+        facts = {name: value for name, value in self._query.items() if name not in OURS}
+        return Start(self._query.get("call_id", ""), facts | (self.facts if "session" in self._query else {}))
 
     # -- what the call asks of it --------------------------------------------------------------------------------------
 
@@ -274,15 +276,13 @@ class OpenAIRealtime:
         return event_id(orjson.loads(payload))
 
     def _update(self, message: dict) -> Ask | None:
-        update = message.get("session")
-        fault = check(update, SESSION, "session") or check_tools(update.get("tools") or [], "session.tools")
-        if fault:
-            return self.refuse(fault)
-        only_transcribes = message["type"] == "transcription_session.update"        # beta's
-        kind = TRANSCRIPTION if only_transcribes else update.get("type") or self.session["type"]
-        session = merged(self.session, update) | {"type": kind}
-        if fault := check_choice(session, "session") or self.keeps_voice(session, "session"):
-            return self.refuse(fault)
+        session = updated(self.session, message.get("session"))
+        if not isinstance(session, Fault):
+            if message["type"] == "transcription_session.update":       # beta's
+                session["type"] = TRANSCRIPTION
+            session = self.keeps_voice(session, "session") or session
+        if isinstance(session, Fault):
+            return self.refuse(session)
         self.session = session
         self._tune()
         self.emit("session.updated", session=shown(self.session))

@@ -201,6 +201,15 @@ def check_choice(settings: dict, path: str) -> Fault | None:
     return None
 
 
+def updated(session: dict, update) -> dict | Fault:
+    """The session after a client's update, or what is wrong with that."""
+    fault = check(update, SESSION, "session") or check_tools(update.get("tools") or [], "session.tools")
+    if fault:
+        return fault
+    found = merged(session, update) | {"type": update.get("type") or session["type"]}
+    return check_choice(found, "session") or found
+
+
 def merged(settings: dict, update: dict) -> dict:
     """The settings after a checked update; beta's flat names find their places.  Both stay as they are."""
     found = deepcopy(settings)
