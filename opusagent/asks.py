@@ -58,13 +58,17 @@ def discard(call) -> None:
         call.mouth.forget()
 
 
-def cancel(call) -> None:
-    """What is on its way, or, if nothing is, what has been asked for and not begun."""
+def cancel(call, response_id: str | None = None) -> None:
+    """One beside the conversation, by its id; else what is on its way in it, or, if nothing is, what has been asked for
+    and not begun."""
+    for aside in call.writing:
+        if aside.response.id == response_id:
+            return aside.finish("cancelled", {"reason": "client_cancelled"})
     if call.dialect.response.active:
         if call.mouth.turn is not None:
             call._stop_talking("cancelled")
             return call._follow(call.turns.agent_done())
-        return call._finish("cancelled", {"reason": "client_cancelled"})
+        return call.finish("cancelled", {"reason": "client_cancelled"})
     waiting = [entry for entry in (*call.deferred, *call.asides, *call.inbox.entries)
                if entry.__class__ is Ask and entry.what == ASK_RESPOND]
     call.deferred.clear()
@@ -72,7 +76,7 @@ def cancel(call) -> None:
     call.inbox.take_out(waiting)
     for ask in waiting:
         if call.dialect.respond(**ask.details):
-            call._finish("cancelled", {"reason": "client_cancelled"})
+            call.finish("cancelled", {"reason": "client_cancelled"})
 
 
 def truncated(call, item_id: str) -> None:

@@ -10,7 +10,7 @@ import orjson
 from .dialects import OpenAIRealtime
 from .dialects.realtime.chat import chat, functions, needs
 from .engines.continuing import GoingOn
-from .flow import Expect, Reply, Waits
+from .flow import Expect, FunctionCall, Reply, Waits
 from .flow.dialogue import ANSWER, BEGIN, DTMF, SILENCE
 from .flow.phrases import bare, murmured, words
 
@@ -126,6 +126,19 @@ class Assistant:
         return Reply(kind, self.turn, self.state, (), messages, bare(words(latest)), caller=latest)
 
 
+def asks_for(settings: dict) -> tuple:
+    """What a model is asked besides the messages: the client's functions, and whether it must call one."""
+    tools = functions(settings["tools"], settings["tool_choice"])
+    return (tools, *needs(settings["tool_choice"])) if tools else ()
+
+
+def call_for(response, function: FunctionCall) -> None:
+    """The client is to call a function, as the model wants it."""
+    arguments = function.arguments
+    response.call(function.name, arguments if isinstance(arguments, str) else orjson.dumps(arguments or {}).decode(),
+                  function.id)
+
+
 class Made:
     """What a model has made of one reply: pieces of text and calls of the client's functions, in their order."""
 
@@ -156,9 +169,8 @@ class ClientModel:
         made = call.made = self.made or Made()
         response = call.dialect.response
         settings = response.settings if response.active else call.dialect.session
-        tools = functions(settings["tools"], settings["tool_choice"]) if call.assistant else ()
         spoken, most = settings["output_modalities"] == ["audio"], settings["max_output_tokens"]
-        asked = (tools, *needs(settings["tool_choice"])) if tools else flow_tools
+        asked = call.assistant and asks_for(settings) or flow_tools
         async for piece in self.llm.reply(messages, *asked):
             if not (call.assistant or isinstance(piece, str)):
                 yield piece                             # a tool of the flow's, which is not the client's business

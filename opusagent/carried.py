@@ -8,6 +8,7 @@ import base64
 
 import numpy as np
 
+from .aside import Aside, failed
 from .assistant import Made
 from .dialects import ASK_RESPOND, Ask, Dtmf
 from .fields import REPLY, fields, fill, reply_of
@@ -16,7 +17,6 @@ from .realtime import RealtimeCall
 
 SESSION = ("commits", "patience", "quiet", "behind", "greet_by", "answered")
 MOST_WAITING = 20               # seconds of audio in the inbox that are kept
-RESTARTED = {"error": {"type": "server_error", "code": None, "message": "The server was restarted."}}
 
 
 def kept(call: RealtimeCall) -> dict:
@@ -52,6 +52,14 @@ def restore(call: RealtimeCall, state: dict) -> None:
         call.ahead.resume([(opcode, text.encode()) for opcode, text in state["sends"]], call.slot)
 
 
+def go_on(call: RealtimeCall, now: int) -> None:
+    """The responses beside the conversation that were on their way: what a model had not said yet, it is asked for."""
+    for response in call.dialect.asides:
+        call.writing.append(Aside(call, response))
+        called = any(item.kind == "function_call" for item in response.output)
+        call.writing[-1].begin(now, response.message.text if response.message is not None else "", called)
+
+
 def pieces(call: RealtimeCall) -> tuple[str, ...] | None:
     """What the model has said of the reply that is on its way; None where it has said all."""
     if any(isinstance(part, FunctionCall) for part in call.made.parts) or call.made.limited:
@@ -62,7 +70,7 @@ def pieces(call: RealtimeCall) -> tuple[str, ...] | None:
 def give_up(call: RealtimeCall) -> None:
     """A response whose reply cannot go on is over."""
     if call.dialect.response.active:
-        call._finish("failed", RESTARTED)
+        call.finish(*failed("The server was restarted."))
 
 
 def _waiting(call: RealtimeCall):

@@ -196,6 +196,8 @@ def go_on(call: Call, state: dict, now: int) -> None:
     turns, ear = call.turns, call.ear
     call.mouth.held_back &= state["turn"] is not None
     listen_on(ear, turns, now)
+    if isinstance(call, RealtimeCall):
+        carried.go_on(call, now)
     if state["turn"] is not None:
         session = state.get("session")
         resume_turn(call, state["turn"], now, session["noted"] if session else call.slot.noted)

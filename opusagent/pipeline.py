@@ -38,6 +38,17 @@ def going_on(llm, said: str):
     return llm.going_on(said) if hasattr(llm, "going_on") else GoingOn(llm, said)
 
 
+def overdue(deadlines, began: int, last_piece: int, now: int) -> str:
+    """Why a model is not waited for any longer, that was asked and last sent something at these times, ns, 0 for never;
+    "" while it is."""
+    waited = (now - (last_piece or began)) / 1e9
+    if last_piece:
+        late = waited > deadlines.token_gap_seconds
+        return f"The model paused for more than {deadlines.token_gap_seconds} s." if late else ""
+    late = waited > deadlines.first_token_seconds
+    return f"The model sent nothing within {deadlines.first_token_seconds} s." if late else ""
+
+
 class Stage:
     """What a turn plays on: the parts of a call that it uses, and nothing above them."""
 
@@ -354,13 +365,8 @@ class Turn:
         self._task = None
 
     def _keep_deadlines(self, now: int) -> None:
-        deadlines = self.stage.deadlines
-        waited = (now - (self.last_piece or self.began)) / 1e9
-        if self.last_piece:
-            if waited > deadlines.token_gap_seconds:
-                self._give_up(f"The model paused for more than {deadlines.token_gap_seconds} s.")
-        elif waited > deadlines.first_token_seconds:
-            self._give_up(f"The model sent nothing within {deadlines.first_token_seconds} s.")
+        if sentence := overdue(self.stage.deadlines, self.began, self.last_piece, now):
+            self._give_up(sentence)
 
     def _bridge(self, now: int) -> None:
         """The listener has heard nothing for too long, whoever it is that is late: a filler."""

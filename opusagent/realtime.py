@@ -3,26 +3,26 @@
 It speaks no JSON (dialects/realtime does) and hears and speaks as any call.  What differs: the client may end its turns
 and ask for responses itself, audio may come faster than it is spoken, and a response is over for the client when all
 of it was sent, for us when the client can have heard it.
-The rules: one response at a time, begun before anything of it is sent and ended before the next; what a client sends
-waits in the inbox only while audio before it is not heard yet, and no more than the inbox holds.
+The rules: one response at a time is the conversation's, begun before anything of it is sent and ended before the next;
+what a client sends waits in the inbox only while audio before it is not heard yet, and no more than the inbox holds.
 """
 import math
 from collections import deque
 from dataclasses import replace
 
-import orjson
-
-from . import asks, journal
-from .assistant import Assistant, ClientModel, Made
+from . import aside, asks, journal
+from .assistant import Assistant, ClientModel, Made, call_for
 from .call import Call
 from .dialects import ASK_CANCEL, ASK_COMMIT, ASK_RESPOND, SPEECH_STARTED, Ask, Audio, Dtmf
-from .dialects.realtime.settings import Fault
+from .dialects.realtime.response import Response
+from .dialects.realtime.settings import Fault, is_audible
 from .filled import Filled
 from .flow import Reply
 from .flow.dialogue import ANSWER, NO_MATCH, SILENCE
 from .inbox import INBOX_SECONDS, Inbox
 from .journal import noted
 from .pipeline import SPEAKING, Turn
+from .turns import HEARING, PAUSED
 from .writeahead import WriteAhead
 
 MS = 1_000_000                  # ns
@@ -52,7 +52,8 @@ class RealtimeCall(Call):
         self.assistant = agent == "assistant"   # the client leads; otherwise the flow does
         self.inbox = Inbox(dialect.throttle)
         self.deferred: deque[Ask] = deque()     # responses asked for while a turn is being recognised
-        self.asides: deque[Ask] = deque()       # ... and those beside the conversation, which wait for one in it
+        self.asides: deque[Ask] = deque()       # ... and those beside the conversation, which wait for their turn
+        self.writing: list[aside.Aside] = []    # ... of which those in writing have none, and are on their way
         self.commits = False                    # the client has ended the turn, so it asks for the answer, too
         self.made = Made()                      # of the reply being spoken, or held
         self.patience = PATIENCE                # ns without audio, after which the caller is silent
@@ -90,6 +91,11 @@ class RealtimeCall(Call):
         if self.dialogue.turn == 0:
             self._reply(self.dialogue.begin())
 
+    def ends(self, code: int, reason: str) -> None:
+        for each in self.writing:
+            each.cancel()
+        super().ends(code, reason)
+
     # -- from the client -----------------------------------------------------------------------------------------------
 
     @noted(journal.MESSAGE)
@@ -102,7 +108,7 @@ class RealtimeCall(Call):
             if not self._take(event.pcm if self.ear.resampler is None else self.ear.resampler.push(event.pcm)):
                 self.dialect.refuse(FULL, self.dialect.name_of(payload))
         elif event.__class__ is Ask and event.what == ASK_CANCEL:
-            asks.cancel(self)
+            asks.cancel(self, **event.details)
         elif not self.inbox.add(event):
             self.dialect.refuse(Fault("rate_limit_exceeded", "Too much waits for the end of a turn."))
         self._work(self.server.now)
@@ -172,14 +178,40 @@ class RealtimeCall(Call):
             self.mouth.stage.voice = voice
 
     def respond(self, request: dict, event_id: str) -> None:
-        """The client wants a response to what there is."""
-        if self.ear.final_by or self.dialect.response.active and beside(request):
+        """The client wants a response to what there is; what the caller is saying ends there, and is part of that."""
+        if self._speaking and not beside(request) and not self.dialect.response.active:
+            asks.commit(self)
+        if not self._may_begin(request):
             return self._defer(self.asides if beside(request) else self.deferred, request, event_id)
+        if self._in_writing(request):
+            self.writing.append(aside.Aside(self, self.dialect.respond_beside(request)))
+            return self.writing[-1].begin(self.server.now)
         if not self.dialect.response.active:
             self._hear_out()
         if self.dialect.respond(request, event_id):
             self.greet_by = 0
             self._say(self._wanted(request))
+
+    def _in_writing(self, request: dict) -> bool:
+        """It needs no mouth: on a flow there is but one who says what comes next, so there it has its turn."""
+        return self.assistant and beside(request) and not is_audible(self.dialect.session, request)
+
+    def _may_begin(self, request: dict) -> bool:
+        if self.ear.final_by:
+            return False                        # the turn that it may be about is being recognised
+        if self._in_writing(request):
+            return len(self.writing) < aside.MOST
+        return not (beside(request) and (self.dialect.response.active or self._speaking))
+
+    @property
+    def _speaking(self) -> bool:
+        """The caller is in the middle of a turn whose end we listen for."""
+        return self.turns.state in (HEARING, PAUSED) and self.dialect.detector is not None
+
+    def _begin_asides(self) -> None:
+        while (ask := next((ask for ask in self.asides if self._may_begin(ask.details["request"])), None)) is not None:
+            self.asides.remove(ask)
+            self.respond(**ask.details)
 
     def _defer(self, waiting: deque, request: dict, event_id: str) -> None:
         if len(waiting) < MOST_DEFERRED:
@@ -246,7 +278,7 @@ class RealtimeCall(Call):
     def _go_on_listening(self) -> None:
         if self.mouth.turn is not None and not self.transaction.revocable:
             self._stop_talking("barge-in")
-        self._finish("cancelled", {"reason": "turn_detected"})
+        self.finish("cancelled", {"reason": "turn_detected"})
         self.dialect.heard("")
         self.dialect.take_back()
         super()._go_on_listening()
@@ -330,8 +362,9 @@ class RealtimeCall(Call):
         self._work(now)
         if self.greet_by and now > self.greet_by:
             self._greet()
-        if self.asides and not self.ear.final_by and not self.dialect.response.active:
-            self.respond(**self.asides.popleft().details)
+        for each in list(self.writing):
+            each.tick(now)
+        self._begin_asides()
         mouth = self.mouth
         if mouth.turn is not None and mouth.turn.state is not SPEAKING and mouth.playout.spent and not mouth.out.late:
             self._sent(mouth.turn)
@@ -340,8 +373,8 @@ class RealtimeCall(Call):
         self.due = min(self.due, self._next_due())
 
     def _next_due(self) -> int:
-        by = 0 if self.inbox or self.asides or self.dialect.response.active else self.greet_by or math.inf
-        return min(super()._next_due(), by)
+        waits = self.inbox or self.asides or self.writing or self.dialect.response.active
+        return min(super()._next_due(), 0 if waits else self.greet_by or math.inf)
 
     def _tell(self, turn: Turn, spoken: bool = False) -> None:
         """The client learns what has been made since; of functions when all before them was `spoken`."""
@@ -355,25 +388,24 @@ class RealtimeCall(Call):
                 spaced = response.message is not None and turn.reply.say and made.told == 1
                 response.say(" " + part if spaced else part)
             else:
-                arguments = part.arguments
-                response.call(part.name, arguments if isinstance(arguments, str) else
-                              orjson.dumps(arguments or {}).decode(), part.id)
+                call_for(response, part)
         self.mouth.out.answers()
 
     def _sent(self, turn: Turn) -> None:
         """All of the reply went out: for the client the response is over, though it is still being heard."""
         self._tell(turn, spoken=True)
         if turn.error:
-            self._finish("failed", {"error": {"type": "server_error", "code": None, "message": turn.error}})
+            self.finish(*aside.failed(turn.error))
         elif self.made.limited:
-            self._finish("incomplete", {"reason": "max_output_tokens"})
+            self.finish("incomplete", {"reason": "max_output_tokens"})
         else:
-            self._finish("completed")
+            self.finish("completed")
 
-    def _finish(self, status: str, details: dict | None = None) -> None:
+    def finish(self, status: str, details: dict | None = None, response: Response | None = None) -> None:
+        """The response is over: the conversation's, or one beside it."""
         most = self.server.config.max_calls
         self.dialect.limits = (most, max(0, most - len(getattr(self.server, "calls", ()))))
-        self.dialect.finish(status, details, tuple(self.mouth.playout.spans()))
+        self.dialect.finish(status, details, tuple(self.mouth.playout.spans()), response)
         self.mouth.out.answers()
 
     def turn_done(self, turn: Turn, heard: str, now: int) -> None:
@@ -388,7 +420,7 @@ class RealtimeCall(Call):
             self.mouth.out.tell(SPEECH_STARTED)         # the client stops playing
         self._tell(self.mouth.turn)
         heard = self.mouth.playout.heard_text(self.server.clock())
-        self._finish("cancelled", {"reason": REASONS.get(why, "client_cancelled")})
+        self.finish("cancelled", {"reason": REASONS.get(why, "client_cancelled")})
         if why != "truncated" and self.dialect.response.audible:
             self.dialect.heard(heard)
         super()._stop_talking(why)

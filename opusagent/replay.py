@@ -161,15 +161,15 @@ class Model:
 
     def __init__(self):
         self.questions: list[asyncio.Queue] = []
-        self.hungry: asyncio.Queue | None = None        # the one that waits for its next piece
+        self.hungry: list[asyncio.Queue] = []           # those that wait for their next piece
 
     async def reply(self, messages, *more) -> AsyncIterator:
         pieces: asyncio.Queue = asyncio.Queue()
         self.questions.append(pieces)
         while True:
-            self.hungry = pieces
+            self.hungry.append(pieces)
             piece = await pieces.get()
-            self.hungry = None
+            self.hungry.remove(pieces)
             if piece is None:
                 return
             if isinstance(piece, Exception):
@@ -303,10 +303,10 @@ class Replay:
     async def _piece(self, number: int, piece) -> None:
         model = self.world.studio.llm
         question = model.questions[number]
-        await self._until(lambda: model.hungry is question)
+        await self._until(lambda: question in model.hungry)
         question.put_nowait(answered(piece))
         await asyncio.sleep(0)
-        await self._until(lambda: model.hungry is question)
+        await self._until(lambda: question in model.hungry)
 
     async def _answered(self, number: int) -> None:
         await self._end(number, None)

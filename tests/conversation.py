@@ -124,6 +124,8 @@ class Model:
         try:
             await self.free.wait()
             for piece in self.answers.pop(0) if self.answers else self.pieces:
+                if isinstance(piece, Exception):
+                    raise piece
                 yield piece
         except (asyncio.CancelledError, GeneratorExit):
             self.dropped += 1

@@ -248,6 +248,27 @@ def test_a_response_is_cancelled_and_what_cannot_be_done_is_an_error_of_its_even
     assert (wrong.event_id, wrong.param) == ("wrong", "session.audio.input.turn_detection.threshold")
 
 
+def test_a_note_is_written_while_the_answer_is_spoken(server):
+    def words(text):
+        return {"type": "message", "role": "user", "content": [{"type": "input_text", "text": text}]}
+
+    async def scenario(connection, heard):
+        await connection.conversation.item.create(item=words("the weather?"))
+        await connection.response.create()
+        await heard.until("response.output_audio.delta")
+        await connection.response.create(response={
+            "conversation": "none", "output_modalities": ["text"], "metadata": {"topic": "note"},
+            "input": [words("and tomorrow?")]})
+        await heard.until("response.output_text.done")
+        first = await heard.until("response.done")
+        second = await heard.until("response.done", heard.events.index(first) + 1)
+        return sorted((event.response for event in (first, second)), key=lambda response: bool(response.metadata))
+    answer, note = connected(scenario, server)
+    assert note.metadata == {"topic": "note"} and note.conversation_id is None
+    assert note.output[0].content[0].text == "Tomorrow it rains."
+    assert answer.output[0].content[0].transcript == WEATHER and answer.status == "completed"
+
+
 def test_the_client_is_asked_to_call_its_functions(server):
     async def scenario(connection, heard):
         await connection.conversation.item.create(item={

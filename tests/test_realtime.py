@@ -16,13 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conversation import SPEECH, Conversation
-from opusagent import ProtocolError
+from opusagent import EngineError, ProtocolError
 from opusagent.auth import TABLE as WAYS
 from opusagent.auth import Shown
 from opusagent.credentials import Key
 from opusagent.dialects import CALLERS, TEXT
 from opusagent.dialects.realtime.chat import chat, functions
 from opusagent.dialects.realtime.items import MOST, MOST_TEXT, Item, Items
+from opusagent.flow import FunctionCall
 from opusagent.inbox import INBOX_SECONDS
 from opusagent.realtime import RealtimeCall
 from test_dialects import ALIEN, RECORDED
@@ -322,6 +323,25 @@ def test_a_response_asked_for_while_the_turn_is_recognised_waits_for_that():
     assert call.said == ["Well."] and asked(call) == [("user", "hello")]
 
 
+def test_a_response_asked_for_while_the_caller_speaks_ends_the_turn_and_is_its_answer():
+    async def told():
+        call = Client.of_model("Well.")
+        call.speech(600, "hello")
+        call.does("response.create", response={"metadata": {"asked": "yes"}})
+        await call.thinks(300)
+        call.silence(2000)
+        await call.thinks(300)
+        call.speech(600, "and then?")
+        call.silence(700)
+        await call.thinks()
+        return call
+    call = asyncio.run(told())
+    assert call.said == ["Well.", "Well."] and not call.errors and asked(call)[1] == ("assistant", "Well.")
+    assert [event.response["metadata"] for event in call.of("response.done")] == [{"asked": "yes"}, None]
+    assert [("user", "hello"), ("user", "and then?")] == [asked(call)[0], asked(call)[-1]]
+    assert len(call.of("input_audio_buffer.speech_started")) == len(call.of("input_audio_buffer.speech_stopped")) == 2
+
+
 def test_a_commit_ends_the_turn_and_asks_for_no_answer_where_the_server_detects_turns_too():
     async def told():
         call = Client.of_model("Well.", update={"transcription": {"model": "any"}})
@@ -356,7 +376,7 @@ def test_a_flow_answers_a_turn_that_the_client_has_ended_when_it_is_asked():
     assert call.said[1] == "Thank you. And which other one?" and call.state == "more"
 
 
-def test_a_response_beside_the_conversation_waits_for_the_one_that_is_on_its_way():
+def test_a_spoken_response_beside_the_conversation_waits_for_the_one_that_is_on_its_way():
     async def told():
         call = Client.of_model("One two three.")
         call.studio.llm.free.clear()
@@ -364,22 +384,143 @@ def test_a_response_beside_the_conversation_waits_for_the_one_that_is_on_its_way
         call.does("response.create")
         await call.thinks(20)
         call.does("response.create", event_id="aside", response={
-            "conversation": "none", "output_modalities": ["text"], "metadata": {"topic": "language"}, "input": []})
+            "conversation": "none", "metadata": {"topic": "language"}, "input": []})
         call.does("response.create", event_id="second")
         call.studio.llm.free.set()
-        await call.thinks()
+        await call.thinks(1000)
         return call
     call = asyncio.run(told())
     assert [(event.error["event_id"], event.error["code"]) for event in call.of("error")] == [
         ("second", "conversation_already_has_active_response")]
     first, aside = [event.response for event in call.of("response.done")]
     assert first["metadata"] is None and first["conversation_id"] and aside["conversation_id"] is None
-    assert aside["metadata"] == {"topic": "language"} and aside["output"][0]["content"][0]["text"] == "One two three."
+    assert aside["metadata"] == {"topic": "language"}
+    assert aside["output"][0]["content"][0]["transcript"] == "One two three."
     kinds = [event.type for event in call.events]
-    after = kinds[kinds.index("response.done"):]
-    assert after == ["response.done", "rate_limits.updated", "response.created", "response.output_item.added",
-                     "response.content_part.added", "response.output_text.delta", "response.output_text.done",
-                     "response.content_part.done", "response.output_item.done", "response.done", "rate_limits.updated"]
+    assert kinds.index("response.done") < kinds.index("response.created", kinds.index("response.created") + 1)
+
+
+NOTE = {"conversation": "none", "output_modalities": ["text"], "metadata": {"topic": "note"}}
+
+
+def beside_one(answers, **request):
+    """A client that has asked for a response beside one that the model has not begun to answer yet."""
+    call = Client.of_model("One two three.")
+    call.studio.llm.free.clear()
+    call.writes("count")
+    call.does("response.create")
+
+    async def asks():
+        await call.thinks(20)
+        slow, call.studio.llm.free = call.studio.llm.free, asyncio.Event()
+        call.studio.llm.free.set()
+        call.studio.llm.answers = answers
+        call.does("response.create", response=NOTE | request)
+        await call.thinks(20)
+        return slow
+    return call, asks
+
+
+def test_a_written_response_beside_the_conversation_waits_for_nobody():
+    async def told():
+        call, asks = beside_one([["A ", "note."]])
+        slow = await asks()
+        before = call.of("response.done")
+        slow.set()
+        await call.thinks(1000)
+        return call, before
+    call, (aside,) = asyncio.run(told())
+    assert aside.response["metadata"] == {"topic": "note"} and call.said == ["A note.", "One two three."]
+    assert [event.delta for event in call.of("response.output_text.delta")] == ["A ", "note."]
+    (item,) = aside.response["output"]
+    assert item["id"] not in [item.id for item in call.call.dialect.items.order]
+    assert call.heard_ms() >= 150 and not call.call.writing and not call.call.dialect.asides
+
+
+def test_what_is_said_is_heard_while_a_note_is_written():
+    async def told():
+        call = Client.of_model("One two three four five six seven eight.")
+        call.writes("count")
+        call.does("response.create")
+        await call.thinks(100)
+        heard = call.heard_ms()
+        call.does("response.create", response=NOTE)
+        call.does("response.create", response=NOTE)
+        await call.thinks(1000)
+        return call, heard
+    call, heard = asyncio.run(told())
+    assert call.statuses == ["completed"] * 3 and call.heard_ms() >= heard and not call.errors
+
+
+def test_no_more_than_some_are_written_at_once():
+    async def told():
+        call = Client.of_model("A note.")
+        call.writes("count")
+        call.studio.llm.free.clear()
+        for _ in range(6):
+            call.does("response.create", response=NOTE)
+        await call.thinks(20)
+        begun = len(call.of("response.created"))
+        call.studio.llm.free.set()
+        await call.thinks(100)
+        return call, begun
+    call, begun = asyncio.run(told())
+    assert begun == 4 and call.statuses == ["completed"] * 6 and len(call.studio.llm.asked) == 6
+
+
+def test_a_note_is_cancelled_by_its_id_and_the_conversation_by_none():
+    async def told():
+        call = Client.of_model()
+        call.studio.llm.free.clear()
+        call.writes("count")
+        call.does("response.create")
+        call.does("response.create", response=NOTE)
+        await call.thinks(20)
+        spoken, note = [event.response["id"] for event in call.of("response.created")]
+        call.does("response.cancel", response_id=note)
+        await call.thinks(20)
+        assert call.last("response.done").response["id"] == note and call.studio.llm.dropped == 1
+        call.does("response.cancel", response_id=note)
+        assert call.errors == ["response_cancel_not_active"]
+        call.does("response.cancel")
+        await call.thinks(20)
+        return call, spoken
+    call, spoken = asyncio.run(told())
+    assert call.last("response.done").response["id"] == spoken and call.statuses == ["cancelled"] * 2
+
+
+@pytest.mark.parametrize("answer, status, details", [
+    (["one", "two", "three"], "incomplete", {"type": "incomplete", "reason": "max_output_tokens"}),
+    ([EngineError("No model.")], "failed", "No model."), ([ValueError()], "failed", "The model's engine broke."),
+    ([FunctionCall("note", {"a": 1}, "c1")], "completed", None)])
+def test_a_note_ends_however_it_goes(answer, status, details):
+    async def told():
+        call, asks = beside_one([answer], max_output_tokens=2)
+        await asks()
+        return call
+    response = asyncio.run(told()).last("response.done").response
+    told = response["status_details"]
+    assert response["status"] == status and (told["error"]["message"] if status == "failed" else told) == details
+    if status == "completed":
+        assert [(item["name"], item["arguments"]) for item in response["output"]] == [("note", '{"a":1}')]
+
+
+def test_a_note_is_not_waited_for_longer_than_any_answer_and_no_longer_than_the_call():
+    async def told():
+        call = Client.of_model()
+        call.studio.llm.free.clear()
+        call.does("response.create", response=NOTE)
+        await call.thinks(2100)
+        late = call.last("response.done").response
+        call.does("response.create", response=NOTE)
+        await call.thinks(20)
+        call.call.lost(1000, "")
+        for _ in range(10):
+            await asyncio.sleep(0)
+        return call, late
+    call, late = asyncio.run(told())
+    assert late["status"] == "failed" and "sent nothing within 2" in late["status_details"]["error"]["message"]
+    assert call.studio.llm.dropped == 2 and len(call.of("response.done")) == 1
 
 
 def test_a_response_beside_the_conversation_waits_for_the_turn_and_is_not_its_answer():
@@ -645,6 +786,8 @@ def test_a_key_comes_as_a_bearer_or_from_a_browser_as_a_subprotocol(headers, adm
 
 KINDS = st.sampled_from([
     {"type": "response.create"}, {"type": "response.cancel"}, {"type": "input_audio_buffer.commit"},
+    {"type": "response.create", "response": {"conversation": "none", "output_modalities": ["text"]}},
+    {"type": "response.create", "response": {"conversation": "none"}},
     {"type": "input_audio_buffer.clear"}, {"type": "conversation.item.delete", "item_id": "item_1"},
     {"type": "session.update", "session": {"audio": {"input": {"turn_detection": None}}}},
     {"type": "session.update", "session": {"audio": {"input": {"turn_detection": {"type": "server_vad"}}}}},

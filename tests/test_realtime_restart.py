@@ -21,6 +21,7 @@ RULES = f"""
 say = "{WORDS}"
 """
 CLIENTS = 10
+BESIDE = (3, 6)                 # of those in writing, who ask for it beside the conversation
 APART = 0.17                    # seconds between two of them
 
 
@@ -33,12 +34,13 @@ class Client(restart.RealtimeCaller):
     def of(self, kind):
         return [event for event in self.events if event["type"] == kind]
 
-    def asks(self, modality):
+    def asks(self, modality, beside):
         self.tell("session.update", session={"type": "realtime", "instructions": "Count.",
                                              "output_modalities": [modality]})
         self.tell("conversation.item.create", item={"type": "message", "role": "user", "id": "question", "content": [
             {"type": "input_text", "text": "Please count."}]})
-        self.tell("response.create", response={"metadata": {"number": str(self.number)}})
+        self.tell("response.create", response={"metadata": {"number": str(self.number)},
+                                               "conversation": "none" if beside else "auto"})
 
     def check(self, modality):
         """What it saw is one whole response, from beginning to end."""
@@ -65,7 +67,7 @@ async def sessions(server, clients, strike, strikes):
         assert await client.opened
         clients.append(client)
     for number, client in enumerate(clients):
-        client.asks("audio" if number % 3 else "text")
+        client.asks("audio" if number % 3 else "text", number in BESIDE)
         await asyncio.sleep(APART)
     for _ in range(strikes):
         await asyncio.to_thread(strike, server)

@@ -14,6 +14,7 @@ from opusagent.tape import load
 from opusagent.tools import Toolbox
 from talking import Line, turn
 from test_call import FLOW
+from test_realtime import Client
 from test_speculation import FLOW as MODEL_FLOW
 
 
@@ -407,3 +408,40 @@ def test_what_tools_and_functions_did_is_in_the_journal(tmp_path):
     assert again.call.ledger.receipts == call.receipts \
         and again.call.dialogue.facts == {"day": "2026-11-23", "at": "15:30"}
     assert any(decision[0] == "goes on" for decision in again.decisions)
+
+
+class KeptClient(Client):
+    """A client of a model in a session that keeps a journal."""
+
+    def __init__(self, *more):
+        self.lines = []
+        super().__init__(*more)
+
+    def journal(self):
+        file = SimpleNamespace(append=self.lines.append, close=lambda: None)
+        return journal.Journal(lambda call_id: file, journal.header(
+            "openai-realtime", {}, "assistant", self.studio.flows["assistant"], self.studio.config, SETTINGS,
+            self.server.today))
+
+
+def test_a_session_with_notes_beside_what_is_said_is_made_again(tmp_path):
+    note = {"conversation": "none", "output_modalities": ["text"]}
+
+    async def hold():
+        client = KeptClient.of_model("One two. ", "Three four five.")
+        client.writes("count")
+        client.does("response.create")
+        client.does("response.create", response=note)
+        await client.thinks(30)
+        client.studio.llm.free.clear()
+        client.does("response.create", response=note)
+        await client.thinks(2100)                       # the model does not answer in time
+        client.call.lost(1000, "")
+        await asyncio.sleep(0)
+        return client
+    client = asyncio.run(hold())
+    assert sorted(client.statuses) == ["completed", "completed", "failed"]
+    (tmp_path / "call.jsonl").write_bytes(b"".join(client.lines))
+    again = replayed(load(str(tmp_path / "call.jsonl")))
+    assert again.call.ledger.receipts == client.call.ledger.receipts
+    assert [item.text for item in again.call.dialect.items.order] == ["count", "One two. Three four five."]

@@ -38,6 +38,8 @@ def item_of(dialect, value, path: str = "") -> Item | Fault:
 
 def cancel(dialect, message: dict) -> Ask | None:
     name, response = message.get("response_id"), dialect.response
+    if isinstance(name, str) and any(aside.id == name for aside in dialect.asides):
+        return Ask(ASK_CANCEL, {"response_id": name})
     known = response.active and name in (None, response.id) or dialect.waiting and name is None
     if not known:
         return dialect.refuse(Fault("response_cancel_not_active", "There is no such response on its way.",
@@ -45,4 +47,9 @@ def cancel(dialect, message: dict) -> Ask | None:
     return Ask(ASK_CANCEL)
 
 
-ASKED = {"response.create": respond, "response.cancel": cancel}
+def clear_output(dialect, message: dict) -> None:
+    dialect.refuse(Fault("invalid_value", "output_audio_buffer.clear is for WebRTC and SIP; on a WebSocket the client "
+                         "plays, and truncates the item.", "type"))
+
+
+ASKED = {"response.create": respond, "response.cancel": cancel, "output_audio_buffer.clear": clear_output}

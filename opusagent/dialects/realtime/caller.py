@@ -33,7 +33,8 @@ DELTAS = ("response.output_audio.delta", "response.audio.delta")
 class OpenAIRealtimeCaller:
     """The client's side.  It ends its call at an `error` event, too: it asks for nothing that could be refused."""
 
-    __slots__ = ("rate", "call_id", "outbox", "_payload", "_player", "_beta", "_names", "_events", "_response", "_item",
+    __slots__ = ("rate", "call_id", "outbox", "_payload", "_player", "_beta", "_names", "_events", "_response",
+                 "_asides", "_item",
                  "_received", "_played")
     name = "openai-realtime"
     protocols = ("realtime",)
@@ -50,6 +51,7 @@ class OpenAIRealtimeCaller:
         self._beta = query.get("beta") == "1"
         self._events: set[str] = set()          # ids of events; each comes once
         self._response: str | None = None       # the one that is open
+        self._asides: set[str] = set()          # those in writing that are open beside the conversation
         self._item: str | None = None           # what is being played,
         self._received = self._played = 0       # samples of it
 
@@ -113,16 +115,21 @@ class OpenAIRealtimeCaller:
 
     def _begin(self, event: dict) -> None:
         response = event["response"]
+        if isinstance(response, dict) and is_aside(response):
+            return self._asides.add(response.get("id"))
         if self._response is not None or not isinstance(response, dict) or response.get("status") != "in_progress":
             raise ProtocolError(1008, "openai-realtime: a response while another one is open")
         self._response = response.get("id")
 
     def _done(self, event: dict) -> None:
         response = event["response"]
-        if not isinstance(response, dict) or self._response is None or response.get("id") != self._response:
+        ended = response.get("id") if isinstance(response, dict) else None
+        if ended is None or ended not in (self._response, *self._asides):
             raise ProtocolError(1008, "openai-realtime: the end of a response that was not open")
         if response.get("status") not in ("completed", "cancelled", "failed", "incomplete"):
             raise ProtocolError(1008, "openai-realtime: a response that ended in no known way")
+        if ended in self._asides:
+            return self._asides.discard(ended)
         self._response = None
 
     def _interrupted(self, event: dict) -> Clear | None:
@@ -133,6 +140,12 @@ class OpenAIRealtimeCaller:
                                          audio_end_ms=self._played * 1000 // self.rate))
         self._item = None
         return Clear()
+
+
+def is_aside(response: dict) -> bool:
+    """It may come while another one is open."""
+    written = response.get("output_modalities") or response.get("modalities")
+    return response.get("conversation_id") is None and written == ["text"]
 
 
 TAKE = {

@@ -58,7 +58,7 @@ def logprobs(text: str, confidence: float) -> list[dict]:
 class OpenAIRealtime:
     """The OpenAI Realtime protocol, at /v1/realtime?model=NAME: any of its clients talks to the agent as it stands."""
 
-    __slots__ = ("rate", "ignored", "outbox", "session", "items", "response", "limits", "waiting",
+    __slots__ = ("rate", "ignored", "outbox", "session", "items", "response", "asides", "limits", "waiting",
                  "client_event", "throttle", "_plain",
                  "_beta", "_stem", "_prefix", "_names", "_numbers", "_query", "_in", "_out",
                  "_in_rate", "_in_resampler", "_out_format", "_out_resampler", "_used", "_voiced", "_at_ms",
@@ -89,7 +89,8 @@ class OpenAIRealtime:
         self.session = merged(DEFAULTS, given) | {
             "type": given.get("type") or kind, "id": f"sess_{self._stem or 1}", "model": query.get("model", "")}
         self.items = Items()
-        self.response = Response(self.emit, self.named, self._add)
+        self.response = Response(self.emit, self.named, self._add)      # the conversation's
+        self.asides: list[Response] = []        # beside it, in writing, on their way
         self.limits = (1, 1)                    # calls that this server takes at once, and how many more it would
         self.waiting = 0                        # responses that were asked for and have not begun
         self._used = False                      # audio has gone by: the line's rate stays
@@ -194,9 +195,7 @@ class OpenAIRealtime:
         request = request or {}
         self.waiting -= event_id is not None
         self._used = True
-        answered = self._spoken.audio_ms if self._spoken is not None else 0
-        text = len(self.session["instructions"]) + sum(item.size for item in self.items.order)
-        if self.response.create(request, self.applying(request), text, int(answered)):
+        if self.response.create(request, self.applying(request), *self._answered()):
             self.voice_in(self.response.settings["audio"]["output"]["format"])
             return True
         self.refuse(Fault("conversation_already_has_active_response",
@@ -204,17 +203,33 @@ class OpenAIRealtime:
                     event_id)
         return False
 
+    def respond_beside(self, request: dict) -> Response:
+        """A response beside the conversation begins, whatever is on its way in it."""
+        self.waiting -= 1
+        self.asides.append(Response(self.emit, self.named, self._add))
+        self.asides[-1].create(request, self.applying(request), *self._answered())
+        return self.asides[-1]
+
+    def _answered(self) -> tuple[int, int]:
+        """What a response answers: characters, and ms of audio."""
+        text = len(self.session["instructions"]) + sum(item.size for item in self.items.order)
+        return text, int(self._spoken.audio_ms if self._spoken is not None else 0)
+
     def applying(self, request: dict) -> dict:
         """The settings that apply to a response."""
         return merged(self.session, {name: value for name, value in request.items() if name not in BESIDE})
 
-    def finish(self, status: str = "completed", details: dict | None = None, spans: tuple = ()) -> None:
-        """The response is over; `spans` are the (text, from ms, to ms) of its audio."""
-        if not self.response.active:
+    def finish(self, status: str = "completed", details: dict | None = None, spans: tuple = (),
+               aside: Response | None = None) -> None:
+        """A response is over; `spans` are the (text, from ms, to ms) of its audio."""
+        response = aside or self.response
+        if not response.active:
             return
-        if self.response.message is not None:
-            self.response.message.spans = spans
-        self.response.finish(status, details)
+        if aside is not None:
+            self.asides.remove(aside)
+        elif response.message is not None:
+            response.message.spans = spans
+        response.finish(status, details)
         most, left = self.limits
         self.emit("rate_limits.updated", rate_limits=[{"name": "requests", "limit": most, "remaining": left,
                                                        "reset_seconds": 0}])
@@ -336,10 +351,6 @@ class OpenAIRealtime:
         found = (item_of(self, value) for value in request["input"])
         return [item for item in found if not isinstance(item, Fault)]
 
-    def _clear_output(self, message: dict) -> None:
-        self.refuse(Fault("invalid_value", "output_audio_buffer.clear is for WebRTC and SIP; on a WebSocket the client "
-                          "plays, and truncates the item.", "type"))
-
     # -- to the client -------------------------------------------------------------------------------------------------
 
     def audio(self, pcm) -> bytes | None:
@@ -428,7 +439,6 @@ READ = {
     "input_audio_buffer.dtmf": OpenAIRealtime._dtmf,
     **EDITS,
     **ASKED,
-    "output_audio_buffer.clear": OpenAIRealtime._clear_output,
 }
 TELL = {
     SPEECH_STARTED: OpenAIRealtime._speech_started,

@@ -7,6 +7,7 @@ from dataclasses import fields
 
 from .dialect import OpenAIRealtime
 from .items import Item
+from .response import Response
 
 PLAIN = ("ignored", "session", "limits", "waiting", "rate", "_names", "_numbers", "_used", "_voiced",
          "_at_ms", "_committed", "_speech")
@@ -16,15 +17,22 @@ ITEM = tuple(each.name for each in fields(Item))
 
 def state_of(dialect: OpenAIRealtime) -> dict:
     response, order = dialect.response, dialect.items.order
-    everything = list({id(item): item for item in (*order, *response.output, response.message, dialect._spoken)
-                       if item is not None}.values())
+    responses = (response, *dialect.asides)
+    shared = (item for each in responses for item in (*each.output, each.message))
+    everything = list({id(item): item for item in (*order, *shared, dialect._spoken) if item is not None}.values())
     places = {id(item): i for i, item in enumerate(everything)}
     return {
         "query": dialect._query, "appended": dialect.appended, **{name: getattr(dialect, name) for name in PLAIN},
         "items": [{name: getattr(item, name) for name in ITEM} for item in everything], "kept": len(order),
-        "response": {name: getattr(response, name) for name in RESPONSE}
-        | {"output": [places[id(item)] for item in response.output], "message": places.get(id(response.message))},
+        "response": response_state(response, places), "asides": [response_state(aside, places)
+                                                                 for aside in dialect.asides],
         "spoken": places.get(id(dialect._spoken))}
+
+
+def response_state(response: Response, places: dict[int, int]) -> dict:
+    """`places`: of the items, by their identity."""
+    return {name: getattr(response, name) for name in RESPONSE} | {
+        "output": [places[id(item)] for item in response.output], "message": places.get(id(response.message))}
 
 
 def resumed(state: dict) -> OpenAIRealtime:
@@ -37,15 +45,22 @@ def resumed(state: dict) -> OpenAIRealtime:
     everything = [Item(**{name: value for name, value in item.items() if name in ITEM}) for item in state["items"]]
     dialect.items.order = everything[:state["kept"]]
     dialect._spoken = everything[state["spoken"]] if state["spoken"] is not None else None
-    response, kept = dialect.response, state["response"]
-    for name in RESPONSE:
-        if name in kept:
-            setattr(response, name, kept[name])
-    response.output = [everything[place] for place in kept["output"]]
-    response.message = everything[kept["message"]] if kept["message"] is not None else None
+    response = dialect.response
+    resume_response(response, state["response"], everything)
+    for kept in state.get("asides", ()):
+        dialect.asides.append(Response(dialect.emit, dialect.named, dialect._add))
+        resume_response(dialect.asides[-1], kept, everything)
     used, dialect._used = dialect._used, True       # the line's rate stays
     dialect._tune()
     dialect._used = used
     if response.active:
         dialect.voice_in(response.settings["audio"]["output"]["format"])
     return dialect
+
+
+def resume_response(response: Response, state: dict, items: list[Item]) -> None:
+    for name in RESPONSE:
+        if name in state:
+            setattr(response, name, state[name])
+    response.output = [items[place] for place in state["output"]]
+    response.message = items[state["message"]] if state["message"] is not None else None

@@ -234,6 +234,12 @@ def merged(settings: dict, update: dict) -> dict:
     return found
 
 
+def is_audible(session: dict, request: dict) -> bool:
+    """Whether a response that is asked for would be spoken; otherwise it is text."""
+    wanted = merged({}, {name: request[name] for name in ("output_modalities", "modalities") if name in request})
+    return wanted.get("output_modalities", session["output_modalities"]) == ["audio"]
+
+
 def shown(session: dict) -> dict:
     """As the client sees it: one that transcribes only speaks no words of its own."""
     if session["type"] != TRANSCRIPTION:
