@@ -183,15 +183,34 @@ def installed(config: Config) -> Iterator[Finding]:
                               "writes it.")
         return
     yield from faults_of_unit(text, str(place))
+    yield from walls_of_unit(text, str(place), unit.written_to(config))
+
+
+def paths_in(text: str, key: str) -> list[str]:
+    """The absolute paths in a line of a unit."""
+    found = dict(line.split("=", 1) for line in text.splitlines() if "=" in line and not line.startswith("#"))
+    try:
+        words = shlex.split(found.get(key, ""))
+    except ValueError:
+        words = []
+    return [word.replace("%%", "%") for word in words if word.startswith("/")]
+
+
+def walls_of_unit(text: str, place: str, written: list[str]) -> Iterator[Finding]:
+    """Whether the service may write where it has to: what the unit does not name is shut, what it names must be."""
+    opened = paths_in(text, "ReadWritePaths")
+    shut = [path for path in written if not any(Path(path).is_relative_to(each) for each in opened)]
+    missing = [path for path in opened if not Path(path).exists()]
+    if shut:
+        yield Finding(BREAKS, f"{place} does not let the server write to {', '.join(shut)}: opusagent install-service "
+                              "--force writes it anew.")
+    if missing:
+        yield Finding(BREAKS, f"{place} lets the server write to {', '.join(missing)}, which is not there, and so it "
+                              "does not start: make it, for the server's user.")
 
 
 def faults_of_unit(text: str, place: str) -> Iterator[Finding]:
-    found = dict(line.split("=", 1) for line in text.splitlines() if "=" in line and not line.startswith("#"))
-    try:
-        words = shlex.split(found.get("ExecStart", ""))
-    except ValueError:
-        words = []
-    paths = [word.replace("%%", "%") for word in words if word.startswith("/")]
+    paths = paths_in(text, "ExecStart")
     missing = [path for path in paths if not Path(path).exists()]
     if not paths or missing:
         yield Finding(BREAKS, f"{place} starts {', '.join(missing) or 'nothing'}, which is not there: "

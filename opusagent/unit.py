@@ -18,6 +18,7 @@ from .config import Config
 DIRECTORY = "/etc/systemd/system"
 UNIT, SOCKET = "opusagent.service", "opusagent.socket"
 STOP_BESIDES = 30               # seconds beyond drain_seconds: for the last words, and the end
+OWN = ("/var/lib/opusagent", "/var/cache/opusagent")    # StateDirectory= and CacheDirectory= of the unit
 
 
 def shipped(name: str) -> str:
@@ -54,11 +55,16 @@ def units(config: Config, file: str | None, user: str, program: list[str], besid
              "TimeoutStopSec": str(int(config.drain_seconds) + STOP_BESIDES), "User": user, "Group": _group(user)}
     if any(place.startswith(("/home/", "/root/")) for place in (*words, *besides)):
         lines["ProtectHome"] = "read-only"      # or it would not find itself
-    written = [path for path in (config.archive.directory, config.prompts.directory, config.webhook.directory) if path]
-    if written:
-        lines["UMask"] = "0077\nReadWritePaths=" + " ".join(_quoted(os.path.abspath(path)) for path in written)
+    if written := written_to(config):
+        lines["UMask"] = "0077\nReadWritePaths=" + " ".join(map(_quoted, written))
     listen = {"ListenStream": _listening(config), "Backlog": str(config.net.backlog)}
     return {UNIT: with_lines(shipped(UNIT), lines), SOCKET: with_lines(shipped(SOCKET), listen)}
+
+
+def written_to(config: Config) -> list[str]:
+    """Directories that must be there before the service starts, since it may write to them and not beside them."""
+    named = filter(None, (config.archive.directory, config.prompts.directory, config.webhook.directory))
+    return [path for path in map(os.path.abspath, named) if not any(Path(path).is_relative_to(own) for own in OWN)]
 
 
 def _listening(config: Config) -> str:
@@ -100,7 +106,7 @@ def install_command(config: Config, file: str | None, user: str, directory: str,
     for name in texts:
         print(f"written: {Path(directory, name)}")
     print("next:")
-    for line in next_commands(file, user):
+    for line in next_commands(file, user, written_to(config)):
         print(f"  {line}")
     return 0
 
@@ -124,11 +130,14 @@ def write(texts: dict[str, str], directory: Path, force: bool) -> None:
         raise ConfigError(f"{error.filename} cannot be written: {error.strerror}.") from None
 
 
-def next_commands(file: str | None, user: str) -> list[str]:
+def next_commands(file: str | None, user: str, written: list[str]) -> list[str]:
+    """What is left to do; `written`: the directories that the service needs."""
     lines = []
     try:
         pwd.getpwnam(user)
     except KeyError:
         lines.append(f"useradd --system --home-dir /nonexistent --shell /usr/sbin/nologin {shlex.quote(user)}")
+    lines += [shlex.join(["install", "-d", "-m", "700", "-o", user, "-g", _group(user), path])
+              for path in dict.fromkeys(written) if not os.path.isdir(path)]
     return [*lines, "systemctl daemon-reload", "systemctl enable --now opusagent.socket opusagent.service",
             shlex.join([*command_line(), "doctor", *(["--config", file] if file else [])])]

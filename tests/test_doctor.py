@@ -68,6 +68,21 @@ def test_a_unit_is_compared_with_the_shipped_one_line_by_line():
         (doctor.CHANGE, True)]
 
 
+def test_a_unit_that_does_not_let_the_server_write_where_it_has_to_would_lose_what_calls_leave(tmp_path):
+    def walls(config):
+        text = doctor.unit.units(config, None, "nobody", ["/bin/true"])[doctor.unit.UNIT]
+        return lambda now: [(f.grade, f.sentence) for f in doctor.walls_of_unit(text, "the unit",
+                                                                               doctor.unit.written_to(now))]
+    there, other = str(tmp_path), str(tmp_path / "other")
+    before = walls(load(**{"archive.directory": there}))
+    assert before(load(**{"archive.directory": there})) == []
+    assert before(load(**{"archive.directory": other})) == []           # which lies below
+    (grade, sentence), = before(load(**{"archive.directory": "/srv/other"}))
+    assert grade == doctor.BREAKS and "does not let the server write to /srv/other" in sentence
+    (grade, sentence), = walls(load(**{"archive.directory": other}))(load(**{"archive.directory": other}))
+    assert grade == doctor.BREAKS and f"{other}, which is not there" in sentence
+
+
 @pytest.mark.parametrize("setting, what", [("archive.directory", "Calls"), ("webhook.directory", "Notices")])
 @pytest.mark.parametrize("place, why", [("{tmp_path}/file", "it is no directory"), ("/proc/nope", "No such file"),
                                         ("{tmp_path}/file/below", "Not a directory")])

@@ -29,6 +29,10 @@ llm = "scripted"
 tts = "scripted"
 [scripted]
 stt = "/etc/opusagent/says.txt"
+[archive]
+directory = "/var/lib/opusagent/calls"
+journals = false
+transcripts = true
 [admission]
 refuse_above = 1.0
 resume_below = 1.0
@@ -130,6 +134,8 @@ def test_the_first_caller_starts_it_in_its_sandbox_and_a_stop_lets_the_last_fini
     assert service.calling(stop) == CALLS, service.said()
     service.until(lambda: service.manager.show(UNIT, "ActiveState") == "inactive")
     assert service.manager.show(UNIT, "Result") == "success", service.said()
+    kept = service.manager.run("find", "/var/lib/opusagent/calls", "-name", "*.json", "-user", "opusagent")
+    assert len(kept.split()) == CALLS, service.said()
 
 
 def test_the_calls_of_a_supervisor_that_dies_lie_with_systemd(service):

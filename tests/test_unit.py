@@ -27,6 +27,19 @@ def test_the_unit_names_this_installation_and_its_settings():
     assert lines(texts[unit.SOCKET])["ListenStream"] == "127.0.0.1:9001"
 
 
+def test_directories_of_the_unit_are_writable_anyway_and_others_are_made_before(tmp_path):
+    own = Config.load({"archive.directory": "/var/lib/opusagent/calls", "prompts.directory": "/var/cache/opusagent"},
+                      {})
+    assert "ReadWritePaths" not in lines(unit.units(own, None, "nobody", PROGRAM)[unit.UNIT])
+    place = tmp_path / "my calls"
+    other = Config.load({"archive.directory": str(place)}, {})
+    assert lines(unit.units(other, None, "nobody", PROGRAM)[unit.UNIT])["ReadWritePaths"] == f'"{place}"'
+    made = f"install -d -m 700 -o nobody -g {unit._group('nobody')} '{place}'"
+    assert made in unit.next_commands(None, "nobody", unit.written_to(other))
+    place.mkdir()
+    assert made not in unit.next_commands(None, "nobody", unit.written_to(other))
+
+
 @pytest.mark.parametrize("host, listen", [
     ("localhost", "127.0.0.1:8000"), ("", "8000"), ("::1", "[::1]:8000"), ("10.0.0.7", "10.0.0.7:8000")])
 def test_the_socket_listens_where_the_configuration_says(host, listen):
