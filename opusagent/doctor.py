@@ -78,7 +78,7 @@ def files(config: Config) -> Iterator[Finding]:
 def sysctls(config: Config) -> Iterator[Finding]:
     """The lines of deploy's drop-in, each after the comment that says why."""
     reason = ""
-    for line in unit.shipped("60-opusagent.conf").splitlines()[1:]:
+    for line in unit.shipped(unit.DROP_IN).splitlines()[1:]:
         if line.startswith("# "):
             reason = line[2:]
             continue

@@ -8,6 +8,7 @@ import logging
 import os
 import select
 import selectors
+import signal
 import subprocess
 import sys
 import time
@@ -38,7 +39,7 @@ class Succession:
         environ = os.environ | supervisor.notify.environ | {VARIABLE: str(theirs.fileno())}
         environ.pop("WATCHDOG_PID", None)
         log.info("a successor is started")
-        self.process = subprocess.Popen([sys.executable, *sys.orig_argv[1:]], pass_fds=[theirs.fileno()], env=environ)
+        self.pid = started([sys.executable, *sys.orig_argv[1:]], theirs.fileno(), environ)     # 0: it could not be
         theirs.close()
         supervisor.selector.register(self.control, selectors.EVENT_READ, self._hear)
         self.control.send({"do": "sockets", "names": [name for name, _ in supervisor.sockets]},
@@ -102,8 +103,8 @@ class Succession:
         log.info("process %d has taken over; %d workers finish here", pid, len(supervisor.workers))
 
     def _too_late(self) -> None:
-        if not self.warm and self.process.poll() is None:
-            self.process.kill()
+        if not self.warm and self.pid and self.supervisor.successor is self:
+            os.kill(self.pid, signal.SIGKILL)
 
     def _over(self) -> None:
         self.supervisor.selector.unregister(self.control)
@@ -113,7 +114,6 @@ class Succession:
         """It is gone before it had everything: all goes on here."""
         supervisor = self.supervisor
         log.error("nothing is changed: the successor ended before it had taken over")
-        self.process.poll()
         supervisor.successor = None
         for worker in supervisor.workers:
             if worker.frozen:
@@ -122,6 +122,27 @@ class Succession:
                     supervisor.replace(worker)
         supervisor.notify.tell("READY=1", "STATUS=Not upgraded.")
         supervisor.reports.tell(False, "The successor ended before it had taken over.")
+
+
+def started(words: list[str], fd: int, environ: dict[str, str]) -> int:
+    """Start a program that has `fd` open, as an orphan: its process id, or 0.
+
+    Process 1 has it for a child then, or the systemd of a user.  A main process that is another's child is one whose
+    end systemd does not wait for: it would be killed as soon as it is told to stop.
+    """
+    told, tell = os.pipe2(os.O_CLOEXEC)
+    child = os.fork()
+    if not child:
+        try:
+            signal.set_wakeup_fd(-1)                    # it is the supervisor's pipe
+            os.write(tell, b"%d" % subprocess.Popen(words, pass_fds=[fd], env=environ).pid)
+        finally:
+            os._exit(0)
+    os.close(tell)
+    with open(told, "rb") as stream:
+        pid = int(stream.read() or 0)
+    os.waitpid(child, 0)
+    return pid
 
 
 # -- the one that comes ------------------------------------------------------------------------------------------------

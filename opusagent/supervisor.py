@@ -367,6 +367,9 @@ class Supervisor:
         if self.stops or self.coming or self.successor is not None:
             self.reports.tell(False, "No upgrade now: the server ends, reloads or is upgraded already.")
             return log.error("no upgrade now: something else is under way")
+        if os.getpid() == 1:
+            self.reports.tell(False, "A container ends with its process 1: replace the container.")
+            return log.error("no upgrade of process 1, with which its container would end")
         self.notify.tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         self.successor = Succession(self)
 

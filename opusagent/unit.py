@@ -10,23 +10,29 @@ import pwd
 import shlex
 import sys
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from . import ConfigError
-from .config import Config
+from .config import SETTINGS, Config
 
 DIRECTORY = "/etc/systemd/system"
 UNIT, SOCKET = "opusagent.service", "opusagent.socket"
+SYSCTLS, DROP_IN = "/etc/sysctl.d", "60-opusagent.conf"
 STOP_BESIDES = 30               # seconds beyond drain_seconds: for the last words, and the end
 OWN = ("/var/lib/opusagent", "/var/cache/opusagent")    # StateDirectory= and CacheDirectory= of the unit
 
 
 def shipped(name: str) -> str:
     """A text of deploy/.  ConfigError if the installation lacks it."""
-    place = resources.files("opusagent") / "deploy" / name
-    if place.is_file():
-        return place.read_text()
+    if place_of(name).is_file():
+        return place_of(name).read_text()
     raise ConfigError(f"The file {name} is missing from this installation: reinstall opusagent.")
+
+
+def place_of(name: str) -> Traversable:
+    """Where a text of deploy/ lies in this installation."""
+    return resources.files("opusagent") / "deploy" / name
 
 
 def command_line() -> list[str]:
@@ -50,6 +56,7 @@ def with_lines(text: str, lines: dict[str, str]) -> str:
 def units(config: Config, file: str | None, user: str, program: list[str], besides: tuple = ()) -> dict[str, str]:
     """The texts by file name.  `file` is the configuration, as an absolute path; None is none.  `program` starts the
     server, and it needs what lies at `besides`, too."""
+    check_places(config)
     words = [*program, "serve", *(["--config", file] if file else [])]
     lines = {"ExecStart": " ".join(_quoted(word) for word in words),
              "TimeoutStopSec": str(int(config.drain_seconds) + STOP_BESIDES), "User": user, "Group": _group(user)}
@@ -59,6 +66,17 @@ def units(config: Config, file: str | None, user: str, program: list[str], besid
         lines["UMask"] = "0077\nReadWritePaths=" + " ".join(map(_quoted, written))
     listen = {"ListenStream": _listening(config), "Backlog": str(config.net.backlog)}
     return {UNIT: with_lines(shipped(UNIT), lines), SOCKET: with_lines(shipped(SOCKET), listen)}
+
+
+def check_places(config: Config) -> None:
+    """Raises ConfigError for a file or directory that the server would look for somewhere else than we do now."""
+    for key, known in SETTINGS.items():
+        value = config.get(key) if known.unit in ("file", "directory") and key != "config" else ""
+        if not value or os.path.isabs(value):
+            continue
+        if known.unit == "directory" or os.path.exists(value.partition(":")[0]):    # FILE.py:NAME is a flow, too
+            raise ConfigError(f"{config.origin(key)}: systemd starts the server in /, and {value} is relative: write "
+                              f"{os.path.abspath(value)}.")
 
 
 def written_to(config: Config) -> list[str]:
@@ -139,5 +157,8 @@ def next_commands(file: str | None, user: str, written: list[str]) -> list[str]:
         lines.append(f"useradd --system --home-dir /nonexistent --shell /usr/sbin/nologin {shlex.quote(user)}")
     lines += [shlex.join(["install", "-d", "-m", "700", "-o", user, "-g", _group(user), path])
               for path in dict.fromkeys(written) if not os.path.isdir(path)]
+    if not Path(SYSCTLS, DROP_IN).exists():
+        lines.append(shlex.join(["install", "-m", "644", str(place_of(DROP_IN)), SYSCTLS])
+                     + f" && sysctl -q -p {SYSCTLS}/{DROP_IN}")
     return [*lines, "systemctl daemon-reload", "systemctl enable --now opusagent.socket opusagent.service",
             shlex.join([*command_line(), "doctor", *(["--config", file] if file else [])])]

@@ -51,7 +51,7 @@ def test_the_exit_code_says_whether_a_call_would_break(monkeypatch, capsys, brok
     ("net.ipv4.tcp_wmem", "4096 16384 4194304", False), ("net.ipv4.tcp_wmem", "4096 16384 131072", True),
     ("net.ipv4.tcp_slow_start_after_idle", "1", False), ("net.ipv4.tcp_slow_start_after_idle", "0", True)])
 def test_a_sysctl_is_measured_against_the_drop_in(name, value, right):
-    wanted = dict(line.split(" = ") for line in doctor.unit.shipped("60-opusagent.conf").splitlines() if " = " in line)
+    wanted = dict(line.split(" = ") for line in doctor.unit.shipped(doctor.unit.DROP_IN).splitlines() if " = " in line)
     assert doctor.right(name, value, wanted[name]) == right
 
 

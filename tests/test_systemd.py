@@ -153,7 +153,7 @@ def test_the_calls_of_a_supervisor_that_dies_lie_with_systemd(service):
     assert service.manager.show(UNIT, "NRestarts") == "1"
 
 
-def test_an_upgrade_and_a_reload_are_no_restart(service):
+def test_an_upgrade_and_a_reload_are_no_restart_and_a_stop_is_as_before(service):
     service.begin()
     before = service.main()
 
@@ -162,8 +162,12 @@ def test_an_upgrade_and_a_reload_are_no_restart(service):
         service.until(lambda: service.main() not in (before, "0")
                       and service.manager.show(UNIT, "ActiveState") == "active")
         service.manager.run("systemctl", "reload", UNIT)
+        service.until(lambda: service.manager.show(UNIT, "ActiveState") == "active")
+        service.manager.run("systemctl", "stop", "--no-block", "opusagent.socket", UNIT)
     assert service.calling(upgrade) == CALLS, service.said()
-    assert service.manager.show(UNIT, "NRestarts") == "0" and service.manager.show(UNIT, "ActiveState") == "active"
+    service.until(lambda: service.manager.show(UNIT, "ActiveState") == "inactive")
+    assert service.manager.show(UNIT, "NRestarts") == "0"
+    assert service.manager.show(UNIT, "Result") == "success", service.said()
 
 
 def test_a_server_that_hangs_is_started_again(service):

@@ -54,6 +54,15 @@ def test_what_systemd_cannot_listen_on_is_refused(settings, sentence):
         unit.units(Config.load(settings, {}), None, "nobody", PROGRAM)
 
 
+@pytest.mark.parametrize("key, value", [("archive.directory", "calls"), ("flow", "my.toml"), ("flow", "my.py:flow")])
+def test_what_systemd_would_look_for_elsewhere_is_refused(tmp_path, monkeypatch, key, value):
+    monkeypatch.chdir(tmp_path)
+    for name in ("my.toml", "my.py"):
+        (tmp_path / name).touch()
+    with pytest.raises(ConfigError, match=f"{value} is relative: write {tmp_path}/{value}"):
+        unit.units(Config.load({key: value}, {}), None, "nobody", PROGRAM)
+
+
 def test_an_installation_in_a_home_can_see_itself():
     units = unit.units(Config(), None, "nobody", ["/home/me/bin/opusagent"])
     assert lines(units[unit.UNIT])["ProtectHome"] == "read-only"

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import systemd
 
 from opusagent import ConfigError, upgrade
 
@@ -61,6 +62,23 @@ def test_it_says_whether_the_successor_has_taken_over():
         assert server.metric("calls_total") == 0            # it answers
     finally:
         server.stop()
+
+
+@pytest.mark.skipif(systemd.missing() is not None, reason=str(systemd.missing()))
+def test_process_1_stays_where_it_is_since_its_container_ends_with_it():
+    with subprocess.Popen(
+            ["unshare", "--pid", "--net", "--mount", "--fork", "--kill-child", "--mount-proc", sys.executable, "-P",
+             "-m", "opusagent.cli", "serve", "--port", "0", "--workers", "1", "--stt", "scripted", "--llm", "scripted",
+             "--tts", "scripted"], stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout.readline().startswith("listening on")
+            first, = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
+            done = subprocess.run(["nsenter", "-t", first, "-p", "-n", "-m", sys.executable, "-P", "-m",
+                                   "opusagent.cli", "upgrade"], capture_output=True, text=True, timeout=100)
+            assert done.returncode == 1 and "replace the container. The old server goes on" in done.stderr
+            assert server.poll() is None
+        finally:
+            server.kill()
 
 
 def test_a_process_that_is_no_server_is_left_alone():
