@@ -62,40 +62,47 @@ class Rings:
         self.heard = 0                          # chunks that the reader has told of
         self.channel = Channel(self.ends[1], self.ends[0])      # the worker's end reads the second ring
 
+    def take(self, kind: int, slot: int, generation: int, epoch: int, a: int, b: int, data: bytes) -> None:
+        self.heard = a
+
     def ping(self) -> None:
-        self.channel.send(1, 0, 1, 1, 0, 0, b"")
-        while self.ends[1].pop() is None:
+        self.heard = 0
+        self.channel.send(1, 0, 1, 1, 1, 0, b"")
+        self.hear(1)
+
+    def hear(self, least: int) -> None:
+        """Until the reader tells of so many chunks."""
+        self.ends[1].deliver(self.take)
+        while self.heard < least:
             self.channel.wait()
+            self.ends[1].deliver(self.take)
 
     def pong(self) -> None:
         channel = Channel(*self.ends)
         while True:
-            while (record := self.ends[0].pop()) is not None:
-                channel.send(*record)
+            self.ends[0].deliver(channel.send)
             channel.wait()
 
     def write(self, pcm: np.ndarray, count: int) -> None:
         for number in range(count):
-            while number - self.heard >= WINDOW:
-                if (record := self.ends[1].pop()) is not None:
-                    self.heard = record[4]
-                else:
-                    self.channel.wait()
+            if number - self.heard >= WINDOW:
+                self.hear(number - WINDOW + 1)
             self.channel.send(1, 0, 1, 1, self.slot.write(pcm) - len(pcm), 0, b"")
-        while self.heard < count:
-            self.channel.wait()
-            while (record := self.ends[1].pop()) is not None:
-                self.heard = record[4]
+        self.hear(count)
         self.heard = 0
 
     def read(self, room: np.ndarray, count: int) -> None:
         channel, number = Channel(*self.ends), 0
+
+        def take(kind: int, slot: int, generation: int, epoch: int, position: int, b: int, data: bytes) -> None:
+            nonlocal number
+            self.slot.read_into(position, room)
+            number += 1
+            if not number % ACK or number == count:
+                channel.send(1, 0, 1, 1, number, 0, b"")
+
         while number < count:
-            while (record := self.ends[0].pop()) is not None:
-                self.slot.read_into(record[4], room)
-                number += 1
-                if not number % ACK or number == count:
-                    channel.send(1, 0, 1, 1, number, 0, b"")
+            self.ends[0].deliver(take)
             if number < count:
                 channel.wait()
 

@@ -14,6 +14,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from .. import ConfigError, EngineError
@@ -44,7 +45,7 @@ class EngineProcess:
 
     def __init__(self, stage: str, arena: Arena, setup: dict, on_record: Callable, on_exit: Callable):
         self.stage = stage                          # "stt", "tts" or "turn"
-        self.on_record = on_record
+        self.on_record = partial(on_record, self)
         self.on_exit = on_exit
         self.to = Ring(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
         self.back = Ring(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
@@ -87,8 +88,7 @@ class EngineProcess:
             pass                                    # the wake-up was for something that was read already
         try:
             while True:
-                while (record := self.back.pop()) is not None:
-                    self.on_record(self, *record)
+                self.back.deliver(self.on_record)
                 if self.back.sleep():
                     break
         except EngineError as error:
@@ -218,15 +218,16 @@ class Host:
     def _start(self) -> EngineProcess:
         return EngineProcess(self.stage, self.arena, self.setup, self._record, self._exited)
 
-    def _record(self, process: EngineProcess, kind: int, *record) -> None:
+    def _record(self, process: EngineProcess, kind: int, slot: int, generation: int, epoch: int, a: int, b: int,
+                data: bytes) -> None:
         if kind == READY:
             self._became_ready(process)
         elif kind == FAILED and not process.ready:
             if not self._opened.done():
-                kind_of_error = ConfigError if record[3] else EngineError
-                self._opened.set_exception(kind_of_error(record[-1].decode(errors="replace")))
+                kind_of_error = ConfigError if a else EngineError
+                self._opened.set_exception(kind_of_error(data.decode(errors="replace")))
         elif process is not self.spare:
-            self.on_record(kind, *record)
+            self.on_record(kind, slot, generation, epoch, a, b, data)
 
     def _became_ready(self, process: EngineProcess) -> None:
         process.ready = True

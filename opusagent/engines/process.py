@@ -52,8 +52,7 @@ class Channel:
         self.live()
         while self.unsent and self.back.push(*self.unsent[0]):
             self.unsent.popleft()
-        while (record := self.to.pop()) is not None:
-            on_record(*record)
+        self.to.deliver(on_record)
 
     def live(self, seconds: float = 0.0) -> None:
         """Say that we live, and will, though we say nothing for so long."""

@@ -396,29 +396,28 @@ cdef class Ring:
     def beat(self, uint64_t now):
         oa_store(self.alive, now)
 
-    def pop(self):
-        """The next record: (kind, slot, generation, epoch, a, b, data), or None.  EngineError if it makes no sense."""
-        cdef uint64_t tail = self.tail[0], at
+    def deliver(self, on_record):
+        """Read what has come: on_record(kind, slot, generation, epoch, a, b, data) for each record, which is read by
+        then, so that it may raise or deliver the rest.  EngineError if one makes no sense."""
+        cdef uint64_t at
         cdef Record *record
-        while tail != oa_load(self.head):
-            at = tail & (RING_DATA - 1)
+        cdef Record head
+        while self.tail[0] != oa_load(self.head):
+            at = self.tail[0] & (RING_DATA - 1)
             record = <Record*>(self.data + at)
-            if record.size < 8 or record.size & 7 or record.size > RING_DATA - at:
+            if (record.size < 8 or record.size & 7 or record.size > RING_DATA - at or record.kind != SKIP
+                    and (record.size < RECORD_HEAD or record.length > record.size - RECORD_HEAD)):
                 raise EngineError("a record of the ring is broken")
             if record.kind == SKIP:
-                tail += record.size
-                oa_store(self.tail, tail)
+                oa_store(self.tail, self.tail[0] + record.size)
                 continue
-            if record.size < RECORD_HEAD or record.length > record.size - RECORD_HEAD:
-                raise EngineError("a record of the ring is broken")
-            found = (record.kind, record.slot, record.generation, record.epoch, record.a, record.b,
-                     PyBytes_FromStringAndSize(<char*>self.data + at + RECORD_HEAD, record.length))
-            oa_store(self.tail, tail + record.size)
-            return found
-        return None
+            head = record[0]
+            data = PyBytes_FromStringAndSize(<char*>record + RECORD_HEAD, head.length)
+            oa_store(self.tail, self.tail[0] + head.size)       # from here on the writer may write over it
+            on_record(head.kind, head.slot, head.generation, head.epoch, head.a, head.b, data)
 
     def sleep(self) -> bool:
-        """Say that the reader is about to wait for the eventfd; False if a record came in the meantime: pop again."""
+        """Say that the reader is about to wait for the eventfd; False if a record came in the meantime."""
         oa_swap(self.sleeping, 1)
         oa_fence()
         if self.tail[0] != oa_load(self.head):
