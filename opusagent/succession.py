@@ -9,10 +9,12 @@ import os
 import select
 import selectors
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import MutableMapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -158,7 +160,7 @@ class Estate:
 
 
 class Inheritance:
-    """What is passed to a supervisor that is not the first: `estates` by seat, `sockets` by name."""
+    """What is passed to a supervisor that is not the first: `estates` by seat or arena, `sockets` by name."""
 
     def __init__(self, environ: MutableMapping[str, str] = os.environ):
         self.estates: dict[str, Estate] = {}
@@ -177,17 +179,18 @@ class Inheritance:
         calls = []
         for fd, name in enumerate(names, FIRST_INHERITED):
             what, *rest = name.split("-")
-            if what == "arena" and len(rest) == 2:
+            if what == "arena" and len(rest) == 1:
                 os.set_inheritable(fd, False)
-                self.estates["-".join(rest)] = Estate(fd)
-            elif what == "call" and len(rest) == 3:
+                self.estates[rest[0]] = Estate(fd)
+            elif what == "call" and len(rest) == 2:
                 os.set_inheritable(fd, False)
-                calls.append(("-".join(rest[:2]), int(rest[2]), fd))
-        for seat, slot, fd in calls:
-            if seat in self.estates:
-                self.estates[seat].calls[slot] = fd
-            else:
-                os.close(fd)
+                calls.append((rest[0], int(rest[1]), fd))
+        for arena, slot, fd in calls:
+            if arena in self.estates:
+                self.estates[arena].calls[slot] = fd
+            else:                                       # nobody can go on with it; closed only, systemd would keep it
+                with suppress(OSError), socket.socket(fileno=fd) as sock:
+                    sock.shutdown(socket.SHUT_RDWR)
 
     def _receive(self) -> None:
         """Everything but the calls.  ConfigError if the predecessor does not pass it."""

@@ -128,7 +128,7 @@ class Supervisor:
         estate = self.inherited.next()
         worker = Worker(seat, estate.arena if estate else self._new_arena(), work)
         self.workers.append(worker)
-        self.notify.store(stored("arena", seat), worker.arena)
+        self.notify.store(stored("arena", worker.arena), worker.arena)
         self._fork(worker)
         if estate is not None:
             estate.worker = worker
@@ -234,13 +234,13 @@ class Supervisor:
         if not fds:
             return log.warning("a call cannot be kept for another worker: there are no descriptors left")
         worker.calls[message["slot"]] = fds[0]
-        self.notify.store(stored("call", worker.seat, message["slot"]), fds[0])
+        self.notify.store(stored("call", worker.arena, message["slot"]), fds[0])
 
     def _over(self, worker: Worker, message: dict, fds: list[int]) -> None:
         fd = worker.calls.pop(message["slot"], None)
         if fd is not None:
             os.close(fd)
-            self.notify.forget(stored("call", worker.seat, message["slot"]))
+            self.notify.forget(stored("call", worker.arena, message["slot"]))
 
     def _news(self, worker: Worker, message: dict, fds: list[int]) -> None:
         """A platform speaks of a call that this worker has not: it is for the next one, until all were asked."""
@@ -252,7 +252,7 @@ class Supervisor:
         """Calls of another process, by slot, are the worker's from now on; `all`: nobody else uses its arena."""
         for slot, fd in calls.items():
             worker.calls[slot] = fd
-            self.notify.store(stored("call", worker.seat, slot), fd)
+            self.notify.store(stored("call", worker.arena, slot), fd)
         for slots in portions(list(calls)):
             self.say(worker, [calls[slot] for slot in slots], do="adopt", slots=slots)
         self.say(worker, do="adopted", all=all)
@@ -311,10 +311,10 @@ class Supervisor:
         self.board.leave(worker.seat)
         for slot, fd in worker.calls.items():
             os.close(fd)
-            self.notify.forget(stored("call", worker.seat, slot))
+            self.notify.forget(stored("call", worker.arena, slot))
         worker.calls.clear()
+        self.notify.forget(stored("arena", worker.arena))
         os.close(worker.arena)
-        self.notify.forget(stored("arena", worker.seat))
         if not self.announced and not self.stops:
             self._stop()
 
@@ -381,9 +381,12 @@ class Supervisor:
         """A child has ended: its socket says so."""
 
 
-def stored(what: str, *numbers: int) -> str:
-    """The name under which systemd keeps a descriptor: "arena" and a seat, or "call", a seat and a slot."""
-    return "-".join(map(str, (what, os.getpid(), *numbers)))
+def stored(what: str, arena: int, *slot: int) -> str:
+    """The name under which systemd keeps a descriptor: "arena" or "call", the arena's inode, and a call's slot.
+
+    All who have had an arena give it the same name: what systemd keeps already, it does not keep once more by another.
+    """
+    return "-".join(map(str, (what, os.fstat(arena).st_ino, *slot)))
 
 
 SIGNALS = {

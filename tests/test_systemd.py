@@ -107,6 +107,11 @@ class Service:
             assert time.monotonic() < give_up, self.said()
             time.sleep(0.1)
 
+    def upgrade(self):
+        before = self.main()
+        os.kill(self.manager.pids(UNIT)[0], signal.SIGUSR2)
+        self.until(lambda: self.main() not in (before, "0") and self.manager.show(UNIT, "ActiveState") == "active")
+
     def main(self):
         return self.manager.show(UNIT, "MainPID")
 
@@ -138,33 +143,33 @@ def test_the_first_caller_starts_it_in_its_sandbox_and_a_stop_lets_the_last_fini
     assert len(kept.split()) == CALLS, service.said()
 
 
-def test_the_calls_of_a_supervisor_that_dies_lie_with_systemd(service):
-    service.begin()
-    before = service.main()
+def test_the_calls_of_a_supervisor_that_dies_lie_with_systemd_and_with_each_that_follows_too(service):
+    def kept():
+        return int(service.manager.show(UNIT, "NFileDescriptorStore"))
 
     def kill():
-        time.sleep(1)                                       # the store hears of a call within a look
-        assert int(service.manager.show(UNIT, "NFileDescriptorStore")) >= CALLS
+        before = service.main()
+        service.until(lambda: kept() == 1 + CALLS)          # with the arena in which they lie
         for pid in service.manager.pids(UNIT):
             os.kill(pid, signal.SIGKILL)
         service.until(lambda: service.main() not in (before, "0")
                       and service.manager.show(UNIT, "ActiveState") == "active")
+    service.begin()
+    service.upgrade()
     assert service.calling(kill) == CALLS, service.said()
-    assert service.manager.show(UNIT, "NRestarts") == "1"
+    service.until(lambda: kept() == 1)
+    assert service.calling(kill) == CALLS, service.said()
+    assert service.manager.show(UNIT, "NRestarts") == "2"
 
 
 def test_an_upgrade_and_a_reload_are_no_restart_and_a_stop_is_as_before(service):
-    service.begin()
-    before = service.main()
-
-    def upgrade():
-        os.kill(service.manager.pids(UNIT)[0], signal.SIGUSR2)
-        service.until(lambda: service.main() not in (before, "0")
-                      and service.manager.show(UNIT, "ActiveState") == "active")
+    def then():
+        service.upgrade()
         service.manager.run("systemctl", "reload", UNIT)
         service.until(lambda: service.manager.show(UNIT, "ActiveState") == "active")
         service.manager.run("systemctl", "stop", "--no-block", "opusagent.socket", UNIT)
-    assert service.calling(upgrade) == CALLS, service.said()
+    service.begin()
+    assert service.calling(then) == CALLS, service.said()
     service.until(lambda: service.manager.show(UNIT, "ActiveState") == "inactive")
     assert service.manager.show(UNIT, "NRestarts") == "0"
     assert service.manager.show(UNIT, "Result") == "success", service.said()
