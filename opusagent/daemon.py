@@ -40,8 +40,7 @@ def serve(config: Config, flow: Flow, again: Callable[[], tuple[Config, Flow]]) 
         registry.load()
     inherited = Inheritance()
     sockets, admin, bare = listening_sockets(config, inherited)
-    cores = len(os.sched_getaffinity(0))
-    workers = config.workers or max(1, cores - 1)
+    cores, workers = len(os.sched_getaffinity(0)), count_workers(config)
     if workers > max(16, MOST_PER_CORE * cores):
         raise ConfigError(f"{config.origin('workers')}: {workers} workers are more than {cores} cores can serve: "
                           f"one for each core is enough, and {max(16, MOST_PER_CORE * cores)} are the most.")
@@ -66,6 +65,11 @@ def serve(config: Config, flow: Flow, again: Callable[[], tuple[Config, Flow]]) 
              for sock in group]
     return Supervisor(workers, slots(config), work(config, flow, tls), reload, announce, notify, names,
                       inherited).run()
+
+
+def count_workers(config: Config) -> int:
+    """As many as are configured, or one for each core but one, which is for the engines."""
+    return config.workers or max(1, len(os.sched_getaffinity(0)) - 1)
 
 
 def listening_sockets(config: Config, inherited: Inheritance) -> tuple[list, list, list]:
@@ -111,7 +115,7 @@ def run_worker(config: Config, flow: Flow, listening: tuple, mine: Worker, board
 def settle(config: Config, seat: int) -> None:
     """A core and a priority of its own, as far as they are to be had."""
     cores = sorted(os.sched_getaffinity(0))
-    count = config.workers or max(1, len(cores) - 1)
+    count = count_workers(config)
     if config.pin and len(cores) >= CORES_TO_PIN and count < len(cores):
         os.environ["OA_CORES"] = ",".join(map(str, cores[count:]))      # the engine processes keep off the workers'
         os.sched_setaffinity(0, {cores[(seat - 1) % count]})

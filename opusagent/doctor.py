@@ -17,7 +17,7 @@ from pathlib import Path
 
 from . import ConfigError, EngineError, directories, net, unit
 from .config import Config
-from .daemon import CORES_TO_PIN
+from .daemon import CORES_TO_PIN, count_workers
 from .endpoints import STAGES, URL, targets
 from .prompts import open_store
 
@@ -124,8 +124,7 @@ def huge_pages(config: Config) -> Iterator[Finding]:
 
 
 def pinning(config: Config) -> Iterator[Finding]:
-    count = len(os.sched_getaffinity(0))
-    workers = config.workers or max(1, count - 1)
+    count, workers = len(os.sched_getaffinity(0)), count_workers(config)
     if not config.pin:
         yield Finding(FINE, "Workers are not pinned to cores, as it is configured.")
     elif count < CORES_TO_PIN:

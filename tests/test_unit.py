@@ -54,6 +54,16 @@ def test_what_systemd_cannot_listen_on_is_refused(settings, sentence):
         unit.units(Config.load(settings, {}), None, "nobody", PROGRAM)
 
 
+def test_the_unit_has_room_for_all_calls_of_a_large_machine_and_never_less_than_as_it_is_shipped():
+    def room(text):
+        return [int(lines(text)[name]) for name in ("FileDescriptorStoreMax", "TasksMax", "LimitNOFILE")]
+
+    def unit_of(**settings):
+        return unit.units(Config.load(settings, {}), None, "nobody", PROGRAM)[unit.UNIT]
+    assert room(unit_of(workers=1, max_calls=100)) == room(unit.shipped(unit.UNIT)) == [2048, 512, 65536]
+    assert room(unit_of(workers=63, max_calls=600)) == [63 * 604, 63 * 64, 63 * 1200 + 4096]
+
+
 @pytest.mark.parametrize("key, value", [("archive.directory", "calls"), ("flow", "my.toml"), ("flow", "my.py:flow")])
 def test_what_systemd_would_look_for_elsewhere_is_refused(tmp_path, monkeypatch, key, value):
     monkeypatch.chdir(tmp_path)
