@@ -1,6 +1,7 @@
 """Conversations as scripts: what is said, what is answered, who is interrupted, and what is left behind."""
 import base64
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -382,3 +383,23 @@ def test_a_worker_that_stood_still_for_long_lets_its_calls_go_on():
     call.call.tick(call.server.now)
     assert call.call.slot.written - before == 10_240 * 8 and not call.connection.faults and not call.connection.closed
     call.silence(200)
+
+
+def test_a_message_is_left_when_a_machine_has_said_its_greeting():
+    """As the manual has it, pauses and all; a machine that only beeps gets it, too."""
+    manual = (Path(__file__).parent.parent / "docs/flows.md").read_text()
+    flow = manual.partition("## When a machine answers")[2].partition("```toml")[2].partition("```")[0]
+    flow = 'start = "hello"\n' + flow + '[states.hello]\nsay = "Hello?"\non = [{ free = true, go = "message" }]\n'
+    message = "This is the surgery. Please call us back."
+    call = Conversation(flow)
+    call.call.answered_by("machine")
+    for words in ("you have reached nobody", "please leave a message"):
+        call.speech(1500, words)
+        assert call.state == "greeting" and message not in call.agent_says
+        call.silence(900)
+    call.silence(2500)
+    assert call.agent_says[-1] == message and call.state == "message"
+    quiet = Conversation(flow)
+    quiet.call.answered_by("machine")
+    quiet.silence(8000)
+    assert quiet.agent_says[-1] == message and quiet.call.done

@@ -641,7 +641,7 @@ FAULTS = [
     ('"Red or green?"', '" "',
      5, "`states.one.say` is empty."),
     ('say = "Red or green?"', "",
-     4, 'state "one" has nothing to say: give it `say` or `prompt`.'),
+     4, 'state "one" has nothing to say: give it `say` or `prompt`; say = "" if it only listens.'),
     ('say = "Red', 'history = 3\nsay = "Red',
      4, 'state "one" has no `prompt`, so its `facts` and `history` would not be used.'),
     ('say = "Red', 'history = 11\nsay = "Red',

@@ -124,7 +124,8 @@ def endless(flow, rings: list[list[str]]) -> Iterator[Fault]:
 def silent(states) -> Iterator[Fault]:
     for state in states:
         if not (state.say or state.play or state.keys or state.prompt or state.passing):
-            yield state.line, f"state \"{state.name}\" has nothing to say: give it `say` or `prompt`."
+            yield state.line, (f"state \"{state.name}\" has nothing to say: give it `say` or `prompt`; "
+                               "say = \"\" if it only listens.")
         if not state.prompt and (state.facts or state.history):
             yield state.line, f"state \"{state.name}\" has no `prompt`, so its `facts` and `history` would not be used."
         if not state.prompt and (state.tools or state.targets or state.profile):

@@ -41,7 +41,7 @@ class Reader(Rows):
         self.transfers: dict[str, str] = {}
         self.sounds: dict[str, Recording] = {}      # by the name that they have under [sounds]
         self.state_keys = {
-            "say": self.script, "prompt": Node.text, "facts": self.fact_names, "profile": Node.flag,
+            "say": self.said, "prompt": Node.text, "facts": self.fact_names, "profile": Node.flag,
             "history": lambda node: node.whole(0, HISTORY), "tools": self.uses, "may_go": self.targets,
             "on": self.rows, "enter": self.branches, "call": self.tool_name, "results": self.results,
             "go": self.state_name, "silence": self.ladder, "no_match": self.ladder, "failure": self.ladder,

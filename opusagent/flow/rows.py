@@ -238,6 +238,10 @@ class Rows:
         named = SLOT.sub(lambda slot: f"{{{self.fact(slot[1])}}}", " ".join(text.split()))
         return Text(named, node.line, self.kinds)
 
+    def said(self, node: Node) -> Text | None:
+        """What a state says: "" is nothing, so that it only listens."""
+        return Text("", node.line) if node.value == "" else self.script(node)
+
     def fixed(self, node: Node) -> Text | None:
         text = self.script(node)
         if text and text.slots:
