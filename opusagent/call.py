@@ -41,7 +41,7 @@ class Call:
         self.studio = server.studio
         self.connection = connection
         self.dialect = dialect
-        self.flow = self.studio.flows[agent]
+        self.agent, self.flow = agent, self.studio.flows[agent]
         self.usage = Usage(server.config)
         # made by Start
         self.id = ""

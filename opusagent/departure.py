@@ -5,9 +5,10 @@ beside the audio.  The rule: nobody is called whom the list `targets` does not a
 """
 import asyncio
 import logging
+from functools import partial
 
 from . import ConfigError, EngineError, targets
-from .carriers import TABLE
+from .carriers import TABLE, webhook
 from .credentials import Carrier
 
 log = logging.getLogger("opusagent")
@@ -72,7 +73,8 @@ class Departures:
             self._not(call, IMPOSSIBLE, f"{call.dialect.name} needs an account under [carriers] for that")
         else:
             self.metrics.count("transfers", outcome=ASKED)
-            request = TABLE[account.platform].transfer(account, call.id, target, self.config.public_url.rstrip("/"))
+            ours = partial(webhook, self.config.public_url.rstrip("/"), call.agent)
+            request = TABLE[account.platform].transfer(account, call.id, target, ours)
             self._send(self._transfer(call, account, request))
 
     def _not(self, call, outcome: str, why: object) -> None:
@@ -81,9 +83,10 @@ class Departures:
         self.soon(call.not_handed_over)
 
     def hang_up(self, call) -> None:
-        """Ends a call by its account, where that wants to be asked (`hang_up = true`)."""
+        """Ends a call by its account, where that wants to be asked (`hang_up = true`), or the stream's address does."""
         account = self.account_of(call)
-        if account is not None and account.hang_up and self.rest is not None:
+        wanted = account is not None and (account.hang_up or getattr(call.dialect, "hangs_up", False))
+        if wanted and self.rest is not None:
             self._send(self._end(call.id, account, TABLE[account.platform].hang_up(account, call.id)))
 
     # -- the tasks -----------------------------------------------------------------------------------------------------

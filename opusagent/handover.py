@@ -87,11 +87,10 @@ def beside_state(beside: Bystander | None) -> dict | None:
 
 def kept_of(call: Call) -> dict:
     """All of a call that does not lie in its slot, as JSON can hold it."""
-    agent = next(name for name, flow in call.studio.flows.items() if flow is call.flow)
     mouth, trace = call.mouth, call.ledger.trace
     tenure = getattr(call.connection, "tenure", None)
     return {
-        "version": VERSION, "dialect": call.dialect.name, "spoken": state_of(call.dialect), "agent": agent,
+        "version": VERSION, "dialect": call.dialect.name, "spoken": state_of(call.dialect), "agent": call.agent,
         "call": fields(call, CALL) | {"excused": call.excused if call.excused != math.inf else NEVER},
         "dialogue": dialogue_state(call.dialogue.checkpoint()),
         "today": call.dialogue.today,

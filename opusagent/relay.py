@@ -44,7 +44,7 @@ class RelayCall:
         self.studio = server.studio
         self.connection = connection
         self.dialect = dialect
-        self.flow = self.studio.flows[agent]
+        self.agent, self.flow = agent, self.studio.flows[agent]
         self.slot = None                    # there is no audio
         self.out = Outbound(connection, dialect, server.metrics)
         self.mouth = self                   # where departures look for `out`

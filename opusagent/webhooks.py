@@ -13,6 +13,7 @@ from xml.sax.saxutils import escape, quoteattr
 import orjson
 
 from . import ProtocolError, auth, targets
+from .carriers import webhook
 from .continuity import key_of
 from .credentials import Key
 from .dialects import text_of
@@ -26,7 +27,8 @@ HUMAN, MACHINE, FAX, UNKNOWN = "human", "machine", "fax", "unknown"     # who ha
 ANSWERED = {"human": HUMAN, "machine_start": MACHINE, "machine_end_beep": MACHINE, "machine_end_silence": MACHINE,
             "machine_end_other": MACHINE, "machine": MACHINE, "true": MACHINE, "false": HUMAN, "fax": FAX,
             "fax_detected": FAX, "human_residence": HUMAN, "human_business": HUMAN, "amd_human_detected": HUMAN,
-            "amd_machine_detected": MACHINE}
+            "amd_machine_detected": MACHINE, "unknown": UNKNOWN, "not_sure": UNKNOWN, "silence": UNKNOWN,
+            "amd_no_speech_detected": UNKNOWN, "amd_decision_timeout": UNKNOWN}
 SHOWN_IN = {"twilio": "x-twilio-signature", "plivo": "x-plivo-signature-v3", "vonage": "authorization",
             "telnyx": "telnyx-signature-ed25519", "jambonz": "jambonz-signature"}
 NO_FACTS = ("token", "ticket", "relay", "again")    # of a webhook's query
@@ -57,13 +59,17 @@ class Hook:
         ticket = auth.ticket(self.key, self.agent, self.server.gate.wall(), secrets.token_hex(16))
         return f"{url}/ticket/{ticket}" if self.key.once else f"{url}?{urlencode({'ticket': ticket})}"
 
+    def own(self, route: str) -> str:
+        """The address of another webhook of the same agent's: whoever may call this one may call that one."""
+        return webhook(self.place, self.agent, route)
+
     def again(self) -> str:
         """The address of this very webhook for a call whose stream has ended; "" where no other node could go on."""
         if getattr(self.inquiry, "registry", None) is None:
             return ""
         route = next(route for route, (platform, render) in ROUTES.items()
                      if platform == self.platform and render in VOICES)
-        return f"{self.place}{route}" + (f"/{self.agent}" if self.agent else "") + "?again=yes"
+        return self.own(route) + "?again=yes"
 
     def is_over(self, call_id: str) -> bool:
         """Whether a call comes here once more, and there is nothing to go on with."""
@@ -84,8 +90,9 @@ def parameters(facts: Mapping[str, str]) -> str:
 
 
 def answered_by(value: str) -> str:
-    """HUMAN, MACHINE, FAX or UNKNOWN of what a platform says; "" of nothing."""
-    return ANSWERED.get(value.lower(), UNKNOWN) if value else ""
+    """HUMAN, MACHINE, FAX or UNKNOWN of what a platform says of who has answered; "" of anything else that it may say
+    in the same place, such as that the call rings or that the machine has stopped speaking."""
+    return ANSWERED.get(value.lower(), "")
 
 
 # ---- calls that come in, or that are answered ------------------------------------------------------------------------
@@ -109,7 +116,7 @@ def twilio_relay(hook: Hook, facts: dict[str, str]) -> tuple[int, str | bytes, s
              **{name: facts.pop(name) for name in RELAYED if name in facts}}
     attributes = " ".join(f"{name}={quoteattr(value)}" for name, value in named.items())
     return 200, (f'<?xml version="1.0" encoding="UTF-8"?>\n<Response><Connect action='
-                 f"{quoteattr(hook.place + '/twilio/handoff')}><ConversationRelay {attributes}>{parameters(facts)}"
+                 f"{quoteattr(hook.own('/twilio/handoff'))}><ConversationRelay {attributes}>{parameters(facts)}"
                  "</ConversationRelay></Connect></Response>\n"), XML
 
 
@@ -201,7 +208,7 @@ def jambonz_transfer(hook: Hook) -> tuple[int, str | bytes, str]:
 # ---- who has answered, told while the call is on ---------------------------------------------------------------------
 
 def machine(call: str, who: str) -> Callable[[Hook], tuple[int, str, str]]:
-    """The answer to a webhook whose field `call` names a call and whose field `who` says who has answered it."""
+    """The answer to a webhook whose field `call` names a call and whose field `who` may say who has answered it."""
     def answer(hook: Hook) -> tuple[int, str, str]:
         if found := answered_by(hook.fields.get(who, "")):
             hook.server.answered_by(hook.fields.get(call, ""), found)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +20,7 @@ import pytest
 
 from conversation import Conversation
 from opusagent import ConfigError, EngineError, targets
-from opusagent.carriers import TABLE, Errand, api_of, rest, rs256
+from opusagent.carriers import TABLE, Errand, api_of, rest, rs256, webhook
 from opusagent.carriers.dialling import errand
 from opusagent.carriers.rest import httpx
 from opusagent.config import Config
@@ -32,7 +33,7 @@ DATA = Path(__file__).parent / "data"
 SECRET, PLACE = "the-secret-of-the-account", "https://calls.example.com"
 PEM = (DATA / "rsa.pem").read_text()
 BASIC = "Basic " + base64.b64encode(f"AC1:{SECRET}".encode()).decode()
-LISTENED = {"stream_url": "wss://calls.example.com/ws/telnyx/cards", "stream_track": "inbound_track",
+LISTENED = {"stream_url": "wss://calls.example.com/ws/telnyx/cards?hang_up=yes", "stream_track": "inbound_track",
             "stream_codec": "PCMU", "stream_bidirectional_mode": "rtp", "stream_bidirectional_codec": "PCMU",
             "stream_auth_token": "stream-token", "webhook_url": "https://calls.example.com/telnyx/event/cards",
             "answering_machine_detection": "detect"}
@@ -55,22 +56,24 @@ WANTED = {
         "machine_detection": "true"}, 201, {"request_uuid": "id-1", "message": "call fired"}),
     ("plivo", "hang_up"): ("DELETE", "/Account/AC1/Call/c%2F1/", None, 204, None),
     ("plivo", "transfer"): ("POST", "/Account/AC1/Call/c%2F1/", {
-        "legs": "aleg", "aleg_url": PLACE + "/plivo/transfer?target=%2B4930123456", "aleg_method": "POST"}, 202, {}),
+        "legs": "aleg", "aleg_url": PLACE + "/plivo/transfer/cards?target=%2B4930123456", "aleg_method": "POST"},
+        202, {}),
     ("vonage", "dial"): ("POST", "/calls", {
         "to": [{"type": "phone", "number": "4930123456"}], "from": {"type": "phone", "number": "15550100"},
         "answer_url": [PLACE + "/vonage/answer/cards"], "answer_method": "POST",
-        "event_url": [PLACE + "/vonage/event"], "event_method": "POST", "machine_detection": "continue"}, 201,
+        "event_url": [PLACE + "/vonage/event/cards"], "event_method": "POST", "machine_detection": "continue"}, 201,
         {"uuid": "id-1", "status": "started"}),
     ("vonage", "hang_up"): ("PUT", "/calls/c%2F1", {"action": "hangup"}, 204, None),
     ("vonage", "transfer"): ("PUT", "/calls/c%2F1", {"action": "transfer", "destination": {"type": "ncco", "ncco": [
-        {"action": "connect", "endpoint": [{"type": "phone", "number": "4930123456"}]}]}}, 204, None),
+        {"action": "connect", "from": "15550100", "endpoint": [{"type": "phone", "number": "4930123456"}]}]}}, 204,
+        None),
     ("jambonz", "dial"): ("POST", "/Accounts/AC1/Calls", {
         "from": "+15550100", "to": {"type": "phone", "number": "+4930123456"},
         "call_hook": {"url": PLACE + "/jambonz/call/cards", "method": "POST"},
-        "amd": {"actionHook": PLACE + "/jambonz/machine"}}, 201, {"sid": "id-1"}),
+        "amd": {"actionHook": PLACE + "/jambonz/machine/cards"}}, 201, {"sid": "id-1"}),
     ("jambonz", "hang_up"): ("PUT", "/Accounts/AC1/Calls/c%2F1", {"call_status": "completed"}, 202, None),
     ("jambonz", "transfer"): ("PUT", "/Accounts/AC1/Calls/c%2F1", {"call_hook": {
-        "url": PLACE + "/jambonz/transfer?target=%2B4930123456", "method": "POST"}}, 202, None),
+        "url": PLACE + "/jambonz/transfer/cards?target=%2B4930123456", "method": "POST"}}, 202, None),
 }
 
 
@@ -127,7 +130,7 @@ def asked(name, what, its_account):
         return table.dial(its_account, Errand("+4930123456", PLACE, "cards", token="stream-token"))
     if what == "hang_up":
         return table.hang_up(its_account, "c/1")
-    return table.transfer(its_account, "c/1", "+4930123456", PLACE)
+    return table.transfer(its_account, "c/1", "+4930123456", partial(webhook, PLACE, "cards"))
 
 
 def send(server, name, request, seconds=5.0, **more):
@@ -325,7 +328,7 @@ def test_the_command_places_a_call_and_says_its_id(tmp_path):
 def leaving(name, dialect=None, tenant="", **settings):
     """(departures, a call, what it sent, what it was told)."""
     sent, told = [], []
-    call = SimpleNamespace(id="c/1", connection=SimpleNamespace(tenant=tenant),
+    call = SimpleNamespace(id="c/1", agent="cards", connection=SimpleNamespace(tenant=tenant),
                            dialect=dialect or SimpleNamespace(name=name),
                            mouth=SimpleNamespace(out=SimpleNamespace(text=sent.append)),
                            not_handed_over=lambda: told.append("not"))
@@ -373,10 +376,13 @@ def test_a_platform_without_either_is_not_asked(caplog):
     assert "needs an account under [carriers]" in caplog.text
 
 
-def test_a_call_is_ended_by_its_account_where_that_wants_it():
+@pytest.mark.parametrize("wanted, query", [(True, {}), (False, {"hang_up": "yes"})])
+def test_a_call_is_ended_by_its_account_where_that_or_its_stream_wants_it(wanted, query):
+    from opusagent.dialects import TABLE as DIALECTS
+
     async def hang_up(server):
-        rows = {"telnyx": {"account": "app-1", "secret": SECRET, "api": server.api, "hang_up": True}}
-        departures, call, *_ = leaving("telnyx", carriers=rows)
+        rows = {"telnyx": {"account": "app-1", "secret": SECRET, "api": server.api, "hang_up": wanted}}
+        departures, call, *_ = leaving("telnyx", DIALECTS["telnyx"](query), carriers=rows)
         departures.rest = rest.Rest(httpx.AsyncClient(trust_env=False))
         departures.hang_up(call)
         while departures._tasks:

@@ -499,7 +499,7 @@ def asked(server, target, form):
 def test_the_voice_webhook_connects_text_where_it_is_asked_to(server):
     found = asked(server, "/twilio/voice/demo?relay=1&language=es-ES&campaign=spring", {"From": "+1555", "To": "+1666"})
     connect = found.find("Connect")
-    assert connect.get("action") == f"{PLACE}/twilio/handoff"
+    assert connect.get("action") == f"{PLACE}/twilio/handoff/demo"
     assert connect.find("ConversationRelay").attrib == {
         "url": "wss://calls.example.com/ws/twilio-relay/demo", "dtmfDetection": "true", "language": "es-ES"}
     assert {each.get("name"): each.get("value") for each in connect.iter("Parameter")} == {

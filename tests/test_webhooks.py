@@ -8,16 +8,20 @@ import json
 import os
 import socket
 import time
+from types import SimpleNamespace
 from urllib.parse import urlencode, urlsplit
 from xml.etree import ElementTree
 
 import pytest
 
 from opusagent import ProtocolError, http11, signing
+from opusagent.config import Config
 from opusagent.dialects import CALLERS
 from opusagent.flow import Dialogue, Flow
+from opusagent.metrics import Metrics
+from opusagent.server import Server
 from opusagent.telephone import Line, protocols_of
-from opusagent.webhooks import BY_GET, ROUTES, answered_by, route_of
+from opusagent.webhooks import BY_GET, ROUTES, answered_by, respond, route_of
 from served import SCRIPTED, serving
 from test_signatures_webhooks import signed
 
@@ -188,9 +192,37 @@ def test_vonage_and_plivo_ask_by_get_too(server):
 
 @pytest.mark.parametrize("said, who", [("human", "human"), ("machine_end_beep", "machine"), ("fax", "fax"), ("", ""),
                                        ("amd_machine_detected", "machine"), ("not_sure", "unknown"),
-                                       ("true", "machine")])
+                                       ("true", "machine"), ("unknown", "unknown"), ("completed", ""), ("ringing", ""),
+                                       ("amd_decision_timeout", "unknown"), ("amd_machine_stopped_speaking", "")])
 def test_who_has_answered_in_everybodys_words(said, who):
+    """... among whatever else a platform tells in the same place: that the call rings, or is over."""
     assert answered_by(said) == who
+
+
+@pytest.mark.parametrize("platform, hook, own", [
+    ("twilio", lambda agent: as_twilio(f"/twilio/voice{agent}?relay=1", CALL), "/twilio/handoff/cards"),
+    ("vonage", lambda agent: as_vonage(f"/vonage/event{agent}", {"uuid": "u", "status": "completed"}), ""),
+    ("jambonz", lambda agent: as_jambonz(f"/jambonz/transfer{agent}?target=%2B4930123456", {"call_sid": "c"}),
+     "+4930123456")])
+def test_whoever_may_call_one_agent_only_is_asked_and_asks_with_its_keys(platform, hook, own):
+    """A key that is bound to an agent counts for that agent's other webhooks, too, and for nobody else's."""
+    worker = Server(Config(auth={platform: {"secrets": [SECRET], "agent": "cards"}}, targets=("+4930*",),
+                           public_url=PLACE), SimpleNamespace(flows={"cards": None}), Metrics())
+
+    def said(request):
+        method, target, body, headers = request
+        lines = [f"{method} {target} HTTP/1.1", "Host: calls.example.com", f"Content-Length: {len(body)}",
+                 *(f"{name}: {value}" for name, value in headers.items()), "", ""]
+        head = http11.HeadParser(lambda path: True).feed("\r\n".join(lines).encode())
+        return respond(worker, SimpleNamespace(peer=("192.0.2.1", 1)), head, body)
+    try:
+        status, answer, _ = said(hook("/cards"))
+        assert status == 200 and own in (answer if isinstance(answer, str) else answer.decode())
+        with pytest.raises(ProtocolError) as refused:
+            said(hook(""))
+        assert refused.value.code == 401
+    finally:
+        worker.epoll.close()
 
 
 def test_a_machine_that_answers_is_told_to_the_stream(server):

@@ -3,8 +3,8 @@
 One file each, found in TABLE, with the same functions; each makes a Request and sends nothing (rest.py does):
     dial(account, errand) -> Request            a call to `errand.number`, whose audio comes to our route
     hang_up(account, call_id) -> Request
-    transfer(account, call_id, target, place) -> Request     to "+49..." or "sip:..."; `place` is how the world
-                                                reaches us, for platforms that come back to ask what to do
+    transfer(account, call_id, target, ours) -> Request     to "+49..." or "sip:..."; `ours(route)` is a webhook's
+                                                address, for platforms that come back to ask what to do
     placed(answer) -> str                       the id of the call that dial() has made, from the JSON that came back
     API                                         the address of the interface, unless the account names another
 
@@ -13,6 +13,11 @@ The rule: no function decides whom to call (targets.py does), and no credentials
 from dataclasses import dataclass, field
 
 from ..credentials import Carrier
+
+
+def webhook(place: str, agent: str, route: str) -> str:
+    """The address of one of ours, with the keys of the agent, "" for those of no agent in particular."""
+    return f"{place}{route}" + (f"/{agent}" if agent else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +30,8 @@ class Errand:
     detect: bool = True         # ask the platform whether a machine has answered
     token: str = ""             # what the stream is to show, where the platform takes such a thing
 
-    def webhook(self, path: str) -> str:
-        return f"{self.place}{path}" + (f"/{self.agent}" if self.agent else "")
+    def webhook(self, route: str) -> str:
+        return webhook(self.place, self.agent, route)
 
     def stream(self, dialect: str) -> str:
         return f"ws{self.place[4:]}/ws/{dialect}" + (f"/{self.agent}" if self.agent else "")

@@ -2,6 +2,7 @@
 
 To hand a call over, jambonz asks an address what to do with it: ours, /jambonz/transfer.  The rule: as in __init__.py.
 """
+from collections.abc import Callable
 from urllib.parse import quote, urlencode
 
 from ..credentials import Carrier
@@ -23,7 +24,7 @@ def dial(account: Carrier, errand: Errand) -> Request:
         "type": "phone", "number": errand.number}
     content = {"from": account.sender, "to": whom, "call_hook": {"url": errand.webhook("/jambonz/call"),
                                                                  "method": "POST"}}
-    amd = {"amd": {"actionHook": f"{errand.place}/jambonz/machine"}} if errand.detect else {}
+    amd = {"amd": {"actionHook": errand.webhook("/jambonz/machine")}} if errand.detect else {}
     return Request("POST", calls(account), json=content | amd)
 
 
@@ -35,6 +36,6 @@ def hang_up(account: Carrier, call_id: str) -> Request:
     return Request("PUT", calls(account, call_id), json={"call_status": "completed"}, again=True, gone=(404, 422))
 
 
-def transfer(account: Carrier, call_id: str, target: str, place: str) -> Request:
-    url = f"{place}/jambonz/transfer?{urlencode({'target': target})}"
+def transfer(account: Carrier, call_id: str, target: str, ours: Callable[[str], str]) -> Request:
+    url = f"{ours('/jambonz/transfer')}?{urlencode({'target': target})}"
     return Request("PUT", calls(account, call_id), json={"call_hook": {"url": url, "method": "POST"}})

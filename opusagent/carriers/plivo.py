@@ -2,6 +2,7 @@
 
 To hand a call over, Plivo asks an address what to do with it: ours, /plivo/transfer.  The rule: as in __init__.py.
 """
+from collections.abc import Callable
 from urllib.parse import quote, urlencode
 
 from ..credentials import Carrier
@@ -32,6 +33,6 @@ def hang_up(account: Carrier, call_id: str) -> Request:
     return Request("DELETE", calls(account, call_id), again=True, gone=(404,))
 
 
-def transfer(account: Carrier, call_id: str, target: str, place: str) -> Request:
-    url = f"{place}/plivo/transfer?{urlencode({'target': target})}"
+def transfer(account: Carrier, call_id: str, target: str, ours: Callable[[str], str]) -> Request:
+    url = f"{ours('/plivo/transfer')}?{urlencode({'target': target})}"
     return Request("POST", calls(account, call_id), json={"legs": "aleg", "aleg_url": url, "aleg_method": "POST"})

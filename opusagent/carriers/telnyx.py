@@ -3,6 +3,7 @@
 A call that is placed here streams by itself once it is answered; who has answered is told to /telnyx/event.
 The rule: as in __init__.py; commands carry an id of their own, so that a second one of the same changes nothing.
 """
+from collections.abc import Callable
 from hashlib import sha256
 from urllib.parse import quote
 
@@ -23,9 +24,10 @@ def action(call_id: str, name: str, **content) -> Request:
 
 
 def dial(account: Carrier, errand: Errand) -> Request:
+    """Nobody but us holds such a call: unless we hang up, whoever was called hears silence when the flow is over."""
     content = {"connection_id": account.connection or account.account, "to": errand.number, "from": account.sender,
-               "stream_url": errand.stream("telnyx"), "stream_track": "inbound_track", "stream_codec": "PCMU",
-               "stream_bidirectional_mode": "rtp", "stream_bidirectional_codec": "PCMU",
+               "stream_url": errand.stream("telnyx") + "?hang_up=yes", "stream_track": "inbound_track",
+               "stream_codec": "PCMU", "stream_bidirectional_mode": "rtp", "stream_bidirectional_codec": "PCMU",
                "webhook_url": errand.webhook("/telnyx/event")}
     if errand.token:
         content["stream_auth_token"] = errand.token
@@ -43,5 +45,5 @@ def hang_up(account: Carrier, call_id: str) -> Request:
     return action(call_id, "hangup")
 
 
-def transfer(account: Carrier, call_id: str, target: str, place: str) -> Request:
+def transfer(account: Carrier, call_id: str, target: str, ours: Callable[[str], str]) -> Request:
     return action(call_id, "transfer", to=target)

@@ -2,6 +2,7 @@
 
 SignalWire's and other copies of it take the same requests at an address of their own.  The rule: as in __init__.py.
 """
+from collections.abc import Callable
 from urllib.parse import quote
 from xml.sax.saxutils import escape
 
@@ -33,6 +34,6 @@ def hang_up(account: Carrier, call_id: str) -> Request:
     return Request("POST", calls(account, call_id), {"Status": "completed"}, again=True, gone=(404,))
 
 
-def transfer(account: Carrier, call_id: str, target: str, place: str) -> Request:
+def transfer(account: Carrier, call_id: str, target: str, ours: Callable[[str], str]) -> Request:
     whom = f"<Sip>{escape(target)}</Sip>" if target.startswith("sip:") else escape(target)
     return Request("POST", calls(account, call_id), {"Twiml": f"<Response><Dial>{whom}</Dial></Response>"})

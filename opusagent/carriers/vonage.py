@@ -2,6 +2,7 @@
 
 Numbers are written without a plus.  The rule: as in __init__.py.
 """
+from collections.abc import Callable
 from urllib.parse import quote
 
 from ..credentials import Carrier
@@ -26,7 +27,7 @@ def party(target: str) -> dict[str, str]:
 def dial(account: Carrier, errand: Errand) -> Request:
     content = {"to": [party(errand.number)], "from": party(account.sender),
                "answer_url": [errand.webhook("/vonage/answer")], "answer_method": "POST",
-               "event_url": [f"{errand.place}/vonage/event"], "event_method": "POST"}
+               "event_url": [errand.webhook("/vonage/event")], "event_method": "POST"}
     return Request("POST", "/calls", json=content | ({"machine_detection": "continue"} if errand.detect else {}))
 
 
@@ -38,7 +39,8 @@ def hang_up(account: Carrier, call_id: str) -> Request:
     return Request("PUT", f"/calls/{quote(call_id, '')}", json={"action": "hangup"}, again=True, gone=(400, 404))
 
 
-def transfer(account: Carrier, call_id: str, target: str, place: str) -> Request:
-    ncco = [{"action": "connect", "endpoint": [party(target)]}]
+def transfer(account: Carrier, call_id: str, target: str, ours: Callable[[str], str]) -> Request:
+    sender = {"from": account.sender.removeprefix("+")} if account.sender else {}       # else it is nobody's number
+    ncco = [{"action": "connect", **sender, "endpoint": [party(target)]}]
     return Request("PUT", f"/calls/{quote(call_id, '')}",
                    json={"action": "transfer", "destination": {"type": "ncco", "ncco": ncco}})

@@ -1,6 +1,6 @@
 """Telnyx Media Streaming, bidirectional in its mode `rtp`.  Twilio's shape in snake_case, in three encodings.
 
-ws://HOST:PORT/ws/telnyx[/<agent>][?codec=PCMA][&l16=big]
+ws://HOST:PORT/ws/telnyx[/<agent>][?codec=PCMA][&l16=big][&hang_up=yes]
 
 The encoding we hear is what `start` says; it follows the telephone network and differs from call to call.  The one we
 send is what Telnyx was told (stream_bidirectional_codec) and never tells us: PCMU, its default, unless `codec` says
@@ -113,8 +113,8 @@ class Order:
 class Telnyx:
     """Telnyx Media Streaming: PCMU, PCMA or L16 in JSON, put back into order."""
 
-    __slots__ = ("rate", "ignored", "outbox", "_codec", "_big_endian", "_heard", "_said", "_order", "_joined", "_marks",
-                 "_live", "_over")
+    __slots__ = ("rate", "ignored", "outbox", "hangs_up", "_codec", "_big_endian", "_heard", "_said", "_order",
+                 "_joined", "_marks", "_live", "_over")
     name = "telnyx"
     opcode = TEXT
     lead_ms = 100
@@ -122,6 +122,7 @@ class Telnyx:
 
     def __init__(self, query: dict[str, str]):
         self._codec, self._big_endian = query_of(query)
+        self.hangs_up = query.get("hang_up") == "yes"   # the call is to end with the flow, by Telnyx's interface
         self.rate = 8000
         self.ignored = 0
         self.outbox: list[tuple[int, bytes]] = []
