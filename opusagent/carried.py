@@ -27,7 +27,8 @@ def kept(call: RealtimeCall) -> dict:
         "made": [part if isinstance(part, str) else [part.name, part.arguments, part.id] for part in made.parts],
         "told": made.told, "limited": made.limited,
         "silent": call.filled.forgotten, "silences": list(call.filled.latest),
-        "last": fields(call.last, REPLY) if call.last is not None else None, "noted": call.slot.noted,
+        "last": fields(call.last, REPLY) if call.last is not None else None,
+        "noted": call.mouth.playout.place,      # the slot may say what a worker did that died before it kept this
         "sends": [[opcode, payload.decode()] for opcode, payload in call.ahead.waiting] if call.ahead else []}
 
 

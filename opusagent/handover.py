@@ -265,6 +265,8 @@ def play_on(call: Call, turn: Turn, segments: list[dict], noted: tuple) -> None:
         if i < begun:
             playout._places.append((segment, kept["place"] if kept["place"] != NEVER else sent))
             segment.read = segment.written if i < begun - 1 else max(segment.start, min(read, segment.written))
+        else:
+            segment.read = segment.start
         if not segment.finished:
             playout.queue.append(segment)
             if kept["buffer"] != NEVER:

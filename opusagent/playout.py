@@ -397,10 +397,17 @@ class Playout:
     @property
     def place(self) -> tuple[int, ...]:
         """Where it stands, for Slot.note(): samples sent, origin (-1: nothing went out), segments begun, the next
-        sample to play of the last of them, samples of silence before the next one, lag."""
-        read = self._places[-1][0].read - self._filled if self._places else 0
-        return (self.sent, -1 if self._origin is None else self._origin, len(self._places), max(0, read),
-                self._silence, self._lag)
+        sample to play of the last of them, samples of silence before the next one, lag.  What has got no further than
+        into the frame counts as not begun."""
+        begun, sent = len(self._places), self.sent
+        while begun > 1 and self._places[begun - 1][1] >= sent:
+            begun -= 1
+        silence, read = self._silence, max(0, self._places[-1][0].read - self._filled) if begun else 0
+        if begun < len(self._places):
+            segment, begins = self._places[begun - 1]
+            read = min(segment.start + sent - begins, segment.written)
+            silence = self._places[begun][1] - max(sent, begins + segment.written - segment.start)
+        return sent, -1 if self._origin is None else self._origin, begun, read, silence, self._lag
 
     def take_marks(self) -> list[int]:
         """Where segments ended since this was last asked: positions to ask the platform about."""

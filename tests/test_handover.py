@@ -13,6 +13,7 @@ from opusagent import handover
 from opusagent._fastpath import FrameParser, build_frame
 from opusagent.dialects import CALLERS, TABLE, TEXT
 from opusagent.dialects.keeping import resumed, state_of
+from opusagent.playout import Playout, Segment
 from test_realtime import Client as RealtimeClient
 
 STORY = """
@@ -169,6 +170,30 @@ def test_in_the_midst_of_a_prompt_nothing_is_said_twice_and_nothing_left_out():
         assert call.receipts == [] or call.agent_says == whole.agent_says
         call.says("yes")
         assert call.state == "more" and call.agent_says[-1] == "then there is more to tell."
+
+
+def test_what_a_worker_did_behind_its_last_snapshot_is_in_none_of_the_next_one():
+    """It died before anything of that went out: whoever takes the session over begins where the snapshot stands."""
+    client = RealtimeClient()
+    client.silence(1500)
+    stood = list(client.call.mouth.playout.place)
+    client.call.slot.note(stood[0] + 11200, *stood[1:])
+    assert json(handover.kept_of(client.call))["session"]["noted"] == stood
+
+
+def test_what_got_no_further_than_into_the_frame_is_played_by_the_next_worker():
+    """Where 200 ms go out together, the end of one sentence may wait for the beginning of the next."""
+    playout = Playout(8000, lead_ms=600_000, message_ms=200)
+    playout.begin()
+    first, second = Segment("One.", np.ones(1600, np.int16)), Segment("Two.", np.ones(800, np.int16), pause_ms=20)
+    for segment in (first, second, Segment("Three.", np.ones(24000, np.int16), growing=True)):
+        playout.push(segment)
+    assert len(playout.pop(MS)) == 1600 and playout.pop(MS) is None
+    assert second.finished and playout.place == (1600, MS, 1, 1600, 0, 0)
+    playout.queue[-1].supply(0, 500, done=False)
+    assert playout.pop(MS) is None and playout.place == (1600, MS, 1, 1600, 0, 0)
+    playout.queue[-1].supply(0, 1600, done=False)
+    assert len(playout.pop(MS)) == 1600 and playout.place == (3200, MS, 3, 640, 0, 0)
 
 
 def test_between_two_sentences_nobody_is_asked_to_wait(monkeypatch):
