@@ -18,6 +18,7 @@ import argparse
 import importlib.util
 import json
 import os
+import re
 import sys
 import time
 from dataclasses import dataclass, field
@@ -36,6 +37,7 @@ from opusagent.engines.prosody import TurnModel, heard
 from opusagent.flow import Flow, Waits
 from opusagent.turns import END_OF_TURN, PAUSE, PAUSED, TurnTaking
 
+WAIT = re.compile(r"\d+ ms(, eager)?")
 FLOW = """
 start = "four"
 [lists]
@@ -219,25 +221,28 @@ def plot(path: str, results: dict[str, dict[str, list[Row]]]) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
     kinds = next(iter(results.values()))
-    figure, axes = pyplot.subplots(1, len(kinds), figsize=(5 * len(kinds), 4.2), constrained_layout=True)
-    for axis, kind in zip(axes, kinds):
+    figure, axes = pyplot.subplots(2, -(-len(kinds) // 2), figsize=(11, 8), constrained_layout=True)
+    for axis, kind in zip(axes.flat, kinds):
         for source, rows in results.items():
-            for fixed in (False, True):
-                points = [(percentile(row.delays, 50), 100 * row.cut_in / max(1, row.count), row.name)
-                          for row in rows[kind] if row.name.startswith("fixed") == fixed]
-                if fixed and source != next(iter(results)):
-                    continue                            # a silence needs no words: the same for every source
-                label = "a fixed silence" if fixed else f"the flow's waits, {source} partials"
-                axis.plot([x for x, _, _ in points], [y for _, y, _ in points], "s--" if fixed else "o-", label=label)
-                for x, y, name in points[::1 if fixed else 3]:
-                    axis.annotate(name.replace("fixed silence ", "").replace("complete ", "").replace("free ", ""),
-                                  (x, y), fontsize=7, xytext=(4, 4), textcoords="offset points")
-        axis.set_title(f"{kind} ({rows[kind][0].count} turns)")
-        axis.set_xlabel("end of speech to end of turn, median, ms")
-        axis.set_ylabel("turns cut off, %")
+            draw_curve(axis, f"the flow's waits, {source} partials", "o-",
+                       [row for row in rows[kind] if not row.name.startswith("fixed")])
+        draw_curve(axis, "a fixed silence", "s--",          # needs no words: the same for every source
+                   [row for row in kinds[kind] if row.name.startswith("fixed")])
+        axis.set(title=f"{kind} ({kinds[kind][0].count} turns)", xlabel="end of speech to end of turn, median, ms",
+                 ylabel="turns cut off, %", xlim=(-20, 1300), ylim=(-3, 112))
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
-    figure.savefig(path, dpi=110)
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    figure.savefig(path, dpi=80)
+
+
+def draw_curve(axis, label: str, style: str, rows: list[Row]) -> None:
+    """A point for each wait; every other one says which."""
+    points = [(percentile(row.delays, 50), 100 * row.cut_in / max(1, row.count)) for row in rows]
+    line, = axis.plot(*zip(*points), style, label=label)
+    for row, point in list(zip(rows, points))[::2]:
+        if point[0] == point[0]:
+            axis.annotate(WAIT.search(row.name).group(), point, fontsize=7, color=line.get_color(), rotation=45,
+                          xytext=(2, 5), textcoords="offset points")
 
 
 def tell(results: dict[str, dict[str, list[Row]]], told: Told) -> None:
