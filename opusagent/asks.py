@@ -44,11 +44,11 @@ def commit(call) -> None:
         call._listen(call.ear.floor)
     call.commits = True
     position, counts = call.slot.written, call.ear.hearing
-    call.dialect.at(call._ms(position))
+    call.dialect.at(call.ear.ms(position))
     call._end_of_turn(position)
     if not counts:                          # nothing that is said does, in this state of the flow
         call.mouth.out.tell(SPEECH_STOPPED)
-        call.mouth.out.tell(RECOGNITION, "", 0.0)
+        call.mouth.out.tell(RECOGNITION, "", 0.0, call.ear.span)
 
 
 def discard(call) -> None:

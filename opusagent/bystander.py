@@ -145,7 +145,7 @@ class Bystander:
         if text:
             self.call.ledger.overheard(self.speaker, text, confidence, self.call.dialogue.state,
                                        self.ended * 1000 / self.slot.rate_in)
-            self.call.mouth.out.tell(OVERHEARD, text, confidence)
+            self.call.mouth.out.tell(OVERHEARD, text, confidence, self.ear.span)
         self._next()
 
     def on_afterthought(self, text: str, confidence: float) -> None:

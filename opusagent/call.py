@@ -305,7 +305,7 @@ class Call:
             self._stop_talking("superseded")
         self.ledger.trace.mark("recognition", self.server.clock())
         self.ledger.trace.confidence = confidence
-        self.mouth.out.tell(RECOGNITION, text, confidence)
+        self.mouth.out.tell(RECOGNITION, text, confidence, self.ear.span)
         self._reply(self.dialogue.answer(text))
 
     def on_afterthought(self, text: str, confidence: float) -> None:

@@ -26,7 +26,6 @@ def kept(call: RealtimeCall) -> dict:
         "inbox": [_written(entry) for entry in _waiting(call)], "deferred": [ask.details for ask in call.deferred],
         "made": [part if isinstance(part, str) else [part.name, part.arguments, part.id] for part in made.parts],
         "told": made.told, "limited": made.limited,
-        "silent": call.filled.forgotten, "silences": list(call.filled.latest),
         "last": fields(call.last, REPLY) if call.last is not None else None,
         "noted": call.mouth.playout.place,      # the slot may say what a worker did that died before it kept this
         "sends": [[opcode, payload.decode()] for opcode, payload in call.ahead.waiting] if call.ahead else []}
@@ -34,8 +33,6 @@ def kept(call: RealtimeCall) -> dict:
 
 def restore(call: RealtimeCall, state: dict) -> None:
     fill(call, state, SESSION)
-    call.filled.forgotten = state["silent"]
-    call.filled.latest.extend(state["silences"])
     call.last = reply_of(state["last"]) if state["last"] is not None else None
     call.deferred.extend(Ask(ASK_RESPOND, details) for details in state["deferred"])
     call.asides.extend(Ask(ASK_RESPOND, details) for details in state.get("asides", ()))

@@ -11,6 +11,7 @@ import numpy as np
 from . import acoustics, journal
 from ._fastpath import Resampler
 from .audio import Vad
+from .filled import Filled
 from .journal import entry
 from .turns import PAUSED
 
@@ -32,7 +33,7 @@ class Ear:
 
     __slots__ = ("call", "journal", "connection", "studio", "stt", "turn_model", "slot", "vad", "resampler",
                  "utterance", "search", "terms", "hearing", "overhearing", "weighed", "afterthought", "heard_from",
-                 "floor", "final_by", "media_at", "wire_rate", "gap", "longest", "beside")
+                 "floor", "final_by", "media_at", "filled", "wire_rate", "gap", "longest", "beside")
 
     def __init__(self, call, server, connection):
         self.call = call
@@ -57,6 +58,7 @@ class Ear:
         self.floor = 0                      # none begins before this position: that belongs to the one before
         self.final_by = 0                   # ns: until when the recogniser may take for its last word; 0: not asked
         self.media_at = 0                   # ns: when audio last came
+        self.filled = Filled()              # where none came, and the sample clock went on
         self.wire_rate = 0                  # Hz
         self.gap = MEDIA_GAP                # ns without media until the sample clock goes on
         self.longest = 0                    # samples of the longest message, at the wire's rate
@@ -117,9 +119,19 @@ class Ear:
         """No media came for a while (hold, mute, loss): the caller is silent, and the sample clock goes on.  Of a while
         in which we stood still it goes on by as much as the slot keeps."""
         count = min((now - self.media_at) * self.slot.rate_in // 1_000_000_000, self.slot.capacity)
+        self.filled.add(self.slot.written, count)
         self.take(np.zeros(count, np.int16), now)
         if self.beside is not None:
             self.beside.ear.hear_silence(now)
+
+    def ms(self, position: int) -> float:
+        """A position of the slot in the audio that came."""
+        return self.filled.without(position) * 1000 / self.slot.rate_in
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """From where to where the utterance lies that is over, ms of the audio that came; pre-roll is of it."""
+        return round(self.ms(self.heard_from)), round(self.ms(self.floor))
 
     def _scored(self, score: float, position: int, samples: int, quiet: int) -> None:
         """The window that ends at `position` is scored; what is only the agent's echo is no speech."""

@@ -1,6 +1,6 @@
-"""Where in a slot silence of ours lies, for the time in which a client sent nothing.
+"""Where in a slot silence of ours lies, for the time in which the caller's side sent nothing.
 
-The rule: what a client is told of its audio counts what it has sent, and nothing of that.
+The rule: what a platform is told of its audio counts what it has sent, and nothing of that.
 """
 from collections import deque
 
@@ -26,5 +26,5 @@ class Filled:
             self.forgotten += self.latest.popleft()[1]
 
     def without(self, position: int) -> int:
-        """A position of the slot, counted in what the client has sent."""
+        """A position of the slot, counted in what was sent."""
         return position - self.forgotten - sum(min(count, max(0, position - start)) for start, count in self.latest)

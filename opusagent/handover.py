@@ -55,6 +55,16 @@ def trace_of(state: dict) -> TurnTrace:
     return trace
 
 
+def ear_state(ear: Ear) -> dict:
+    return fields(ear, EAR) | {"silent": ear.filled.forgotten, "silences": list(ear.filled.latest)}
+
+
+def fill_ear(ear: Ear, state: dict) -> None:
+    fill(ear, state, EAR)
+    ear.filled.forgotten = state.get("silent", 0)
+    ear.filled.latest.extend(state.get("silences", ()))
+
+
 def segments_of(turn: Turn) -> list[dict]:
     """All segments of a reply, in order; `place` of those that were begun, `buffer` of those the voice speaks."""
     playout = turn.stage.playout
@@ -79,7 +89,7 @@ def beside_state(beside: Bystander | None) -> dict | None:
     """The other side of a conversation of others; its audio lies in a slot of its own."""
     if beside is None:
         return None
-    return {"slot": beside.slot.index, "turns": fields(beside.turns, TURNS), "ear": fields(beside.ear, EAR),
+    return {"slot": beside.slot.index, "turns": fields(beside.turns, TURNS), "ear": ear_state(beside.ear),
             "ended": beside.ended, "waiting": beside.waiting}
 
 
@@ -95,7 +105,7 @@ def kept_of(call: Call) -> dict:
         "dialogue": dialogue_state(call.dialogue.checkpoint()),
         "today": call.dialogue.today,
         "unheard": dialogue_state(call.transaction._unheard), "undo": dialogue_state(call.transaction._undo),
-        "turns": fields(call.turns, TURNS), "ear": fields(call.ear, EAR), "mouth": fields(mouth, MOUTH),
+        "turns": fields(call.turns, TURNS), "ear": ear_state(call.ear), "mouth": fields(mouth, MOUTH),
         "beside": beside_state(call.ear.beside),
         "turn": turn_state(mouth.turn),
         "dropped": mouth.out.dropped, "trace": fields(trace, TRACE) if trace else None,
@@ -149,7 +159,7 @@ def resume(server, connection, slot: Slot, state: dict) -> Call:
     call.slot = slot
     call.dialogue = call._dialogue({})
     call._open_line()
-    fill(call.ear, state["ear"], EAR)
+    fill_ear(call.ear, state["ear"])
     call.ledger.speaker = getattr(dialect, "speaker", "")
     fill(call.mouth, state["mouth"], MOUTH)
     call.mouth.out.dropped = state["dropped"]
@@ -182,7 +192,7 @@ def resume_beside(call: Call, state: dict | None) -> None:
         return
     beside = call.ear.beside = Bystander(call, slot)
     fill(beside.turns, state["turns"], TURNS)
-    fill(beside.ear, state["ear"], EAR)
+    fill_ear(beside.ear, state["ear"])
     beside.ended, beside.waiting = state["ended"], state["waiting"] and tuple(state["waiting"])
     expect = beside.dialogue.expect
     beside.ear.search = call.studio.search(call.flow, expect.id)

@@ -16,7 +16,6 @@ from .call import Call
 from .dialects import ASK_CANCEL, ASK_COMMIT, ASK_RESPOND, SPEECH_STARTED, Ask, Audio, Dtmf
 from .dialects.realtime.response import Response
 from .dialects.realtime.settings import Fault, is_audible
-from .filled import Filled
 from .flow import Reply
 from .flow.dialogue import ANSWER, NO_MATCH, SILENCE
 from .inbox import INBOX_SECONDS, Inbox
@@ -58,7 +57,6 @@ class RealtimeCall(Call):
         self.made = Made()                      # of the reply being spoken, or held
         self.patience = PATIENCE                # ns without audio, after which the caller is silent
         self.quiet = False                      # that has been so long ago
-        self.filled = Filled()
         self.behind = 0                         # ns: what was sent before this reply is still being heard for so long
         self.greet_by = 0                       # ns: when the flow begins by itself; 0: it has, or never will
         self.last: Reply | None = None
@@ -256,12 +254,8 @@ class RealtimeCall(Call):
 
     def _follow(self, events) -> None:
         for event in events:
-            self.dialect.at(self._ms(event.position))
+            self.dialect.at(self.ear.ms(event.position))
             super()._follow((event,))
-
-    def _ms(self, position: int) -> float:
-        """A position of the slot in what the client has sent."""
-        return self.filled.without(position) * 1000 / self.slot.rate_in
 
     def hear_silence(self, now: int) -> None:
         """Clients send audio in pieces of any length: that none came for as long as one of them is no silence yet."""
@@ -271,9 +265,7 @@ class RealtimeCall(Call):
         if not self.quiet and now - self.ear.media_at < self.patience:
             return
         self.quiet, self.dialect.throttle.open = True, False
-        before = self.slot.written
         super().hear_silence(now)
-        self.filled.add(before, self.slot.written - before)
 
     def _go_on_listening(self) -> None:
         if self.mouth.turn is not None and not self.transaction.revocable:

@@ -127,6 +127,23 @@ def conversation(**more):
     return call
 
 
+def test_genesys_is_told_where_in_its_audio_something_was_said():
+    """On hold nothing comes, and none of that counts."""
+    call = Monitored()
+    call.talk(1000)
+    call.talk(600, caller="I have ten of clubs")
+    call.talk(1000)
+    call.passes(3000)
+    call.talk(600, agent="anything else")
+    call.talk(1000)
+    places = [(entity["data"]["offset"], entity["data"]["duration"]) for opcode, message in call.sent
+              if opcode == TEXT and (text := json.loads(message))["type"] == "event"
+              for entity in text["parameters"]["entities"]]
+    (first, first_lasts), (second, second_lasts) = [[float(each[2:-1]) for each in place] for place in places]
+    assert 0.5 <= first <= 1.0 and abs(first + first_lasts - 1.6) < 0.05, "pre-roll is of it"
+    assert abs(second - 2.6) < 0.05 and abs(second + second_lasts - 3.2) < 0.05, "of which there is none in a hold"
+
+
 @pytest.mark.parametrize("kept", [True, False])
 def test_each_side_is_heard_and_told_apart(kept):
     call = conversation(kept=kept)

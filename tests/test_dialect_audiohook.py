@@ -387,9 +387,9 @@ def test_the_channel_that_is_heard_is_chosen():
     (opcode, message), = caller.open()
     assert isinstance(ours.receive(opcode, memoryview(message)), Start)
     assert list(ours.receive(BINARY, memoryview(b"\x80\x00\x80\x00")).pcm) == [-32124, -32124]
-    ours.tell("RECOGNITION", "good morning", 0.5)
+    ours.tell("RECOGNITION", "good morning", 0.5, (1200, 2000))
     assert json.loads(ours.outbox[-1][1])["parameters"]["entities"][0]["data"]["channelId"] == 1
-    ours.tell("RECOGNITION", "", 0.0)
+    ours.tell("RECOGNITION", "", 0.0, (2000, 2000))
     ours.tell("REPLIED", "answer", "x")
     assert len(ours.outbox) == 2, "nothing else is told"
     alone = AudioHook({"mode": "monitor", "channel": "internal"})

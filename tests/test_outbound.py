@@ -85,7 +85,8 @@ def test_the_platform_hears_of_the_conversation(curious):
     talk.told = [("RECEIPT", receipt) for receipt in talk.receipts]
     assert talk.call.dialect.news == [
         ("REPLYING", "Which card do you have?"), ("REPLIED", "begin", "Which card do you have?"), talk.told[0],
-        ("SPEECH_STARTED",), ("HYPOTHESIS", "ten of clubs"), ("SPEECH_STOPPED",), ("RECOGNITION", "ten of clubs", 1.0),
+        ("SPEECH_STARTED",), ("HYPOTHESIS", "ten of clubs"), ("SPEECH_STOPPED",),
+        ("RECOGNITION", "ten of clubs", 1.0, talk.call.ear.span),
         ("REPLYING", talk.agent_says[-1]), ("REPLIED", "answer", talk.agent_says[-1]), talk.told[1]]
 
 

@@ -620,9 +620,9 @@ def test_pieces_that_come_late_are_one_utterance():
         call.does("input_audio_buffer.append", audio=piece)
         call.studio.hearing.run()
         call.passes(350)
-    assert not call.call.filled.latest and call.call.slot.written == 8000
+    assert not call.call.ear.filled.latest and call.call.slot.written == 8000
     call.passes(500)
-    assert call.call.filled.latest, "now the caller is silent"
+    assert call.call.ear.filled.latest, "now the caller is silent"
 
 
 def test_a_discarded_utterance_is_nobodys():

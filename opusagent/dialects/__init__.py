@@ -72,10 +72,11 @@ REMEMBERED_MARKS = 256      # a peer that echoes none costs no more memory than 
 SPEECH_STARTED = "SPEECH_STARTED"       # the caller speaks
 SPEECH_STOPPED = "SPEECH_STOPPED"       # and has finished
 HYPOTHESIS = "HYPOTHESIS"               # text: what it is recognised as so far
-RECOGNITION = "RECOGNITION"             # text, confidence (0 to 1): what it was, "" for nothing
+RECOGNITION = "RECOGNITION"             # text, confidence (0 to 1): what it was, "" for nothing; from where to where
+                                        # in the audio that came, (ms, ms), pre-roll included
 REPLYING = "REPLYING"                   # text: what the agent begins to say, as far as it is known
 REPLIED = "REPLIED"                     # kind of the reply (flow/dialogue.py), text: all of it has been heard
-OVERHEARD = "OVERHEARD"                 # text, confidence: what the other side of a conversation of others has said
+OVERHEARD = "OVERHEARD"                 # the same of what the other side of a conversation of others has said
 RECEIPT = "RECEIPT"                     # dict: the receipt of the turn that is over (metrics.TurnTrace)
 FACTS = "FACTS"                         # dict of str: what the conversation came to; stop() follows
 

@@ -41,6 +41,11 @@ def seconds_of(duration) -> float:
     return min(float(found[1]), 60.0) if found else 3.0
 
 
+def duration_of(ms: int) -> str:
+    """1500 as PT1.5S."""
+    return f"PT{ms / 1000:.3f}".rstrip("0").rstrip(".") + "S"
+
+
 def part(message: dict, name: str) -> dict:
     value = message.get(name)
     return value if isinstance(value, dict) else {}
@@ -250,11 +255,13 @@ class AudioHook:
         elif news == FACTS:
             self._outcome = dict(details[0])
 
-    def _transcribe(self, channel: int, text: str, confidence: float) -> None:
+    def _transcribe(self, channel: int, text: str, confidence: float, span: tuple[int, int]) -> None:
         self._told += 1
         shown = {"type": "display", "transcript": text}
         name = uuid5(NAMESPACE_URL, f"{self._id}/{self._told}")
+        begin, end = span
         transcript = {"id": str(name), "channelId": channel, "isFinal": True,
+                      "offset": duration_of(begin), "duration": duration_of(end - begin),
                       "alternatives": [{"confidence": round(confidence, 3), "interpretations": [shown]}]}
         self._answer("event", {"entities": [{"type": "transcript", "data": transcript}]})
 

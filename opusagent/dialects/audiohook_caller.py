@@ -3,6 +3,7 @@
 The rule: what that client would not take ends the call, with the code of its error.
 """
 import itertools
+import re
 from urllib.parse import SplitResult, parse_qsl
 
 import numpy as np
@@ -18,6 +19,7 @@ FIRST_PING, PINGS = RATE, 5 * RATE      # samples before the first, and between 
 TURNS = ("match", "no_match", "no_input")
 LONGEST = 64000                         # bytes of a binary message of ours
 BURST = 10                              # messages that may come at once where they are counted
+DURATION = re.compile(r"PT\d+(\.\d{1,3})?S")
 
 
 class AudioHookCaller:
@@ -177,7 +179,10 @@ class AudioHookCaller:
     def _event(self, message: dict, parameters: dict) -> Clear | None:
         match parameters:
             case {"entities": [{"type": "transcript", "data": {"id": str(), "channelId": 0 | 1, "isFinal": True,
+                  "offset": str(offset), "duration": str(duration),
                   "alternatives": [{"interpretations": [{"type": "display", "transcript": str()}]}]}}]}:
+                if any(DURATION.fullmatch(each) is None for each in (offset, duration)):
+                    raise ProtocolError(1008, "audiohook: a transcript whose place is no duration")
                 return None
             case {"entities": [{"type": "barge_in", "data": {}}]} if not self._monitor:
                 self._unplayed = 0

@@ -42,7 +42,8 @@ TOLD = {
     SPEECH_STARTED: lambda: {"event": "speech", "of": "caller"},
     SPEECH_STOPPED: lambda: {"event": "silence", "of": "caller"},
     HYPOTHESIS: lambda text: {"event": "hypothesis", "text": text},
-    RECOGNITION: lambda text, confidence: {"event": "recognition", "text": text, "confidence": round(confidence, 3)},
+    RECOGNITION: lambda text, confidence, span: {"event": "recognition", "text": text,
+                                                 "confidence": round(confidence, 3)},
     REPLYING: lambda text: {"event": "replying", "text": text},
     RECEIPT: lambda receipt: {"event": "receipt", **receipt},
 }

@@ -414,7 +414,7 @@ class OpenAIRealtime:
         self.emit("conversation.item.added", previous_item_id=before, item=item.wire())
         self.emit("conversation.item.done", previous_item_id=before, item=item.wire())
 
-    def _recognised(self, text: str, confidence: float) -> None:
+    def _recognised(self, text: str, confidence: float, span: tuple[int, int] = (0, 0)) -> None:
         item = self._spoken
         if item is None:
             return
