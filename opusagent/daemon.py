@@ -7,6 +7,7 @@ import asyncio
 import faulthandler
 import logging
 import os
+import resource
 import signal
 import socket
 import ssl
@@ -26,6 +27,7 @@ from .supervisor import Supervisor, Worker
 log = logging.getLogger("opusagent")
 
 MOST_PER_CORE = 4               # workers; more only wait for each other
+FILES_BESIDES = 256             # descriptors of whatever is no call
 CORES_TO_PIN = 4                # with fewer, the engines and the kernel need all of them
 
 
@@ -35,6 +37,7 @@ def serve(config: Config, flow: Flow, again: Callable[[], tuple[Config, Flow]]) 
     `again` reads the configuration and the flow anew, for a reload.
     """
     notify = Notify()
+    allow_files(config)
     tls = tls_context(config)
     if config.redis.url:
         registry.load()
@@ -70,6 +73,19 @@ def serve(config: Config, flow: Flow, again: Callable[[], tuple[Config, Flow]]) 
 def count_workers(config: Config) -> int:
     """As many as are configured, or one for each core but one, which is for the engines."""
     return config.workers or max(1, len(os.sched_getaffinity(0)) - 1)
+
+
+def needed_files(config: Config) -> int:
+    """Descriptors of the supervisor, which has each call's socket, and twice while it hands calls over."""
+    return 2 * count_workers(config) * config.max_calls + FILES_BESIDES
+
+
+def allow_files(config: Config) -> None:
+    """The soft limit of open files, made for programs that call select(2), is raised as far as it is needed."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = needed_files(config) if hard == resource.RLIM_INFINITY else min(hard, needed_files(config))
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def listening_sockets(config: Config, inherited: Inheritance) -> tuple[list, list, list]:

@@ -17,15 +17,12 @@ from pathlib import Path
 
 from . import ConfigError, EngineError, directories, net, unit
 from .config import Config
-from .daemon import CORES_TO_PIN, count_workers
+from .daemon import CORES_TO_PIN, count_workers, needed_files
 from .endpoints import STAGES, URL, targets
 from .prompts import open_store
 
 FINE, CHANGE, BREAKS = "fine", "change", "breaks"
 SIGNS = {FINE: "ok    ", CHANGE: "change", BREAKS: "BREAKS"}
-
-FILES_PER_CALL = 2              # the socket, and room for what surrounds it
-FILES_BESIDES = 256
 
 AT_LEAST = ("net.core.somaxconn", "net.ipv4.tcp_max_syn_backlog")      # more than the drop-in says is as good
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -66,11 +63,13 @@ def cores(config: Config) -> Iterator[Finding]:
 
 
 def files(config: Config) -> Iterator[Finding]:
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    needed = config.max_calls * FILES_PER_CALL + FILES_BESIDES
-    if limit < needed:
-        yield Finding(BREAKS, f"The limit of open files is {limit}, and {config.max_calls} calls need {needed}: raise "
-                              "it (ulimit -n, or LimitNOFILE= of the service), or lower max_calls.")
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]       # up to which the server raises its own
+    needed, calls = needed_files(config), count_workers(config) * config.max_calls
+    if limit != resource.RLIM_INFINITY and limit < needed:
+        yield Finding(BREAKS, f"The limit of open files is {limit}, and {calls} calls need {needed}: raise it (ulimit "
+                              "-Hn, or LimitNOFILE= of the service), or lower max_calls or workers.")
+    elif limit == resource.RLIM_INFINITY:
+        yield Finding(FINE, "Open files have no limit.")
     else:
         yield Finding(FINE, f"The limit of open files is {limit}.")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from . import ConfigError
 from .config import SETTINGS, Config
-from .daemon import count_workers
+from .daemon import count_workers, needed_files
 
 DIRECTORY = "/etc/systemd/system"
 UNIT, SOCKET = "opusagent.service", "opusagent.socket"
@@ -23,7 +23,6 @@ SYSCTLS, DROP_IN = "/etc/sysctl.d", "60-opusagent.conf"
 STOP_BESIDES = 30               # seconds beyond drain_seconds: for the last words, and the end
 ARENAS = 4                      # of a worker and those that finish calls of settings before
 TASKS = 64                      # of a worker: some ten, as many of its successor, and of those before
-FILES = 4096                    # of the supervisor, which has two for each call while it hands them over, for the rest
 OWN = ("/var/lib/opusagent", "/var/cache/opusagent")    # StateDirectory= and CacheDirectory= of the unit
 
 
@@ -64,7 +63,7 @@ def units(config: Config, file: str | None, user: str, program: list[str], besid
     words = [*program, "serve", *(["--config", file] if file else [])]
     lines = {"ExecStart": " ".join(_quoted(word) for word in words),
              "TimeoutStopSec": str(int(config.drain_seconds) + STOP_BESIDES), "User": user, "Group": _group(user),
-             **room(config, count_workers(config))}
+             **room(config)}
     if any(place.startswith(("/home/", "/root/")) for place in (*words, *besides)):
         lines["ProtectHome"] = "read-only"      # or it would not find itself
     if written := written_to(config):
@@ -73,10 +72,11 @@ def units(config: Config, file: str | None, user: str, program: list[str], besid
     return {UNIT: with_lines(shipped(UNIT), lines), SOCKET: with_lines(shipped(SOCKET), listen)}
 
 
-def room(config: Config, workers: int) -> dict[str, str]:
+def room(config: Config) -> dict[str, str]:
     """Lines that have to grow with the machine: what the unit as it is shipped allows is the least."""
+    workers = count_workers(config)
     wanted = {"FileDescriptorStoreMax": workers * (config.max_calls + ARENAS), "TasksMax": workers * TASKS,
-              "LimitNOFILE": workers * config.max_calls * 2 + FILES}
+              "LimitNOFILE": needed_files(config)}
     least = dict(line.split("=", 1) for line in shipped(UNIT).splitlines() if "=" in line)
     return {name: str(max(int(least[name]), value)) for name, value in wanted.items()}
 

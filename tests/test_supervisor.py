@@ -2,6 +2,7 @@
 import asyncio
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -127,6 +128,17 @@ def test_a_tool_that_never_comes_back_costs_no_call_and_is_not_run_again(started
     assert code == 1000 and deaths == 1 and stalls >= 1, server.said()
     assert (tmp_path / "begun").read_text() == "once "
     assert "Please say that again. Goodbye." in server.said()       # the apology, and where the failure leads
+
+
+def test_the_soft_limit_of_open_files_is_raised_as_far_as_all_calls_need(started):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))
+    try:
+        server = started("--max-calls", "100", "--workers", "2")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    for pid in (server.process.pid, *server.workers()):
+        assert resource.prlimit(pid, resource.RLIMIT_NOFILE) == (2 * 200 + 256, hard)
 
 
 def test_calls_spread_evenly_and_every_worker_answers_for_all(started):

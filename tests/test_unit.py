@@ -61,7 +61,7 @@ def test_the_unit_has_room_for_all_calls_of_a_large_machine_and_never_less_than_
     def unit_of(**settings):
         return unit.units(Config.load(settings, {}), None, "nobody", PROGRAM)[unit.UNIT]
     assert room(unit_of(workers=1, max_calls=100)) == room(unit.shipped(unit.UNIT)) == [2048, 512, 65536]
-    assert room(unit_of(workers=63, max_calls=600)) == [63 * 604, 63 * 64, 63 * 1200 + 4096]
+    assert room(unit_of(workers=63, max_calls=600)) == [63 * 604, 63 * 64, 63 * 1200 + 256]
 
 
 @pytest.mark.parametrize("key, value", [("archive.directory", "calls"), ("flow", "my.toml"), ("flow", "my.py:flow")])
