@@ -230,10 +230,11 @@ class Inheritance:
                     self.supervisor.give(estate.worker, dict(zip(message["slots"], fds, strict=True)), all=False)
                 elif message["do"] == "end":
                     self.control.send({"say": "done", "pid": os.getpid()})
-        except EOFError:
+        except EOFError:                                # the predecessor has named us to systemd
             self.supervisor.selector.unregister(self.control)
             self.control.close()
             self.control = None
+            self.supervisor.store()
 
     def close_in_child(self) -> None:
         """In a worker: what belongs to others, and is not theirs yet."""

@@ -257,6 +257,13 @@ class Supervisor:
             self.say(worker, [calls[slot] for slot in slots], do="adopt", slots=slots)
         self.say(worker, do="adopted", all=all)
 
+    def store(self) -> None:
+        """systemd listens to us from now on, who has heard nothing of what we have told before."""
+        for worker in self.workers:
+            self.notify.store(stored("arena", worker.arena), worker.arena)
+            for slot, fd in worker.calls.items():
+                self.notify.store(stored("call", worker.arena, slot), fd)
+
     # -- deaths --------------------------------------------------------------------------------------------------------
 
     def _reap(self, worker: Worker) -> None:

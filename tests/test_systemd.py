@@ -149,15 +149,16 @@ def test_the_calls_of_a_supervisor_that_dies_lie_with_systemd_and_with_each_that
 
     def kill():
         before = service.main()
-        service.until(lambda: kept() == 1 + CALLS)          # with the arena in which they lie
+        service.until(lambda: kept() == 2 + CALLS)          # with the arenas in which they lie
         for pid in service.manager.pids(UNIT):
             os.kill(pid, signal.SIGKILL)
         service.until(lambda: service.main() not in (before, "0")
                       and service.manager.show(UNIT, "ActiveState") == "active")
     service.begin()
-    service.upgrade()
+    service.manager.run("sed", "-i", "s/^workers = 1/workers = 2/", "/etc/opusagent/opusagent.toml")
+    service.upgrade()                                       # to one that has another arena, too
     assert service.calling(kill) == CALLS, service.said()
-    service.until(lambda: kept() == 1)
+    service.until(lambda: kept() == 2)
     assert service.calling(kill) == CALLS, service.said()
     assert service.manager.show(UNIT, "NRestarts") == "2"
 
