@@ -182,16 +182,34 @@ def installed(config: Config) -> Iterator[Finding]:
         return
     yield from faults_of_unit(text, str(place))
     yield from walls_of_unit(text, str(place), unit.written_to(config))
+    place = Path(unit.DIRECTORY, unit.SOCKET)
+    yield from faults_of_socket(place.read_text() if place.exists() else "", str(place), config)
+
+
+def lines_of(text: str) -> dict[str, str]:
+    return dict(line.split("=", 1) for line in text.splitlines() if "=" in line and not line.startswith("#"))
 
 
 def paths_in(text: str, key: str) -> list[str]:
     """The absolute paths in a line of a unit."""
-    found = dict(line.split("=", 1) for line in text.splitlines() if "=" in line and not line.startswith("#"))
     try:
-        words = shlex.split(found.get(key, ""))
+        words = shlex.split(lines_of(text).get(key, ""))
     except ValueError:
         words = []
     return [word.replace("%%", "%") for word in words if word.startswith("/")]
+
+
+def faults_of_socket(text: str, place: str, config: Config) -> Iterator[Finding]:
+    """Whether systemd listens where the configuration says, for the server takes what it is given."""
+    try:
+        wanted = unit.listening(config)
+    except ConfigError as error:
+        yield Finding(BREAKS, str(error))
+        return
+    listens = lines_of(text).get("ListenStream", "nothing")
+    if listens != wanted:
+        yield Finding(CHANGE, f"{place} listens on {listens}, and the configuration says {wanted}: opusagent "
+                              "install-service --force writes it anew.")
 
 
 def walls_of_unit(text: str, place: str, written: list[str]) -> Iterator[Finding]:

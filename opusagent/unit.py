@@ -68,7 +68,7 @@ def units(config: Config, file: str | None, user: str, program: list[str], besid
         lines["ProtectHome"] = "read-only"      # or it would not find itself
     if written := written_to(config):
         lines["UMask"] = "0077\nReadWritePaths=" + " ".join(map(_quoted, written))
-    listen = {"ListenStream": _listening(config), "Backlog": str(config.net.backlog)}
+    listen = {"ListenStream": listening(config), "Backlog": str(config.net.backlog)}
     return {UNIT: with_lines(shipped(UNIT), lines), SOCKET: with_lines(shipped(SOCKET), listen)}
 
 
@@ -98,7 +98,7 @@ def written_to(config: Config) -> list[str]:
     return [path for path in map(os.path.abspath, named) if not any(Path(path).is_relative_to(own) for own in OWN)]
 
 
-def _listening(config: Config) -> str:
+def listening(config: Config) -> str:
     """As in systemd.socket(5), which takes addresses and no names."""
     if not config.port:
         raise ConfigError("systemd listens on a port that is known: set port to another one than 0.")

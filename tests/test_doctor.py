@@ -68,6 +68,17 @@ def test_a_unit_is_compared_with_the_shipped_one_line_by_line():
         (doctor.CHANGE, True)]
 
 
+@pytest.mark.parametrize("settings, said", [
+    ({"port": 9001}, []),
+    ({}, [(doctor.CHANGE, "listens on 127.0.0.1:9001, and the configuration says 127.0.0.1:8000")]),
+    ({"port": 0}, [(doctor.BREAKS, "another one than 0")])])
+def test_a_socket_that_listens_elsewhere_than_configured_is_told_of(settings, said):
+    text = doctor.unit.units(load(port=9001), None, "nobody", ["/bin/true"])[doctor.unit.SOCKET]
+    findings = list(doctor.faults_of_socket(text, "the socket", load(**settings)))
+    assert [finding.grade for finding in findings] == [grade for grade, _ in said]
+    assert all(words in finding.sentence for (_, words), finding in zip(said, findings, strict=True))
+
+
 def test_a_unit_that_does_not_let_the_server_write_where_it_has_to_would_lose_what_calls_leave(tmp_path):
     def walls(config):
         text = doctor.unit.units(config, None, "nobody", ["/bin/true"])[doctor.unit.UNIT]
