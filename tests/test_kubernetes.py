@@ -104,3 +104,9 @@ def test_the_image_runs_as_nobody_of_importance():
     assert re.fullmatch(r"USER (\d+):\1", user)
     assert int(user.partition(":")[2]) == POD["spec"]["securityContext"]["runAsUser"]
     assert shlex.split(lines[-1].partition(" ")[2].strip("[]").replace(",", " "))[0] == CONTAINER["args"][0] == "serve"
+
+
+def test_the_image_has_what_links_in_the_package_lead_to():
+    copied = re.findall(r"^COPY (\w+) \1$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
+    links = [path.resolve() for path in (DEPLOY.parent / "opusagent").rglob("*") if path.is_symlink()]
+    assert links and all(any(link.is_relative_to(DEPLOY.parent / name) for name in copied) for link in links)
