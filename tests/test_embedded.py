@@ -11,7 +11,7 @@ from opusagent import ConfigError, EngineError
 from opusagent._fastpath import ulaw_decode, ulaw_encode
 from opusagent.engines import embedded, flite
 from opusagent.engines.voices import Voices
-from opusagent.engines.cepstra import CEPSTRA, Cepstra
+from opusagent.engines.cepstra import CEPSTRA, HISS_BANDS, LEVEL_BANDS, VOICE_BANDS, Cepstra, _above, _hiss
 from opusagent.recording import read_raw, read_wav, resample
 
 RECORDINGS = Path("/usr/share/pocketsphinx/test/data")
@@ -145,6 +145,18 @@ def test_telephone_audio_brought_to_16_khz_is_known_for_what_it_is():
     wide = resample(narrow, 8000, 16000)
     difference = cepstra(wide, 16000)[50:190] - cepstra(narrow)[50:190]
     assert np.abs(difference).mean() < 1.5
+
+
+def test_a_hiss_is_told_from_a_voice_by_what_a_telephone_carries():
+    """What lies above is then estimated otherwise; of a mixture of both, in between."""
+    def estimated(hiss):
+        carried = np.full((1, LEVEL_BANDS), 8.0, np.float32)
+        carried[:, HISS_BANDS] += 8 * hiss
+        carried[:, VOICE_BANDS] += 8 * (1 - hiss)
+        return _hiss(carried)[0, 0], _above(carried)[0]
+    (voice, below), (mixed, between), (hiss, above) = map(estimated, (0, 0.625, 1))
+    assert voice < 0.01 and mixed == pytest.approx(0.5) and hiss > 0.99
+    assert above.mean() > between.mean() > below.mean()
 
 
 def test_what_a_line_adds_to_every_sound_is_taken_off():

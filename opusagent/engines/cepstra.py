@@ -30,6 +30,9 @@ NARROW = 3e-4               # of the energy below 3.4 kHz: with less above, it i
 HOLD = 80                   # frames at the start of an utterance, pre-roll with it, that wait for its loudness
 LOUD = 4                    # of these, the fourth loudest is its loudness
 CLIMB = 0.3                 # of the way to a louder frame that the loudness then goes
+HISS_BANDS = slice(16, 18)  # 2.5 to 3.4 kHz, where an "s" is, of what a telephone carries
+VOICE_BANDS = slice(4, 10)  # 0.5 to 1.4 kHz
+HISS = 2.0                  # by so much (9 dB) the former are above the latter in a frame that is half a hiss
 VOICE = 6.0                 # below a caller's loudness (26 dB) down to which a frame tells of voice and line
 TRUST = 60                  # frames: after so many the mean is half the caller's own
 FADE = 1.0                  # how much softer (4 dB) than the last utterance of a call the next one may begin
@@ -71,23 +74,40 @@ _NOISE = (np.sum(_WINDOWS[16000] ** 2) * _WEIGHTS[16000].sum(0) * FLOOR_RMS ** 2
 _MEAN = np.array((67.9, 5.2, -5.3, 10.3, -8.9, -1.2, -6.8, -9.0, 0.9, -1.0, 2.8, -1.2, 2.8), np.float32)
 _MEAN_NARROW = np.array((67.1, 14.5, -14.9, 21.8, -9.6, -7.8, 2.4, -22.2, 7.9, -7.1, -2.9, 4.0, -5.6), np.float32)
 
-# The log energies of the bands that a telephone does not carry, by least squares over those that it does, and one.
-# From bench/upper_bands.py: sentences and commands of people, none of them one by whose digits this is measured.
-_ABOVE = np.array((
-    (-0.05, 0.08, -0.02, -0.03, 0.01, -0.10, 0.05, 0.04, -0.05, -0.09,
-     0.06, 0.04, 0.03, 0.02, -0.22, 0.40, -0.30, 1.06, 0.76),
-    (-0.01, -0.03, 0.03, -0.03, -0.01, -0.12, 0.03, -0.00, -0.05, -0.00,
-     -0.03, 0.10, 0.03, 0.02, -0.12, 0.16, 0.07, 0.82, 1.74),
-    (-0.00, -0.05, -0.02, 0.01, -0.05, -0.08, 0.01, -0.11, 0.04, 0.10,
-     -0.18, 0.15, 0.01, 0.05, -0.13, 0.16, -0.03, 0.86, 2.74),
-    (-0.07, 0.02, -0.09, -0.01, -0.09, -0.08, 0.03, -0.12, 0.14, 0.13,
-     -0.20, 0.17, -0.01, 0.02, -0.09, 0.22, -0.09, 0.72, 4.48),
-    (-0.13, -0.03, 0.01, -0.02, -0.17, -0.09, 0.07, -0.05, 0.11, 0.14,
-     -0.18, 0.16, 0.02, 0.03, 0.02, 0.09, -0.05, 0.53, 5.90),
-    (-0.08, -0.07, 0.03, -0.04, -0.25, -0.11, 0.17, -0.08, 0.12, 0.10,
-     -0.18, 0.15, 0.05, 0.03, -0.00, 0.09, -0.05, 0.53, 6.55),
-    (-0.07, -0.12, 0.03, 0.03, -0.22, -0.13, 0.10, -0.03, 0.05, 0.18,
-     -0.25, 0.21, 0.02, 0.06, 0.00, 0.07, -0.07, 0.51, 6.96),
+# The log energies of the bands that a telephone does not carry, by least squares over those that it does, and one; as
+# far as a frame is a voice, and as far as it is a hiss.  From bench/upper_bands.py: sentences and commands of people,
+# none of them one by whose digits this is measured.
+_ABOVE_VOICE = np.array((
+    (0.03, 0.03, -0.01, -0.02, 0.04, -0.07, 0.08, 0.01, -0.04, -0.05,
+     0.07, 0.03, 0.02, -0.10, -0.04, 0.30, -0.34, 0.97, 0.46),
+    (0.14, -0.01, 0.05, -0.10, 0.16, -0.14, 0.10, -0.03, -0.08, 0.07,
+     -0.02, 0.05, 0.05, -0.10, 0.13, -0.03, 0.04, 0.57, 0.95),
+    (0.18, -0.00, -0.01, -0.07, 0.17, -0.14, 0.10, -0.14, 0.05, 0.07,
+     -0.09, 0.02, 0.12, -0.10, 0.12, -0.00, -0.00, 0.50, 1.59),
+    (0.12, 0.07, -0.10, -0.01, 0.17, -0.14, 0.14, -0.18, 0.17, 0.01,
+     -0.06, -0.01, 0.10, -0.16, 0.11, 0.16, 0.01, 0.19, 3.22),
+    (0.07, 0.04, 0.01, -0.00, 0.09, -0.16, 0.22, -0.05, 0.08, 0.05,
+     -0.04, 0.01, 0.04, -0.01, 0.13, 0.06, 0.11, -0.18, 4.59),
+    (0.12, -0.02, 0.04, -0.01, -0.01, -0.16, 0.30, -0.05, 0.08, 0.02,
+     -0.07, -0.02, 0.12, -0.02, 0.12, -0.00, 0.12, -0.17, 5.50),
+    (0.11, -0.07, 0.03, 0.07, -0.01, -0.16, 0.24, -0.03, -0.00, 0.10,
+     -0.18, 0.07, 0.09, 0.00, 0.16, -0.05, 0.11, -0.13, 6.03),
+), np.float32).T
+_ABOVE_HISS = np.array((
+    (-0.13, 0.18, -0.13, -0.02, -0.00, -0.08, 0.07, 0.24, -0.08, -0.04,
+     0.11, 0.08, 0.02, 0.15, -0.42, 0.47, -0.29, 0.89, 1.00),
+    (-0.17, 0.10, -0.21, 0.19, -0.23, 0.04, 0.11, 0.35, 0.03, 0.11,
+     0.02, 0.16, -0.12, 0.13, -0.38, 0.44, -0.17, 0.64, 2.25),
+    (-0.19, -0.00, -0.20, 0.23, -0.33, 0.14, 0.14, 0.30, 0.13, 0.53,
+     -0.29, 0.29, -0.31, 0.24, -0.39, 0.43, -0.51, 0.82, 2.97),
+    (-0.12, -0.07, -0.15, -0.02, -0.40, 0.11, 0.13, 0.35, 0.29, 0.78,
+     -0.41, 0.44, -0.36, 0.33, -0.22, 0.20, -0.69, 0.80, 3.89),
+    (-0.16, -0.09, -0.14, -0.08, -0.38, 0.13, 0.14, 0.32, 0.46, 0.81,
+     -0.36, 0.39, -0.26, 0.14, 0.07, -0.01, -0.83, 0.78, 5.04),
+    (-0.13, -0.06, -0.18, -0.09, -0.44, 0.08, 0.26, 0.16, 0.46, 0.74,
+     -0.24, 0.38, -0.33, 0.11, 0.06, 0.10, -0.76, 0.76, 5.27),
+    (-0.12, -0.09, -0.14, -0.06, -0.40, -0.02, 0.09, 0.23, 0.43, 0.79,
+     -0.20, 0.38, -0.32, 0.12, -0.01, 0.11, -0.66, 0.71, 5.16),
 ), np.float32).T
 
 
@@ -166,7 +186,7 @@ class Cepstra:
             return energies @ _COSINES - (_MEAN_NARROW if self.narrow else _MEAN)
         if self.narrow:
             carried = energies[:, :LEVEL_BANDS]
-            energies = np.hstack((carried, carried @ _ABOVE[:-1] + _ABOVE[-1]))
+            energies = np.hstack((carried, _above(carried)))
         cepstra = energies @ _COSINES - _MEAN
         return cepstra - self._centre(cepstra, loudness > np.maximum(levels[:, 0] - VOICE, SILENT), at_once)
 
@@ -179,6 +199,18 @@ class Cepstra:
         centres = (sums / (counts + TRUST)[:, None]).astype(np.float32)
         centres[:, 0] = 0
         return centres[-1:] if at_once else centres
+
+
+def _hiss(carried: np.ndarray) -> np.ndarray:
+    """How much of a hiss each frame is, from 0 to 1, by the log energies of the bands that a telephone carries."""
+    return 1 / (1 + np.exp(HISS + carried[:, VOICE_BANDS].mean(1) - carried[:, HISS_BANDS].mean(1)))[:, None]
+
+
+def _above(carried: np.ndarray) -> np.ndarray:
+    """The log energies of the bands that it does not carry, estimated."""
+    hiss = _hiss(carried)
+    voice_says, hiss_says = (carried @ table[:-1] + table[-1] for table in (_ABOVE_VOICE, _ABOVE_HISS))
+    return voice_says + hiss * (hiss_says - voice_says)
 
 
 def _loudness(bands: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ from . import murmurs
 from .cepstra import CEPSTRA, Cepstra
 
 # Decoders by kind: idle ones to have beside those in use, and while nobody speaks; and the most that are made, beyond
-# which an utterance waits for another one's end: of those with a language model, 92 MB each, a core serves no more.
+# which an utterance waits for another one's end: of those with a language model, 99 MB each, a core serves no more.
 AHEAD = {"grammar": 2, "free": 1}
 CALM = {"grammar": 8, "free": 2}
 MOST = {"grammar": 64, "free": 6}
