@@ -75,7 +75,7 @@ MEANING = {
     "segments_resumed": "Segments of speech that broke off and that another endpoint went on with.",
     "transcription_sessions": "Realtime transcription sessions that are open.",
     "transcription_sessions_opened": "Realtime transcription sessions that were opened.",
-    "transcription_sessions_suspected": "... that were taken for dead, because nothing was heard of them.",
+    "transcription_sessions_suspected": "... that were taken for dead: nothing was heard of them, or no words in time.",
     "realtime_sessions": "Realtime sessions, speech to speech, that are open.",
     "realtime_sessions_opened": "Realtime sessions that were opened.",
     "realtime_sessions_suspected": "... that were taken for dead, because nothing was heard of them.",

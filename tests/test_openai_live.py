@@ -252,15 +252,18 @@ def test_without_another_session_the_whole_utterance_is_sent(run):
     assert run(scenario()) == (("final", 3, "Ten of clubs.", 1.0), 1)
 
 
-def test_a_session_that_takes_too_long_is_not_waited_for(run):
+def test_a_session_that_takes_too_long_is_not_waited_for_and_nobody_else_meets_it(run):
+    """It answers pings, and never says a word."""
     async def scenario():
-        async with recogniser(says_nothing, hears("Ten of clubs.")) as (endpoint, _, stt):
+        async with recogniser(says_nothing, hears("Ten of clubs.")) as (endpoint, sessions, stt):
             call = Caller()
             stt.listen(call, 0)
             await speak(stt, call, 700)
             stt.finish(call, call.slot.written)
-            return await final(call), len(endpoint.seen), len(stt.lines.busy)
-    assert run(scenario()) == (("final", 3, "Ten of clubs.", 1.0), 1, 0)
+            told = await final(call)
+            await used(sessions)[0].exchange.gone.wait()
+            return told, len(endpoint.seen), len(stt.lines.busy), stt.lines.suspected
+    assert run(scenario()) == (("final", 3, "Ten of clubs.", 1.0), 1, 0, 1)
 
 
 @pytest.mark.parametrize("part", [None, lambda session: session.exchange.close()])

@@ -169,6 +169,13 @@ class Lines:
             else:
                 line.session.close()
 
+    def spoiled(self, line: Line) -> None:
+        """Somebody waited for its words in vain, whether or not it answers pings: nobody else shall."""
+        line.user = None
+        self.suspected += 1
+        self.drop(line)
+        line.session.close()
+
     def drop(self, line: Line) -> None:
         self.busy.discard(line)
         if line in self.idle:
@@ -241,7 +248,7 @@ class Live:
     """An utterance over a line.  Of its utterance it uses `pcm`, `taken` (bytes of that ever) and `rate`, and tells it
     `news()` and `line_lost(sentence)`."""
 
-    __slots__ = ("utterance", "lines", "line", "passages", "sent", "committed", "resampler", "replayed")
+    __slots__ = ("utterance", "lines", "line", "passages", "sent", "committed", "resampler", "replayed", "late")
 
     def __init__(self, utterance, lines: Lines):
         self.utterance = utterance
@@ -252,6 +259,7 @@ class Live:
         self.committed = 0                      # ... of which so many belong to a passage
         self.resampler: Resampler | None = None
         self.replayed = False                   # what was sent once was sent again, to another session
+        self.late = False                       # it has ended, and was not known in its time
 
     def begin(self, prompt: str) -> bool:
         """True if there is a line."""
@@ -310,7 +318,9 @@ class Live:
 
     def end(self) -> None:
         line, self.line = self.line, None
-        if line is not None:
+        if line is not None and self.late and not self.settled:
+            self.lines.spoiled(line)
+        elif line is not None:
             self.lines.give_back(line)
 
 

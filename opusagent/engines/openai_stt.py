@@ -123,6 +123,8 @@ class Stt:
     def _late(self, utterance: "Utterance") -> None:
         """Its session has not said all of it in its time: whoever is first now."""
         if self._is_current(utterance) and utterance.task is None:
+            if utterance.live is not None:
+                utterance.live.late = True
             utterance.task = asyncio.ensure_future(self._recognise(utterance, bytes(utterance.pcm)))
 
     def progressed(self, utterance: "Utterance") -> None:
