@@ -9,6 +9,7 @@ from contextlib import aclosing
 
 from . import EngineError
 from .assistant import asks_for, call_for
+from .dialects.realtime.chat import pictured
 from .dialects.realtime.response import Response
 from .engines.continuing import GoingOn
 from .pipeline import overdue
@@ -37,7 +38,7 @@ class Aside:
     def begin(self, now: int, said: str = "", all_of_it: bool = False) -> None:
         """`said`: what the client has of it already, where another worker had begun it, maybe `all_of_it`."""
         self.began = now
-        messages = self.call.dialogue.respond(self.response.request).messages
+        messages = pictured(self.call.dialogue.respond(self.response.request).messages, self.call.dialect.items)
         self._task = asyncio.ensure_future(self._write(messages, said, all_of_it))
 
     def tick(self, now: int) -> None:

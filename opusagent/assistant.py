@@ -8,7 +8,7 @@ import secrets
 import orjson
 
 from .dialects import OpenAIRealtime
-from .dialects.realtime.chat import chat, functions, needs
+from .dialects.realtime.chat import chat, functions, needs, pictured
 from .engines.continuing import GoingOn
 from .flow import Expect, FunctionCall, Reply, Waits
 from .flow.dialogue import ANSWER, BEGIN, DTMF, SILENCE
@@ -171,7 +171,7 @@ class ClientModel:
         settings = response.settings if response.active else call.dialect.session
         spoken, most = settings["output_modalities"] == ["audio"], settings["max_output_tokens"]
         asked = call.assistant and asks_for(settings) or flow_tools
-        async for piece in self.llm.reply(messages, *asked):
+        async for piece in self.llm.reply(pictured(messages, call.dialect.items), *asked):
             if not (call.assistant or isinstance(piece, str)):
                 yield piece                             # a tool of the flow's, which is not the client's business
                 continue

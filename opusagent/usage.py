@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from operator import attrgetter
 
 CHARACTERS_A_TOKEN = 4          # where an endpoint does not say how many tokens it has counted
+TOKENS_A_PICTURE = 765          # ... as gpt-4o counts one of 1024 x 1024
 
 # how a call came to its end, where no limit of config.Bounds, which has its own name, has ended it
 COMPLETED, TRANSFERRED, FAILED, DRAINED = "completed", "transferred", "failed", "drained"
@@ -201,8 +202,22 @@ class Question:
 
 
 def asked(messages) -> float:
-    """The tokens of a chat, as far as its characters tell."""
-    return sum(len(str(message.get("content") or "")) for message in messages) / CHARACTERS_A_TOKEN
+    """The tokens of a chat, as far as its characters and pictures tell."""
+    return sum(len(words_of(message)) / CHARACTERS_A_TOKEN + len(pictures_of(message)) * TOKENS_A_PICTURE
+               for message in messages)
+
+
+def words_of(message: dict) -> str:
+    """What a message of a chat says."""
+    content = message.get("content") or ""
+    return content if isinstance(content, str) else " ".join(part.get("text", "") for part in content).strip()
+
+
+def pictures_of(message: dict) -> list[str]:
+    """The addresses of the pictures that it shows."""
+    content = message.get("content")
+    return [part["image_url"]["url"] for part in content if part["type"] == "image_url"] if isinstance(
+        content, list) else []
 
 
 def shown(value):

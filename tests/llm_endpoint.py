@@ -245,8 +245,8 @@ def check_chat(exchange: Exchange) -> None:
                 call["type"] == "function" and call["id"] and type(json.loads(call["function"]["arguments"])) is dict
                 for call in message["tool_calls"])
         else:
-            good = message.keys() == {"role", "content"} and message["role"] in ROLES \
-                and type(message["content"]) is str
+            good = message.keys() == {"role", "content"} and message["role"] in ROLES and (
+                type(message["content"]) is str or message["role"] == "user" and all(map(is_part, message["content"])))
         if not good:
             raise Refused(400, "Invalid value in 'messages'", param="messages")
     for tool in body.get("tools", ()):
@@ -257,6 +257,16 @@ def check_chat(exchange: Exchange) -> None:
         raise Refused(400, "Invalid value in 'tool_choice'", param="tool_choice")
     if not (0 <= body.get("temperature", 1) <= 2 and body.get("max_tokens", 1) >= 1):
         raise Refused(400, "a number is out of range")
+
+
+def is_part(part: dict) -> bool:
+    """Of a message that shows a picture."""
+    match part:
+        case {"type": "text", "text": str()}:
+            return len(part) == 2
+        case {"type": "image_url", "image_url": {"url": str(url), "detail": "auto" | "low" | "high"}}:
+            return len(part) == 2 and url.startswith(("data:image/", "https://"))
+    return False
 
 
 def check_speech(exchange: Exchange) -> None:

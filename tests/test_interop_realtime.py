@@ -269,6 +269,20 @@ def test_a_note_is_written_while_the_answer_is_spoken(server):
     assert answer.output[0].content[0].transcript == WEATHER and answer.status == "completed"
 
 
+def test_a_picture_is_shown(server):
+    async def scenario(connection, heard):
+        await connection.conversation.item.create(item={"type": "message", "role": "user", "content": [
+            {"type": "input_text", "text": "and tomorrow?"},
+            {"type": "input_image", "image_url": "data:image/png;base64,iVBORw0KGgo=", "detail": "low"}]})
+        await connection.response.create(response={"output_modalities": ["text"]})
+        await heard.until("response.done")
+        return heard
+    heard = connected(scenario, server)
+    assert heard.text("response.output_text.delta") == "Tomorrow it rains."
+    item = next(event for event in heard.events if event.type == "conversation.item.added").item
+    assert [part.type for part in item.content] == ["input_text", "input_image"]
+
+
 def test_the_client_is_asked_to_call_its_functions(server):
     async def scenario(connection, heard):
         await connection.conversation.item.create(item={

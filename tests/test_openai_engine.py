@@ -17,6 +17,7 @@ from opusagent.engines.endpoint import behind_proxy
 from opusagent.engines.openai import Llm
 from opusagent.engines.transport import httpx
 from opusagent.flow import FunctionCall
+from opusagent.usage import CHARACTERS_A_TOKEN, TOKENS_A_PICTURE, asked
 
 MESSAGES = ({"role": "system", "content": "You sell tickets."}, {"role": "user", "content": "Hello?"})
 CERTIFICATE = Path(__file__).parent / "data" / "localhost.pem"
@@ -79,6 +80,19 @@ def test_the_request_is_what_the_configuration_says(run):
             return endpoint.seen[0].body
     assert run(scenario()) == {"model": "tiny", "messages": list(MESSAGES), "stream": True, "max_tokens": 7,
                                "temperature": 0.25}
+
+
+def test_a_picture_is_shown_and_counted_as_one(run):
+    shown = {"role": "user", "content": [
+        {"type": "text", "text": "What is that?"},
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0K", "detail": "low"}}]}
+
+    async def scenario():
+        async with model(says("A cat.")) as (endpoint, llm):
+            said = [piece async for piece in llm.reply((shown,))]
+            return said, endpoint.seen[0].body["messages"]
+    assert run(scenario()) == (["A cat."], [shown])
+    assert asked([shown]) == len("What is that?") / CHARACTERS_A_TOKEN + TOKENS_A_PICTURE
 
 
 def test_an_answer_is_over_when_it_says_so_and_not_when_its_stream_ends(run):

@@ -21,8 +21,9 @@ from opusagent.auth import TABLE as WAYS
 from opusagent.auth import Shown
 from opusagent.credentials import Key
 from opusagent.dialects import CALLERS, TEXT
-from opusagent.dialects.realtime.chat import chat, functions
-from opusagent.dialects.realtime.items import MOST, MOST_TEXT, Item, Items
+from opusagent.dialects.keeping import resumed, state_of
+from opusagent.dialects.realtime.chat import LOST, chat, functions, pictured
+from opusagent.dialects.realtime.items import LARGEST_PICTURE, MOST, MOST_TEXT, Item, Items
 from opusagent.flow import FunctionCall
 from opusagent.inbox import INBOX_SECONDS
 from opusagent.realtime import RealtimeCall
@@ -738,6 +739,59 @@ def test_a_response_beside_the_conversation_leaves_it_as_it_is():
     assert call.said == ["Oui."] and asked(call) == [("user", "Yes.")]
     assert call.studio.llm.asked[-1][0] == {"role": "system", "content": "Translate."}
     assert [item.id for item in call.call.dialect.items.order] == ["a"]
+
+
+def picture(image_url="data:image/png;base64,iVBORw0K", **more):
+    return {"type": "input_image", "image_url": image_url, **more}
+
+
+def shows(client, *content):
+    client.does("conversation.item.create", item={"type": "message", "role": "user", "content": list(content)})
+
+
+def test_a_model_is_shown_the_pictures_of_an_item_and_nobody_else_is():
+    async def told():
+        call = Client.of_model("A cat.")
+        shows(call, {"type": "input_text", "text": "What is that?"}, picture(detail="low"))
+        call.does("response.create")
+        await call.thinks(300)
+        call.does("response.create", response=NOTE)
+        await call.thinks(50)
+        return call
+    call = asyncio.run(told())
+    content = [{"type": "text", "text": "What is that?"},
+               {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0K", "detail": "low"}}]
+    assert asked(call)[0] == ("user", content) and call.said == ["A cat."] * 2
+    assert [part["type"] for part in call.of("conversation.item.added")[0].item["content"]] == [
+        "input_text", "input_image"]
+    kept = json.dumps(state_of(call.call.dialect))
+    assert "iVBORw0K" not in kept, "what is written with every event is small"
+    items = resumed("openai-realtime", json.loads(kept)).items.order
+    assert chat(items, "", False)[0]["content"] == f"What is that? {LOST}"
+
+
+def test_pictures_are_bounded_and_the_oldest_are_forgotten_first():
+    client = Client.of_model()
+    large = picture("data:image/png;base64," + "A" * (LARGEST_PICTURE - 22))
+    for _ in range(3):
+        shows(client, large)
+    assert [len(item.images) for item in client.call.dialect.items.order] == [0, 1, 1] and not client.errors
+    messages = pictured(chat(client.call.dialect.items.order, "", False), client.call.dialect.items)
+    assert [message["content"] == LOST for message in messages] == [True, False, False]
+
+
+@pytest.mark.parametrize("part, param", [
+    (picture("https://example.com/cat.png"), "image_url"), (picture("data:image/png;base64,"), "image_url"),
+    (picture("data:text/html;base64,AAAA"), "image_url"), (picture("data:image/png;base64,A\u00e4A"), "image_url"),
+    (picture("data:image/png;base64," + "A" * LARGEST_PICTURE), "image_url"), (picture(None), "image_url"),
+    (picture(detail="much"), "detail")])
+def test_what_is_no_picture_is_an_error_that_says_so(part, param):
+    client = Client.of_model()
+    shows(client, part)
+    assert client.last("error").error["param"] == f"item.content[0].{param}" and not client.call.dialect.items.order
+    client.does("response.create", response={"input": [
+        {"type": "message", "role": "user", "content": [picture()]}]})
+    assert client.last("error").error["param"] == "response.input[0].content"
 
 
 # ---- what is kept, and what a model gets -----------------------------------------------------------------------------

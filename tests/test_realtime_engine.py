@@ -424,6 +424,12 @@ CHAT = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": 
         {"role": "assistant", "content": "Thank you."}, {"role": "user", "content": "yes"})
 
 
+def test_a_picture_of_the_chat_is_an_item_of_the_session():
+    url = "data:image/png;base64,iVBORw0K"
+    made, = context.wanted([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}])
+    assert made.content["content"] == [{"type": "input_image", "image_url": url}]
+
+
 @pytest.mark.parametrize("known, gone, made", [
     (items(), [], ["two nine three", "Thank you.", "yes"]),
     (items(("user", "two nine three", 1), ("assistant", "Thank you.", 0), ("user", "yes", 2)), [], []),

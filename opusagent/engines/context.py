@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..usage import pictures_of, words_of
+
 ALIKE = 40                      # characters that two texts have in common if they are the same: chats are clipped
 
 USER, ASSISTANT, CALL, RESULT = "user", "assistant", "function_call", "function_call_output"
@@ -38,14 +40,15 @@ def wanted(messages: Iterable[dict]) -> list[Item]:
     """A chat as items, in order."""
     items = []
     for message in messages:
-        role, text = message["role"], message.get("content") or ""
+        role, text = message["role"], words_of(message)
         if role == "tool":
             called = message["tool_call_id"]
             items.append(Item("", RESULT, called, content={"type": RESULT, "call_id": called, "output": text}))
         elif role != "system":
-            if text:
-                part = {"type": "input_text" if role == USER else "output_text", "text": text}
-                items.append(Item("", role, text, content={"type": "message", "role": role, "content": [part]}))
+            parts = [{"type": "input_text" if role == USER else "output_text", "text": text}] if text else []
+            parts += [{"type": "input_image", "image_url": url} for url in pictures_of(message)]
+            if parts:
+                items.append(Item("", role, text, content={"type": "message", "role": role, "content": parts}))
             for call in message.get("tool_calls", ()):
                 function = call["function"]
                 items.append(Item("", CALL, call["id"], content={"type": CALL, "call_id": call["id"], **function}))

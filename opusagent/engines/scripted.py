@@ -17,6 +17,7 @@ from .. import ConfigError
 from .._fastpath import SEGMENT_SAMPLES
 from ..config import Config
 from ..flow import FunctionCall
+from ..usage import words_of
 
 NO_MODEL = "I am sorry, there is no language model behind this line yet."
 TONE_HZ = 440
@@ -89,7 +90,7 @@ class Llm:
 
     async def reply(self, messages: tuple[dict, ...], tools: tuple[dict, ...] = (),
                     choice: str = "auto") -> AsyncIterator[str | FunctionCall]:
-        said = messages[-1]["content"]
+        said = words_of(messages[-1])
         text, call = next((answer for pattern, *answer in self.rules if pattern.search(said)), (NO_MODEL, None))
         await asyncio.sleep(self.settings.llm_first_ms / 1000)
         for i, piece in enumerate(re.findall(r"\S+\s*", text)):

@@ -24,8 +24,14 @@ def _fault(dialect, request) -> Fault | None:
     applies = dialect.applying(request)
     if fault := check_choice(applies, "response") or dialect.keeps_voice(applies, "response"):
         return fault
-    items = (item_of(dialect, one, f"response.input[{i}]") for i, one in enumerate(request.get("input") or ()))
-    return next((item for item in items if isinstance(item, Fault)), None)
+    for i, one in enumerate(request.get("input") or ()):
+        item = item_of(dialect, one, f"response.input[{i}]")
+        if isinstance(item, Fault):
+            return item
+        if item.images and item not in dialect.items.order:
+            return Fault("unsupported_value", "A picture is the conversation's: create an item of it, and refer to "
+                         "that by an item_reference.", f"response.input[{i}].content")
+    return None
 
 
 def item_of(dialect, value, path: str = "") -> Item | Fault:

@@ -1,9 +1,12 @@
 """A conversation of the Realtime protocol as a chat for a language model, and its tools as functions of the chat.
 
+A picture stands in it by its item's id, under "pictures"; pictured() puts it there for the model, so that a chat stays
+small wherever it is kept.
 The rule: what the caller did not hear is not in it, and neither is what nobody has recognised yet.
 """
-from .items import Item
+from .items import Item, Items
 
+LOST = "(There was a picture here, which is not kept any more.)"
 SPOKEN = "What you answer is spoken to a caller: plain words, no markup, no lists."
 
 
@@ -21,8 +24,26 @@ def chat(items: list[Item], instructions: str, spoken: bool, latest: str | None 
 
 def _message(messages: list[dict], item: Item, answered: set) -> None:
     text = item.text if item.heard is None else item.heard
-    if text:
+    if item.pictures > len(item.images):
+        text = f"{text} {LOST}".lstrip()
+    if item.images:
+        messages.append({"role": item.role, "content": text, "pictures": item.id})
+    elif text:
         messages.append({"role": item.role, "content": text})
+
+
+def pictured(messages: tuple[dict, ...], items: Items) -> tuple[dict, ...]:
+    """The chat as a model takes it."""
+    return tuple(_shown(message, items.find(message["pictures"])) if "pictures" in message else message
+                 for message in messages)
+
+
+def _shown(message: dict, item: Item | None) -> dict:
+    if item is None or not item.images:
+        return {"role": message["role"], "content": message["content"] or LOST}
+    said = [{"type": "text", "text": message["content"]}] if message["content"] else []
+    return {"role": message["role"],
+            "content": said + [{"type": "image_url", "image_url": image} for image in item.images]}
 
 
 def _function_call(messages: list[dict], item: Item, answered: set) -> None:

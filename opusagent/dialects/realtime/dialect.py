@@ -4,7 +4,7 @@ JSON text messages; audio is base64 in messages of any length.  The client leads
 turn or ask for a response itself, keeps the conversation's items in order, and says how much of an answer was heard
 (conversation.item.truncate).  What it asks of the call is an Ask; what can be answered from the items alone is
 answered here.  What the agent says goes out as soon as it is made.
-Not known here: audio inside items, images, tools of type mcp.  One event is ours, for lines with a keypad:
+Not known here: audio inside items, tools of type mcp.  One event is ours, for lines with a keypad:
 {"type": "input_audio_buffer.dtmf", "event": "5"}.
 The rule: whatever a client sends, out come events or an `error` event that names the offending one, never the end.
 """

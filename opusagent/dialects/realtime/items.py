@@ -1,15 +1,22 @@
 """The items of a conversation: what was said, by whom, and what became of it.
 
-It sends nothing.  The rules: there are never more than MOST items, nor more than MOST_TEXT characters in them, and
-what is forgotten first is the oldest; audio itself is not kept.
+It sends nothing.  The rules: there are never more than MOST items, nor more than MOST_TEXT characters in them and
+MOST_PICTURED of pictures, and what is forgotten first is the oldest; audio itself is not kept.
 """
+import re
 from dataclasses import dataclass, field
 
 from .settings import LONGEST_TEXT, Fault
 
 MOST = 256                      # items that are kept
 MOST_TEXT = 400_000             # characters of all of them together
-USER_PARTS = ("input_text", "input_audio")
+MOST_PICTURED = 4 << 20         # characters of base64,
+LARGEST_PICTURE = 2 << 20       # ... and of one: more would be read for too long, while others speak
+PICTURE = "input_image"
+BEFORE_PICTURE = re.compile(r"data:image/(png|jpeg|webp|gif);base64,")
+BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+DETAILS = (None, "auto", "low", "high")
+USER_PARTS = ("input_text", "input_audio", PICTURE)
 PARTS = {"user": USER_PARTS, "system": ("input_text",), "assistant": ("output_text", "output_audio", "text", "audio")}
 COMPLETED, IN_PROGRESS, INCOMPLETE = "completed", "in_progress", "incomplete"
 
@@ -27,6 +34,8 @@ class Item:
     heard: str | None = None            # what the caller heard of it, if that is known to be less than all
     audio_ms: int = 0                   # of its audio
     spans: tuple = ()                   # (text, from ms, to ms) of its audio
+    pictures: int = 0                   # that came with it
+    images: tuple[dict, ...] = ()       # those that are still here, as a chat completion takes them: url, detail
     opened: bool = False                # it has its part
     call_id: str = ""                   # of the two others
     name: str = ""
@@ -45,8 +54,9 @@ class Item:
         if self.kind == "function_call_output":
             return shown | {"call_id": self.call_id, "output": self.output}
         field_name = "transcript" if self.part.endswith("audio") else "text"
-        content = [{"type": self.part, field_name: self.text}] if self.opened else []
-        return shown | {"role": self.role, "content": content}
+        said = self.opened and (self.text != "" or not self.pictures)
+        content = [{"type": self.part, field_name: self.text}] if said else []
+        return shown | {"role": self.role, "content": content + [{"type": PICTURE}] * self.pictures}
 
     def truncate(self, ms: int) -> None:
         """It was heard for so long: its text ends there, at a word."""
@@ -86,6 +96,15 @@ class Items:
             self.order.insert(0 if after == "root" else self.order.index(self.find(after)) + 1, item)
         while len(self.order) > 1 and (len(self.order) > MOST or sum(one.size for one in self.order) > MOST_TEXT):
             del self.order[0 if self.order[0] is not item else 1]
+        if item.images:
+            self._forget_pictures()
+
+    def _forget_pictures(self) -> None:
+        left = MOST_PICTURED
+        for item in reversed(self.order):
+            left -= sum(len(image["url"]) for image in item.images)
+            if left < 0:
+                item.images = ()
 
 
 def read_item(value, name: str, path: str = "item") -> Item | Fault:
@@ -107,20 +126,43 @@ def _message(value: dict, name: str, path: str) -> Item | Fault:
         return Fault("invalid_value", f"{path}.role must be one of {', '.join(PARTS)}.", f"{path}.role")
     if not isinstance(content, list) or not content or len(content) > 64:
         return Fault("invalid_value", f"{path}.content must be a list of 1 to 64 parts.", f"{path}.content")
-    texts = []
+    texts, images = [], []
     for i, part in enumerate(content):
         kind = part.get("type") if isinstance(part, dict) else None
         if kind not in PARTS[role]:
             return Fault("invalid_value", f"{path}.content[{i}].type must be one of {', '.join(PARTS[role])} here.",
                          f"{path}.content[{i}].type")
+        if kind == PICTURE:
+            images.append(part)
+            if fault := _picture(part, f"{path}.content[{i}]"):
+                return fault
+            continue
         field_name = "transcript" if kind.endswith("audio") else "text"
         text = part.get(field_name)
         if not isinstance(text, str) or len(text) > LONGEST_TEXT:
             return Fault("invalid_value", f"{path}.content[{i}].{field_name} must be a text of at most {LONGEST_TEXT} "
                          "characters; audio comes by input_audio_buffer.append.", f"{path}.content[{i}].{field_name}")
         texts.append(text)
-    part = {"audio": "output_audio", "text": "output_text"}.get(content[0]["type"], content[0]["type"])
-    return Item(name, "message", role, part, "\n".join(texts)[:LONGEST_TEXT], opened=True)
+    part = next((part["type"] for part in content if part["type"] != PICTURE), "input_text")
+    part = {"audio": "output_audio", "text": "output_text"}.get(part, part)
+    return Item(name, "message", role, part, "\n".join(texts)[:LONGEST_TEXT], opened=True, pictures=len(images),
+                images=tuple({"url": image["image_url"], "detail": image.get("detail") or "auto"} for image in images))
+
+
+def is_picture(url: str) -> bool:
+    before = BEFORE_PICTURE.match(url)
+    data = url[before.end():].rstrip("=") if before else ""
+    return bool(data) and data.isascii() and not data.encode().translate(None, BASE64)
+
+
+def _picture(part: dict, path: str) -> Fault | None:
+    url = part.get("image_url")
+    if not isinstance(url, str) or len(url) > LARGEST_PICTURE or not is_picture(url):
+        return Fault("invalid_value", f"{path}.image_url must be a picture of at most {LARGEST_PICTURE} characters, as "
+                     "data:image/png;base64,...; jpeg, webp and gif are taken, too.", f"{path}.image_url")
+    if part.get("detail") not in DETAILS:
+        return Fault("invalid_value", f"{path}.detail must be auto, low or high.", f"{path}.detail")
+    return None
 
 
 def _text(value: dict, fields: tuple[str, ...], path: str) -> Fault | None:
