@@ -30,6 +30,7 @@ from .turns import LISTENING, PAUSED, REPLYING, TurnTaking
 
 VERSION = 1                     # of a snapshot: another one is not read
 LONGEST = 60_000                # bytes of a snapshot; the oldest receipts are left out for it
+NO_MORE = 1 << 30               # replies that were begun in a pause: as many as there can be
 NEVER = -1                      # in place of infinity and of None, where a number is kept
 
 CALL = ("id", "keys", "keys_by", "began", "done", "leave_by")
@@ -85,6 +86,13 @@ def turn_state(turn: Turn | None) -> dict | None:
                                  "segments": segments_of(turn), "acts": bool(turn.reply.call or turn.reply.tools)}
 
 
+def mouth_state(mouth) -> dict:
+    """The agent's side.  A tool that runs in the caller's pause may be what ends us: whoever goes on with the call
+    begins nothing in its pauses any more, and runs that tool for a turn that counts, or not at all."""
+    tries = mouth.held is not None and mouth.held.acting
+    return fields(mouth, MOUTH) | ({"thrown": NO_MORE} if tries else {})
+
+
 def beside_state(beside: Bystander | None) -> dict | None:
     """The other side of a conversation of others; its audio lies in a slot of its own."""
     if beside is None:
@@ -105,7 +113,7 @@ def kept_of(call: Call) -> dict:
         "dialogue": dialogue_state(call.dialogue.checkpoint()),
         "today": call.dialogue.today,
         "unheard": dialogue_state(call.transaction._unheard), "undo": dialogue_state(call.transaction._undo),
-        "turns": fields(call.turns, TURNS), "ear": ear_state(call.ear), "mouth": fields(mouth, MOUTH),
+        "turns": fields(call.turns, TURNS), "ear": ear_state(call.ear), "mouth": mouth_state(mouth),
         "beside": beside_state(call.ear.beside),
         "turn": turn_state(mouth.turn),
         "dropped": mouth.out.dropped, "trace": fields(trace, TRACE) if trace else None,

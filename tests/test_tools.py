@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from talking import Line, scenario, turn
 
-from opusagent import ConfigError, tools
+from opusagent import ConfigError, handover, tools
 from opusagent.flow import Dialogue, Flow, FunctionCall, Outcome
 from opusagent.flow.authoring import Flow as Written
 from opusagent.flow.authoring import State
@@ -84,6 +84,19 @@ async def test_a_pure_tool_runs_in_the_pause_and_a_caller_who_goes_on_throws_it_
     await desk.line.speech(300, "yes well")             # that was not all
     await turn()
     assert desk.cancelled == ["book"] and desk.line.facts == {}
+
+
+@scenario
+async def test_whoever_goes_on_with_a_call_runs_the_tool_of_its_pause_for_a_turn_that_counts_only():
+    """It may be what ended the worker before."""
+    desk = Desk("pure", ahead=True)
+    await desk.line.listens()
+    await desk.line.speech(400, "yes")
+    await desk.line.silence(120)
+    assert desk.ran == ["book"]
+    assert handover.kept_of(desk.call)["mouth"]["thrown"] > desk.call.mouth.most_thrown
+    await desk.line.speech(300, "yes well")             # that was not all
+    assert handover.kept_of(desk.call)["mouth"]["thrown"] == desk.call.mouth.thrown == 1
 
 
 @scenario
