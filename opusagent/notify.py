@@ -12,6 +12,7 @@ from collections.abc import Iterable, MutableMapping
 log = logging.getLogger("opusagent")
 
 MOST_UNSENT = 100_000           # messages that wait for systemd to read
+CLOSE_SECONDS = 3.0             # for each of those that wait when we are done, to be read
 VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 
 
@@ -27,6 +28,7 @@ class Notify:
         mine = pid in ("", str(os.getpid())) and usec.isascii() and usec.isdigit()
         self.watchdog_seconds = int(usec) / 1e6 if mine and self.address else 0.0     # 0: nobody watches
         self.unsent: deque[tuple[bytes, list[int]]] = deque(maxlen=MOST_UNSENT)    # messages, duplicates of descriptors
+        self.heard = True               # systemd listens to us: to a successor it does not before that was named
         self.sock = None
         if self.address:
             self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
@@ -34,7 +36,7 @@ class Notify:
 
     def tell(self, *lines: str, fds: Iterable[int] = ()) -> None:
         """One message, such as tell("READY=1"): now, or as soon as there is room."""
-        if self.sock is not None and not (self.unsent and lines[0] == "WATCHDOG=1"):
+        if self.sock is not None and self.heard and not (self.unsent and lines[0] == "WATCHDOG=1"):
             self.unsent.append(("\n".join(lines).encode(), [os.dup(fd) for fd in fds]))
             self.flush()
 
@@ -61,8 +63,9 @@ class Notify:
         self.tell("FDSTOREREMOVE=1", "FDNAME=" + name)
 
     def close(self) -> None:
-        """Somebody else speaks to systemd from now on."""
+        """Somebody else speaks to systemd from now on, whom our last word names: for that, room is waited for."""
         if self.sock is not None:
+            self.sock.settimeout(CLOSE_SECONDS)
             self.flush()
             self.sock.close()
         self.sock = None

@@ -64,6 +64,7 @@ class Supervisor:
         self.reload = reload                    # () -> the work of a new generation; ConfigError
         self.announce = announce                # everything is ready: said once
         self.notify = notify
+        self.notify.heard = inherited.control is None
         self.board = Board(max(16, 4 * count), slots)
         self.workers: list[Worker] = []
         self.coming: list[Worker] = []          # a generation that is not ready yet: those before it serve
@@ -258,7 +259,8 @@ class Supervisor:
         self.say(worker, do="adopted", all=all)
 
     def store(self) -> None:
-        """systemd listens to us from now on, who has heard nothing of what we have told before."""
+        """systemd listens to us from now on."""
+        self.notify.heard = True
         for worker in self.workers:
             self.notify.store(stored("arena", worker.arena), worker.arena)
             for slot, fd in worker.calls.items():
