@@ -9,7 +9,7 @@ import math
 
 from . import bystander, departure, earlier, interruption, journal, keypad, silence, stereo, unattended
 from .dialects import (FACTS, HYPOTHESIS, RECOGNITION, REPLIED, REPLYING, SPEECH_STARTED, SPEECH_STOPPED, Audio,
-                       Both, Complaint, Dtmf, Mark, Pause, Start, Stop)
+                       Both, Complaint, Dtmf, Mark, Pause, Returned, Start, Stop)
 from .ear import Ear
 from .flow import ANSWERS, FAILURE, Dialogue, Reply
 from .journal import entry, noted
@@ -77,7 +77,7 @@ class Call:
         event = self.dialect.receive(opcode, payload)
         if self.dialect.outbox:
             self.mouth.out.answers()
-        if event is not None and (not self.done or event.__class__ is Stop):
+        if event is not None and (not self.done or event.__class__ in (Returned, Stop)):
             ON_EVENT[event.__class__](self, event)
             if event.__class__ is not Audio:
                 self.due = 0
@@ -183,9 +183,6 @@ class Call:
     def on_pause(self, event: Pause) -> None:
         if self.slot is not None:
             self.excused = self.slot.written if event.over and not self.mouth.stage.mute else math.inf
-
-    def on_complaint(self, event: Complaint) -> None:
-        self.mouth.out.blamed(self.id, event)
 
     def on_stop(self, event: Stop) -> None:
         self.connection.close(1000)
@@ -443,7 +440,9 @@ class Call:
 
 
 ON_EVENT = {Start: Call.on_start, Audio: Call.on_audio, Both: bystander.hear, Dtmf: Call.on_dtmf,
-            Mark: Call.on_mark, Pause: Call.on_pause, Complaint: Call.on_complaint, Stop: Call.on_stop}
+            Mark: Call.on_mark, Pause: Call.on_pause, Stop: Call.on_stop,
+            Complaint: lambda call, event: call.mouth.out.blamed(call.id, event),
+            Returned: lambda call, event: call.server.departures.came_back(call, event.reason)}
 
 ON_TURN = {UTTERANCE_START: Call._utterance_starts, PAUSE: lambda call, _: call.ear.ask(),
            RESUME: lambda call, _: call.mouth.forget(), DUCK: Call._duck, WEIGH: Call._weigh, RESTORE: Call._restore,

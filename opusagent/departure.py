@@ -10,6 +10,7 @@ from functools import partial
 from . import ConfigError, EngineError, targets
 from .carriers import TABLE, webhook
 from .credentials import Carrier
+from .dialects import SENTENCE
 
 log = logging.getLogger("opusagent")
 
@@ -81,6 +82,10 @@ class Departures:
         log.warning("call %s: it is not handed over: %s", call.id, why)
         self.metrics.count("transfers", outcome=outcome)
         self.soon(call.not_handed_over)
+
+    def came_back(self, call, why: str) -> None:
+        """The platform has found nobody who would take it."""
+        self._not(call, FAILED, f"{call.dialect.name} says: {why[:SENTENCE] or 'it failed'}")
 
     def hang_up(self, call) -> None:
         """Ends a call by its account, where that wants to be asked (`hang_up = true`), or the stream's address does."""

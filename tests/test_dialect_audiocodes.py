@@ -11,6 +11,7 @@ from test_call import FLOW
 
 from dialled import Dialled
 from opusagent import ProtocolError
+from opusagent.config import Config
 from opusagent.dialects import TEXT, Audio, Clear, Dtmf, Pause, Start, Stop
 from opusagent.dialects.audiocodes import FORMATS, AudioCodes
 from opusagent.dialects.audiocodes_caller import AudioCodesCaller
@@ -255,3 +256,28 @@ def test_whatever_comes_play_streams_alternate_and_events_are_in_order(steps):
     for what in plays:
         assert open_now != (what == "start")
         open_now = what != "stop"
+
+
+DESK = """
+start = "hello"
+[transfers]
+desk = "+4930123456"
+[states.hello]
+say = "Who is it?"
+on = [{ free = true, go = "desk" }]
+[states.desk]
+say = "I will put you through."
+transfer = "desk"
+failure = { say = ["Nobody is there."], go = "hello" }
+"""
+
+
+def test_a_caller_whom_nobody_takes_comes_back_to_the_flow():
+    call = Dialled(DESK, "audiocodes", "transfer=busy")
+    call.call.server.departures.config = Config(targets=("+4930*",))
+    call.listens()
+    call.says("it is me")
+    call.listens()
+    assert call.agent_says[-1] == "Nobody is there. Who is it?" and not call.call.done and call.state == "hello"
+    assert call.connection.closed is None
+    assert call.call.server.metrics.counters["transfers", (("outcome", "failed"),)] == 1

@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 
 from opusagent import ProtocolError
 from opusagent.dialects import (BINARY, CALLERS, DIALECTS, REMEMBERED_MARKS, TABLE, TEXT, Ask, Audible, Audio, Clear,
-                                Complaint, Dtmf, Mark, Marks, Pause, Start, Stop)
+                                Complaint, Dtmf, Mark, Marks, Pause, Returned, Start, Stop)
 
 DATA = Path(__file__).parent / "data"
 CALLS = sorted(DATA.glob("*/*.jsonl"))
-EVENTS = (Start, Audio, Dtmf, Mark, Pause, Complaint, Stop, Ask)
+EVENTS = (Start, Audio, Dtmf, Mark, Pause, Complaint, Returned, Stop, Ask)
 
 
 def read(path):

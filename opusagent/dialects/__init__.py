@@ -156,6 +156,12 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True)
+class Returned:
+    """Nobody took the call that the platform was to hand over: it is here still."""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Clear:
     """To a caller only: drop what has not been played, and give its marks back."""
 

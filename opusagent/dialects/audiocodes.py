@@ -14,8 +14,8 @@ import orjson
 
 from .. import ProtocolError
 from .._fastpath import MediaIn, MediaOut, base64_encode
-from . import (HYPOTHESIS, RECOGNITION, REPLIED, SPEECH_STARTED, SPEECH_STOPPED, TEXT, Audio, Dtmf, Pause, Start, Stop,
-               digits_of, facts_of, parse, text_of)
+from . import (HYPOTHESIS, RECOGNITION, REPLIED, SPEECH_STARTED, SPEECH_STOPPED, TEXT, Audio, Dtmf, Pause, Returned,
+               Start, Stop, digits_of, facts_of, parse, text_of)
 from .payload import Payload
 from .wav import FORMATS, RIFF, bytes_of, wav_content, wav_header
 
@@ -48,7 +48,7 @@ class AudioCodes:
 
     __slots__ = ("rate", "ignored", "outbox", "_format", "_payload", "_header", "_conversation", "_facts", "_live",
                  "_over", "_heard", "_who", "_hearing", "_paused", "_reason", "_streams", "_playing", "_before_chunk",
-                 "_comes_back")
+                 "_comes_back", "_leaving")
     name = "audiocodes"
     opcode = TEXT
     lead_ms = 100
@@ -72,6 +72,7 @@ class AudioCodes:
         self._playing = False           # the last of them is open
         self._before_chunk = b""        # how its chunks begin
         self._comes_back = False        # the conversation was held elsewhere; session.resume begins it here
+        self._leaving = False           # the platform was asked to hand the call over
 
     def _speak(self, media_format: str) -> None:
         self._format = media_format
@@ -192,14 +193,14 @@ class AudioCodes:
         self._hearing, self._paused = False, self._live
         return Pause() if self._live else None
 
-    def _activities(self, message: dict) -> Start | Dtmf | None:
-        """What several at once come to is one event: the start before the keys."""
+    def _activities(self, message: dict) -> Start | Returned | Dtmf | None:
+        """What several at once come to is one event: the start before all, and a transfer's failure before the keys."""
         activities = message.get("activities")
         if not isinstance(activities, list):
             raise ProtocolError(1007, 'audiocodes: "activities" is not a list')
         if self._conversation is None:
             return None
-        keys, starts = "", False
+        keys, starts, returned = "", False, None
         for activity in activities:
             match activity:
                 case {"type": "event", "name": "start"} if not self._live:
@@ -207,11 +208,14 @@ class AudioCodes:
                     starts = True
                 case {"type": "event", "name": "DTMF" | "dtmf"}:
                     keys += digits_of(activity.get("value"))
+                case {"type": "event", "name": "transferStatus",
+                      "value": {"status": "failed", **told}} if self._leaving:
+                    returned = Returned(text_of(told.get("reasonCode")) or text_of(told.get("reason")))
                 case {"type": "event", "name": "hangup", "activityParams": {"hangupReason": str(reason)}}:
                     self._reason = reason
         if starts:
             return self._start()
-        return Dtmf(keys) if keys and self._live else None
+        return (returned or (Dtmf(keys) if keys else None)) if self._live else None
 
     def _end(self, message: dict) -> Stop | None:
         live, self._live, self._over = self._live, False, True
@@ -249,6 +253,7 @@ class AudioCodes:
 
     def transfer(self, target: str) -> bytes:
         """Hands the caller over to a number or a SIP address; the session ends when that is done."""
+        self._leaving = True
         target = f"tel:{target}" if target.startswith("+") else target
         transfer = {"type": "event", "name": "transfer", "activityParams": {"transferTarget": target}}
         return message_of("activities", activities=[transfer])[1]

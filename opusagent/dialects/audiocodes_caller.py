@@ -17,10 +17,12 @@ MOST_UNPLAYED_MS = 2000         # it holds no more
 
 class AudioCodesCaller:
     """The platform's side: ?format=raw/mulaw,... (default raw/lpcm16) is its offer.  It stops playing when told to;
-    with ?bargeIn=off, VoiceAI Connect's default, it does not hear the caller from a recognition to the reply's end."""
+    with ?bargeIn=off, VoiceAI Connect's default, it does not hear the caller from a recognition to the reply's end;
+    with ?transfer=busy (or no-answer, declined, error) nobody takes a call that is handed over."""
 
     __slots__ = ("rate", "call_id", "outbox", "_offer", "_payload", "_player", "_playing", "_barges_in", "_accepted",
-                 "_streaming", "_stream", "_streams", "_unplayed", "_before_chunk", "_resumes")
+                 "_streaming", "_stream", "_streams", "_unplayed", "_before_chunk", "_resumes",
+                 "_refuses")
     name = "audiocodes"
     _calls = itertools.count(1)
 
@@ -43,6 +45,7 @@ class AudioCodesCaller:
         self._unplayed = 0          # samples
         self._before_chunk = b""
         self._resumes = False       # the session is to be gone on with, not begun
+        self._refuses = query.get("transfer", "")   # why nobody takes a call that is handed over; "": somebody does
 
     def _send(self, kind: str, **fields) -> tuple[int, bytes]:
         return message_of(kind, conversationId=self.call_id, **fields)
@@ -150,6 +153,10 @@ class AudioCodesCaller:
         match message.get("activities"):
             case [{"type": "event", "name": "sendDtmf"}, *_] as several:
                 return Pressed("".join(map(self._pressed, several)))
+            case [{"type": "event", "name": "transfer"}] if self._refuses:
+                status = {"status": "failed", "reasonCode": self._refuses, "reason": "nobody took the call"}
+                self.outbox.append(self._event("transferStatus", value=status))
+                return None
             case [{"type": "event", "name": "hangup" | "transfer"}]:
                 self.outbox.append(self._send("session.end", reasonCode="bot-disconnected", reason="Bot Side"))
                 return Stop()
