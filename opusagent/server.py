@@ -291,7 +291,7 @@ class Server:
     def _beat(self, now: int) -> None:
         """The supervisor sees that we live.  One whose calls stand still, or whose engines do, is as good as dead."""
         self.seat.publish(self.metrics)
-        heard = [call.slot.written for call in self.calls.values() if call.slot is not None]
+        heard = [call.slot.written for call in self.calls.values() if call.slot is not None and not stands(call)]
         if sum(heard) != self._moved[0] or not heard:
             self._moved = sum(heard), now
         if now - self._moved[1] < SECOND and now - self._whole < BROKEN_NS:
@@ -439,3 +439,8 @@ class Server:
             self.calls_changed()
             if self.keeper is not None:
                 self.keeper.ended(call)
+
+
+def stands(call: Call) -> bool:
+    """Whether nothing of a call has to move: its end is the platform's, or the client sends audio when it likes."""
+    return call.done or getattr(call.dialect, "detector", call) is None

@@ -1,5 +1,6 @@
 """The worker itself: what goes on whatever happens to a call."""
 import asyncio
+import itertools
 import time
 from types import SimpleNamespace
 
@@ -46,6 +47,32 @@ def test_getting_ready_is_no_load():
         return server.admission.load
 
     assert asyncio.run(started()) < 0.7
+
+
+def test_a_worker_gives_no_sign_of_life_whose_calls_do_not_move_but_some_may_stand():
+    board = Board(2)
+    server = Server(Config(), SimpleNamespace(hearing=SimpleNamespace(run=lambda: None), fault=str), Metrics(),
+                    board, board.seats[1])
+    server.show = lambda: None
+
+    def seconds_of_life(**calls):
+        """Of ten, with these calls, none of which moves."""
+        server.calls, alive = calls, 0
+        for _ in range(10):
+            now = next(seconds)
+            server._beat(now)
+            alive += server.seat.beat == now
+        return alive
+
+    def call(done=False, **dialect):
+        return SimpleNamespace(slot=SimpleNamespace(written=8000), done=done, dialect=SimpleNamespace(**dialect))
+
+    seconds = itertools.count(server._whole, 1_000_000_000)
+    server._whole += 60_000_000_000
+    assert seconds_of_life() == 10
+    assert seconds_of_life(client=call(detector=None), leaving=call(done=True)) == 10
+    assert seconds_of_life(client=call(detector=None), stuck=call(detector={}), other=call()) == 1
+    server.epoll.close()
 
 
 def test_a_worker_gives_no_sign_of_life_whose_engines_have_been_silent_for_long():

@@ -31,6 +31,7 @@ and may have (one in TEXTUAL has no audio, and other events and messages: see re
                     It holds until the next message that is another one; None: at the moment none is.  And
     media_out       a MediaOut: how the frames look that follow one of a reply, which pass without audio(); see
                     unattended.py.  `held` may change meanwhile, and nothing else that it depends on; None: none passes
+    detector        None while the peer sends audio when it likes, and no silence takes the place of what does not come
     parting_ms      how long after stop() the platform may end the call itself, before we close (otherwise not at all)
     came(opcode, payload) -> str | None         the call that a connection's first messages say it is of, where its
                                                 platform comes back with the same over a new connection; "": it
