@@ -193,6 +193,7 @@ class Supervisor:
     def _ready(self, worker: Worker, message: dict, fds: list[int]) -> None:
         worker.ready = True
         seat = self.board.seats[worker.seat]
+        seat.put("beat", time.monotonic_ns())       # that counts as one: another worker may have had the seat before
         seat.put("state", DRAINING if worker.retiring or self.stops else SERVING)
         if worker in self.coming and not self.stops:
             while len(self.coming) < self.count:

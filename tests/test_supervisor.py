@@ -14,6 +14,10 @@ from urllib.request import urlopen
 
 import pytest
 
+from opusagent.notify import Notify
+from opusagent.succession import Inheritance
+from opusagent.supervisor import HUNG_SECONDS, Supervisor, Worker
+
 sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
 import restart      # noqa: E402
 
@@ -111,6 +115,22 @@ async def stand():
         begun.write("once ")
     time.sleep(600)
 """
+
+
+def test_a_worker_that_has_only_just_become_ready_has_not_been_silent(monkeypatch):
+    """Its seat may be new, or say when the one that died there was last heard of."""
+    killed = []
+    monkeypatch.setattr(os, "kill", lambda pid, number: killed.append((pid, number)))
+    supervisor = Supervisor(1, 1, None, None, None, Notify({}), [], Inheritance({}))
+    worker = Worker(supervisor.board.free_seat(), -1, None, pid=4711)
+    supervisor.workers.append(worker)
+    supervisor._ready(worker, {}, [])
+    supervisor._look(time.monotonic())
+    assert not killed
+    supervisor._look(time.monotonic() + HUNG_SECONDS + 1)
+    assert killed == [(4711, signal.SIGABRT)]
+    supervisor.selector.close()
+    supervisor.reports.sock.close()
 
 
 def test_a_tool_that_never_comes_back_costs_no_call_and_is_not_run_again(started, tmp_path):
