@@ -6,10 +6,15 @@ import time
 
 import orjson
 import pytest
+from hypothesis import event, given, settings
+from hypothesis import strategies as st
 
 import browser
-from opusagent import ProtocolError
+from opusagent import ProtocolError, client_secrets
 from opusagent.credentials import Key
+from opusagent.dialects import OpenAIRealtime
+from opusagent.dialects.realtime.settings import SESSION as SESSION_SHAPE
+from opusagent.dialects.realtime.settings import Fault
 from opusagent.ephemeral import key_for, opened, shown
 from opusagent.telephone import Line
 from served import SCRIPTED, serving
@@ -211,6 +216,30 @@ def test_a_page_in_a_browser_calls_with_it(server, tmp_path):
     finally:
         page.close()
     assert json.loads(said)["session"]["instructions"] == "Speak of cards."
+
+
+VALUES = st.recursive(st.none() | st.booleans() | st.integers(-5, 9000) | st.sampled_from(
+    ["", "auto", "none", "server_vad", "audio/pcmu", "pcm16", "transcription", "text", "x", "function"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(
+        ["type", "input", "output", "format", "turn_detection", "name", "voice", "model", "seconds", "id"]), inner,
+        max_size=3), max_leaves=6)
+
+
+@settings(deadline=None)
+@given(st.dictionaries(st.sampled_from([*SESSION_SHAPE]), VALUES, max_size=4), VALUES,
+       st.sampled_from([None, "realtime", "transcription"]))
+def test_whatever_is_asked_for_is_a_key_that_opens_a_session_or_a_sentence(session, expiry, older):
+    content = {"session": session, "expires_after": expiry} if older is None else session
+    request = client_secrets.read(orjson.dumps(content), older)
+    made = request if isinstance(request, Fault) else client_secrets.answer(
+        Key("realtime", (NEW,)), *request, NOW, older)
+    if isinstance(made, Fault):
+        return event("a sentence")
+    event("a key")
+    found = opened((made if older is None else made["client_secret"])["value"], [Key("realtime", (NEW,))], NOW)
+    begun = OpenAIRealtime({"session": json.dumps(found.session), "model": found.model})
+    begun.open()
+    assert begun.session["type"] in ("realtime", "transcription") and begun.outbox
 
 
 def test_without_any_keys_this_machine_asks_and_no_page_of_anybodys():
