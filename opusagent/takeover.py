@@ -240,6 +240,8 @@ def freeze(server) -> list[int]:
             call.ear.beside.let_go()
         if call.mouth.turn is not None:
             call.mouth.turn.cancel()
+        for aside in getattr(call, "writing", ()):
+            aside.cancel()
         if call.recording is not None:
             call.recording.close()
         call.slot = call.ear.slot = call.mouth.slot = None

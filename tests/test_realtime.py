@@ -27,6 +27,7 @@ from opusagent.dialects.realtime.items import LARGEST_PICTURE, MOST, MOST_TEXT, 
 from opusagent.flow import FunctionCall
 from opusagent.inbox import INBOX_SECONDS
 from opusagent.realtime import RealtimeCall
+from opusagent.takeover import freeze
 from test_dialects import ALIEN, RECORDED
 
 FLOW = """
@@ -488,6 +489,23 @@ def test_a_note_is_cancelled_by_its_id_and_the_conversation_by_none():
         return call, spoken
     call, spoken = asyncio.run(told())
     assert call.last("response.done").response["id"] == spoken and call.statuses == ["cancelled"] * 2
+
+
+def test_a_call_that_moves_to_another_process_asks_no_model_here_any_more():
+    async def told():
+        call = Client.of_model()
+        call.studio.llm.free.clear()
+        call.does("response.create")
+        call.does("response.create", response=NOTE)
+        await call.thinks(20)
+        connection = SimpleNamespace(session=call.call, forget=lambda: None)
+        freeze(SimpleNamespace(
+            close_doors=lambda: None, connections=[connection], keeper=SimpleNamespace(freeze=lambda: [call.call]),
+            calls={call.call.id: call.call}, limits=SimpleNamespace(ends=lambda call: None), studio=call.studio))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        return call.studio.llm.dropped
+    assert asyncio.run(told()) == 2
 
 
 @pytest.mark.parametrize("answer, status, details", [
