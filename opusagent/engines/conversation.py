@@ -119,10 +119,10 @@ class Conversation:
     def lost(self, sentence: str) -> None:
         """The session is over: what is being said is sent to another one, what is being answered is asked of it."""
         response, session = self.response, self.session
+        log.log(logging.WARNING if self.awaited else logging.INFO, "%s", sentence)
         self.session = None
         self.reserve.drop(session)
         self._forget()
-        log.warning("%s", sentence)
         if response is not None:
             response.fail(EngineError(sentence))
         if self.utterance is not None and not self.utterance.over:
@@ -154,8 +154,12 @@ class Conversation:
     def awaits(self) -> None:
         """Whether anybody waits for the session is looked at again."""
         if self.session is not None:
-            waits = self.response is not None or self.utterance is not None and not self.utterance.over
-            self.reserve.awaited(self.session, waits)
+            self.reserve.awaited(self.session, self.awaited)
+
+    @property
+    def awaited(self) -> bool:
+        """Somebody is heard, or answered."""
+        return self.response is not None or self.utterance is not None and not self.utterance.over
 
     # -- what the caller says ------------------------------------------------------------------------------------------
 
