@@ -5,10 +5,13 @@ import orjson
 import pytest
 
 from opusagent import ConfigError, ProtocolError
+from opusagent.dialects import TEXT
 from opusagent.localserver import fetch_json
 from opusagent.people import person
+from opusagent.tape import load
 from opusagent.telephone import Caller, Line, dialect_of
 from served import SCRIPTED, serving
+from test_replay import replayed
 
 KEY = "openai-insecure-api-key."
 
@@ -70,3 +73,39 @@ def test_the_demo_reaches_its_end():
     assert record["dialect"] == "openai-realtime" and len(turns) >= 4
     assert "barge-in" in [turn["stopped_by"] for turn in record["turns"]]
     assert record["facts"]["slip_card"] == "ten of clubs"
+
+
+def test_a_session_is_made_again_from_its_journal(tmp_path):
+    """What a worker writes down for another one, while a model's answers come in, is no reading of the call's."""
+    (tmp_path / "model.toml").write_text('''
+[[reply]]
+when = "note"
+say = "A note of it."
+[[reply]]
+say = "It is sunny in Paris today, and not at all cold."
+''')
+
+    def words(text):
+        return {"type": "message", "role": "user", "content": [{"type": "input_text", "text": text}]}
+    asks = [{"type": "conversation.item.create", "item": words("the weather?")}, {"type": "response.create"},
+            {"type": "response.create", "response": {"conversation": "none", "output_modalities": ["text"],
+                                                     "input": [words("a note, please")]}}]
+
+    async def hold(server):
+        done, events = asyncio.Event(), []
+
+        def hear(opcode, payload, now):
+            events.append(orjson.loads(payload))
+            if [event["type"] for event in events].count("response.done") == 2:
+                done.set()
+        line = await Line.dial(server.ws("/v1/realtime?model=assistant"), hear, lambda *ending: None, ("realtime",))
+        for ask in asks:
+            line.send(TEXT, orjson.dumps(ask))
+        await asyncio.wait_for(done.wait(), 30)
+        await line.hang_up()
+
+    with serving(*SCRIPTED, "--scripted-llm", str(tmp_path / "model.toml"), "--scripted-llm-piece-ms", "60",
+                 "--archive-directory", str(tmp_path / "calls")) as server:
+        asyncio.run(hold(server))
+    kept, = (tmp_path / "calls").glob("*/*.jsonl")
+    assert replayed(load(str(kept))).decisions
