@@ -63,7 +63,7 @@ def ramp(args: argparse.Namespace, scene: Scene) -> dict[str, list[Outcome]]:
     found: dict[str, list[Outcome]] = {"OpusAgent": [], **({"Pipecat": []} if args.peer else {})}
     for name, steps in (("OpusAgent", args.ramp), ("Pipecat", args.peer_ramp)):
         for calls in steps if name in found else []:
-            subject = scene.agent(ASKS, calls) if name == "OpusAgent" else scene.pipecat()
+            subject = scene.agent(ASKS, calls, args.keeps) if name == "OpusAgent" else scene.pipecat()
             warm = 8 + calls * (0.02 if name == "OpusAgent" else 0.5)
             found[name].append(scene.run(subject, Load(calls, warm, args.seconds)))
             print(f"{name}, {calls} calls", file=sys.stderr)
@@ -123,6 +123,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=20, help="of each number of calls (default 20)")
     parser.add_argument("--only", choices=("overhead", "ramp"), help="one of the two measurements")
     parser.add_argument("--no-peer", dest="peer", action="store_false", help="without Pipecat")
+    parser.add_argument("--keeps", type=lambda text: tuple(text.split(",")), default=(), metavar="WHAT,...",
+                        help="what the calls of the ramp leave on disk: journals, recordings, transcripts")
     parser.add_argument("--fifo", action="store_true", help="SCHED_FIFO on both cores (as root, where others work too)")
     parser.add_argument("--quick", action="store_true", help="seconds only: shows that it runs")
     parser.add_argument("--json", action="store_true")

@@ -85,6 +85,9 @@ def percentile(ordered: list[float], p: float) -> float:
     return ordered[min(len(ordered) - 1, int(len(ordered) * p / 100))] if ordered else math.nan
 
 
+KEEPS = ("journals", "recordings", "transcripts")
+
+
 class Scene:
     """The files and the model that all runs share; a context."""
 
@@ -119,13 +122,15 @@ class Scene:
 
     # -- the subjects
 
-    def agent(self, flow: str, calls: int) -> Subject:
+    def agent(self, flow: str, calls: int, keeps: tuple[str, ...] = ()) -> Subject:
         """Ours.  Its calls are longer and more alike than people's, so what they may throw away is not bounded."""
+        kept = [f"--{'' if what in keeps else 'no-'}archive-{what}" for what in KEEPS]
         return ours("/ws/twilio", "--flow", self.write("flow.toml", flow), "--stt", "scripted", "--scripted-stt",
                     self.write("heard.txt", "where is my order\n"), "--tts", "scripted", "--llm", "openai",
                     "--openai-base-url", f"http://127.0.0.1:{self.model.port}/v1", "--max-calls", str(calls + 10),
                     "--admission-refuse-above", "1", "--admission-resume-below", "1", "--turns-speculations", "100000",
-                    "--log-format", "json")
+                    "--log-format", "json",
+                    *(("--archive-directory", str(self.folder / "kept"), *kept) if keeps else ()))
 
     def pipecat(self) -> Subject:
         return Subject("Pipecat", (sys.executable, str(BENCH / "peers" / "pipecat_agent.py"), "PORT",

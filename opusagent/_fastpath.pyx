@@ -25,6 +25,7 @@ It is one module in several files, which see each other's names as if they were 
     media        the carriers' media messages, in one pass
     room         Room, media_message, codes_of: samples as they stand on the wire, both ways
     plain        MediaIn, MediaOut: how the media messages look that need no decision
+    track        Track: the agent's side of a recording
     unattended   Past, Arrivals, MediaIntake, Mirror, Stretch, Pacer: frames that need no decision
 """
 import mmap
@@ -61,4 +62,5 @@ include "fastpath/base64.pxi"
 include "fastpath/media.pxi"
 include "fastpath/room.pxi"
 include "fastpath/plain.pxi"
+include "fastpath/track.pxi"
 include "fastpath/unattended.pxi"

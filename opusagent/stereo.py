@@ -9,7 +9,7 @@ import struct
 
 import numpy as np
 
-from ._fastpath import Resampler
+from ._fastpath import Resampler, Track
 from .dialects import CALLER
 
 PIECE_MS = 500                  # of both sides, written at once
@@ -44,7 +44,7 @@ def begin(archive, call, before: "Stereo | None" = None) -> "Stereo | None":
 class Stereo:
     """One call's.  heard(), sent(), cut() and close() are called by the call; what is sent ahead bounds the memory."""
 
-    __slots__ = ("slot", "other", "right", "file", "done", "_ahead", "_end", "_resampler")
+    __slots__ = ("slot", "other", "right", "file", "track", "_resampler")
 
     def __init__(self, archive, name: str, slot, wire_rate: int):
         rate = slot.rate_in
@@ -52,34 +52,30 @@ class Stereo:
         self.other = None                               # the slot of the other side, in place of the agent's audio
         self.right = True                               # that one is the agent
         self.file = archive.file(name + ".wav", lambda size: wav_head(rate, size))
-        self.done = slot.written                        # position up to which both sides are written
-        self._ahead = np.zeros(0, np.int16)             # the agent's from there on
-        self._end = -rate                               # position after the last of the agent's
+        self.track = Track(slot.written, JITTER_MS * rate // 1000, LONGEST_AHEAD * rate)    # the agent's
         self._resampler = Resampler(wire_rate, rate) if wire_rate != rate else None
+
+    @property
+    def as_sent(self) -> Track | None:
+        """What takes the agent's frames as they go out, where they need no resampling."""
+        return self.track if self._resampler is None else None
 
     def heard(self) -> None:
         """The caller's audio in the slot has grown."""
         written = (self.other or self.slot).written         # of both sides: the other one comes second
         until = written - self.slot.rate_in * JITTER_MS // 1000     # what comes may go on where the agent was
-        if until - self.done >= self.slot.rate_in * PIECE_MS // 1000:
+        if until - self.track.done >= self.slot.rate_in * PIECE_MS // 1000:
             self._write(until)
 
     def sent(self, pcm: np.ndarray) -> None:
         """A frame of the agent's goes out, at the wire's rate."""
         if self._resampler is not None:
             pcm = self._resampler.push(np.ascontiguousarray(pcm))
-        written, ahead, per_ms = self.slot.written, self._ahead, self.slot.rate_in // 1000
-        if len(ahead) > LONGEST_AHEAD * 1000 * per_ms:
-            return
-        start = max(self.done, self._end if written - self._end <= JITTER_MS * per_ms else written)
-        quiet = np.zeros(start - self.done - len(ahead), np.int16)
-        self._ahead = np.concatenate((ahead, quiet, np.asarray(pcm, np.int16)))
-        self._end = start + len(pcm)
+        self.track.sent(np.ascontiguousarray(pcm, np.int16), self.slot.written)
 
     def cut(self) -> None:
         """What was sent and not heard yet never will be."""
-        self._ahead = self._ahead[:max(0, self.slot.written - self.done)]
-        self._end = min(self._end, self.slot.written)
+        self.track.cut(self.slot.written)
 
     def close(self) -> None:
         """The call is over."""
@@ -89,18 +85,17 @@ class Stereo:
 
     def _write(self, until: int) -> None:
         """Both sides up to a position."""
-        count = until - self.done
+        done = self.track.done                          # position up to which both sides are written
+        count = until - done
         if count <= 0:
             return
-        start = max(self.done, self.slot.written - self.slot.capacity)      # older ones are not kept by the slot
+        start = max(done, self.slot.written - self.slot.capacity)       # older ones are not kept by the slot
         frames = np.zeros((count, 2), "<i2")
         if start < until:
-            frames[start - self.done:, 0] = self.slot.read(start, until - start)
+            frames[start - done:, 0] = self.slot.read(start, until - start)
             if self.other is not None:
-                frames[start - self.done:, 1] = self.other.read(start, until - start)
+                frames[start - done:, 1] = self.other.read(start, until - start)
                 frames = frames if self.right else frames[:, ::-1]
-        agent = self._ahead[:count]
+        agent = self.track.take(count)
         frames[:len(agent), 1 if self.right else 0] += agent
-        self._ahead = self._ahead[count:]
-        self.done = until
         self.file.append(frames.tobytes())

@@ -25,7 +25,8 @@ def begin(call) -> None:
     if hasattr(dialect, "media_in"):
         wire.intake = MediaIntake(call, call.ear, call.slot, call.ear.vad, call.ear.resampler, call.ledger.arrivals)
     if hasattr(dialect, "media_out"):
-        call.mouth.stretch = Stretch(call.mouth, wire, call.server.pacer)
+        recording = call.recording
+        call.mouth.stretch = Stretch(call.mouth, wire, call.server.pacer, recording.as_sent if recording else None)
 
 
 def follow(mouth, now: int) -> None:
@@ -34,7 +35,8 @@ def follow(mouth, now: int) -> None:
     stretch.end()
     if wire_of(mouth.connection) is not stretch.wire:
         return begin(mouth.call)
-    if mouth.call.recording is None and not out.late and not mouth.connection.congested and not out.held(now):
+    recorded = mouth.call.recording is not None
+    if stretch.recorded == recorded and not out.late and not mouth.connection.congested and not out.held(now):
         ahead = mouth.playout.ahead(FRAMES if more_comes(mouth) else MOST_FRAMES)
         if ahead is not None:
             stretch.begin(mouth.dialect.media_out, *ahead)

@@ -5,6 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from conversation import Conversation
+from hypothesis import given, strategies as st
+
 from opusagent import archive, recording, stereo
 from opusagent.config import Config
 from opusagent.metrics import Metrics
@@ -70,6 +72,51 @@ def test_the_two_sides_stand_where_they_were_heard(kept):
     assert (agent == np.repeat(expected, 160)).all()
     pcm, rate = recording.read_wav(tape.file.path)
     assert rate == RATE and len(pcm) == 32000
+
+
+class PlainTrack:
+    """Track, sample by sample."""
+
+    def __init__(self, done, jitter, most):
+        self.pcm, self.done, self.end, self.jitter, self.most = {}, done, done - jitter - 1, jitter, most
+
+    @property
+    def ahead(self):
+        return max(0, self.end - self.done)
+
+    def sent(self, pcm, written):
+        if len(pcm) and self.ahead <= self.most:
+            start = max(self.done, self.end if written - self.end <= self.jitter else written)
+            self.pcm |= {start + i: sample for i, sample in enumerate(pcm)}
+            self.end = start + len(pcm)
+
+    def cut(self, written):
+        self.end = min(self.end, written)
+        self.pcm = {at: sample for at, sample in self.pcm.items() if at < written}
+
+    def take(self, count):
+        taken = [self.pcm.get(self.done + i, 0) for i in range(min(count, self.ahead))]
+        self.done += count
+        return taken
+
+
+@given(st.lists(st.tuples(st.sampled_from(("sent", "goes on", "cut", "take")), st.integers(0, 40)), max_size=60))
+def test_the_agents_side_is_as_its_plain_twin(steps):
+    tracks, written, number = [each(100, 12, 90) for each in (stereo.Track, PlainTrack)], 100, 0
+    for what, count in steps:
+        pcm = np.arange(number + 1, number + 1 + count, dtype=np.int16)
+        number, written = number + count, written + count * (what == "goes on")
+        told = []
+        for track in tracks:
+            match what:
+                case "sent":
+                    track.sent(pcm, written)
+                case "cut":
+                    track.cut(written - count)
+                case "take":
+                    told.append(list(track.take(min(count, written - track.done))))
+            told.append((track.ahead, track.done))
+        assert told[:len(told) // 2] == told[len(told) // 2:]
 
 
 def test_two_clocks_that_differ_by_a_frame_leave_no_hole(kept):

@@ -4,6 +4,7 @@ import itertools
 import json
 import random
 import socket
+from types import SimpleNamespace
 from urllib.parse import parse_qsl, urlsplit
 
 import conversation
@@ -97,9 +98,11 @@ class Plain(Line):
 class Compared(Conversation):
     """A call of a platform's.  `taken` and `sent_on` count the frames in and out that Python had nothing to do with."""
 
-    def __init__(self, line, returns, route="twilio", stream="", **how):
-        """`returns`: the platform may come back on another connection."""
+    def __init__(self, line, returns, route="twilio", stream="", kept=False, **how):
+        """`returns`: the platform may come back on another connection; `kept`: the call is recorded."""
+        self.kept = kept
         self.taken, self.sent_on, self.said, self.line, self.returns = 0, 0, [], line, returns
+        self.recorded = bytearray()     # of the call's recording
         name, _, query = route.partition("?")
         CALLERS[name]._calls = itertools.count(1)
         self.platform = CALLERS[name](urlsplit(f"ws://localhost/ws/{route}"))
@@ -115,6 +118,8 @@ class Compared(Conversation):
 
     def make(self, server, connection, *more):
         server.pacer = Pacer()
+        server.archive = SimpleNamespace(recordings=self.kept, file=lambda name, head: SimpleNamespace(
+            append=self.recorded.extend, close=lambda: None))
         self.connection = self.line(server.clock, lambda: self.call.drained())
         self.connection.tenant = ""
         made = RealtimeCall if self.platform.name == "openai-realtime" else Call
@@ -306,16 +311,21 @@ def a_voice_with_samples_of_minus_one(monkeypatch):
 @pytest.mark.parametrize("route, seed", [("twilio", seed) for seed in range(12)]
                          + [(route, seed) for route in ROUTES[1:] for seed in range(2)])
 def test_nothing_can_be_told_from_the_ordinary_way(route, seed):
-    ordinary, other = calls = [Compared(line, seed % 2 > 0, route, ahead=seed % 3 > 0) for line in (Line, Plain)]
+    ordinary, other = calls = [Compared(line, seed % 2 > 0, route, kept=seed % 4 > 1 or seed == 1, ahead=seed % 3 > 0)
+                               for line in (Line, Plain)]
     for call in calls:
         script(call, random.Random(f"{route} {seed}"))
+        if call.call.recording is not None:
+            call.call.recording.close()
         call.connection.hang_up()
-    assert other.said == ordinary.said
+    assert other.said == ordinary.said and other.recorded == ordinary.recorded
+    assert bool(other.recorded) == other.kept
     assert other.connection.sent == ordinary.connection.sent
     assert other.receipts == ordinary.receipts and other.errors == ordinary.errors
     assert not ordinary.taken and not ordinary.sent_on
     assert other.taken > 20 or "wav" in route               # whose chunks may begin with a header
-    assert other.sent_on > 20 or other.call.mouth.playout.most > other.call.mouth.playout.size
+    resampled = other.kept and other.call.recording.as_sent is None     # which Python does
+    assert other.sent_on > 20 or resampled or other.call.mouth.playout.most > other.call.mouth.playout.size
 
 
 WISHES = (

@@ -165,6 +165,7 @@ cdef class Stretch:
     cdef Slot slot
     cdef Past sounded                   # what went out: the mouth's, or None where nobody asks for it,
     cdef Past kept                      # ... and the playout's
+    cdef Track track                    # ... and the recording's, or None
     cdef object holder                  # the dialect, if its platform may ask for no audio (`held`), or None
     cdef MediaOut plain                 # how its messages look
     cdef object segment                 # what it is of,
@@ -179,8 +180,8 @@ cdef class Stretch:
     cdef Py_ssize_t size                # samples of a frame
     cdef bint waits                     # it stands in the pacer's list
 
-    def __init__(self, mouth, Wire wire not None, Pacer pacer not None):
-        self.mouth, self.playout, self.slot = mouth, mouth.playout, mouth.slot
+    def __init__(self, mouth, Wire wire not None, Pacer pacer not None, Track track=None):
+        self.mouth, self.playout, self.slot, self.track = mouth, mouth.playout, mouth.slot, track
         self.sounded, self.kept = None if mouth.echo is None else mouth.echo.past, mouth.playout.kept
         self.wire, self.pacer = wire, pacer
         self.holder = mouth.dialect if hasattr(mouth.dialect, "held") else None
@@ -216,6 +217,11 @@ cdef class Stretch:
         if not self.waits:
             self.waits = True
             self.pacer.stretches.append(self)
+
+    @property
+    def recorded(self) -> bool:
+        """Whether a recording is told what goes out."""
+        return self.track is not None
 
     cpdef void end(self) noexcept:
         """The rest of it does not go out by itself."""
@@ -265,6 +271,8 @@ cdef class Stretch:
         self.kept.append(frame, self.size)
         if self.sounded is not None:
             self.sounded.append(frame, self.size)
+        if self.track is not None:
+            self.track.put(frame, self.size, self.slot.header.written)
         self.mouth.sounded = self.slot.header.written
         self.slot.header.place[0] = self.sent
         self.slot.header.place[3] += self.size
