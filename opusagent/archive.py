@@ -6,10 +6,10 @@ its age are files of calls in folders of days, and nothing else.
 """
 import logging
 import os
-import queue
 import re
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -24,7 +24,8 @@ log = logging.getLogger("opusagent")
 
 HUGE = 1 << 40                  # bytes of a file whose length is not known yet
 MOST_WAITING = 64 << 20         # bytes that wait for the disk, of all files together
-FLUSH_SECONDS = 0.1             # after which the kernel has what was written: a worker that is killed loses no more
+GATHER_SECONDS = 0.1            # of what comes is written at once: a worker that is killed loses no more, and a thread
+                                # that were woken for every line would take the interpreter from the loop each time
 LOOK_SECONDS = 10               # between two looks at the space that is left
 REMOVE_SECONDS = 3600           # between two looks for what is too old
 TOLD_EVERY_SECONDS = 1.0        # between two lines of the log about files that the disk refuses
@@ -59,7 +60,9 @@ class Archive:
         self.tight = False                              # the disk has too little space left; the thread sets it
         self._written = 0                               # bytes, as the thread has; it alone writes this
         self._appended = 0
-        self._jobs: queue.SimpleQueue = queue.SimpleQueue()
+        self._files: deque[File] = deque()              # of which something waits
+        self._come = threading.Event()                  # there are some
+        self._ends = threading.Event()                  # no more will come
         self._told = -TOLD_EVERY_SECONDS                # the thread's: when a refusal was last told
         metrics.count("archive_failures", 0)            # from now on no thread makes the list of counters longer
         try:
@@ -85,43 +88,55 @@ class Archive:
             file.close()
 
     def close(self) -> None:
-        self._jobs.put(None)
+        self._ends.set()
+        self._come.set()
         self._thread.join()
 
-    def _put(self, file: "File", data: bytes) -> bool:
+    def take(self, file: "File", data: bytes) -> bool:
         """Loop: have it written.  False where too much waits already."""
         if self.tight or self._appended - self._written > MOST_WAITING:
             self.metrics.count("archive_dropped")
             return False
         self._appended += len(data)
-        self._jobs.put((file, data))
+        self.ask(file, data)
         return True
+
+    def ask(self, file: "File", data: bytes | None) -> None:
+        """Loop: something for the thread, which sleeps while there is nothing; None ends the file."""
+        file.waiting.append(data)
+        if len(file.waiting) <= 1:
+            self._files.append(file)
+            if len(self._files) <= 1:
+                self._come.set()
 
     def _work(self) -> None:
         """Thread: write what comes, in order, and between that look after the directory."""
-        look = remove = flush = time.monotonic()
-        fresh: set[File] = set()                        # written to since the last flush
-        while True:
+        look = remove = time.monotonic()
+        while not self._ends.is_set():
             now = time.monotonic()
-            if now >= flush:
-                flush = now + FLUSH_SECONDS
-                while fresh:
-                    fresh.pop().flush()
             if now >= look:
                 look = now + LOOK_SECONDS
                 self._weigh()
             if self.days and now >= remove:
                 remove = now + REMOVE_SECONDS
                 remove_old(self.directory, self.days, time.time())
-            try:
-                job = self._jobs.get(timeout=max(0.0, (flush if fresh else look) - time.monotonic()))
-            except queue.Empty:
-                continue
-            if job is None:
-                return
-            file, data = job
-            fresh.add(file)
+            if self._come.wait(max(0.0, look - time.monotonic())):
+                self._ends.wait(GATHER_SECONDS)
+                self._come.clear()
+                self._write_all()
+        self._write_all()
+
+    def _write_all(self) -> None:
+        """Thread: each file's at once, and the kernel has it."""
+        while self._files:
+            file, pieces = self._files.popleft(), []
+            while file.waiting:
+                pieces.append(file.waiting.popleft())
+            ends = None in pieces
+            data = b"".join(pieces[:-1] if ends else pieces)
             file.guarded(file.write, data)
+            if ends:
+                file.guarded(file.end)
             self._written += len(data)
 
     def refused(self, file: "File", error: OSError) -> None:
@@ -146,13 +161,14 @@ class Archive:
 
 
 class File:
-    """One file.  append() and close() are the loop's, write() is the thread's."""
+    """One file.  append() and close() are the loop's, write() and end() are the thread's."""
 
-    __slots__ = ("path", "failed", "_archive", "_stream", "_cut", "_head")
+    __slots__ = ("path", "failed", "waiting", "_archive", "_stream", "_cut", "_head")
 
     def __init__(self, archive: Archive, path: Path, head: Callable[[int], bytes] | None = None):
         self.path = path
         self.failed = False             # the disk refused
+        self.waiting: deque[bytes | None] = deque()     # to be written; None ends it
         self._archive = archive
         self._stream = None             # the thread's
         self._head = head
@@ -160,10 +176,10 @@ class File:
 
     def append(self, data: bytes) -> None:
         if not self._cut and not self.failed:
-            self._cut = not self._archive._put(self, data)
+            self._cut = not self._archive.take(self, data)
 
     def close(self) -> None:
-        self._archive._jobs.put((self, b""))
+        self._archive.ask(self, None)
 
     def guarded(self, what: Callable, *args) -> None:
         """Do something to the file; one that the disk refuses is not written to any more."""
@@ -174,17 +190,9 @@ class File:
                 self._archive.refused(self, error)
             self.failed = True
 
-    def flush(self) -> None:
-        if self._stream is not None and not self._stream.closed and not self.failed:
-            self.guarded(self._stream.flush)
-
     def write(self, data: bytes) -> None:
-        """Append `data`; nothing closes the file.  OSError."""
-        if not data:
-            if self._stream is not None:
-                self._end()
-            return
-        if self.failed:
+        """Append `data`: the kernel has it then.  OSError."""
+        if not data or self.failed:
             return
         if self._stream is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -192,8 +200,12 @@ class File:
             if self._head is not None:
                 self._stream.write(self._head(HUGE))
         self._stream.write(data)
+        self._stream.flush()
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        """Nothing more comes; what its beginning says of its length is true now.  OSError."""
+        if self._stream is None:
+            return
         self._stream.close()
         if self._head is not None:
             with open(self.path, "r+b") as stream:
