@@ -18,8 +18,7 @@ from .loop import Loop
 log = logging.getLogger("opusagent")
 
 AT_ONCE = 32                    # connections accepted in one callback
-PATIENCE = 0.25                 # seconds for which a call that is taken may wait until it begins
-AT_A_TURN = 2                   # begin together, when they have waited for longer
+AT_A_TURN = 4                   # calls that begin together: what their peers send next comes together, and costs
 STEP_BACK = 0.002               # seconds for which another worker may take it
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 PAUSE = 0.02                    # seconds until accept() is tried again after that
@@ -139,29 +138,23 @@ class Door:
 
 
 class Turnstile:
-    """Lets calls that were taken begin one by one, each at another turn of the loop: frames that came meanwhile, ticks,
-    and those who are to be refused are served in between, however many have come at once.  One that has waited for long
-    brings another with it, so that a loop that is never done with the others cannot hold them up."""
+    """Lets calls that were taken begin a few at a time, the next ones at another turn of the loop: frames that came
+    meanwhile, ticks, and those who are to be refused are served in between, however many have come at once."""
 
-    __slots__ = ("_waiting", "_loop")
+    __slots__ = ("_waiting",)
 
     def __init__(self):
-        self._waiting: deque[tuple[float, Callable[[], None]]] = deque()    # until when it is not long, what begins
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._waiting: deque[Callable[[], None]] = deque()      # what begins
 
     def enter(self, begin: Callable[[], None]) -> None:
         """`begin` is called soon, and must not raise."""
-        loop = self._loop = asyncio.get_running_loop()
-        self._waiting.append((loop.time() + PATIENCE, begin))
+        self._waiting.append(begin)
         if len(self._waiting) == 1:
-            loop.call_soon(self._turn)
+            asyncio.get_running_loop().call_soon(self._turn)
 
     def _turn(self) -> None:
-        now = self._loop.time()
-        for _ in range(AT_A_TURN):
-            until, begin = self._waiting.popleft()
-            begin()
-            if not self._waiting or now < until:
-                break
+        for _ in range(min(AT_A_TURN, len(self._waiting))):
+            self._waiting[0]()
+            self._waiting.popleft()             # only now: one that enters meanwhile is not the first
         if self._waiting:
-            self._loop.call_soon(self._turn)
+            asyncio.get_running_loop().call_soon(self._turn)
