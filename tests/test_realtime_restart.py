@@ -89,16 +89,22 @@ async def eventually(true, server, clients, seconds=60):
 
 def kill(server):
     """SIGKILL to the worker; when this returns another has its calls."""
-    taken = server.said().count("calls were taken over")
-    os.kill(server.workers()[0], signal.SIGKILL)
-    until = time.monotonic() + 30
-    while server.said().count("calls were taken over") == taken:
-        assert time.monotonic() < until, server.said()
-        time.sleep(0.05)
+    struck(server, server.workers()[0], signal.SIGKILL, "calls were taken over")
 
 
 def upgrade(server):
-    os.kill(server.process.pid, signal.SIGUSR2)
+    """When this returns, the successor has them."""
+    struck(server, server.process.pid, signal.SIGUSR2, "has taken over")
+
+
+def struck(server, pid, number, words):
+    """A signal, and what it leads to: the server says these words once more."""
+    said = server.said().count(words)
+    os.kill(pid, number)
+    until = time.monotonic() + 30
+    while server.said().count(words) == said:
+        assert time.monotonic() < until, server.said()
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("strike, strikes", [(kill, 1), (kill, 4), (upgrade, 1)])
