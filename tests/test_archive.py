@@ -164,3 +164,19 @@ def test_a_worker_that_is_killed_loses_nothing_that_was_said_before(tmp_path):
         worker.stdin.close()
         assert worker.wait(20) == -signal.SIGKILL
     assert path.read_bytes() == b"a turn\n" * 20
+
+
+def test_what_comes_within_a_moment_is_written_file_by_file(tmp_path, monkeypatch):
+    """A thread that were woken for each line would take the interpreter from the loop each time."""
+    written, write = [], archive.File.write
+    monkeypatch.setattr(archive.File, "write", lambda file, data: (written.append(data), write(file, data)))
+    kept = archive.Archive(str(tmp_path), Metrics())
+    files = [kept.file(f"{name}.jsonl") for name in "ab"]
+    lines = [f"{number}\n".encode() for number in range(500)]
+    for line in lines:
+        for file in files:
+            file.append(line)
+    for file in files:
+        file.close()
+    kept.close()
+    assert [file.path.read_bytes() for file in files] == 2 * [b"".join(lines)] and len(written) < 100
