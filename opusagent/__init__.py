@@ -12,6 +12,7 @@ class ProtocolError(Exception):
     """The peer broke the protocol: an HTTP status before the upgrade, a WebSocket close code after it."""
 
     retry_after = 0         # seconds after which a refused request may succeed; 0: what is usual for its status
+    allow = ""              # the methods that the address takes, of a 405; "": those of nearly all
 
     def __init__(self, code: int, reason: str):
         super().__init__(code, reason)

@@ -11,6 +11,7 @@ from . import ProtocolError, ephemeral
 from .dialects.realtime import settings
 from .dialects.realtime.names import beta_session
 from .dialects.realtime.settings import TRANSCRIPTION, Fault, word
+from .http11 import posted_to
 
 JSON = "application/json"
 EXPIRY = {"anchor": word("created_at"), "seconds": settings.whole(ephemeral.SHORTEST, ephemeral.LONGEST)}
@@ -34,7 +35,7 @@ def check(server, head) -> None:
 def respond(server, connection, head, body: bytes) -> tuple[int, bytes, str]:
     """(status, body, content type).  Raises ProtocolError(401, 403 or 405, sentence)."""
     if head.method != "POST":
-        raise ProtocolError(405, "This address is posted to.")
+        raise posted_to()
     older = ROUTES[head.path]
     request = read(body, older)
     model = "" if isinstance(request, Fault) else request[0].get("model") or ""

@@ -302,8 +302,16 @@ def response(status: int, body: str | bytes = b"", content_type: str = PLAIN, he
 
 def refusal(error: ProtocolError, headers: Fields = (), *, head_only: bool = False) -> bytes:
     """The answer to a request that raised: its status and its sentence, nothing of what was sent."""
-    when = (("Retry-After", str(error.retry_after)),) if error.retry_after else ()
-    return response(error.code, error.reason + "\n", headers=(*when, *headers), head_only=head_only)
+    own = [("Retry-After", str(error.retry_after))] if error.retry_after else []
+    own += [("Allow", error.allow)] if error.allow else []
+    return response(error.code, error.reason + "\n", headers=(*own, *headers), head_only=head_only)
+
+
+def posted_to() -> ProtocolError:
+    """The refusal of another method at an address that takes nothing but POST."""
+    error = ProtocolError(405, "This address is posted to.")
+    error.allow = "POST"
+    return error
 
 
 # -- the caller's side -----------------------------------------------------------------------------------------------

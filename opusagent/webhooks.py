@@ -18,6 +18,7 @@ from .continuity import key_of
 from .credentials import Key
 from .dialects import text_of
 from .dialects.relay import TRANSFER
+from .http11 import posted_to
 from .inquiry import CALL
 
 XML = "application/xml; charset=utf-8"
@@ -271,7 +272,7 @@ def respond(server, connection, head, body: bytes) -> tuple[int, str | bytes, st
     route, agent = route_of(head.path)
     platform, render = ROUTES[route]
     if head.method != "POST" and (head.method != "GET" or route not in BY_GET):
-        raise ProtocolError(405, "This address is posted to.")
+        raise posted_to()
     form, content = read(head, body)
     key = server.gate.admit_webhook(connection, head, platform, agent, form, body)
     if agent and agent not in server.studio.flows:

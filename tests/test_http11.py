@@ -6,7 +6,7 @@ from hypothesis import given, settings, strategies as st
 
 from opusagent import ProtocolError
 from opusagent.http11 import (MAX_HEAD, MAX_LINE, MAX_LINES, ClientHandshake, HeadParser, accept, accept_value,
-                              choose_protocol, refusal, response)
+                              choose_protocol, posted_to, refusal, response)
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="             # the key of RFC 6455 section 1.3, and what it must be answered with
 ACCEPT = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
@@ -436,6 +436,11 @@ def test_an_answer_to_head_has_the_length_without_the_body():
 def test_a_refusal_carries_what_its_status_needs(code, field):
     answer = refusal(ProtocolError(code, "No."))
     assert field in answer and b"Connection: close" in answer and answer.endswith(b"\r\n\r\nNo.\n")
+
+
+def test_an_address_that_is_posted_to_says_so():
+    answer = refusal(posted_to())
+    assert answer.startswith(b"HTTP/1.1 405 ") and answer.count(b"Allow:") == 1 and b"Allow: POST\r\n" in answer
 
 
 def test_a_field_of_the_callers_own_takes_the_place_of_ours():
