@@ -18,8 +18,8 @@ import h11
 
 from . import ProtocolError
 
-MAX_HEAD = 16384            # bytes of a whole head, with its line ends and the empty line
-MAX_LINE = 8192             # bytes of one line, without its line end; an ephemeral key (ephemeral.py) is the longest
+MAX_HEAD = 8192             # bytes of a whole head, with its line ends and the empty line
+MAX_LINE = 4096             # bytes of one line, without its line end; an ephemeral key (ephemeral.py) is the longest
 MAX_LINES = 64              # header lines; the first line is not one of them
 MAX_BODY = 32768            # bytes of a POST; a platform's webhook has a few thousand
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -126,7 +126,7 @@ class HeadLines:
                 return bytes(self.held[:self.line])
         self._check(bytes(self.held[self.line:]).removesuffix(b"\r"))
         if len(self.held) == MAX_HEAD:
-            raise ProtocolError(431, "The head is longer than 16384 bytes.")
+            raise ProtocolError(431, "The head is longer than 8192 bytes.")
         return None
 
     def _finish(self, ended: bytes) -> bool:
@@ -152,7 +152,7 @@ class HeadLines:
             raise ProtocolError(400, "A CR stands alone; lines end in CR LF." if wrong[:1] == b"\r"
                                 else "The head holds a character that HTTP does not allow there.")
         if len(line) > MAX_LINE:
-            raise ProtocolError(431, "A line of the head is longer than 8192 bytes.")
+            raise ProtocolError(431, "A line of the head is longer than 4096 bytes.")
 
 
 # -- the server's side -----------------------------------------------------------------------------------------------

@@ -72,15 +72,17 @@ class RealtimeSession:
 
     async def read(self) -> None:
         """Until the client is gone."""
-        while data := await self.exchange.reader.read(65536):
-            if self.deaf:
-                continue
-            for _, payload in self.ws.receive_bytes(data):
-                await self._take(json.loads(payload))
-            await self._flush()
-            if self.ws.state is CLOSED:
-                break
-        self.exchange.gone.set()
+        try:
+            while data := await self.exchange.reader.read(65536):
+                if self.deaf:
+                    continue
+                for _, payload in self.ws.receive_bytes(data):
+                    await self._take(json.loads(payload))
+                await self._flush()
+                if self.ws.state is CLOSED:
+                    break
+        finally:                                # it may not wait for the answer to its close
+            self.exchange.gone.set()
 
     async def _take(self, event: dict) -> None:
         typed = EVENTS.validate_python(event)

@@ -23,7 +23,7 @@ from . import wire
 from .faults import FAULTS
 from .wire import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT
 
-HEAD_SIZE, LINE_SIZE, HEAD_LINES, HEAD_SECONDS, MESSAGE_SIZE = 16384, 8192, 64, 3.0, 1 << 24
+HEAD_SIZE, LINE_SIZE, HEAD_LINES, HEAD_SECONDS, MESSAGE_SIZE = 8192, 4096, 64, 3.0, 1 << 24
 VALID_CODES = {1000, 1001, 1002, 1003, *range(1007, 1015), *range(3000, 5000)}
 REQUEST_LINE = re.compile(rb"([A-Z]+) (/[\x21-\x22\x24-\x7e]*) HTTP/([0-9])\.([0-9])")
 HEADER_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([\t\x20-\x7e\x80-\xff]*)")

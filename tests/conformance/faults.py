@@ -30,7 +30,7 @@ FAULTS: dict[str, tuple[str, ...]] = {
     # the head
     "accepts-bare-lf": ("head.one-bare-lf", "head.bare-lf"),
     "accepts-any-header-line": ("head.no-colon", "head.space-before-colon", "head.folded", "head.nul"),
-    "reads-endless-heads": ("head.size-18-kib", "head.size-endless"),
+    "reads-endless-heads": ("head.size-9-kib", "head.size-endless"),
     "reads-endless-lines": ("head.lines-65",),
     "deadline-per-read": ("head.slow-octets",),
     "no-deadline": ("head.slow", "head.silent"),
