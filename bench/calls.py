@@ -1,6 +1,7 @@
 """Whole calls with engines that cost nothing: what of a turn is the server's own, and how many calls does a core hold?
 
     python bench/calls.py [--fifo] [--seconds 20] [--turns 300] [--ramp 100,200,300] [--peer-ramp 5,10,15] [--quick]
+                          [--keeps journals,recordings,transcripts]
     python bench/calls.py --embedded [...]      the embedded engines instead, see embedded_calls.py
     python bench/calls.py --dialect [NAME ...]  what a frame costs in a dialect, beside Twilio's: see dialects.py
 
