@@ -16,11 +16,11 @@ import sys
 
 import uvloop
 from figures import Ratio, median, paired_ratio, table
-from opusagent.latency import Figures, traffic
-from opusagent.localserver import fetch_json
-from opusagent.people import person
-from opusagent.terminal import summary as figures_of
-from opusagent.terminal import waited
+from opusagent.client.latency import Figures, traffic
+from opusagent.client.localserver import fetch_json
+from opusagent.client.people import person
+from opusagent.client.terminal import summary as figures_of
+from opusagent.client.terminal import waited
 from subjects import BENCH, Absent, Cores, Running, machine, ours, processor_ns
 
 RAMP_SECONDS = 20       # over which the callers begin, so that they do not speak in chorus; not measured

@@ -21,11 +21,11 @@ import numpy as np
 from figures import median, median_interval, table
 from subjects import BENCH, Absent, machine
 
-from opusagent.audio import first_voiced, voiced
 from opusagent.engines import embedded, flite
 from opusagent.engines.voices import Voices
 from opusagent.flow import Flow
 from opusagent.recording import read_wav, resample
+from opusagent.speech.audio import first_voiced, voiced
 
 FLOW = """
 start = "one"

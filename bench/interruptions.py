@@ -16,15 +16,15 @@ from figures import percentile
 from recordings import NOISES_DB, RATE, Caller, caller, listen, spoken, through_mulaw, trimmed, voiced_samples
 from subjects import Absent
 
-from opusagent.acoustics import Echo
-from opusagent.audio import FULL_SCALE, VadBatch
 from opusagent.config import Turns
 from opusagent.engines import embedded
 from opusagent.engines.espeak import HEAD, INSTALL, rate_of
 from opusagent.engines.speech import Speech
 from opusagent.engines.voices import Voices
 from opusagent.flow import Dialogue, Flow
-from opusagent.turns import BARGE_IN, DUCK, END_OF_TURN, RESTORE, SPEAKING, WEIGH, Settings, TurnTaking
+from opusagent.speech.acoustics import Echo
+from opusagent.speech.audio import FULL_SCALE, VadBatch
+from opusagent.speech.turns import BARGE_IN, DUCK, END_OF_TURN, RESTORE, SPEAKING, WEIGH, Settings, TurnTaking
 
 SETTINGS = Settings.of(Turns())         # the server's own
 PREROLL_MS = Turns().preroll_ms

@@ -23,8 +23,8 @@ from figures import Ratio, median, paired_ratio, table
 from subjects import Cores, Running, machine, ours
 
 from opusagent.flow import Waits
-from opusagent.prompts import Key, Store
-from opusagent.studio import demo_flow
+from opusagent.studio.prompts import Key, Store
+from opusagent.studio.studio import demo_flow
 
 AFTER = ("llm_first_token", "segment", "synthesis", "playout")      # waits of a receipt after the decision
 TURN = re.compile(r'^\{.*"event":"turn".*\}$', re.MULTILINE)

@@ -12,10 +12,10 @@ import numpy as np
 from subjects import Absent
 
 from opusagent._fastpath import Vad, ulaw_decode, ulaw_encode
-from opusagent.acoustics import STRETCH_MS, Echo
-from opusagent.audio import VadBatch, first_voiced, last_voiced, voiced
 from opusagent.engines import embedded
 from opusagent.recording import read_wav, resample
+from opusagent.speech.acoustics import STRETCH_MS, Echo
+from opusagent.speech.audio import VadBatch, first_voiced, last_voiced, voiced
 
 RATE = 8000
 PAUSES_MS = (100, 200, 300, 400, 500, 600, 700, 800, 900)

@@ -30,8 +30,8 @@ from urllib.request import urlopen
 
 import orjson
 import uvloop
+from opusagent.client.people import person
 from opusagent.dialects.audiosocket import AUDIO, HANGUP, UUID, Messages, message
-from opusagent.people import person
 
 RATE = 8000
 FRAME = 160                     # samples: 20 ms

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 from opusagent._fastpath import ulaw_encode
-from opusagent.people import person
+from opusagent.client.people import person
 from subjects import BENCH, Cores, Running, Subject, build, ours
 
 FRAME_NS = 20_000_000

@@ -30,12 +30,12 @@ from interruptions import TUNED, Overlap, asked, over, overlaps, sounds, theirs
 from recordings import RATE, Caller, callers, listen, recognise
 from subjects import Absent
 
-from opusagent.audio import VadBatch
 from opusagent.config import Turns
 from opusagent.engines import embedded
 from opusagent.engines.prosody import TurnModel, heard
 from opusagent.flow import Flow, Waits
-from opusagent.turns import END_OF_TURN, PAUSE, PAUSED, TurnTaking
+from opusagent.speech.audio import VadBatch
+from opusagent.speech.turns import END_OF_TURN, PAUSE, PAUSED, TurnTaking
 
 WAIT = re.compile(r"\d+ ms(, eager)?")
 FLOW = """

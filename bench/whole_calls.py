@@ -26,8 +26,8 @@ from opusagent.config import Admission, Config, Prompts
 from opusagent.dialects import CALLERS, Clear, Mark
 from opusagent.flow import Flow
 from opusagent.metrics import Metrics
-from opusagent.server import TICK_NS, Server
-from opusagent.studio import Studio
+from opusagent.server.worker import TICK_NS, Server
+from opusagent.studio.studio import Studio
 
 CALLS = 32                  # of each dialect, at once
 STEPS = 10                  # of 20 ms in a round

@@ -14,7 +14,7 @@ import numpy as np
 from figures import table
 
 from opusagent.engines.voices import Voices
-from opusagent.wording import estimated, proportional
+from opusagent.speech.wording import estimated, proportional
 
 RATE = 8000
 STEP_MS = 20

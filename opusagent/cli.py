@@ -17,7 +17,9 @@ def load_config(args: argparse.Namespace) -> Config:
 
 
 def serve(args: argparse.Namespace) -> int:
-    from . import daemon, flowcheck, logs, studio
+    from . import flowcheck, logs
+    from .daemon.serve import serve as run
+    from .studio import studio
 
     def read() -> tuple:
         config = load_config(args)
@@ -26,7 +28,7 @@ def serve(args: argparse.Namespace) -> int:
 
     config, flow = read()
     logs.begin(config)
-    return daemon.serve(config, flow, read)
+    return run(config, flow, read)
 
 
 def doctor(args: argparse.Namespace) -> int:
@@ -35,7 +37,7 @@ def doctor(args: argparse.Namespace) -> int:
 
 
 def upgrade(args: argparse.Namespace) -> int:
-    from .upgrade import upgrade_command
+    from .daemon.upgrade import upgrade_command
     return upgrade_command(args.pid)
 
 
@@ -45,7 +47,8 @@ def install(args: argparse.Namespace) -> int:
 
 
 def flow(args: argparse.Namespace) -> int:
-    from . import flowcheck, studio
+    from . import flowcheck
+    from .studio import studio
     config = load_config(args)
     return flowcheck.COMMANDS[args.what](args, config, studio.waits(config))
 
@@ -56,23 +59,23 @@ def show_config(args: argparse.Namespace) -> int:
 
 
 def demo(args: argparse.Namespace) -> int:
-    from . import client
-    return client.demo_command(args)
+    from .client import commands
+    return commands.demo_command(args)
 
 
 def call(args: argparse.Namespace) -> int:
-    from . import client
-    return client.call_command(args)
+    from .client import commands
+    return commands.call_command(args)
 
 
 def replay(args: argparse.Namespace) -> int:
-    from . import rehearse
+    from .replay import rehearse
     return rehearse.replay_command(args)
 
 
 def latency_test(args: argparse.Namespace) -> int:
-    from . import client
-    return client.latency_test_command(args)
+    from .client import commands
+    return commands.latency_test_command(args)
 
 
 def dial(args: argparse.Namespace) -> int:

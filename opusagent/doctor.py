@@ -15,11 +15,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import ConfigError, EngineError, directories, net, unit
+from . import ConfigError, EngineError, directories, unit
 from .config import Config
-from .daemon import CORES_TO_PIN, count_workers, needed_files
+from .daemon.serve import CORES_TO_PIN, count_workers, needed_files
 from .endpoints import STAGES, URL, targets
-from .prompts import open_store
+from .studio.prompts import open_store
+from .transport import net
 
 FINE, CHANGE, BREAKS = "fine", "change", "breaks"
 SIGNS = {FINE: "ok    ", CHANGE: "change", BREAKS: "BREAKS"}
@@ -267,8 +268,8 @@ def scheduling(config: Config) -> Iterator[Finding]:
 
 
 def engines(config: Config) -> Iterator[Finding]:
-    from .audio import VadBatch
     from .engines import make
+    from .speech.audio import VadBatch
     for stage in ("stt", "llm", "tts"):
         try:
             make(stage, config)
@@ -293,7 +294,8 @@ def _made(what: str, module: str, name: str, *words) -> Iterator[Finding]:
 
 
 def conversation(config: Config) -> Iterator[Finding]:
-    from . import flowcheck, studio
+    from . import flowcheck
+    from .studio import studio
     if not config.flow:
         return
     try:

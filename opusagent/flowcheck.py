@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from . import ConfigError, clips, tools
+from . import ConfigError
 from .config import Config
 from .engines import espeak, voices
 from .engines.embedded import model_path
@@ -18,6 +18,7 @@ from .flow import Flow
 from .flow.drawing import draw
 from .flow.sounds import alike, close
 from .flow.states import refuse
+from .studio import clips, tools
 
 
 def load(path: str, waits, config: Config) -> Flow:

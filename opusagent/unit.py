@@ -15,7 +15,7 @@ from pathlib import Path
 
 from . import ConfigError
 from .config import SETTINGS, Config
-from .daemon import count_workers, needed_files
+from .daemon.serve import count_workers, needed_files
 
 DIRECTORY = "/etc/systemd/system"
 UNIT, SOCKET = "opusagent.service", "opusagent.socket"

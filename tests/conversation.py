@@ -12,15 +12,15 @@ import base64
 import numpy as np
 
 from opusagent._fastpath import Arena, ulaw_encode
-from opusagent.audio import VadBatch
-from opusagent.call import Call
+from opusagent.calls.call import Call
+from opusagent.calls.departure import Departures
 from opusagent.config import Config
-from opusagent.departure import Departures
 from opusagent.dialects import TABLE, TEXT
 from opusagent.flow import Flow
 from opusagent.metrics import Metrics
-from opusagent.prompts import Prompt
-from opusagent.tools import Toolbox, functions
+from opusagent.speech.audio import VadBatch
+from opusagent.studio.prompts import Prompt
+from opusagent.studio.tools import Toolbox, functions
 
 MS = 1_000_000
 WORD_MS = 50

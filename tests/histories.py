@@ -15,14 +15,14 @@ from types import SimpleNamespace
 from redis.exceptions import ConnectionError as Refused
 from redis.exceptions import RedisError
 
-from opusagent import continuity as calls_here
-from opusagent import registry as leases
 from opusagent.config import Redis
-from opusagent.continuity import Continuity
-from opusagent.handover import VERSION
+from opusagent.continuity import returning as calls_here
+from opusagent.continuity import registry as leases
+from opusagent.continuity.handover import VERSION
+from opusagent.continuity.registry import Registry
+from opusagent.continuity.returning import Continuity
+from opusagent.continuity.shelf import Shelf
 from opusagent.metrics import Metrics
-from opusagent.registry import Registry
-from opusagent.shelf import Shelf
 
 MS, SECOND = 1_000_000, 1_000_000_000
 CLOCK = "local now = tonumber(KEYS[#KEYS])\n"       # instead of Redis' own

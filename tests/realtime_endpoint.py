@@ -15,7 +15,7 @@ from openai.types.realtime import RealtimeClientEvent
 from pydantic import TypeAdapter
 
 from opusagent._fastpath import ulaw_decode
-from opusagent.websocket import CLOSED, TEXT, WebSocket
+from opusagent.transport.websocket import CLOSED, TEXT, WebSocket
 
 EVENTS = TypeAdapter(RealtimeClientEvent)
 MAGIC = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"

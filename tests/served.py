@@ -28,7 +28,7 @@ LISTENING = re.compile(rb"listening on http(s?)://(\[[\w:]+\]|[\w.\-]+):(\d+)")
 
 def missing() -> str | None:
     """Why the server cannot be started here, or None."""
-    for module in ("opusagent", "opusagent.cli", "opusagent.daemon", "opusagent.server"):
+    for module in ("opusagent", "opusagent.cli", "opusagent.daemon.serve", "opusagent.server.worker"):
         if importlib.util.find_spec(module) is None:
             return f"there is no {module} to start"
     return None

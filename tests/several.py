@@ -14,10 +14,10 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from opusagent import ProtocolError
-from opusagent.caller import Say
-from opusagent.localserver import fetch_json
-from opusagent.people import person
-from opusagent.telephone import Caller
+from opusagent.client.caller import Say
+from opusagent.client.localserver import fetch_json
+from opusagent.client.people import person
+from opusagent.client.telephone import Caller
 from served import SCRIPTED, serving
 
 FLOW = """

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conversation import Conversation
 from opusagent._fastpath import ulaw_decode
-from opusagent.acoustics import KEPT_MS, Echo
+from opusagent.speech.acoustics import KEPT_MS, Echo
 from test_call import FLOW
 
 LONG = FLOW.replace("Are you sure of that, or would you like to look at it once more before we go on?",

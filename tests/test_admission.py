@@ -13,11 +13,11 @@ from lines import SILENCE, WebSocketLine
 from served import SCRIPTED, serving
 
 from opusagent import ProtocolError
-from opusagent.admission import STEPS, Admission, Curve, Ladder, Memory, state
-from opusagent.audio import VadBatch
 from opusagent.config import Config
 from opusagent.engines.race import ENOUGH, Hedging
 from opusagent.metrics import Metrics
+from opusagent.server.admission import STEPS, Admission, Curve, Ladder, Memory, state
+from opusagent.speech.audio import VadBatch
 
 SECOND = 1000 * MS
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import orjson
 import pytest
-from opusagent import ConfigError, archive
+from opusagent import ConfigError
 from opusagent.config import Config
 from opusagent.metrics import Metrics
+from opusagent.server import archive
 
 
 def test_files_are_written_in_order_and_whole(tmp_path):

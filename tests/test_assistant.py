@@ -1,10 +1,10 @@
 """The agent that a client of the Realtime protocol leads: how long it waits, and what does not interrupt it."""
 import pytest
 
-from opusagent.assistant import LEAST, waits_of
+from opusagent.calls.realtime.assistant import LEAST, waits_of
 from opusagent.config import Turns
 from opusagent.flow import FREE, INCOMPLETE
-from opusagent.turns import Settings, TurnTaking
+from opusagent.speech.turns import Settings, TurnTaking
 
 SERVER = {"type": "server_vad", "silence_duration_ms": 500, "idle_timeout_ms": None}
 

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opusagent import ConfigError, audio
+from opusagent import ConfigError
 from opusagent._fastpath import SETTLE, UNSURE, EnergyVad
-from opusagent.audio import Vad, VadBatch, first_voiced, last_voiced, mean_square, voiced
 from opusagent.recording import read_wav
+from opusagent.speech import audio
+from opusagent.speech.audio import Vad, VadBatch, first_voiced, last_voiced, mean_square, voiced
 
 RECORDINGS = Path(__file__).parents[2] / "shared" / "audio"
 BATCH = VadBatch()

@@ -9,16 +9,17 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from opusagent import ProtocolError, auth, credentials, signing
+from opusagent import ProtocolError, credentials
+from opusagent.client.telephone import Line
 from opusagent.config import Config
 from opusagent.credentials import PLATFORMS, Key
 from opusagent.dialects import TABLE
-from opusagent.gate import Gate
-from opusagent.http11 import HeadParser
 from opusagent.metrics import Metrics
-from opusagent.nonces import SharedNonces
-from opusagent.server import Server
-from opusagent.telephone import Line
+from opusagent.server.gate import Gate
+from opusagent.server.worker import Server
+from opusagent.transport.http11 import HeadParser
+from opusagent.trust import auth, signing
+from opusagent.trust.nonces import SharedNonces
 from served import SCRIPTED, serving
 
 SECRETS = {"audiohook": ("our-key:bmV3IHNlY3JldCBvZiAzMiBieXRlcw==", "our-key:b2xkIHNlY3JldCBvZiAzMiBieXRlcw=="),

@@ -11,12 +11,15 @@ from hypothesis import strategies as st
 
 from conversation import SPEECH, Recogniser
 from dialled import Dialled
-from opusagent import ProtocolError, handover, journal, replay
-from opusagent.bystander import Bystander
+from opusagent import ProtocolError
+from opusagent.calls import journal
+from opusagent.calls.bystander import Bystander
+from opusagent.calls.stereo import Stereo
 from opusagent.config import SETTINGS
+from opusagent.continuity import handover
 from opusagent.dialects import BINARY, TEXT
-from opusagent.stereo import Stereo
-from opusagent.tape import load
+from opusagent.replay import rerun
+from opusagent.replay.tape import load
 
 FLOW = """
 start = "listening"
@@ -101,7 +104,7 @@ class Monitored(Dialled):
         path = tmp_path / "call.jsonl"
         path.write_bytes(b"".join(self.lines))
         tape = load(str(path))
-        again = replay.Replay(tape, replay.World(tape, replay.config_of(tape, {})))
+        again = rerun.Replay(tape, rerun.World(tape, rerun.config_of(tape, {})))
         asyncio.run(again.run())
         return again
 

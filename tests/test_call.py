@@ -8,7 +8,7 @@ import pytest
 
 from conversation import MS, Conversation
 from opusagent._fastpath import ulaw_decode
-from opusagent.outbound import CODES
+from opusagent.calls.outbound import CODES
 
 FLOW = """
 start = "card"

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from opusagent import ConfigError
-from opusagent.caller import OVER, PATIENCE_MS, Ear, Say, Script
+from opusagent.client.caller import OVER, PATIENCE_MS, Ear, Say, Script
 
 RATE = 8000
 MS = RATE // 1000

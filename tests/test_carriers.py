@@ -20,12 +20,12 @@ import pytest
 
 from conversation import Conversation
 from opusagent import ConfigError, EngineError, targets
+from opusagent.calls.departure import Departures
 from opusagent.carriers import TABLE, Errand, api_of, rest, rs256, webhook
 from opusagent.carriers.dialling import errand
 from opusagent.carriers.rest import httpx
 from opusagent.config import Config
 from opusagent.credentials import CARRIERS, Carrier, carriers
-from opusagent.departure import Departures
 from opusagent.dialects import TEXT
 from opusagent.metrics import Metrics
 

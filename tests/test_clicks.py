@@ -7,11 +7,11 @@ import pytest
 from conversation import Conversation, Voice
 from test_stereo import sides
 
-from opusagent import archive
 from opusagent.config import Config
 from opusagent.engines.level import Level
 from opusagent.engines.voices import Voices
 from opusagent.metrics import Metrics
+from opusagent.server import archive
 
 CLICK = 32768 * 10 ** (-50 / 20)        # -50 dBFS: of a step from one sample to the next where speech begins or ends
 EDGE = 40                               # samples of nothing (5 ms at 8 kHz) between two sentences, at least

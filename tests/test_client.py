@@ -8,15 +8,17 @@ import re
 import numpy as np
 import pytest
 
-from opusagent import ConfigError, ProtocolError, caller, http11, localserver
-from opusagent.caller import Say
-from opusagent.client import call_command
+from opusagent import ConfigError, ProtocolError
+from opusagent.client import caller, localserver
+from opusagent.client.caller import Say
+from opusagent.client.commands import call_command
+from opusagent.client.localserver import fetch_json, matching
+from opusagent.client.probe import Probe
+from opusagent.client.telephone import Caller, Line, dialect_of
 from opusagent.dialects import TABLE, Audio, Mark, Start, Stop
-from opusagent.localserver import fetch_json, matching
 from opusagent.recording import read_wav, write_wav
-from opusagent.probe import Probe
-from opusagent.telephone import Caller, Line, dialect_of
-from opusagent.websocket import CLOSED, WebSocket
+from opusagent.transport import http11
+from opusagent.transport.websocket import CLOSED, WebSocket
 
 MS = 8
 

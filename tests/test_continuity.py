@@ -12,9 +12,10 @@ from urllib.request import urlopen
 import pytest
 
 import several
-from opusagent import ProtocolError, signing
+from opusagent import ProtocolError
+from opusagent.client.telephone import Line
 from opusagent.dialects import BINARY
-from opusagent.telephone import Line
+from opusagent.trust import signing
 from several import RETURNING, Nodes, RedisServer, Talk, eventually
 from test_haproxy import Balancer
 

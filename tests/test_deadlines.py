@@ -6,8 +6,8 @@ from hypothesis import given, settings, strategies as st
 
 from opusagent._fastpath import EpollSet, ReceiveBuffer, build_frame
 from opusagent.config import Config
-from opusagent.connection import Connection, Limits
 from opusagent.metrics import Metrics
+from opusagent.transport.connection import Connection, Limits
 
 SECOND = 1_000_000_000
 LOOK = SECOND // 4

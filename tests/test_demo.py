@@ -6,12 +6,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from opusagent import ConfigError, demo, people
-from opusagent.caller import Measured
-from opusagent.client import demo_command
-from opusagent.demo import conclude, picture, show
+from opusagent import ConfigError
+from opusagent.client import demo, people
+from opusagent.client.caller import Measured
+from opusagent.client.commands import demo_command
+from opusagent.client.demo import conclude, picture, show
+from opusagent.client.terminal import Terminal
 from opusagent.recording import Tape
-from opusagent.terminal import Terminal
 
 TURN = Measured(0, "ten of clubs", 8000, 8000, 16000, None, 17600, 20000)
 

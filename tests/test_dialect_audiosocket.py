@@ -17,11 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opusagent import ConfigError, ProtocolError
-from opusagent.audiosocket import BareWire
+from opusagent.client.people import person
 from opusagent.dialects import TABLE, Audio, Dtmf, Start, Stop
 from opusagent.dialects.audiosocket import AUDIO, DTMF, ERROR, HANGUP, UUID, AudioSocket, Messages, message
-from opusagent.people import person
-from opusagent.server import Server
+from opusagent.server.worker import Server
+from opusagent.transport.audiosocket import BareWire
 from served import SCRIPTED, serving
 
 RAW = bytes.fromhex("40325ec25efd4bd38bc3b7f7a4c1e6d0")

@@ -7,7 +7,7 @@ import pytest
 from opusagent import ProtocolError
 from opusagent.dialects import BINARY, TEXT, Clear, Mark
 from opusagent.dialects.vonage import BUFFERED, Vonage, VonageCaller
-from opusagent.playout import Playout, Segment
+from opusagent.speech.playout import Playout, Segment
 
 
 def dial(query=""):

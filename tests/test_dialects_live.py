@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from opusagent import ConfigError
+from opusagent.client.localserver import fetch_json
+from opusagent.client.people import person
+from opusagent.client.telephone import Caller, Line, Metronome, answer, place, samples_of
 from opusagent.dialects import CALLERS, DIALECTS, TABLE, TEXT_CALLERS, Audio
-from opusagent.localserver import fetch_json
-from opusagent.people import person
-from opusagent.telephone import Caller, Line, Metronome, answer, place, samples_of
 from realtime_pace import ATTEMPTS, Watch
 from served import SCRIPTED, serving
 

@@ -1,7 +1,7 @@
 """The turnstile: in what order calls that were let in begin, beside everything else that the loop has to do."""
 import asyncio
 
-from opusagent.door import AT_A_TURN, Turnstile
+from opusagent.transport.door import AT_A_TURN, Turnstile
 
 
 def test_calls_that_come_at_once_begin_a_few_at_each_turn_of_the_loop():

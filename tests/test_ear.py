@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opusagent import ConfigError, silero
+from opusagent import ConfigError
 from opusagent._fastpath import EnergyVad, Silero, Vad
-from opusagent.audio import VOICED, VOICED_OF_PEAK, VadBatch, mean_square
+from opusagent.speech import silero
+from opusagent.speech.audio import VOICED, VOICED_OF_PEAK, VadBatch, mean_square
 
 DICE = np.random.default_rng(5)
 BINS = {8000: 65, 16000: 129}

@@ -13,10 +13,10 @@ import numpy as np
 import orjson
 import pytest
 
-from opusagent.caller import Say
-from opusagent.localserver import fetch_json
+from opusagent.client.caller import Say
+from opusagent.client.localserver import fetch_json
+from opusagent.client.telephone import Caller
 from opusagent.recording import read_wav, resample
-from opusagent.telephone import Caller
 from served import serving
 
 AUDIO = Path(__file__).parent.parent / ".." / "shared" / "audio" / "8k"

@@ -24,7 +24,7 @@ from llm_endpoint import KEY, Exchange, LocalEndpoint, answers, begins, completi
 from test_openai_speech import hears, sound, speaks
 
 from opusagent._fastpath import energy, ulaw_decode
-from opusagent.call import Call
+from opusagent.calls.call import Call
 from opusagent.config import Config, Turns
 from opusagent.dialects import TABLE
 from opusagent.endpoints import Target

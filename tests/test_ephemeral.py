@@ -10,13 +10,14 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 import browser
-from opusagent import ProtocolError, client_secrets
+from opusagent import ProtocolError
+from opusagent.client.telephone import Line
 from opusagent.credentials import Key
 from opusagent.dialects import OpenAIRealtime
 from opusagent.dialects.realtime.settings import SESSION as SESSION_SHAPE
 from opusagent.dialects.realtime.settings import Fault
-from opusagent.ephemeral import key_for, opened, shown
-from opusagent.telephone import Line
+from opusagent.server import client_secrets
+from opusagent.trust.ephemeral import key_for, opened, shown
 from served import SCRIPTED, serving
 
 NEW, OLD, CARDS = "new-secret-one", "old-secret-two", "secret-of-cards"

@@ -5,9 +5,10 @@ from xml.etree import ElementTree
 import pytest
 from talking import Line, scenario
 
-from opusagent import cli, tools
+from opusagent import cli
 from opusagent.flow import FunctionCall
 from opusagent.flow.drawing import draw
+from opusagent.studio import tools
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 FILES = sorted(EXAMPLES.glob("*.toml"))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from opusagent.flow.phrases import murmured, words
 from opusagent.flow.states import BACKCHANNELS
-from opusagent.playout import FRAME_MS, Playout, Segment
+from opusagent.speech.playout import FRAME_MS, Playout, Segment
 
 TEXT = "The ten of clubs. Are you sure of that, or would you like to look at it once more before we go on? " \
        "It is the card that is printed on the slip that we left at your door this morning, on the left side of it."

@@ -13,10 +13,10 @@ import pytest
 from conversation import Conversation
 from talking import turn
 
+from opusagent.calls.transaction import Transaction
 from opusagent.flow import FunctionCall
 from opusagent.flow.authoring import Flow, State
 from opusagent.flow.expect import clip
-from opusagent.transaction import Transaction
 
 MANY = int(os.environ.get("OPUSAGENT_CONVERSATIONS", "0"))
 COUNT = MANY or 80

@@ -6,7 +6,7 @@ import urllib.request
 
 import pytest
 
-from opusagent.http11 import ClientHandshake
+from opusagent.transport.http11 import ClientHandshake
 from served import SCRIPTED, serving
 
 

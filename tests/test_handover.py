@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from conversation import MS, Connection, Conversation, Server
-from opusagent import handover
 from opusagent._fastpath import FrameParser, build_frame
+from opusagent.continuity import handover
 from opusagent.dialects import CALLERS, TABLE, TEXT
 from opusagent.dialects.keeping import resumed, state_of
-from opusagent.playout import Playout, Segment
+from opusagent.speech.playout import Playout, Segment
 from test_realtime import Client as RealtimeClient
 
 STORY = """

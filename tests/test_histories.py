@@ -5,7 +5,7 @@ import logging
 import pytest
 
 import several
-from opusagent import continuity as calls_here
+from opusagent.continuity import returning as calls_here
 
 pytest.importorskip("redis", reason="the extra redis is not installed")
 pytestmark = pytest.mark.skipif(several.missing is not None, reason=several.missing or "")

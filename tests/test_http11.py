@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from opusagent import ProtocolError
-from opusagent.http11 import (MAX_HEAD, MAX_LINE, MAX_LINES, ClientHandshake, HeadParser, accept, accept_value,
-                              choose_protocol, posted_to, refusal, response)
+from opusagent.transport.http11 import (MAX_HEAD, MAX_LINE, MAX_LINES, ClientHandshake, HeadParser, accept,
+                                        accept_value, choose_protocol, posted_to, refusal, response)
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="             # the key of RFC 6455 section 1.3, and what it must be answered with
 ACCEPT = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from opusagent import ConfigError
-from opusagent.people import person
+from opusagent.client.people import person
 from served import SCRIPTED, serving
 
 pytestmark = pytest.mark.filterwarnings("default")      # of the clients, and of what they are made of

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opusagent.playout import FADE_MS, Playout, Segment
+from opusagent.speech.playout import FADE_MS, Playout, Segment
 
 RATE, MS = 8000, 1_000_000
 LEVEL = 8000                    # of a voice that is as far from nothing as can be

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from opusagent import metrics, pages
+from opusagent import metrics
 from opusagent.config import Config, SETTINGS
+from opusagent.server import pages
 
 yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
 DEPLOY = Path(__file__).parent.parent / "deploy"

@@ -10,25 +10,19 @@ ROOT = Path(__file__).parent.parent / "opusagent"
 # from the bottom up; a layer's names in alphabetical order
 LAYERS = [
     {"__init__"},
-    {"_fastpath", "board", "config", "control", "credentials", "directories", "endpoints", "logs", "loop", "metrics",
-     "net", "notify", "settings", "tally", "targets", "usage"},
-    {"acoustics", "audio", "auth", "dialects", "ed25519", "ephemeral", "flow", "http11", "nonces", "pace", "playout",
-     "signatures", "signing", "silero", "tones", "turns", "websocket", "wording"},
+    {"_fastpath", "board", "config", "credentials", "directories", "endpoints", "logs", "metrics", "recording",
+     "settings", "tally", "targets", "usage"},
+    {"dialects", "flow", "speech", "transport", "trust"},
     {"carriers", "engines"},
-    {"pipeline"},
-    {"archive", "aside", "asks", "assistant", "bystander", "call", "clips", "departure", "ear", "earlier", "echo",
-     "filled", "garbage", "inbox", "interruption", "journal", "keypad", "ledger", "meter", "mouth", "notices",
-     "outbound", "prompts", "realtime", "recording", "registry", "relay", "replay", "resumption", "script", "shelf",
-     "silence", "stalls", "stereo", "studio", "tape", "tools", "transaction", "unattended", "whatif", "writeahead"},
-    {"admission", "audiosocket", "caller", "carried", "client", "client_secrets", "connection", "console", "continuity",
-     "demo", "door", "fields", "flowcheck", "gate", "handover", "inquiry", "latency", "limits", "localserver", "pages",
-     "people", "probe", "rehearse", "server", "takeover", "telephone", "terminal", "texting", "timeline",
-     "transportwire", "webhooks"},
-    {"daemon", "succession", "supervisor", "upgrade"},
-    {"doctor", "unit"},
+    {"client", "studio"},
+    {"calls"},
+    {"continuity"},
+    {"replay", "server"},
+    {"daemon"},
+    {"doctor", "flowcheck", "unit"},
     {"__main__", "cli"},
 ]
-PURE = LAYERS[2]
+PURE = ("dialects/**/*.py", "flow/*.py", "speech/*.py", "trust/*.py", "transport/http11.py", "transport/websocket.py")
 IMPURE = {"asyncio", "socket", "time", "threading", "random", "secrets", "selectors", "subprocess", "multiprocessing",
           "uvloop", "datetime"}
 BANNED = re.compile(r"manager|handler|helper|utils?\b|base\b|common|factory|service|processor|abstract", re.IGNORECASE)
@@ -49,34 +43,56 @@ def level(name):
     return found[0]
 
 
-def imports(path):
-    """(names of ours, names of others) that a file imports, wherever it does so."""
+def module(path):
+    """The dotted name of a file below the package: `calls.ear`; a package's is its own."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module(path) for path in FILES} | {"_fastpath"}
+
+
+def imports(path, whole=True):
+    """(modules of ours, names of others) that a file imports: wherever it does so, or (not whole) at once."""
     ours, others = set(), set()
-    depth = len(path.relative_to(ROOT).parts)
-    for node in ast.walk(ast.parse(path.read_text())):
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree) if whole else tree.body:
         if isinstance(node, ast.Import):
             others |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level:
             others.add(node.module.partition(".")[0])
-        elif isinstance(node, ast.ImportFrom) and node.level == depth:
-            ours |= {node.module.partition(".")[0]} if node.module else {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            here = path.relative_to(ROOT).parent.parts
+            place = [*here[:len(here) - node.level + 1], *filter(None, [node.module])]
+            named = [".".join([*place, alias.name]) for alias in node.names]
+            ours |= {name if name in MODULES else ".".join(place) or "__init__" for name in named}
     return ours, others
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_point_down(path):
     here = level(part(path))
-    modules = {part(file) for file in FILES} | {"_fastpath"}
-    for name in imports(path)[0] & modules:
-        below = level(name)
-        same_layer = below == here and here > 0
-        assert below < here or same_layer, f"{part(path)} imports {name}, which is above it"
+    for name in imports(path)[0] - {"__init__"}:
+        below = level(name.partition(".")[0])
+        assert below <= here, f"{module(path)} imports {name}, which is above it"
 
 
-def test_no_circles_within_a_layer():
+def packages():
+    """What each module or package right below ours imports of the others."""
     graph = {}
     for path in FILES:
-        graph.setdefault(part(path), set()).update(imports(path)[0] - {part(path)})
+        below = {name.partition(".")[0] for name in imports(path)[0]}
+        graph.setdefault(part(path), set()).update(below - {part(path)})
+    return graph
+
+
+def modules():
+    """What each module imports of the others when it is itself imported; its own package's table does not count."""
+    return {module(path): {name for name in imports(path, whole=False)[0]
+                           if not module(path).startswith(name + ".")} for path in FILES}
+
+
+@pytest.mark.parametrize("graph", [packages(), modules()], ids=["packages", "modules"])
+def test_no_circles(graph):
     done, trail = set(), []
 
     def visit(name):
@@ -92,7 +108,8 @@ def test_no_circles_within_a_layer():
         visit(name)
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if part(p) in PURE], ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", [path for row in PURE for path in sorted(ROOT.glob(row))],
+                         ids=lambda path: str(path.relative_to(ROOT)))
 def test_the_pure_layer_is_pure(path):
     assert not imports(path)[1] & IMPURE
 

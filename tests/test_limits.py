@@ -15,8 +15,8 @@ from served import SCRIPTED, serving
 from opusagent import EngineError, ProtocolError
 from opusagent.config import Bounds, Config
 from opusagent.dialects import Start
-from opusagent.limits import Limits, caller_of
 from opusagent.metrics import Metrics
+from opusagent.server.limits import Limits, caller_of
 from opusagent.tally import WAYS, Entries, Tally, digest
 from opusagent.usage import Question, Usage, current
 

@@ -15,11 +15,11 @@ import pytest
 import pytest_asyncio
 
 from opusagent import ConfigError, EngineError
-from opusagent.caller import Say
+from opusagent.client.caller import Say
+from opusagent.client.telephone import Caller
 from opusagent.config import Config, Piper, Sherpa
 from opusagent.engines import delays, piper, sherpa
-from opusagent.prompts import Prompts, Store
-from opusagent.telephone import Caller
+from opusagent.studio.prompts import Prompts, Store
 from served import serving
 from test_host import FAULTS, Call, answer_despite, arena, sick, until     # noqa: F401
 from test_openai_speech import Caller as Listener, listen as heard

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 import pytest
 
 from opusagent._fastpath import EpollSet, FrameParser, ReceiveBuffer, Wire, build_frame
-from opusagent.door import Door
-from opusagent.loop import Loop, attach, detach
+from opusagent.transport.door import Door
+from opusagent.transport.loop import Loop, attach, detach
 
 HELLO = build_frame(2, b"hello", True, b"\1\2\3\4")
 SOON = 5.0          # seconds: what must come at once comes within them on any machine, and else not at all

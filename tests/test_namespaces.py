@@ -14,7 +14,7 @@ import pytest
 import several
 from conformance import wire
 from machines import Machines
-from opusagent.localserver import fetch_json
+from opusagent.client.localserver import fetch_json
 from several import Nodes, RedisServer, Talk, eventually
 from test_continuity import SILENCE, TOKEN, Listener, goes_straight, speaking, until_in_the_middle
 from test_haproxy import Balancer

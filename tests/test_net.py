@@ -15,7 +15,7 @@ from served import SCRIPTED, serving
 
 from opusagent import ConfigError
 from opusagent.config import Net
-from opusagent.net import Option, inherited, is_loopback, is_loopback_name, listen, spelled, tune
+from opusagent.transport.net import Option, inherited, is_loopback, is_loopback_name, listen, spelled, tune
 
 PLAIN_NET = Net(nodelay=False, quickack=False, receive_buffer=0, send_buffer=0, notsent_lowat=0,
                 user_timeout_seconds=0, keepalive_seconds=0)
@@ -171,7 +171,7 @@ def test_whatever_else_is_in_the_way_is_a_sentence_too(monkeypatch, number, sent
     def fail(*args):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("opusagent.net._listen", fail)
+    monkeypatch.setattr("opusagent.transport.net._listen", fail)
     with pytest.raises(ConfigError) as caught:
         listen("127.0.0.1", 80)
     assert str(caught.value) == sentence

@@ -15,9 +15,10 @@ import pytest
 from lines import WebSocketLine
 from served import SCRIPTED, serving
 
-from opusagent import ConfigError, notices
+from opusagent import ConfigError
 from opusagent.config import Config, Webhook
-from opusagent.notices import SIGNATURE, Notices, signed, verified
+from opusagent.server import notices
+from opusagent.server.notices import SIGNATURE, Notices, signed, verified
 
 SECRET = "a secret of 16 characters"
 RECORD = {"id": "CA1", "outcome": "completed", "turns": [{"caller": "yes"}], "facts": {"card": "ace"}, "usage": {}}

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from opusagent.notify import Notify
+from opusagent.daemon.notify import Notify
 
 
 @pytest.fixture

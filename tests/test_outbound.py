@@ -4,10 +4,11 @@ import pytest
 from test_call import FLOW
 
 from conversation import MS, Conversation
-from opusagent import call, dialects
+from opusagent import dialects
+from opusagent.calls import call
 from opusagent.dialects import Pause
 from opusagent.dialects.twilio import Twilio
-from opusagent.playout import Playout, Segment
+from opusagent.speech.playout import Playout, Segment
 
 
 class Curious(Twilio):

@@ -3,8 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opusagent.flow import COMPLETE, FREE, INCOMPLETE, Waits
-from opusagent.pace import Pace
-from opusagent.turns import END_OF_TURN, Settings, TurnTaking
+from opusagent.speech.pace import Pace
+from opusagent.speech.turns import END_OF_TURN, Settings, TurnTaking
 
 WAITS = Waits(complete=140, free=400, incomplete=1200)
 WINDOW = 160                    # samples at 8 kHz, 20 ms

@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 from served import SCRIPTED, serving
 
-from opusagent import ConfigError, EngineError, prompts
+from opusagent import ConfigError, EngineError
 from opusagent._fastpath import MappedFile
 from opusagent.config import Config
-from opusagent.prompts import AHEAD, SPOKEN_RATE, Key, Prompt, Prompts, Store, decode, encode, file_name, open_store
+from opusagent.studio import prompts
+from opusagent.studio.prompts import (AHEAD, SPOKEN_RATE, Key, Prompt, Prompts, Store, decode, encode, file_name,
+                                      open_store)
 
 KEY = Key("embedded rms", "", "Good morning, Zoë.", 8000)
 PCM = np.arange(-40, 60, dtype=np.int16)

@@ -17,17 +17,17 @@ from hypothesis import strategies as st
 
 from conversation import SPEECH, Conversation
 from opusagent import EngineError, ProtocolError
-from opusagent.auth import TABLE as WAYS
-from opusagent.auth import Shown
+from opusagent.calls.realtime.call import RealtimeCall
+from opusagent.calls.realtime.inbox import INBOX_SECONDS
+from opusagent.continuity.takeover import freeze
 from opusagent.credentials import Key
 from opusagent.dialects import CALLERS, TEXT
 from opusagent.dialects.keeping import resumed, state_of
 from opusagent.dialects.realtime.chat import LOST, chat, functions, pictured
 from opusagent.dialects.realtime.items import LARGEST_PICTURE, MOST, MOST_TEXT, Item, Items
 from opusagent.flow import FunctionCall
-from opusagent.inbox import INBOX_SECONDS
-from opusagent.realtime import RealtimeCall
-from opusagent.takeover import freeze
+from opusagent.trust.auth import TABLE as WAYS
+from opusagent.trust.auth import Shown
 from test_dialects import ALIEN, RECORDED
 
 FLOW = """

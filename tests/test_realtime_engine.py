@@ -17,7 +17,7 @@ from realtime_talker import Answer, Model, falls_deaf, falls_silent, resets, sen
 from test_engine_faults import SILENCE, Clocked, LiveCall, Loop, babble, now
 from test_replay import Kept, replayed
 
-from opusagent.call import Call
+from opusagent.calls.call import Call
 from opusagent.config import Config, OpenAI
 from opusagent.dialects import TABLE
 from opusagent.endpoints import Target

@@ -5,11 +5,11 @@ import orjson
 import pytest
 
 from opusagent import ConfigError, ProtocolError
+from opusagent.client.localserver import fetch_json
+from opusagent.client.people import person
+from opusagent.client.telephone import Caller, Line, dialect_of
 from opusagent.dialects import TEXT
-from opusagent.localserver import fetch_json
-from opusagent.people import person
-from opusagent.tape import load
-from opusagent.telephone import Caller, Line, dialect_of
+from opusagent.replay.tape import load
 from served import SCRIPTED, serving
 from test_replay import replayed
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from opusagent.pipeline import SENTENCE_PAUSE_MS
+from opusagent.calls.pipeline import SENTENCE_PAUSE_MS
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
 import restart      # noqa: E402

@@ -6,7 +6,7 @@ from served import serving
 from test_realtime_live import converse
 
 from opusagent import ConfigError
-from opusagent.people import person
+from opusagent.client.people import person
 
 FLOW = """
 start = "hello"

@@ -17,14 +17,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conversation import MS, Connection, Server, Studio
-from opusagent import ConfigError, ProtocolError, signing
+from opusagent import ConfigError, ProtocolError
+from opusagent.calls.call import Call
+from opusagent.calls.relay import RelayCall, call_of, joined
+from opusagent.client.telephone import Line, dialect_of
 from opusagent.dialects import CALLERS, DIALECTS, TABLE, TEXT, TEXT_CALLERS, TEXTUAL, Stop, Words
 from opusagent.flow import Flow
 from opusagent.flow.authoring import Flow as Written
 from opusagent.flow.authoring import State
-from opusagent.call import Call
-from opusagent.relay import RelayCall, call_of, joined
-from opusagent.telephone import Line, dialect_of
+from opusagent.trust import signing
 from served import SCRIPTED, serving
 
 FLOW = """

@@ -7,10 +7,12 @@ import pytest
 from test_relay import FLOW, MODEL, TRANSFER, Relayed
 from test_replay import replayed
 
-from opusagent import ConfigError, cli, journal, replay
-from opusagent.tape import load
+from opusagent import ConfigError, cli
+from opusagent.calls import journal
 from opusagent.config import SETTINGS
 from opusagent.flow import FunctionCall, Outcome
+from opusagent.replay import rerun
+from opusagent.replay.tape import load
 from served import SCRIPTED, serving
 
 
@@ -126,10 +128,10 @@ def test_a_changed_journal_parts_and_a_what_if_is_refused(tmp_path, capsys):
     call.passes(3000)
     tape = call.is_replayed(tmp_path)
     with pytest.raises(ConfigError, match="took the turns of this call"):
-        replay.refuse_text(tape)
+        rerun.refuse_text(tape)
     path = tmp_path / "other.jsonl"
     path.write_bytes(b"".join(call.lines).replace(b'\\"tea\\"', b'\\"coffee\\"'))
-    with pytest.raises(replay.Parted, match="then it decided"):
+    with pytest.raises(rerun.Parted, match="then it decided"):
         replayed(load(str(path)))
     assert cli.main(["replay", tape.path, "--set", "turns.silence_ms=200"]) == 2
     assert "replay it without --set" in capsys.readouterr().err

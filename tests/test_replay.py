@@ -7,11 +7,13 @@ from types import SimpleNamespace
 import orjson
 import pytest
 from conversation import Conversation
-from opusagent import ConfigError, cli, journal, replay, whatif
+from opusagent import ConfigError, cli
+from opusagent.calls import journal
 from opusagent.config import SETTINGS, Config
 from opusagent.flow import Flow, FunctionCall, Outcome
-from opusagent.tape import load
-from opusagent.tools import Toolbox
+from opusagent.replay import rerun, whatif
+from opusagent.replay.tape import load
+from opusagent.studio.tools import Toolbox
 from talking import Line, turn
 from test_call import FLOW
 from test_realtime import Client
@@ -38,7 +40,7 @@ class Kept(Conversation):
 
 
 def replayed(tape, **changes):
-    again = replay.Replay(tape, replay.World(tape, replay.config_of(tape, changes)))
+    again = rerun.Replay(tape, rerun.World(tape, rerun.config_of(tape, changes)))
     asyncio.run(again.run())
     return again
 
@@ -141,7 +143,7 @@ def test_a_journal_cut_anywhere_replays_up_to_there(tmp_path):
 
 def test_where_decisions_part_is_told(tmp_path):
     tape = conversation().tape(tmp_path)
-    with pytest.raises(replay.Parted, match=r"call.jsonl:\d+: (then it decided|it reads)"):
+    with pytest.raises(rerun.Parted, match=r"call.jsonl:\d+: (then it decided|it reads)"):
         replayed(tape, **{"turns.start_ms": 200})
 
 
@@ -253,9 +255,9 @@ def test_what_decisions_depend_on_is_in_the_header():
 
 
 def what_if(tape, **changes):
-    study = whatif.Study(tape, replay.World(tape, replay.config_of(tape, {})))
+    study = whatif.Study(tape, rerun.World(tape, rerun.config_of(tape, {})))
     asyncio.run(study.run())
-    other = whatif.WhatIf(tape, replay.World(tape, replay.config_of(tape, changes)), study.known)
+    other = whatif.WhatIf(tape, rerun.World(tape, rerun.config_of(tape, changes)), study.known)
     asyncio.run(other.run())
     return study, other
 

@@ -7,11 +7,11 @@ import time
 import pytest
 
 from opusagent import ProtocolError
+from opusagent.client.localserver import fetch_json
+from opusagent.client.telephone import Line
 from opusagent.dialects import TEXT
-from opusagent.localserver import fetch_json
-from opusagent.replay import Replay, World, config_of
-from opusagent.tape import load
-from opusagent.telephone import Line
+from opusagent.replay.rerun import Replay, World, config_of
+from opusagent.replay.tape import load
 from served import SCRIPTED, serving
 
 FLOW = """

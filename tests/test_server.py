@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from opusagent.board import Board
 from opusagent.config import Config
 from opusagent.metrics import Metrics
-from opusagent.server import Server
+from opusagent.server.worker import Server
 
 
 def test_the_clock_ticks_on_whatever_goes_wrong_at_a_tick():

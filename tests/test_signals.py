@@ -8,14 +8,16 @@ import pytest
 
 from conversation import Conversation, spoken
 from dialled import Dialled
-from opusagent import ConfigError, cli, clips, tones
+from opusagent import ConfigError, cli
 from opusagent.dialects import TABLE
 from opusagent.flow import Flow
 from opusagent.flow.authoring import Flow as Written
 from opusagent.flow.drawing import draw
 from opusagent.flow.signals import groups
-from opusagent.prompts import Prompt, Prompts, Store
 from opusagent.recording import RATES, write_wav
+from opusagent.speech import tones
+from opusagent.studio import clips
+from opusagent.studio.prompts import Prompt, Prompts, Store
 from test_handover import moved
 from test_relay import Relayed
 from test_relay_journal import Kept as KeptRelay

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opusagent.signatures import AGE_SECONDS, SKEW_SECONDS, plivo_v3, vonage_claims
+from opusagent.trust.signatures import AGE_SECONDS, SKEW_SECONDS, plivo_v3, vonage_claims
 
 TOKEN, NONCE = "12345", "67890"
 PLIVO = [

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opusagent.signatures import COVERED, Nonces, audiohook_key, same_tenant
+from opusagent.trust.signatures import COVERED, Nonces, audiohook_key, same_tenant
 
 KEY, SECRET, OTHER = "our-key", "YSBjbGllbnQgc2VjcmV0IG9mIDMyIGJ5dGVzLCBvayEh", "YW5vdGhlcg=="
 CREATED = 1780000000

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opusagent import ed25519
-from opusagent.signatures import AGE_SECONDS, jambonz_webhook, telnyx_webhook, twilio_signature, with_ports
+from opusagent.trust import ed25519
+from opusagent.trust.signatures import AGE_SECONDS, jambonz_webhook, telnyx_webhook, twilio_signature, with_ports
 
 TOKEN = "12345"
 CALL = {"CallSid": "CA1234567890ABCDE", "Caller": "+12349013030", "Digits": "1234", "From": "+12349013030",
@@ -110,7 +110,7 @@ NOW, BODY = 1_790_000_000, b'{"data": {"event_type": "call.initiated"}}'
 
 
 def signed(secret: bytes, message: bytes) -> tuple[bytes, bytes]:
-    """(public key, signature) by RFC 8032 section 5.1.6: the half that opusagent/ed25519.py does not have."""
+    """(public key, signature) by RFC 8032 section 5.1.6: the half that opusagent/trust/ed25519.py does not have."""
     def times(scalar):
         total, point = ed25519.NOTHING, ed25519.BASE
         while scalar:

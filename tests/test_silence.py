@@ -1,8 +1,8 @@
 """Somebody always owns the silence, and it is known who."""
 import pytest
 from conversation import Conversation
-from opusagent import silence
-from opusagent.turns import REPLYING
+from opusagent.calls import silence
+from opusagent.speech.turns import REPLYING
 from test_call import FLOW
 
 

@@ -6,8 +6,8 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from opusagent.calls.echo import EchoCall
 from opusagent.dialects import BINARY, TEXT, Audio, Start, Stop
-from opusagent.echo import EchoCall
 
 PATH = Path(__file__).parent.parent / "examples" / "smallest_dialect.py"
 SPEC = importlib.util.spec_from_file_location("smallest_dialect", PATH)

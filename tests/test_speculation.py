@@ -5,7 +5,7 @@ import pytest
 import talking
 from talking import scenario, turn
 
-from opusagent import mouth
+from opusagent.calls import mouth
 
 FLOW = """
 start = "ask"

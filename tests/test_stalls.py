@@ -6,10 +6,10 @@ import time
 
 import pytest
 
-from opusagent import stalls
 from opusagent._fastpath import EpollSet, ReceiveBuffer
-from opusagent.loop import Loop, attach, detach
 from opusagent.metrics import Metrics
+from opusagent.server import stalls
+from opusagent.transport.loop import Loop, attach, detach
 
 KEY = "loop_stalls", ()
 LONG = 30.0         # seconds for a thread to be given the processor, on any machine

@@ -7,9 +7,11 @@ import pytest
 from conversation import Conversation
 from hypothesis import given, strategies as st
 
-from opusagent import archive, recording, stereo
+from opusagent import recording
+from opusagent.calls import stereo
 from opusagent.config import Config
 from opusagent.metrics import Metrics
+from opusagent.server import archive
 
 RATE = 8000
 

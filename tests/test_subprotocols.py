@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from opusagent.http11 import ClientHandshake
+from opusagent.transport.http11 import ClientHandshake
 from served import SCRIPTED, serving
 
 

@@ -14,9 +14,9 @@ from urllib.request import urlopen
 
 import pytest
 
-from opusagent.notify import Notify
-from opusagent.succession import Inheritance
-from opusagent.supervisor import HUNG_SECONDS, Supervisor, Worker
+from opusagent.daemon.notify import Notify
+from opusagent.daemon.succession import Inheritance
+from opusagent.daemon.supervisor import HUNG_SECONDS, Supervisor, Worker
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
 import restart      # noqa: E402

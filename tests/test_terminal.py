@@ -3,9 +3,9 @@ import io
 
 import pytest
 
-from opusagent.client import print_end, print_turn
-from opusagent.latency import Figures, print_figures
-from opusagent.terminal import Terminal, histogram, percentile, summary, summary_line, waited
+from opusagent.client.commands import print_end, print_turn
+from opusagent.client.latency import Figures, print_figures
+from opusagent.client.terminal import Terminal, histogram, percentile, summary, summary_line, waited
 
 
 class Screen(io.StringIO):

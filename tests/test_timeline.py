@@ -4,8 +4,8 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from opusagent.caller import Measured
-from opusagent.timeline import WAITS, Strip, draw
+from opusagent.client.caller import Measured
+from opusagent.client.timeline import WAITS, Strip, draw
 
 RATE = 8000
 SVG = "{http://www.w3.org/2000/svg}"

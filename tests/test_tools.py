@@ -10,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from talking import Line, scenario, turn
 
-from opusagent import ConfigError, handover, tools
+from opusagent import ConfigError
+from opusagent.continuity import handover
 from opusagent.flow import Dialogue, Flow, FunctionCall, Outcome
 from opusagent.flow.authoring import Flow as Written
 from opusagent.flow.authoring import State
+from opusagent.studio import tools
 
 
 class Desk:

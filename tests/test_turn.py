@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 from opusagent import EngineError
 from opusagent._fastpath import SEGMENT_SAMPLES, SEGMENTS, Arena
+from opusagent.calls.pipeline import CANCELLED, DONE, MOST_FILLERS, SPEAKING, Stage, Turn
 from opusagent.config import OpenAI
 from opusagent.flow import Reply
 from opusagent.metrics import TurnTrace
-from opusagent.pipeline import CANCELLED, DONE, MOST_FILLERS, SPEAKING, Stage, Turn
-from opusagent.playout import Playout
-from opusagent.prompts import Prompt
+from opusagent.speech.playout import Playout
+from opusagent.studio.prompts import Prompt
 
 RATE = 8000
 MS = 1_000_000                  # ns

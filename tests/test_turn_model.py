@@ -20,7 +20,7 @@ from opusagent._fastpath import Arena
 from opusagent.config import Config
 from opusagent.engines import prosody, turn
 from opusagent.flow import COMPLETE, FREE, INCOMPLETE
-from opusagent.turns import END_OF_TURN, Settings, TurnTaking
+from opusagent.speech.turns import END_OF_TURN, Settings, TurnTaking
 
 onnx = pytest.importorskip("onnx", reason="onnx makes the models of these tests: pip install 'opusagent[test]'")
 pytest.importorskip("onnxruntime", reason="the turn model needs onnxruntime")

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opusagent.audio import Vad, VadBatch, first_voiced, last_voiced
 from opusagent.flow import COMPLETE, FREE, INCOMPLETE, NO_MATCH, Waits
 from opusagent.recording import read_wav
-from opusagent.turns import (BARGE_IN, CONDITIONS, DUCK, END_OF_TURN, LISTENING, NO_INPUT, PAUSE, RECITING,
-                             REPLYING, RESTORE, RESUME, SPEAKING, TRANSITIONS, UTTERANCE_START, WEIGH, WEIGHING,
-                             Settings, TurnTaking, drawn)
+from opusagent.speech.audio import Vad, VadBatch, first_voiced, last_voiced
+from opusagent.speech.turns import (BARGE_IN, CONDITIONS, DUCK, END_OF_TURN, LISTENING, NO_INPUT, PAUSE, RECITING,
+                                    REPLYING, RESTORE, RESUME, SPEAKING, TRANSITIONS, UTTERANCE_START, WEIGH, WEIGHING,
+                                    Settings, TurnTaking, drawn)
 
 RATE, WINDOW = 8000, 256
 SCORES = {"!": 0.99, "#": 0.8, "+": 0.4, ".": 0.0}

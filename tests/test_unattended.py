@@ -11,12 +11,13 @@ import conversation
 import numpy as np
 import pytest
 from conversation import MS, WORD_MS, Connection, Conversation
-from opusagent import ProtocolError, resumption
+from opusagent import ProtocolError
 from opusagent._fastpath import EpollSet, FrameParser, Pacer, ReceiveBuffer, Wire, build_frame
-from opusagent.call import Call
+from opusagent.calls.call import Call
+from opusagent.calls.realtime.call import RealtimeCall
+from opusagent.continuity import resumption
 from opusagent.dialects import BINARY, CALLERS, TEXT, Clear, Mark
 from opusagent.dialects.keeping import state_of
-from opusagent.realtime import RealtimeCall
 
 FLOW = """
 start = "chat"

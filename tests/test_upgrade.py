@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import systemd
 
-from opusagent import ConfigError, upgrade
+from opusagent import ConfigError
+from opusagent.daemon import upgrade
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
 import restart      # noqa: E402

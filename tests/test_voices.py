@@ -21,7 +21,7 @@ from opusagent.engines.openai_tts import Tts
 from opusagent.engines.voices import Voices
 from opusagent.flow import Flow
 from opusagent.flow.manner import Manner, manner_of
-from opusagent.studio import waits
+from opusagent.studio.studio import waits
 
 TEXT = "Your order left today."
 PROGRAM = Path(__file__).with_name("piper_program.py")

@@ -14,14 +14,16 @@ from xml.etree import ElementTree
 
 import pytest
 
-from opusagent import ProtocolError, http11, signing
+from opusagent import ProtocolError
+from opusagent.client.telephone import Line, protocols_of
 from opusagent.config import Config
 from opusagent.dialects import CALLERS
 from opusagent.flow import Dialogue, Flow
 from opusagent.metrics import Metrics
-from opusagent.server import Server
-from opusagent.telephone import Line, protocols_of
-from opusagent.webhooks import BY_GET, ROUTES, answered_by, respond, route_of
+from opusagent.server.webhooks import BY_GET, ROUTES, answered_by, respond, route_of
+from opusagent.server.worker import Server
+from opusagent.transport import http11
+from opusagent.trust import signing
 from served import SCRIPTED, serving
 from test_signatures_webhooks import signed
 

@@ -7,8 +7,8 @@ from hypothesis import given, settings, strategies as st
 
 from opusagent import ProtocolError
 from opusagent._fastpath import FrameParser, ReceiveBuffer, build_frame, unmask, utf8_valid
-from opusagent.websocket import (BINARY, CLOSE, CLOSED, CLOSING, PING, TEXT, WebSocket, close_code_valid,
-                                 close_payload)
+from opusagent.transport.websocket import (BINARY, CLOSE, CLOSED, CLOSING, PING, TEXT, WebSocket, close_code_valid,
+                                           close_payload)
 
 KEY = b"\x37\xfa\x21\x3d"
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opusagent import ConfigError
-from opusagent.playout import Segment
-from opusagent.wording import effort, estimated, proportional
+from opusagent.speech.playout import Segment
+from opusagent.speech.wording import effort, estimated, proportional
 
 BENCH = Path(__file__).parent.parent / "bench"
 RATE = 8000

@@ -1,8 +1,8 @@
 """Twilio ConversationRelay (<Connect><ConversationRelay>): Twilio recognises and speaks, and both sides send text.
 
 JSON text messages, told apart by `type`.  No audio passes here, so this is a dialect of a session of its own
-(opusagent/relay.py) and stands in TEXTUAL, not in TABLE: whoever looks there for an audio dialect does not find it.
-The rule: whatever a peer sends, out come events or a ProtocolError; a message that comes at the wrong time, or that
+(calls/relay.py) and stands in TEXTUAL, not in TABLE: whoever looks there for an audio dialect does not find it.  The
+rule: whatever a peer sends, out come events or a ProtocolError; a message that comes at the wrong time, or that
 says nothing we know, is ignored and counted.
 """
 import itertools

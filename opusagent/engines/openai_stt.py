@@ -15,8 +15,8 @@ import orjson
 
 from .. import EngineError
 from .._fastpath import Slot
-from ..audio import last_voiced
 from ..config import Config
+from ..speech.audio import last_voiced
 from .endpoint import Answer, Endpoint, Events
 from .openai_live import Lines, Live
 from .preference import Preference

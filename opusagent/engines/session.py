@@ -12,8 +12,8 @@ from typing import Any, Self
 import orjson
 
 from .. import EngineError, ProtocolError
-from ..http11 import ClientHandshake
-from ..websocket import CLOSED, TEXT, WebSocket
+from ..transport.http11 import ClientHandshake
+from ..transport.websocket import CLOSED, TEXT, WebSocket
 from .endpoint import CODE, Endpoint
 from .transport import CONNECT_SECONDS, OPTIONS, said
 

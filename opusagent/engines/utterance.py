@@ -9,7 +9,7 @@ import base64
 import logging
 
 from .._fastpath import Resampler
-from ..audio import last_voiced
+from ..speech.audio import last_voiced
 from .context import Item
 from .openai_live import coded
 from .openai_stt import prompt_of

@@ -1,6 +1,6 @@
 """Tools: what a flow may do beside talking, with the types of what goes in and what comes out.
 
-Declarations and checks only; opusagent/tools.py runs them.  The rules: a tool says what it is (pure, idempotent,
+Declarations and checks only; opusagent/studio/tools.py runs them.  The rules: a tool says what it is (pure, idempotent,
 commit), because that decides when it may run; and what a model or a tool returns counts only if it is of the type
 that was declared, whoever talked it into something else.
 """

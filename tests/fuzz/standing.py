@@ -9,12 +9,12 @@ import select
 import socket
 from types import SimpleNamespace
 
-from opusagent import http11
 from opusagent.config import Config
-from opusagent.connection import Connection
 from opusagent.metrics import Metrics
-from opusagent.server import Limits, Server
-from opusagent.websocket import BINARY
+from opusagent.server.worker import Limits, Server
+from opusagent.transport import http11
+from opusagent.transport.connection import Connection
+from opusagent.transport.websocket import BINARY
 
 SECOND = 1_000_000_000
 UPGRADE = (b"GET /ws/echo HTTP/1.1\r\nHost: here\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"

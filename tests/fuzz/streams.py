@@ -2,7 +2,7 @@
 from hypothesis import strategies as st
 
 from opusagent._fastpath import ReceiveBuffer, build_frame
-from opusagent.websocket import BINARY, CLOSE, PING, PONG, TEXT
+from opusagent.transport.websocket import BINARY, CLOSE, PING, PONG, TEXT
 
 CONTINUATION = 0
 SIZES = (0, 1, 124, 125, 126, 127, 300, 65535, 65536)

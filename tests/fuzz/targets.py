@@ -9,9 +9,9 @@ from unittest import mock
 from test_dialects import TEXT, outcome
 from test_websocket import Plain
 
-from opusagent import http11
 from opusagent._fastpath import FrameParser
 from opusagent.dialects import BINARY, TABLE, Audible
+from opusagent.transport import http11
 
 from .standing import UPGRADE, Call
 from .streams import Shared

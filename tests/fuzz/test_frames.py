@@ -5,7 +5,7 @@ from test_websocket import Plain, plain_frame, plain_utf8
 
 from opusagent import ProtocolError
 from opusagent._fastpath import FrameParser
-from opusagent.websocket import BINARY, CLOSE, CLOSED, PING, TEXT, WebSocket, close_code_valid
+from opusagent.transport.websocket import BINARY, CLOSE, CLOSED, PING, TEXT, WebSocket, close_code_valid
 
 from . import examples
 from .streams import Shared, frames, pieces, streams

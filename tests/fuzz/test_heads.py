@@ -6,7 +6,8 @@ from urllib.parse import unquote_to_bytes
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opusagent import ProtocolError, http11
+from opusagent import ProtocolError
+from opusagent.transport import http11
 
 from . import examples
 from .heads import heads

@@ -1,0 +1,91 @@
+"""What a client of the Realtime protocol asks of its call, each wish as a function of the call.
+
+It hears and says nothing itself.  The rule: a wish is done as the call would do it by itself; how it is spelt, and what
+of it is refused, is the dialect's.
+"""
+import math
+
+from ...dialects import (ASK_COMMIT, ASK_DISCARD, ASK_RESPOND, ASK_TRUNCATED, ASK_UPDATE, RECOGNITION, SPEECH_STOPPED,
+                         Ask)
+from ...flow import FREE, Dialogue, Waits
+from ...flow.expect import clip
+from .assistant import NEVER
+
+ENDED = Waits(0, 0, 0, NEVER)   # what has been said is all of it
+
+
+def update(call) -> None:
+    dialect = call.dialect
+    if dialect.rate != call.slot.rate_out:
+        call.slot.free()                    # nothing has gone over the line: it is another one
+        call._open_line()
+    call.follow_settings()
+    if dialect.detector is None:
+        call.excused = math.inf
+    if call.assistant:
+        call.turns.expect(call.dialogue.expect.waits)
+    elif isinstance(call.dialogue, Dialogue):
+        known = {name: clip(text, call.dialogue.side) for name, text in dialect.facts.items()}
+        call.dialogue.facts.update({name: known[name] for name in known.keys() & call.flow.facts.keys()})
+
+
+def commit(call) -> None:
+    """The caller's turn ends here, whatever the detector thinks, and is not answered unless the client asks."""
+    if call.dialect.detector is not None and call.mouth.turn is not None:
+        call._stop_talking("barge-in")
+        call._follow(call.turns.agent_done())
+    if call.ear.hearing and call.dialect.detector is not None:
+        call.commits = True
+        call.turns.expect(ENDED)
+        return call._follow(call.turns.judge(FREE))
+    if call.ear.final_by:
+        return                              # the detector was faster
+    if not call.ear.hearing:
+        call._listen(call.ear.floor)
+    call.commits = True
+    position, counts = call.slot.written, call.ear.hearing
+    call.dialect.at(call.ear.ms(position))
+    call._end_of_turn(position)
+    if not counts:                          # nothing that is said does, in this state of the flow
+        call.mouth.out.tell(SPEECH_STOPPED)
+        call.mouth.out.tell(RECOGNITION, "", 0.0, call.ear.span)
+
+
+def discard(call) -> None:
+    call.ear.floor = call.slot.written
+    if call.ear.hearing:
+        call.ear.listen_no_more()
+        call.mouth.forget()
+
+
+def cancel(call, response_id: str | None = None) -> None:
+    """One beside the conversation, by its id; else what is on its way in it, or, if nothing is, what has been asked for
+    and not begun."""
+    for aside in call.writing:
+        if aside.response.id == response_id:
+            return aside.finish("cancelled", {"reason": "client_cancelled"})
+    if call.dialect.response.active:
+        if call.mouth.turn is not None:
+            call._stop_talking("cancelled")
+            return call._follow(call.turns.agent_done())
+        return call.finish("cancelled", {"reason": "client_cancelled"})
+    waiting = [entry for entry in (*call.deferred, *call.asides, *call.inbox.entries)
+               if entry.__class__ is Ask and entry.what == ASK_RESPOND]
+    call.deferred.clear()
+    call.asides.clear()
+    call.inbox.take_out(waiting)
+    for ask in waiting:
+        if call.dialect.respond(**ask.details):
+            call.finish("cancelled", {"reason": "client_cancelled"})
+
+
+def truncated(call, item_id: str) -> None:
+    """The client has stopped playing: nobody hears the rest of it."""
+    message = call.dialect.response.message
+    if call.mouth.turn is not None and message is not None and message.id == item_id:
+        call._stop_talking("truncated")
+        call._follow(call.turns.agent_done())
+
+
+ON = {ASK_UPDATE: update, ASK_COMMIT: commit, ASK_DISCARD: discard, ASK_TRUNCATED: truncated,
+      ASK_RESPOND: lambda call, **wanted: call.respond(**wanted)}

@@ -1,0 +1,145 @@
+"""What a call in text (relay.py) has in the place of voice and playout: a reply as it is written, sent and spoken.
+
+The rule: what is written goes out in its order and at once, and only the platform knows when it is heard; until it says
+so, that is estimated from the length of the text.
+"""
+from ..flow.phrasing import KEYS
+from ..flow.signals import is_recording
+from .outbound import Outbound
+from .pipeline import Turn
+
+MS = 1_000_000                  # ns
+CHARACTER_NS = 70 * MS          # of speech; most voices are a little faster
+BEFORE_NS = 400 * MS            # from the first words sent to the first heard
+KEY_NS = 250 * MS               # a key; a pause is longer, and there are few
+PLAY_NS = 2_000 * MS            # a recording, as far as we know
+
+
+class Script:
+    """What is sent of one reply.  To a Turn it is slot and playout, and nothing ever waits in it."""
+
+    __slots__ = ("out", "dialect", "clock", "interruptible", "text", "pending", "open", "closed", "began", "ends")
+    rate_out = 0                            # there are no samples
+    queue = ()
+    held = False                            # what was sent cannot be held, as a Playout can be
+
+    def __init__(self, out: Outbound, dialect, clock):
+        self.out = out
+        self.dialect = dialect
+        self.clock = clock
+        self.begin(True)
+
+    def begin(self, interruptible: bool) -> None:
+        """Another reply."""
+        self.interruptible = interruptible
+        self.text = ""                      # all that was written
+        self.pending = ""                   # of it what is not sent yet
+        self.open = False                   # words were sent, and that more of them follow
+        self.closed = False                 # its last words were sent
+        self.began = self.ends = 0          # ns: between which it is spoken, as far as we know
+
+    def write(self, text: str, spaced: bool = False) -> None:
+        """More of the reply; `spaced`: it begins a sentence of its own."""
+        text = text.replace("\n", " ")
+        if spaced and self.text and not self.text[-1].isspace():
+            text = " " + text
+        text = text if self.text else text.lstrip()
+        self.text += text
+        self.pending += text
+
+    def flush(self, last: bool) -> bool:
+        """Sends what was written; True if there was something to be heard in it."""
+        heard = bool(self.pending)
+        if not self.closed and (heard or last and self.open):
+            if heard:
+                self._takes(len(self.pending) * CHARACTER_NS)
+            words = self.pending if self.open else self.pending.lstrip()
+            self.out.text(self.dialect.text(words, last, self.interruptible))
+            self.pending, self.open, self.closed = "", not last, last
+        return heard
+
+    def _takes(self, ns: int) -> None:
+        """What is sent now will be heard for so long, behind what was sent before."""
+        now = self.clock()
+        self.began = self.began or now
+        self.ends = max(self.ends, now + BEFORE_NS) + ns
+
+    def send(self, message: bytes, told: str, ns: int) -> None:
+        """Something that is no words, which takes so long; `told` is what is known of it afterwards."""
+        self.flush(False)
+        self._takes(ns)
+        self.out.text(message)
+        self.text += f" {told}" if self.text else told
+
+    def audible(self, now: int) -> bool:
+        return now < self.ends
+
+    def heard(self, now: int) -> str:
+        """What can have been heard of it, in whole words."""
+        if now >= self.ends:
+            return self.text
+        share = self.text[:max(0, now - self.began - BEFORE_NS) // CHARACTER_NS] if self.began else ""
+        return share.rpartition(" ")[0]
+
+    def heard_until(self, said: str) -> str:
+        """The same by what the platform says it had spoken last, which may be the end of it only."""
+        place = self.text.find(said.strip())
+        return self.text[:place + len(said.strip())] if place >= 0 else said[:len(self.text)]
+
+
+class Written(Turn):
+    """A Turn whose segments are not spoken here, but sent as text."""
+
+    __slots__ = ()
+
+    def _say(self, text: str) -> None:
+        self.texts.append(text)
+        self._speak(text)
+
+    def _speak(self, text: str) -> None:
+        if text.startswith(KEYS):
+            return self._press(text)
+        if is_recording(text):
+            return self._play(self.stage.sounds.get(text))
+        self.audible = self.audible or text not in self.stage.filler
+        self.stage.playout.write(text, spaced=True)
+
+    def _press(self, text: str) -> None:
+        """The platform presses them, and knows our pauses."""
+        digits = text.removeprefix(KEYS).replace(" ", "")
+        self._send(self.stage.playout.dialect.send_digits(digits), text, len(digits) * KEY_NS)
+
+    def _play(self, recording) -> None:
+        """The platform fetches it, and does not say how long it takes."""
+        if recording is None or not recording.url:
+            self.error, self.broken = f"There is no `url` to play {recording and recording.name} from.", False
+            return
+        script = self.stage.playout
+        self._send(script.dialect.play(recording.url, interruptible=script.interruptible), recording.text, PLAY_NS)
+
+    def _send(self, message: bytes, told: str, ns: int) -> None:
+        self.audible = True
+        self.stage.playout.send(message, told, ns)
+        self.stage.owner.acts(self)
+
+    def _say_segments(self, texts: list[str]) -> None:
+        """A model's; the tokens they are made of were sent when they came."""
+        self.texts += texts
+
+
+class Tokens:
+    """The language model; every piece of its answer is sent on at once."""
+
+    __slots__ = ("call", "llm")
+
+    def __init__(self, call, llm):
+        self.call = call
+        self.llm = llm
+
+    async def reply(self, messages, *more):
+        epoch, first = self.call.epoch, True
+        async for piece in self.llm.reply(messages, *more):
+            yield piece
+            if isinstance(piece, str) and self.call.epoch == epoch:
+                self.call.token(piece, first)
+                first = False

@@ -1,0 +1,47 @@
+"""Which calls' frames go in and out without Python, as long as there is nothing to decide about them.
+
+The dialect says how plain media messages look, each way (`media_in`, `media_out`).  The compiled MediaIntake takes the
+caller's, a Stretch sends the frames of replies; all else goes the ordinary way, through Call.on_message() and
+Mouth.play().  The rule: the two ways differ in nothing but their cost, so a call of which every step is noted (a
+journal), or whose connection is no plain socket, has the ordinary one.
+"""
+from .._fastpath import MediaIntake, Stretch, Wire
+
+FRAMES = 5                      # of a reply that go out before the call is looked at again,
+MOST_FRAMES = 25                # ... where nothing more of it is to be made
+
+
+def wire_of(connection) -> Wire | None:
+    """The plain socket behind what a call takes for its connection, which may be one that a platform comes back to."""
+    wire = getattr(getattr(connection, "connection", connection), "wire", None)
+    return wire if isinstance(wire, Wire) else None
+
+
+def begin(call) -> None:
+    """The call has its slot, its ear and its mouth, or has them or its socket anew."""
+    wire, dialect = wire_of(call.connection), type(call.dialect)
+    if wire is None or call.journal is not None:
+        return
+    if hasattr(dialect, "media_in"):
+        wire.intake = MediaIntake(call, call.ear, call.slot, call.ear.vad, call.ear.resampler, call.ledger.arrivals)
+    if hasattr(dialect, "media_out"):
+        recording = call.recording
+        call.mouth.stretch = Stretch(call.mouth, wire, call.server.pacer, recording.as_sent if recording else None)
+
+
+def follow(mouth, now: int) -> None:
+    """What follows in the reply goes out by itself, as far as nothing has to be decided."""
+    stretch, out = mouth.stretch, mouth.out
+    stretch.end()
+    if wire_of(mouth.connection) is not stretch.wire:
+        return begin(mouth.call)
+    recorded = mouth.call.recording is not None
+    if stretch.recorded == recorded and not out.late and not mouth.connection.congested and not out.held(now):
+        ahead = mouth.playout.ahead(FRAMES if more_comes(mouth) else MOST_FRAMES)
+        if ahead is not None:
+            stretch.begin(mouth.dialect.media_out, *ahead)
+
+
+def more_comes(mouth) -> bool:
+    """Whether the reply is still being made."""
+    return not mouth.turn.complete or bool(mouth.turn.waiting)

@@ -1,0 +1,43 @@
+"""A connection that stays on the event loop's transport, seen as a Wire: for TLS, which only the transport can read.
+
+It cuts no frame and owns no connection.  The rule: a session cannot tell the two kinds of wire apart.
+"""
+import asyncio
+
+from .._fastpath import build_frame
+
+
+class TransportWire:
+    """The functions of a Wire over an asyncio transport: for TLS, which only the transport can read."""
+
+    __slots__ = ("transport", "lockstep")
+
+    def __init__(self, transport: asyncio.Transport):
+        self.transport = transport
+        self.lockstep = False
+
+    @property
+    def backlog(self) -> int:
+        return self.transport.get_write_buffer_size()
+
+    @property
+    def taken(self) -> int:
+        return -self.backlog
+
+    def send(self, opcode: int, payload) -> bool:
+        return self.write(build_frame(opcode, payload))
+
+    def write(self, data: bytes) -> bool:
+        self.transport.write(data)
+        return not self.backlog
+
+    def flows(self, most: int) -> bool:
+        """What came the connection's own parser knows: it has to be asked."""
+        return False
+
+    def shutdown(self) -> None:
+        """TLS cannot be half closed: the transport closes when everything is out."""
+        self.transport.close()
+
+    def close(self) -> None:
+        self.transport.abort()
