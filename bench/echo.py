@@ -17,7 +17,8 @@ from figures import Ratio, median, paired_ratio, table
 from subjects import Absent, Cores, Running, Subject, allow_connections, build, machine, ours, peer
 
 FLOOR, OURS, RIVAL = "C floor", "OpusAgent", "picows"
-NO_ENGINES = ("--stt", "scripted", "--llm", "scripted", "--tts", "scripted")     # an echo hears and says nothing
+NO_ENGINES = ("--stt", "scripted", "--llm", "scripted", "--tts", "scripted",     # an echo hears and says nothing
+              "--admission-refuse-above", "1", "--admission-resume-below", "1")  # a closed loop takes a whole core
 NOT_CLEAN = 2.0         # per cent of the time kept off the CPU above which a run is doubtful
 
 
