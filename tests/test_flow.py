@@ -329,12 +329,34 @@ def test_deciding_changes_nothing_and_dropped_replies_leave_no_trace(script, dat
         for speculated in data.draw(st.lists(st.sampled_from(script), max_size=3)):
             decide(real, speculated)
         reply = decide(plain, line)
-        assert decide(real, line) == reply
+        assert decide(real, line) == reply and decide(real, line).messages == reply.messages
         for dialogue in (real, plain):
             dialogue.commit(reply)
             dialogue.heard(reply, " ".join(reply.say))
     for name in ("state", "facts", "history", "turn"):
         assert getattr(real, name) == getattr(plain, name)
+
+
+@pytest.mark.parametrize("change", [
+    lambda dialogue, last, other, before: dialogue.heard(last, "I can."),
+    lambda dialogue, last, other, before: dialogue.keep({"number": "12"}),
+    lambda dialogue, last, other, before: dialogue.restore(before),
+    lambda dialogue, last, other, before: dialogue.retract(before),
+    lambda dialogue, last, other, before: dialogue.commit(other)],
+    ids=["less was heard", "a tool was late", "the reply was taken back", "it was not done", "another one counts"])
+def test_what_was_foreseen_in_the_pause_is_decided_again_once_something_has_changed(bank, change):
+    talk(bank, "> begin")
+    before = bank.checkpoint()
+    talk(bank, "< 4711\n< ask something")
+    last = bank.answer("Hello")
+    bank.commit(last)
+    bank.heard(last, "I can help you.")
+    plain, other = copy.deepcopy(bank), bank.answer("help")
+    foreseen = bank.answer("Where are you?")
+    assert bank.answer("Where are you?") is foreseen
+    for dialogue in (bank, plain):
+        change(dialogue, last, other, before)
+    assert bank.answer("Where are you?").messages == plain.answer("Where are you?").messages != foreseen.messages
 
 
 def test_a_reply_that_came_too_late_is_not_committed(bank):

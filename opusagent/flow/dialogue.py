@@ -97,7 +97,7 @@ class Reply:
 class Dialogue:
     """One per call."""
 
-    __slots__ = ("flow", "state", "facts", "history", "turn", "side", "today", "_part", "_rungs")
+    __slots__ = ("flow", "state", "facts", "history", "turn", "side", "today", "_part", "_rungs", "_foreseen")
 
     def __init__(self, flow: Flow, facts: dict[str, str] | None = None, exchanges: int = HISTORY, side: int = SIDE,
                  today: str = ""):
@@ -114,6 +114,7 @@ class Dialogue:
         self.turn = 0                                                   # replies committed
         self._part = 0                                                  # of the last one
         self._rungs: dict[str, int] = {}                                # ladder -> steps taken in this state
+        self._foreseen: tuple[str, Reply] | None = None                 # words and the answer, until something changes
 
     @property
     def expect(self) -> Expect:
@@ -152,8 +153,11 @@ class Dialogue:
         return self._enter(self._reply(BEGIN, ""), self._state)
 
     def answer(self, text: str) -> Reply:
-        """To what the caller said."""
-        return self._follow(ANSWER, self.expect.match(text, self.today), text)
+        """To what the caller said.  The words of the pause are mostly the last words, too: when the turn is over, their
+        answer is known."""
+        if self._foreseen is None or self._foreseen[0] != text:
+            self._foreseen = text, self._follow(ANSWER, self.expect.match(text, self.today), text)
+        return self._foreseen[1]
 
     def dtmf(self, keys: str) -> Reply:
         """To the keys pressed since the agent's last word, when `expect.judge_keys()` or a wait says that is all."""
@@ -171,7 +175,7 @@ class Dialogue:
         """To news of who has answered a call of ours; None where that changes nothing but a fact."""
         facts = {ANSWERED_BY: who} if ANSWERED_BY in self.flow.facts else {}
         if who != MACHINE or not self.flow.machine or self.state == self.flow.machine:
-            self.facts.update(facts)
+            self.keep(facts)
             return None
         return self._enter(replace(self._reply(MACHINE, ""), facts=facts), self.flow.states[self.flow.machine])
 
@@ -222,6 +226,7 @@ class Dialogue:
         """Makes the reply count: state, facts, history, together.  ValueError if another was committed meanwhile."""
         if (reply.turn, reply.part) != ((self.turn, 0) if not reply.part else (self.turn - 1, self._part + 1)):
             raise ValueError(f"a reply decided before commit {self.turn} cannot be committed after it")
+        self._foreseen = None
         if not reply.part:
             self.turn += 1
             self.history.append(Exchange(clip(reply.caller, self.side), "", reply.turn))
@@ -239,21 +244,25 @@ class Dialogue:
 
     def restore(self, checkpoint: tuple) -> None:
         """As if nothing had been committed since."""
+        self._foreseen = None
         self.state, facts, history, self.turn, rungs, self._part = checkpoint
         self.facts, self._rungs = dict(facts), dict(rungs)
         self.history = deque(history, maxlen=self.history.maxlen)
 
     def retract(self, checkpoint: tuple) -> None:
         """State and facts as they were then: what a turn was to do did not happen.  What was said, was said."""
+        self._foreseen = None
         self.state, facts, _, _, rungs, _ = checkpoint
         self.facts, self._rungs = dict(facts), dict(rungs)
 
     def keep(self, facts: dict[str, str]) -> None:
-        """Notes what a tool did although its turn was dropped."""
+        """Notes what is known besides: a tool did it although its turn was dropped, or somebody else has said so."""
+        self._foreseen = None
         self.facts.update(facts)
 
     def heard(self, reply: Reply, text: str) -> None:
         """Notes how much of a committed reply the caller has heard; the last call counts."""
+        self._foreseen = None
         for exchange in self.history:
             if exchange.turn == reply.turn:
                 exchange.agent = clip(" ".join(text.split()), self.side)

@@ -26,7 +26,7 @@ def update(call) -> None:
         call.turns.expect(call.dialogue.expect.waits)
     elif isinstance(call.dialogue, Dialogue):
         known = {name: clip(text, call.dialogue.side) for name, text in dialect.facts.items()}
-        call.dialogue.facts.update({name: known[name] for name in known.keys() & call.flow.facts.keys()})
+        call.dialogue.keep({name: known[name] for name in known.keys() & call.flow.facts.keys()})
 
 
 def commit(call) -> None:
