@@ -9,7 +9,7 @@ from realtime_endpoint import RealtimeSession, realtime
 from test_openai_speech import Caller, final, hears, say
 
 from opusagent.config import Config, OpenAI
-from opusagent.engines import openai_live
+from opusagent.engines import spare
 from opusagent.engines.openai_stt import Stt
 from opusagent.metrics import Metrics
 
@@ -18,7 +18,7 @@ USAGE = {"type": "duration", "seconds": 1}
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch):
-    monkeypatch.setattr(openai_live, "PAUSES", (0.0, 0.01))
+    monkeypatch.setattr(spare, "PAUSES", (0.0, 0.01))
 
 
 @asynccontextmanager
@@ -204,8 +204,8 @@ TROUBLE = {
 
 @pytest.mark.parametrize("trouble", TROUBLE)
 def test_what_a_dead_session_was_sent_is_sent_again_to_another(run, caplog, monkeypatch, trouble):
-    monkeypatch.setattr(openai_live, "PROGRESS_SECONDS", 0.3)
-    monkeypatch.setattr(openai_live, "TICK_SECONDS", 0.15)
+    monkeypatch.setattr(spare, "PROGRESS_SECONDS", 0.3)
+    monkeypatch.setattr(spare, "TICK_SECONDS", 0.15)
     parts = []
 
     async def part(session):
@@ -296,10 +296,10 @@ def test_sessions_are_kept_open_and_those_that_end_are_opened_again(run):
     async def scenario():
         async with recogniser(says_nothing) as (_, sessions, stt):
             for _ in range(3):
-                while len(stt.lines.idle) < openai_live.SPARE:
+                while len(stt.lines.idle) < spare.SPARE:
                     await asyncio.sleep(0.01)
-                for session in sessions[-openai_live.SPARE:]:
+                for session in sessions[-spare.SPARE:]:
                     session.exchange.reset()
                 await asyncio.sleep(0.05)
             return len(sessions)
-    assert run(scenario()) >= 3 * openai_live.SPARE
+    assert run(scenario()) >= 3 * spare.SPARE

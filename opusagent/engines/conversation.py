@@ -15,27 +15,21 @@ from ..flow import FunctionCall
 from ..flow.manner import manner_of
 from ..usage import Question
 from .context import ASSISTANT, USER, Item, difference, functions, instructions
-from .reserve import OLDEST_SECONDS, Reserve
+from .reserve import Reserve
 from .response import Response
-from .session import Session, complaint
+from .session import TRANSCRIPTION, Session, complaint
+from .sessionaudio import form
+from .spare import OLDEST_SECONDS
 from .spoken import Spoken
 from .utterance import Passage, Utterance
 
 log = logging.getLogger("opusagent")
 
-PCM_RATE = 24000                # Hz of PCM in a session; what has 8000 goes as mu-law
 SETTLE_SECONDS = 1.0            # for an answer to end that was called off
 SOONER = 0.9                    # of the turn's own patience: who is given up after that was late
 TRIES = 2                       # sessions that are asked for one answer
 SPEEDS = 0.25, 1.5              # that a session can speak with
 MAY = "may-"                    # begins the ids of events that a session may refuse: what they are about may be over
-
-TRANSCRIPTION = "conversation.item.input_audio_transcription."
-
-
-def form(rate: int) -> dict:
-    """Audio at a slot's rate, as a session calls it."""
-    return {"type": "audio/pcmu"} if rate == 8000 else {"type": "audio/pcm", "rate": PCM_RATE}
 
 
 def parts(settings, rate_in: int, rate_out: int, voice: str = "", prompt: str = "") -> dict:

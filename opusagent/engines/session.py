@@ -19,6 +19,7 @@ from .transport import CONNECT_SECONDS, OPTIONS, said
 
 LARGEST = 16 << 20              # bytes of an event
 UNSENT = 1 << 18                # bytes that may wait to be sent: seconds of audio.  Whoever reads more slowly is gone
+TRANSCRIPTION = "conversation.item.input_audio_transcription."      # begins the types of what a passage's text comes in
 REFUSED = {401: "does not take our key", 403: "does not take our key", 404: "has no Realtime API",
            405: "has no Realtime API", 426: "has no Realtime API"}
 

@@ -5,23 +5,17 @@ item.  The rule: what nobody wants any more is taken out of the session again, a
 one that hears the utterance from its beginning.
 """
 import asyncio
-import base64
 import logging
 
-from .._fastpath import Resampler
 from ..speech.audio import last_voiced
 from .context import Item
-from .openai_live import coded
 from .openai_stt import prompt_of
+from .sessionaudio import BATCH_MS, SHORTEST_MS, Coder
 
 log = logging.getLogger("opusagent")
 
-MESSAGE_BYTES = 2048            # of audio in one message
-BATCH_MS = 60                   # of audio that goes out together, while it comes
-SHORTEST_MS = 100               # that can be committed
 MARGIN_MS = 500                 # of the oldest audio in a slot: it may be overwritten meanwhile
 UNWRITTEN = "(not written down)"    # what was said, where the session was too late to write it, and the model heard it
-PCM_RATE = 24000                # Hz of PCM in a session
 
 
 class Passage:
@@ -41,7 +35,7 @@ class Utterance:
     """Of its ear it uses `slot`, `utterance`, `terms`, on_partial(), on_final() and on_failure()."""
 
     __slots__ = ("conversation", "ear", "slot", "number", "prompt", "begins", "ends", "sent", "committed", "passages",
-                 "resampler", "connected", "finished", "over", "late")
+                 "coder", "connected", "finished", "over", "late")
 
     def __init__(self, conversation, ear, position: int):
         self.conversation = conversation
@@ -53,7 +47,7 @@ class Utterance:
         self.ends = 0                           # position, when it has ended
         self.sent = self.committed = position   # of what was sent, and of what belongs to a passage
         self.passages: list[Passage] = []
-        self.resampler: Resampler | None = None
+        self.coder: Coder | None = None
         self.connected = False                  # a session hears it
         self.finished = False                   # it has ended
         self.over = False                       # ... and is known, or nobody wants to know it
@@ -65,7 +59,7 @@ class Utterance:
         self.connected = self.conversation.connect()
         if self.connected:
             self.conversation.hears(self.prompt)
-            self.resampler = None if rate == 8000 else Resampler(rate, PCM_RATE)
+            self.coder = Coder(rate)
             self.passages.clear()
             self.sent = max(self.begins, slot.written - slot.capacity + rate * MARGIN_MS // 1000)
             self.committed = self.sent
@@ -89,10 +83,9 @@ class Utterance:
         waiting = end - self.sent
         if not self.connected or waiting <= 0 or not everything and waiting < slot.rate_in * BATCH_MS // 1000:
             return
-        data = coded(slot.read(self.sent, waiting), self.resampler)
+        messages = self.coder.code(slot.read(self.sent, waiting))
         self.sent = end
-        for at in range(0, len(data), MESSAGE_BYTES):
-            audio = base64.b64encode(data[at:at + MESSAGE_BYTES]).decode()
+        for audio in messages:
             self.conversation.send("input_audio_buffer.append", audio=audio)
 
     def commit(self) -> None:
