@@ -166,11 +166,11 @@ class Talk:
     """As much of a call as is asked for here: it has said something every TURN_MS."""
 
     def __init__(self, line, node, dialect):
-        self.connection = line
+        self.connection = self.line = line
         self.node = node
         self.dialect = dialect
         before = line.earlier or {"dialogue": ["talk", 0], "receipts": []}
-        self.dialogue = SimpleNamespace(turn=before["dialogue"][1], _part=0)
+        self.dialogue = SimpleNamespace(turn=before["dialogue"][1], part=0)
         self.ledger = SimpleNamespace(receipts=list(before["receipts"]))
         self.transaction = SimpleNamespace(revocable=False)
         self.mouth = SimpleNamespace(out=SimpleNamespace(late=[]))
@@ -188,10 +188,6 @@ class Talk:
 
     def overdue(self, now: int) -> bool:
         return False
-
-    @property
-    def line(self) -> Line:
-        return self.connection.connection
 
     @property
     def tenure(self):
@@ -373,8 +369,8 @@ class World:
         """Some could not ask Redis, and go by their platform: it is at one node only, but for those that know of their
         leases, and those whom it has only just left."""
         owners = {talk for talk in talks if talk.tenure.epoch and talk.node.registry.sure()}
-        there = [talk for talk in talks if talk.line.left is None
-                 or talk not in owners and self.now - talk.line.left > LEFT_MS * MS]
+        there = [talk for talk in talks if talk.connection.connection.left is None
+                 or talk not in owners and self.now - talk.connection.connection.left > LEFT_MS * MS]
         return len(owners) < len(talks) and len(there) <= 1
 
     # -- the network, and Redis ----------------------------------------------------------------------------------------

@@ -143,7 +143,7 @@ def test_speech_that_was_not_spoken_ahead_costs_and_what_was_does_not():
         talk.studio.ahead = ahead
         await a_while(talk, 100)
         if not ahead:
-            talk.call._reply(talk.call.dialogue.answer("ten of clubs"))
+            talk.call.reply(talk.call.dialogue.answer("ten of clubs"))
             talk.studio.tts.deliver()
             await a_while(talk, 4000)
         return talk
@@ -159,7 +159,7 @@ def test_the_voice_is_not_asked_once_its_seconds_are_spent():
         talk.listens()
         talk.studio.ahead = False
         for _ in range(2):
-            talk.call._reply(talk.call.dialogue.answer("ten of clubs"))
+            talk.call.reply(talk.call.dialogue.answer("ten of clubs"))
             if talk.studio.tts.asked:
                 talk.studio.tts.deliver()
             await a_while(talk, 1500)

@@ -34,11 +34,11 @@ class Call:
     def __init__(self, server, connection, dialect, agent: str, kept: "journal.Journal | None" = None, begins=True):
         self.journal = kept                 # what it notes; None: nothing is kept
         self.earlier: dict | None = earlier.of(connection, dialect)    # where it stood, if it was held elsewhere
+        self.line = connection              # as no journal sees it
         if kept is not None:
             kept.open(journal.BEGIN, earlier.noted(self.earlier))
             server, connection = kept.seen(server, connection)
-        self.server = server                # what it is made with
-        self.studio = server.studio
+        self.server, self.studio = server, server.studio        # what it is made with
         self.connection = connection
         self.dialect = dialect
         self.agent, self.flow = agent, self.studio.flows[agent]
@@ -100,7 +100,7 @@ class Call:
     def ends(self, code: int, reason: str) -> None:
         """Nothing of it is left: no reply, no utterance, no slot."""
         if self.mouth.turn is not None:
-            self._stop_talking("hang-up")
+            self.stop_talking("hang-up")
         self.mouth.close()
         self.ledger.finish()
         if self.recording is not None:
@@ -125,15 +125,15 @@ class Call:
         if self.journal is not None:
             self.journal.start(self.id)
         self.slot = self.studio.arena.slot(self.studio.free.pop())
-        self.dialogue = earlier.recalled(self, self._dialogue(event.facts))
-        self._open_line()
+        self.dialogue = earlier.recalled(self, self.new_dialogue(event.facts))
+        self.open_line()
         self._begin()
 
-    def _dialogue(self, facts: dict) -> Dialogue:
+    def new_dialogue(self, facts: dict) -> Dialogue:
         history = self.server.config.history
         return Dialogue(self.flow, facts, history.exchanges, history.characters, self.server.today)
 
-    def _open_line(self) -> None:
+    def open_line(self) -> None:
         """Ear and mouth, at the rate of the dialect."""
         wire_rate = self.dialect.rate
         rate = 8000 if wire_rate == 8000 else 16000
@@ -148,14 +148,14 @@ class Call:
         unattended.begin(self)
 
     def _begin(self) -> None:
-        self._reply(self.dialogue.begin())
+        self.reply(self.dialogue.begin())
 
     @entry(journal.PARTED)
     def part(self) -> None:
         """The server has to end this call: it says so, and hangs up."""
         if self.slot is not None and not self.done:
             self.ear.listen_no_more()
-            self._reply(self.dialogue.parting())
+            self.reply(self.dialogue.parting())
 
     def on_audio(self, event: Audio) -> None:
         if self.slot is not None:           # audio before start belongs to nobody
@@ -174,7 +174,7 @@ class Call:
         """The platform knows who has answered a call of ours: a person, or a machine."""
         if self.slot is not None and not self.done and (reply := self.dialogue.answered(who)) is not None:
             self.ear.listen_no_more()
-            self._reply(reply)
+            self.reply(reply)
 
     def on_mark(self, event: Mark) -> None:
         if self.slot is not None and not event.cleared:
@@ -193,27 +193,27 @@ class Call:
     def on_window(self, score: float, position: int, samples: int, quiet: int) -> None:
         """A window of the caller's: its score for speech, where it ends, and how much of its end is not voiced."""
         if self.slot is not None and not self.done:
-            self._follow(self.turns.push(score, samples, quiet))
+            self.follow(self.turns.push(score, samples, quiet))
         elif self.slot is not None:
             self.turns.position = position      # nobody judges it, but it has gone by
 
-    def _follow(self, events) -> None:
+    def follow(self, events) -> None:
+        """Do what turn taking says."""
         for event in events:
             self.due = 0
             self.note(event.kind, event.position)
             ON_TURN[event.kind](self, event.position)
 
     def _utterance_starts(self, onset: int) -> None:
-        ear = self.ear
         keypad.forget(self)
-        if ear.overhearing:
-            ear.overhearing = False
+        if self.ear.overhearing:
+            self.ear.overhearing = False
         else:
-            self._listen(ear.before(onset))
-        if ear.hearing:
+            self.listen(self.ear.before(onset))
+        if self.ear.hearing:
             self.mouth.out.tell(SPEECH_STARTED)
 
-    def _listen(self, position: int) -> None:
+    def listen(self, position: int) -> None:
         self.ear.listen(position)
 
     def _duck(self, onset: int) -> None:
@@ -226,7 +226,7 @@ class Call:
             self.ear.weighed = True
             self.ear.ask()
         else:
-            self._follow(self.turns.weigh(True))            # there are no words that could tell
+            self.follow(self.turns.weigh(True))            # there are no words that could tell
 
     def _restore(self, position: int) -> None:
         """It was nothing."""
@@ -234,11 +234,12 @@ class Call:
         if self.ear.overhearing:
             interruption.over(self)
 
-    def _end_of_turn(self, position: int) -> None:
+    def end_of_turn(self, position: int) -> None:
+        """The caller's turn is over there: what it was is awaited, and answered."""
         now = self.server.clock()
         self.ear.floor = position
         if not self.ear.hearing:
-            return interruption.go_on(self) if self.mouth.held_back else self._follow(self.turns.agent_done())
+            return interruption.go_on(self) if self.mouth.held_back else self.follow(self.turns.agent_done())
         self.ledger.begin(now, self.slot, self.connection.rtt_ns, self.turns.position,
                           self.mouth.resumes and self.mouth.turn is not None)
         self.mouth.out.tell(SPEECH_STOPPED)
@@ -265,13 +266,13 @@ class Call:
                 self.transaction.take_back()
             self.transaction.certain()
             self.ledger.finish("going on")
-        self._listen(self.ear.heard_from)
+        self.listen(self.ear.heard_from)
 
     def _no_input(self, position: int) -> None:
         if self.mouth.turn is not None or position - self.turns.no_input < self.excused:
-            return self._follow(self.turns.agent_done())
+            return self.follow(self.turns.agent_done())
         self.ledger.begin(self.server.clock())
-        self._reply(self.dialogue.silence())
+        self.reply(self.dialogue.silence())
 
     # -- from the recogniser -------------------------------------------------------------------------------------------
 
@@ -281,29 +282,29 @@ class Call:
         if self.ear.overhearing:
             interrupts = self.dialogue.interrupts(text)
             self.ear.weighed = interrupts is not False
-            self._follow(self.turns.weigh(interrupts))
+            self.follow(self.turns.weigh(interrupts))
         if self.mouth.held_back:
             interruption.words(self, text)
         if self.ear.hearing and not self.ear.overhearing:
             self.mouth.out.tell(HYPOTHESIS, text)
-            self._follow(self.turns.judge(self.dialogue.judge(text)))
+            self.follow(self.turns.judge(self.dialogue.judge(text)))
             if self.ear.hearing and self.turns.state is PAUSED:
                 self.mouth.prepare(self.dialogue.answer(text), self.server.clock())
 
     def on_prosody(self, complete: float) -> None:
         """How probable it is by its sound that the utterance is complete."""
-        self._follow(self.turns.sway(complete))
+        self.follow(self.turns.sway(complete))
 
     def on_heard(self, text: str, confidence: float) -> None:
         """What the utterance was."""
         if self.mouth.held_back and not interruption.heard(self, text):
             return
         if self.ledger.aside is not None:       # a reply is on its way still
-            self._stop_talking("superseded")
+            self.stop_talking("superseded")
         self.ledger.trace.mark("recognition", self.server.clock())
         self.ledger.trace.confidence = confidence
         self.mouth.out.tell(RECOGNITION, text, confidence, self.ear.span)
-        self._reply(self.dialogue.answer(text))
+        self.reply(self.dialogue.answer(text))
 
     def on_afterthought(self, text: str, confidence: float) -> None:
         """What it was that was over before anybody knew."""
@@ -319,16 +320,16 @@ class Call:
         if self.mouth.held_back:
             return interruption.go_on(self)
         if not overheard:                       # else the agent speaks on, and nobody was to answer
-            self._reply(self.dialogue.failure())
+            self.reply(self.dialogue.failure())
 
     # -- the reply -----------------------------------------------------------------------------------------------------
 
-    def _reply(self, reply: Reply) -> None:
+    def reply(self, reply: Reply) -> None:
         """A decision is made: it counts, and is spoken from now on."""
         now = self.server.clock()
         keypad.forget(self)
         if self.mouth.turn is not None:
-            self._stop_talking("superseded")
+            self.stop_talking("superseded")
         trace = self.ledger.trace or self.ledger.begin(now)
         self.transaction.begin(reply)
         self.note("reply", reply.kind, reply.next, reply.caller, reply.say, reply.facts)
@@ -345,7 +346,7 @@ class Call:
 
     def has_floor(self, interruptible: bool, answers_only: bool = False) -> None:
         """The agent speaks, or does what cannot be undone: then nobody interrupts."""
-        self._follow(self.turns.agent_starts(interruptible, answers_only))
+        self.follow(self.turns.agent_starts(interruptible, answers_only))
 
     @entry(journal.TICK)
     def tick(self, now: int) -> None:
@@ -395,13 +396,13 @@ class Call:
             log.warning("call %s: %s", self.id, turn.error)
             self.server.metrics.count("failed_replies")
         if (turn.failed or turn.broken) and turn.reply.kind != FAILURE and not turn.reply.end:
-            return self._reply(self.dialogue.failure())
+            return self.reply(self.dialogue.failure())
         if turn.reply.end or turn.reply.transfer or turn.failed:    # an apology that cannot be said ends it, too
             self.usage.leaves(turn)
             return self._leave("" if turn.failed else turn.reply.transfer)
-        self._follow(self.turns.agent_done())
+        self.follow(self.turns.agent_done())
 
-    def _stop_talking(self, why: str) -> None:
+    def stop_talking(self, why: str) -> None:
         """The agent stops within this frame; history and receipt keep what was heard."""
         turn, heard = self.mouth.stop(self.server.clock())
         self.transaction.certain()
@@ -416,7 +417,7 @@ class Call:
         """The platform would not: the conversation goes on."""
         if self.slot is not None and self.done:
             self.done, self.usage.outcome = False, ""
-            self._reply(self.dialogue.failure())
+            self.reply(self.dialogue.failure())
 
     def _leave(self, target: str = "") -> None:
         """The platform ends the call, or hands it over, and has a while for that; then we close."""
@@ -446,4 +447,4 @@ ON_EVENT = {Start: Call.on_start, Audio: Call.on_audio, Both: bystander.hear, Dt
 
 ON_TURN = {UTTERANCE_START: Call._utterance_starts, PAUSE: lambda call, _: call.ear.ask(),
            RESUME: lambda call, _: call.mouth.forget(), DUCK: Call._duck, WEIGH: Call._weigh, RESTORE: Call._restore,
-           BARGE_IN: Call._barge_in, END_OF_TURN: Call._end_of_turn, NO_INPUT: Call._no_input}
+           BARGE_IN: Call._barge_in, END_OF_TURN: Call.end_of_turn, NO_INPUT: Call._no_input}

@@ -13,7 +13,7 @@ def stop(call) -> None:
     """The caller interrupts: for good if the words say so, else until it is known."""
     mouth = call.mouth
     if call.turns.meant or not mouth.resumes or mouth.turn.acting == COMMIT or not call.ear.overhearing:
-        call._stop_talking("barge-in")
+        call.stop_talking("barge-in")
     elif not mouth.held_back:
         mouth.hold_back(call.server.clock())
         call.note("hold back", mouth.playout.heard(0))
@@ -23,7 +23,7 @@ def words(call, text: str) -> None:
     """What the caller said meanwhile, so far: an interruption, a murmur, or not to be told yet."""
     interrupts = call.dialogue.interrupts(text)
     if interrupts:
-        call._stop_talking("barge-in")
+        call.stop_talking("barge-in")
     elif interrupts is False and not call.turns.speaking and call.turns.onset is None:
         go_on(call)
 
@@ -31,7 +31,7 @@ def words(call, text: str) -> None:
 def heard(call, text: str) -> bool:
     """The caller is done and said this; True if that was an interruption, which is to be answered."""
     if call.dialogue.interrupts(text):
-        call._stop_talking("barge-in")
+        call.stop_talking("barge-in")
         if call.ledger.trace is None:           # another worker has begun it
             call.ledger.begin(call.server.clock())
         return True
@@ -55,7 +55,7 @@ def afterthought(call, text: str) -> bool:
             or turn is not None and turn.acting == COMMIT:
         return False
     if turn is not None:
-        call._stop_talking("barge-in")
+        call.stop_talking("barge-in")
     call.ledger.begin(call.server.clock(), call.slot, call.connection.rtt_ns, call.turns.position)
     return True
 

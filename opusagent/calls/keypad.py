@@ -13,7 +13,7 @@ def press(call, digit: str) -> None:
     if turn is not None:
         if turn.acting == COMMIT:
             return                          # what is being done is done; a key cannot stop it any more
-        call._stop_talking("keys")
+        call.stop_talking("keys")
     call.keys += digit
     call.usage.keys += 1
     expect = call.dialogue.expect
@@ -28,9 +28,9 @@ def answer(call) -> None:
     keys = call.keys
     call.ear.listen_no_more()
     if call.mouth.turn is not None:
-        call._stop_talking("keys")
+        call.stop_talking("keys")
     call.ledger.begin(call.server.clock())
-    call._reply(call.dialogue.dtmf(keys))
+    call.reply(call.dialogue.dtmf(keys))
 
 
 def forget(call) -> None:

@@ -108,7 +108,7 @@ class Turn:
 
     __slots__ = ("stage", "first", "reply", "epoch", "trace", "state", "texts", "waiting", "buffers", "speaking", "own",
                  "complete", "error", "broken", "audible", "began", "last_piece", "acting", "kept", "_parts", "_task",
-                 "_due", "_fillers", "_quiet")
+                 "_due", "_fillers", "quiet")
 
     def __init__(self, stage: Stage, reply: Reply, epoch: int, trace, held: bool = False):
         self.stage = stage
@@ -135,7 +135,7 @@ class Turn:
         self._task: asyncio.Task | None = None      # of the model, or the tool's
         self._due = False                           # the tool waits until the turn is certain
         self._fillers = 0                           # times that the filler was said since anything else was
-        self._quiet = 0                             # ns, since when the listener hears nothing of the reply
+        self.quiet = 0                              # ns, since when the listener hears nothing of the reply
 
     @property
     def failed(self) -> bool:
@@ -373,8 +373,8 @@ class Turn:
         """The listener has heard nothing for too long, whoever it is that is late: a filler."""
         playout, stage = self.stage.playout, self.stage
         if playout.audible(now) or playout.held:
-            self._quiet = now
-        quiet = (now - max(self._quiet, self.began)) / 1e9
+            self.quiet = now
+        quiet = (now - max(self.quiet, self.began)) / 1e9
         nothing_yet = not self.last_piece and (self._task or self.acting)
         if quiet <= (stage.deadlines.filler_seconds if nothing_yet else DEAD_AIR_SECONDS):
             return
@@ -385,7 +385,7 @@ class Turn:
                 self._give_up("The model is too slow to be listened to.")
             return
         self._fillers += 1
-        self._quiet = now
+        self.quiet = now
         for text in reversed(stage.filler):
             prompt = stage.prompt(self.reply.voice or stage.voice, text, stage.slot.rate_out)
             if prompt is not None:

@@ -12,23 +12,23 @@ from ..speech.turns import TurnTaking
 class Transaction:
     """One per call, for the turn that is spoken."""
 
-    __slots__ = ("dialogue", "turns", "_unheard", "_undo")
+    __slots__ = ("dialogue", "turns", "unheard", "undo")
 
     def __init__(self, dialogue: Dialogue, turns: TurnTaking):
         self.dialogue = dialogue
         self.turns = turns              # which waits as the state wants it
-        self._unheard: tuple = ()       # the dialogue before an answer's reply, until that is certain
-        self._undo: tuple = ()          # ... before any reply
+        self.unheard: tuple = ()        # the dialogue before an answer's reply, until that is certain
+        self.undo: tuple = ()           # ... before any reply
 
     @property
     def revocable(self) -> bool:
         """The reply answers words of which there may be more: it can be taken back as if they had not ended."""
-        return bool(self._unheard)
+        return bool(self.unheard)
 
     def begin(self, reply: Reply) -> None:
         """The reply counts."""
-        self._undo = self.dialogue.checkpoint()
-        self._unheard = self._undo if reply.kind == ANSWER else ()
+        self.undo = self.dialogue.checkpoint()
+        self.unheard = self.undo if reply.kind == ANSWER else ()
         self.goes_on(reply)
 
     def goes_on(self, reply: Reply) -> None:
@@ -41,22 +41,22 @@ class Transaction:
 
     def certain(self) -> None:
         """Something of it was heard, or is done."""
-        self._unheard = ()
+        self.unheard = ()
 
     def take_back(self) -> None:
         """As if it had not been decided."""
-        self.dialogue.restore(self._unheard)
-        self._unheard = ()
+        self.dialogue.restore(self.unheard)
+        self.unheard = ()
         self._expect()
 
     def retract(self, kept: dict[str, str]) -> None:
         """What it was to do was not done, but for what gave these facts."""
-        self.dialogue.retract(self._undo)
+        self.dialogue.retract(self.undo)
         self.dialogue.keep(kept)
         self._expect()
 
     def keep(self, facts: dict[str, str]) -> None:
         """A tool that could not be stopped has done its work, though its turn is gone."""
         self.dialogue.keep(facts)
-        for checkpoint in filter(None, (self._unheard, self._undo)):
+        for checkpoint in filter(None, (self.unheard, self.undo)):
             checkpoint[1].update(facts)

@@ -27,6 +27,7 @@ from ..speech.playout import Segment
 from ..speech.turns import LISTENING, PAUSED, REPLYING, TurnTaking
 from . import carried
 from .fields import REPLY, fields, fill, reply_of
+from .resumption import tenure_of
 
 VERSION = 1                     # of a snapshot: another one is not read
 LONGEST = 60_000                # bytes of a snapshot; the oldest receipts are left out for it
@@ -106,13 +107,13 @@ def beside_state(beside: Bystander | None) -> dict | None:
 def kept_of(call: Call) -> dict:
     """All of a call that does not lie in its slot, as JSON can hold it."""
     mouth, trace = call.mouth, call.ledger.trace
-    tenure = getattr(call.connection, "tenure", None)
+    tenure = tenure_of(call)
     return {
         "version": VERSION, "dialect": call.dialect.name, "spoken": state_of(call.dialect), "agent": call.agent,
         "call": fields(call, CALL) | {"excused": call.excused if call.excused != math.inf else NEVER},
         "dialogue": dialogue_state(call.dialogue.checkpoint()),
         "today": call.dialogue.today,
-        "unheard": dialogue_state(call.transaction._unheard), "undo": dialogue_state(call.transaction._undo),
+        "unheard": dialogue_state(call.transaction.unheard), "undo": dialogue_state(call.transaction.undo),
         "turns": fields(call.turns, TURNS), "ear": ear_state(call.ear), "mouth": mouth_state(mouth),
         "beside": beside_state(call.ear.beside),
         "turn": turn_state(mouth.turn),
@@ -165,8 +166,8 @@ def resume(server, connection, slot: Slot, state: dict) -> Call:
     fill(call, state["call"], CALL)
     call.excused = math.inf if state["call"]["excused"] == NEVER else state["call"]["excused"]
     call.slot = slot
-    call.dialogue = call._dialogue({})
-    call._open_line()
+    call.dialogue = call.new_dialogue({})
+    call.open_line()
     fill_ear(call.ear, state["ear"])
     call.ledger.speaker = getattr(dialect, "speaker", "")
     fill(call.mouth, state["mouth"], MOUTH)
@@ -178,8 +179,8 @@ def resume(server, connection, slot: Slot, state: dict) -> Call:
     try:
         call.dialogue.restore(checkpoint_of(state["dialogue"]))
         call.dialogue.today = state["today"]
-        call.transaction._unheard = checkpoint_of(state["unheard"])
-        call.transaction._undo = checkpoint_of(state["undo"])
+        call.transaction.unheard = checkpoint_of(state["unheard"])
+        call.transaction.undo = checkpoint_of(state["undo"])
         call.turns.expect(call.dialogue.expect.waits)
     except KeyError:
         raise LostCall(f"its flow has no state {state['dialogue'][0]} any more") from None
@@ -255,12 +256,12 @@ def resume_turn(call: Call, state: dict, now: int, noted: tuple) -> None:
     if not begun and state["acts"]:
         if session:
             carried.give_up(call)
-        return call._reply(call.dialogue.failure())     # a tool may have had its effect: it is not called twice
+        return call.reply(call.dialogue.failure())     # a tool may have had its effect: it is not called twice
     if not begun:
         return mouth.say(reply, trace, now)         # nobody has heard anything of it: it is asked for again
     turn = mouth.turn = Turn(mouth.stage, reply, mouth.epoch, trace)
     fill(turn, state, TURN)
-    turn._quiet = now                               # a pause that we came into is no longer than that
+    turn.quiet = now                                # a pause that we came into is no longer than that
     turn.waiting.extend(map(tuple, state["waiting"]))
     said = carried.pieces(call) if session and not state["acts"] else None
     if said is None or not reply.messages:

@@ -25,7 +25,7 @@ class Line:
 
     def __init__(self, connection, tenure=None, earlier: dict | None = None):
         self.connection = connection            # None while nobody is there
-        self.tenure = tenure                    # by which the call is ours (continuity.py); None: nobody asks
+        self.tenure = tenure                    # by which the call is ours (returning.py); None: nobody asks
         self.earlier = earlier                  # where the conversation stood when it was held elsewhere
         self.session: Resumable | None = None
         self.tenant = connection.tenant
@@ -158,6 +158,11 @@ class Resumable:
         self.call.lost(code, reason)
 
 
+def tenure_of(call: Call):
+    """By what a call is ours (returning.py); None: nobody asks."""
+    return call.line.tenure if isinstance(call.line, Line) else None
+
+
 def busy(call: Call) -> bool:
     """True while the agent speaks, or owes an answer."""
     return call.mouth.turn is not None or bool(call.ear.final_by)
@@ -167,15 +172,15 @@ def busy(call: Call) -> bool:
 def cut(call: Call) -> None:
     """Nobody is there any more: the agent stops, and what was being heard is dropped."""
     if call.mouth.turn is not None:
-        call._stop_talking("line lost")
+        call.stop_talking("line lost")
     call.mouth.forget()
     call.ear.listen_no_more()
     call.ledger.finish("line lost")
-    call._follow(call.turns.agent_done())
+    call.follow(call.turns.agent_done())
 
 
 @entry(journal.BACK)
 def back(call: Call, again: bool) -> None:
     """Somebody is there again; `again`: the agent says once more what it says in this state."""
     if again:
-        call._reply(call.dialogue.begin())
+        call.reply(call.dialogue.begin())

@@ -18,7 +18,7 @@ from .._fastpath import Wire
 from ..calls.call import START_WITHIN, Call
 from .handover import VERSION, committed
 from .registry import Registry, Taken
-from .resumption import SECOND, Resumable, cut
+from .resumption import SECOND, Resumable, cut, tenure_of
 from .shelf import Shelf
 
 log = logging.getLogger("opusagent")
@@ -121,7 +121,7 @@ class Continuity:
         tenure.owner, tenure.epoch, tenure.number, tenure.written, tenure.anew = state[1:]
         if self.registry is None:
             tenure.epoch = 0
-        line_of(call).tenure = tenure
+        call.line.tenure = tenure
         self.hold(call, tenure)
 
     def displace(self, call: Call) -> tuple[Tenure, dict]:
@@ -130,7 +130,7 @@ class Continuity:
         tenure.came = self.clock()
         state = committed(call) | {"receipts": call.ledger.receipts}
         cut(call)
-        line = line_of(call)
+        line = call.line
         connection, line.connection = line.connection, None
         if connection is not None:
             connection.session = None
@@ -158,7 +158,7 @@ class Continuity:
 
     def keep(self, call: Call, now: int) -> None:
         """Something has happened to a call: what has been committed is written."""
-        tenure = getattr(line_of(call), "tenure", None)
+        tenure = tenure_of(call)
         if tenure is None or tenure.lost:
             return
         if call not in self.tenures:
@@ -166,7 +166,7 @@ class Continuity:
         if self.registry is None:
             self._waits(call, tenure, now)
         elif tenure.epoch:
-            told = call.dialogue.turn, call.dialogue._part, len(call.ledger.receipts)
+            told = call.dialogue.turn, call.dialogue.part, len(call.ledger.receipts)
             if told != tenure.told and not call.transaction.revocable:
                 tenure.told = told
                 self._commit(call, tenure)
@@ -209,7 +209,7 @@ class Continuity:
 
     def _waits(self, call: Call, tenure: Tenure, now: int) -> None:
         """A call without a connection lies on the shelf as well: another worker may have taken it."""
-        waits, shelved = bool(line_of(call).session.until), bool(tenure.told)
+        waits, shelved = bool(call.line.session.until), bool(tenure.told)
         if waits and not shelved:
             self._shelve(call, tenure)
         elif shelved and not waits:
@@ -228,7 +228,7 @@ class Continuity:
         tenure = self._forget(call)
         if tenure is None or tenure.lost:
             return
-        until = line_of(call).session.until         # nobody came, though it was waited for
+        until = call.line.session.until         # nobody came, though it was waited for
         over = call.done or not call.dialect.resumable or not self.life_ns or 0 < until < self.clock()
         if over:
             self.shelf.take(bytes.fromhex(tenure.key), self.clock())
@@ -259,11 +259,6 @@ class Continuity:
         if call.slot is not None:
             cut(call)
         call.connection.close(1000, "the conversation goes on elsewhere")
-
-
-def line_of(call: Call):
-    """What a call has for its connection, as its journal does not see it."""
-    return getattr(call.connection, "_connection", call.connection)
 
 
 def state_of(tenure: Tenure, taken: Taken) -> dict | None:

@@ -30,11 +30,11 @@ EVERY_NS = 1_000_000_000        # between two snapshots of a call in which nothi
 def wire_of(call: Call) -> Wire | BareWire | None:
     """The socket of a call that can move.  Not a TLS connection's, whose keys are this process's alone, nor that of a
     call in text; and there is none while a platform is away."""
-    connection = getattr(call.connection, "_connection", call.connection)       # as a journal sees it
-    if isinstance(connection, Line | WriteAhead):
-        connection = connection.connection
-    wire = getattr(connection, "wire", None)
-    return wire if isinstance(call, Call) and isinstance(wire, Wire | BareWire) else None
+    if not isinstance(call, Call):
+        return None
+    connection = call.line.connection if isinstance(call.line, Line | WriteAhead) else call.line
+    wire = connection.wire if connection is not None else None
+    return wire if isinstance(wire, Wire | BareWire) else None
 
 
 class Kept:

@@ -97,7 +97,7 @@ class Reply:
 class Dialogue:
     """One per call."""
 
-    __slots__ = ("flow", "state", "facts", "history", "turn", "side", "today", "_part", "_rungs", "_foreseen")
+    __slots__ = ("flow", "state", "facts", "history", "turn", "side", "today", "part", "_rungs", "_foreseen")
 
     def __init__(self, flow: Flow, facts: dict[str, str] | None = None, exchanges: int = HISTORY, side: int = SIDE,
                  today: str = ""):
@@ -112,7 +112,7 @@ class Dialogue:
         self.today = today if number_of_day(today) is not None else ""
         self.history: deque[Exchange] = deque(maxlen=exchanges)
         self.turn = 0                                                   # replies committed
-        self._part = 0                                                  # of the last one
+        self.part = 0                                                   # of the last one
         self._rungs: dict[str, int] = {}                                # ladder -> steps taken in this state
         self._foreseen: tuple[str, Reply] | None = None                 # words and the answer, until something changes
 
@@ -224,13 +224,13 @@ class Dialogue:
 
     def commit(self, reply: Reply) -> None:
         """Makes the reply count: state, facts, history, together.  ValueError if another was committed meanwhile."""
-        if (reply.turn, reply.part) != ((self.turn, 0) if not reply.part else (self.turn - 1, self._part + 1)):
+        if (reply.turn, reply.part) != ((self.turn, 0) if not reply.part else (self.turn - 1, self.part + 1)):
             raise ValueError(f"a reply decided before commit {self.turn} cannot be committed after it")
         self._foreseen = None
         if not reply.part:
             self.turn += 1
             self.history.append(Exchange(clip(reply.caller, self.side), "", reply.turn))
-        self._part = reply.part
+        self.part = reply.part
         self.state = reply.next
         self.facts.update(reply.facts)
         if reply.rung:
@@ -240,12 +240,12 @@ class Dialogue:
 
     def checkpoint(self) -> tuple:
         """All that commit() changes, for restore(): a reply of which nothing was heard can be taken back."""
-        return self.state, dict(self.facts), tuple(self.history), self.turn, dict(self._rungs), self._part
+        return self.state, dict(self.facts), tuple(self.history), self.turn, dict(self._rungs), self.part
 
     def restore(self, checkpoint: tuple) -> None:
         """As if nothing had been committed since."""
         self._foreseen = None
-        self.state, facts, history, self.turn, rungs, self._part = checkpoint
+        self.state, facts, history, self.turn, rungs, self.part = checkpoint
         self.facts, self._rungs = dict(facts), dict(rungs)
         self.history = deque(history, maxlen=self.history.maxlen)
 

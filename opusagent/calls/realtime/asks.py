@@ -18,7 +18,7 @@ def update(call) -> None:
     dialect = call.dialect
     if dialect.rate != call.slot.rate_out:
         call.slot.free()                    # nothing has gone over the line: it is another one
-        call._open_line()
+        call.open_line()
     call.follow_settings()
     if dialect.detector is None:
         call.excused = math.inf
@@ -32,20 +32,20 @@ def update(call) -> None:
 def commit(call) -> None:
     """The caller's turn ends here, whatever the detector thinks, and is not answered unless the client asks."""
     if call.dialect.detector is not None and call.mouth.turn is not None:
-        call._stop_talking("barge-in")
-        call._follow(call.turns.agent_done())
+        call.stop_talking("barge-in")
+        call.follow(call.turns.agent_done())
     if call.ear.hearing and call.dialect.detector is not None:
         call.commits = True
         call.turns.expect(ENDED)
-        return call._follow(call.turns.judge(FREE))
+        return call.follow(call.turns.judge(FREE))
     if call.ear.final_by:
         return                              # the detector was faster
     if not call.ear.hearing:
-        call._listen(call.ear.floor)
+        call.listen(call.ear.floor)
     call.commits = True
     position, counts = call.slot.written, call.ear.hearing
     call.dialect.at(call.ear.ms(position))
-    call._end_of_turn(position)
+    call.end_of_turn(position)
     if not counts:                          # nothing that is said does, in this state of the flow
         call.mouth.out.tell(SPEECH_STOPPED)
         call.mouth.out.tell(RECOGNITION, "", 0.0, call.ear.span)
@@ -66,8 +66,8 @@ def cancel(call, response_id: str | None = None) -> None:
             return aside.finish("cancelled", {"reason": "client_cancelled"})
     if call.dialect.response.active:
         if call.mouth.turn is not None:
-            call._stop_talking("cancelled")
-            return call._follow(call.turns.agent_done())
+            call.stop_talking("cancelled")
+            return call.follow(call.turns.agent_done())
         return call.finish("cancelled", {"reason": "client_cancelled"})
     waiting = [entry for entry in (*call.deferred, *call.asides, *call.inbox.entries)
                if entry.__class__ is Ask and entry.what == ASK_RESPOND]
@@ -83,8 +83,8 @@ def truncated(call, item_id: str) -> None:
     """The client has stopped playing: nobody hears the rest of it."""
     message = call.dialect.response.message
     if call.mouth.turn is not None and message is not None and message.id == item_id:
-        call._stop_talking("truncated")
-        call._follow(call.turns.agent_done())
+        call.stop_talking("truncated")
+        call.follow(call.turns.agent_done())
 
 
 ON = {ASK_UPDATE: update, ASK_COMMIT: commit, ASK_DISCARD: discard, ASK_TRUNCATED: truncated,

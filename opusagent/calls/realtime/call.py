@@ -69,11 +69,11 @@ class RealtimeCall(Call):
 
     # -- the beginning -------------------------------------------------------------------------------------------------
 
-    def _dialogue(self, facts: dict):
-        return Assistant(self.flow, self.dialect) if self.assistant else super()._dialogue(facts)
+    def new_dialogue(self, facts: dict):
+        return Assistant(self.flow, self.dialect) if self.assistant else super().new_dialogue(facts)
 
-    def _open_line(self) -> None:
-        super()._open_line()
+    def open_line(self) -> None:
+        super().open_line()
         self.mouth.stage.llm = ClientModel(self, self.mouth.stage.llm)
         self.mouth.lowered, self.mouth.resumes = 1.0, False     # what was sent ahead cannot be raised again, or had
         self.mouth.echo = None                  # back, and is heard no one knows when
@@ -88,7 +88,7 @@ class RealtimeCall(Call):
     def _greet(self) -> None:
         self.greet_by = 0
         if self.dialogue.turn == 0:
-            self._reply(self.dialogue.begin())
+            self.reply(self.dialogue.begin())
 
     def ends(self, code: int, reason: str) -> None:
         for each in self.writing:
@@ -157,7 +157,7 @@ class RealtimeCall(Call):
         if self.excused is math.inf and self.dialect.detector is not None:
             self.excused = self.slot.written
         if self.dialect.detector is None and not self.ear.hearing:
-            self._listen(max(self.slot.written, self.ear.floor))
+            self.listen(max(self.slot.written, self.ear.floor))
         self.ear.take(pcm, now)
         if self.greet_by:
             self._greet()
@@ -243,20 +243,20 @@ class RealtimeCall(Call):
         """Where the client ends its turns itself, nobody listens for their end."""
         super().on_window(score if self.dialect.detector is not None else 0.0, position, samples, quiet)
 
-    def _listen(self, position: int) -> None:
+    def listen(self, position: int) -> None:
         """On an assistant, whoever begins to speak ends the response that has not been heard yet."""
         turn = self.mouth.turn
         if self.ear.final_by and self.dialect.detector is not None:
             return self._go_on_listening()      # the client has ended a turn too early
         if self.assistant and turn is not None and turn.reply.interruptible and self.dialect.detector is not None:
-            self._stop_talking("barge-in")
+            self.stop_talking("barge-in")
         self.commits = False
-        super()._listen(position)
+        super().listen(position)
 
-    def _follow(self, events) -> None:
+    def follow(self, events) -> None:
         for event in events:
             self.dialect.at(self.ear.ms(event.position))
-            super()._follow((event,))
+            super().follow((event,))
 
     def hear_silence(self, now: int) -> None:
         """Clients send audio in pieces of any length: that none came for as long as one of them is no silence yet."""
@@ -270,7 +270,7 @@ class RealtimeCall(Call):
 
     def _go_on_listening(self) -> None:
         if self.mouth.turn is not None and not self.transaction.revocable:
-            self._stop_talking("barge-in")
+            self.stop_talking("barge-in")
         self.finish("cancelled", {"reason": "turn_detected"})
         self.dialect.heard("")
         self.dialect.take_back()
@@ -284,7 +284,7 @@ class RealtimeCall(Call):
 
     # -- the reply -----------------------------------------------------------------------------------------------------
 
-    def _reply(self, reply: Reply | None) -> None:
+    def reply(self, reply: Reply | None) -> None:
         """The call has something to say by itself, if it may."""
         commits, self.commits = self.commits, False
         if self.deferred:
@@ -296,7 +296,7 @@ class RealtimeCall(Call):
             self.mouth.forget()
             self.ledger.finish()
             self.turns.expect(self.dialogue.expect.waits)
-            return self._follow(self.turns.agent_done())
+            return self.follow(self.turns.agent_done())
         if reply.kind == ANSWER and (said := self._last_said()) is not None:
             self.answered = said.id
         if reply.kind == SILENCE and self.assistant:
@@ -320,7 +320,7 @@ class RealtimeCall(Call):
             self.made = Made()
         response.say(" ".join(reply.say))
         behind, self.behind = self.behind, 0
-        super()._reply(reply)
+        super().reply(reply)
         self.mouth.playout.behind(behind)
         self.mouth.out.answers()
 
@@ -336,7 +336,7 @@ class RealtimeCall(Call):
         if turn is None:
             return
         if self.dialect.response.active:
-            return self._stop_talking("superseded")
+            return self.stop_talking("superseded")
         self.transaction.certain()
         self.behind = mouth.playout.unheard_ns(now)
         mouth.drop()
@@ -408,7 +408,7 @@ class RealtimeCall(Call):
             turn.texts[:] = [heard := self.dialect.response.message.text]
         super().turn_done(turn, heard, now)
 
-    def _stop_talking(self, why: str) -> None:
+    def stop_talking(self, why: str) -> None:
         if why == "barge-in" and self.dialogue.expect.id >= 0:
             self.mouth.out.tell(SPEECH_STARTED)         # the client stops playing
         self._tell(self.mouth.turn)
@@ -416,4 +416,4 @@ class RealtimeCall(Call):
         self.finish("cancelled", {"reason": REASONS.get(why, "client_cancelled")})
         if why != "truncated" and self.dialect.response.audible:
             self.dialect.heard(heard)
-        super()._stop_talking(why)
+        super().stop_talking(why)
