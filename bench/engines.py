@@ -21,8 +21,8 @@ import numpy as np
 from figures import median, median_interval, table
 from subjects import BENCH, Absent, machine
 
-from opusagent.engines import embedded, flite
-from opusagent.engines.voices import Voices
+from opusagent.engines.embedded import recogniser as embedded, flite
+from opusagent.engines.embedded.voices import Voices
 from opusagent.flow import Flow
 from opusagent.recording import read_wav, resample
 from opusagent.speech.audio import first_voiced, voiced

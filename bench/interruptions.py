@@ -17,10 +17,10 @@ from recordings import NOISES_DB, RATE, Caller, caller, listen, spoken, through_
 from subjects import Absent
 
 from opusagent.config import Turns
-from opusagent.engines import embedded
-from opusagent.engines.espeak import HEAD, INSTALL, rate_of
+from opusagent.engines.embedded import recogniser as embedded
+from opusagent.engines.embedded.espeak import HEAD, INSTALL, rate_of
+from opusagent.engines.embedded.voices import Voices
 from opusagent.engines.speech import Speech
-from opusagent.engines.voices import Voices
 from opusagent.flow import Dialogue, Flow
 from opusagent.speech.acoustics import Echo
 from opusagent.speech.audio import FULL_SCALE, VadBatch

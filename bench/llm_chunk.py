@@ -4,9 +4,9 @@ And what does it cost to ask for one?
     python bench/llm_chunk.py [--streams 40] [--tokens 100] [--gap-ms 20] [--rounds 9] [--quick] [--json]
 
 As many completions at once stream from stub_llm.py, a chunk each per gap, as in that many calls in which the agent is
-about to speak.  Ours (engines/openai.py) stands beside the `openai` package's typed events, the package's lines parsed
-with orjson, and the floor: an asyncio protocol that counts bytes, which pays for the system calls and nothing else.
-Asking is measured by itself, on warm connections, from the call to the moment the request is out.
+about to speak.  Ours (engines/openai/llm.py) stands beside the `openai` package's typed events, the package's lines
+parsed with orjson, and the floor: an asyncio protocol that counts bytes, which pays for the system calls and nothing
+else.  Asking is measured by itself, on warm connections, from the call to the moment the request is out.
 The rule: what is counted is CPU time of the loop's thread, and within a round all meet the same load one after another.
 """
 import argparse
@@ -22,7 +22,7 @@ import orjson
 import uvloop
 from figures import Ratio, median, median_interval, paired_ratio, table
 from opusagent.config import Config, OpenAI
-from opusagent.engines.openai import Llm
+from opusagent.engines.openai.llm import Llm
 from subjects import BENCH, Absent, Cores, Running, Subject, machine
 
 FLOOR, OURS, LINES, TYPED = "bare protocol", "OpusAgent", "openai, lines + orjson", "openai, typed events"

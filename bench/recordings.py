@@ -12,7 +12,7 @@ import numpy as np
 from subjects import Absent
 
 from opusagent._fastpath import Vad, ulaw_decode, ulaw_encode
-from opusagent.engines import embedded
+from opusagent.engines.embedded import recogniser as embedded
 from opusagent.recording import read_wav, resample
 from opusagent.speech.acoustics import STRETCH_MS, Echo
 from opusagent.speech.audio import VadBatch, first_voiced, last_voiced, voiced

@@ -31,7 +31,7 @@ from subjects import BENCH, Absent, machine
 
 from opusagent._fastpath import SEGMENT_SAMPLES, Arena
 from opusagent.config import Config
-from opusagent.engines.local import Stt, Tts
+from opusagent.engines.embedded.stages import Stt, Tts
 from opusagent.flow import Flow
 
 FAULTS = {"none": 0, "killed": signal.SIGKILL, "stopped": signal.SIGSTOP, "crashed": signal.SIGSEGV,

@@ -23,7 +23,7 @@ from figures import Ratio, median, paired_ratio, table
 from subjects import Cores, machine
 
 from opusagent._fastpath import Arena, Ring
-from opusagent.engines.process import Channel
+from opusagent.engines.processes.process import Channel
 
 CHUNK = 2048                    # bytes of audio
 WINDOW = 100                    # chunks that may be on their way: a call's slot keeps 160 of them

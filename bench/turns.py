@@ -31,7 +31,7 @@ from recordings import RATE, Caller, callers, listen, recognise
 from subjects import Absent
 
 from opusagent.config import Turns
-from opusagent.engines import embedded
+from opusagent.engines.embedded import recogniser as embedded
 from opusagent.engines.prosody import TurnModel, heard
 from opusagent.flow import Flow, Waits
 from opusagent.speech.audio import VadBatch

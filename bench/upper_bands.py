@@ -1,4 +1,4 @@
-"""What lies above the telephone's band, as far as what lies in it tells: the tables of engines/cepstra.py, computed.
+"""What lies above the telephone's band, as far as what lies in it tells: the tables of cepstra.py, computed.
 
     python bench/upper_bands.py [--audio DIR]
 
@@ -17,7 +17,7 @@ import numpy as np
 from engines import recordings
 from subjects import BENCH, Absent
 
-from opusagent.engines import cepstra
+from opusagent.engines.embedded import cepstra
 
 LOUDEST = 4                     # frames: the softest of these is the loudness of a recording
 SPREAD = 1.5                    # of a recording's upper bands: with less, there is nothing in them

@@ -13,7 +13,7 @@ import sys
 import numpy as np
 from figures import table
 
-from opusagent.engines.voices import Voices
+from opusagent.engines.embedded.voices import Voices
 from opusagent.speech.wording import estimated, proportional
 
 RATE = 8000

@@ -276,9 +276,9 @@ def engines(config: Config) -> Iterator[Finding]:
         except (ConfigError, EngineError) as error:
             yield Finding(BREAKS, str(error))
     if config.stt == "embedded":
-        yield from _made("the recogniser", "opusagent.engines.embedded", "model_path")
+        yield from _made("the recogniser", "opusagent.engines.embedded.recogniser", "model_path")
     if config.tts == "embedded":
-        yield from _made("the voice", "opusagent.engines.voices", "Voices", config.embedded.voice)
+        yield from _made("the voice", "opusagent.engines.embedded.voices", "Voices", config.embedded.voice)
     hearing = VadBatch().model_name
     yield Finding(FINE, "Callers are heard by Silero.") if hearing == "silero" else Finding(
         CHANGE, "Callers are heard by loudness alone, which takes noise for speech: pip install 'opusagent[local]'.")

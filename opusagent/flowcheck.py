@@ -11,9 +11,9 @@ from pathlib import Path
 
 from . import ConfigError
 from .config import Config
-from .engines import espeak, voices
-from .engines.embedded import model_path
-from .engines.flite import VOICES
+from .engines.embedded import espeak, voices
+from .engines.embedded.flite import VOICES
+from .engines.embedded.recogniser import model_path
 from .flow import Flow
 from .flow.drawing import draw
 from .flow.sounds import alike, close

@@ -14,7 +14,7 @@ from served import SCRIPTED, serving
 
 from opusagent import ProtocolError
 from opusagent.config import Config
-from opusagent.engines.race import ENOUGH, Hedging
+from opusagent.engines.remote.race import ENOUGH, Hedging
 from opusagent.metrics import Metrics
 from opusagent.server.admission import STEPS, Admission, Curve, Ladder, Memory, state
 from opusagent.speech.audio import VadBatch

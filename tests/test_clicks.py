@@ -8,8 +8,8 @@ from conversation import Conversation, Voice
 from test_stereo import sides
 
 from opusagent.config import Config
+from opusagent.engines.embedded.voices import Voices
 from opusagent.engines.level import Level
-from opusagent.engines.voices import Voices
 from opusagent.metrics import Metrics
 from opusagent.server import archive
 

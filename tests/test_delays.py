@@ -1,8 +1,8 @@
 """The queue delay of a stage, as it is told to /metrics and to admission."""
 import pytest
 
-from opusagent.engines import delays
-from opusagent.engines.delays import RECENT, Delays
+from opusagent.engines.processes import delays
+from opusagent.engines.processes.delays import RECENT, Delays
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import pytest
 
 from opusagent import ConfigError, EngineError
 from opusagent._fastpath import ulaw_decode, ulaw_encode
-from opusagent.engines import embedded, flite
-from opusagent.engines.voices import Voices
-from opusagent.engines.cepstra import CEPSTRA, HISS_BANDS, LEVEL_BANDS, VOICE_BANDS, Cepstra, _above, _hiss
+from opusagent.engines.embedded import recogniser as embedded, flite
+from opusagent.engines.embedded.cepstra import CEPSTRA, HISS_BANDS, LEVEL_BANDS, VOICE_BANDS, Cepstra, _above, _hiss
+from opusagent.engines.embedded.voices import Voices
 from opusagent.recording import read_raw, read_wav, resample
 
 RECORDINGS = Path("/usr/share/pocketsphinx/test/data")

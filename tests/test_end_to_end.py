@@ -90,7 +90,7 @@ def engine_processes(server, stage):
     found = []
     for pid in server.family():
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        if b"opusagent.engines.process" in words and stage.encode() in words:
+        if b"opusagent.engines.processes.process" in words and stage.encode() in words:
             found.append(pid)
     return found
 

@@ -14,12 +14,12 @@ from test_openai_speech import Caller, final, hears, listen, say, sound, speaks
 from opusagent import ConfigError, EngineError
 from opusagent.config import Config, OpenAI
 from opusagent.endpoints import Target, targets
-from opusagent.engines.breaker import CLOSED, FAILURES, OPEN, PROBING, REST_SECONDS, WINDOW_SECONDS, Breaker
-from opusagent.engines.continuing import GO_ON, Continuing, bare
-from opusagent.engines.openai import Llm
-from opusagent.engines.openai_stt import Stt
-from opusagent.engines.openai_tts import Tts, unspoken
-from opusagent.engines.race import ENOUGH, Hedging
+from opusagent.engines.openai.llm import Llm
+from opusagent.engines.openai.stt import Stt
+from opusagent.engines.openai.tts import Tts, unspoken
+from opusagent.engines.remote.breaker import CLOSED, FAILURES, OPEN, PROBING, REST_SECONDS, WINDOW_SECONDS, Breaker
+from opusagent.engines.remote.continuing import GO_ON, Continuing, bare
+from opusagent.engines.remote.race import ENOUGH, Hedging
 from opusagent.metrics import Metrics
 
 MESSAGES = ({"role": "system", "content": "You sell tickets."}, {"role": "user", "content": "Hello?"})

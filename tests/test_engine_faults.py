@@ -28,10 +28,10 @@ from opusagent.calls.call import Call
 from opusagent.config import Config, Turns
 from opusagent.dialects import TABLE
 from opusagent.endpoints import Target
-from opusagent.engines import endpoint as endpoint_module
-from opusagent.engines.openai import Llm
-from opusagent.engines.openai_stt import Stt
-from opusagent.engines.openai_tts import Tts
+from opusagent.engines.openai.llm import Llm
+from opusagent.engines.openai.stt import Stt
+from opusagent.engines.openai.tts import Tts
+from opusagent.engines.remote import endpoint as endpoint_module
 from opusagent.flow import Flow
 
 FLOW = """

@@ -17,8 +17,8 @@ import pytest_asyncio
 from opusagent import ConfigError
 from opusagent._fastpath import SEGMENT_SAMPLES, Arena
 from opusagent.config import Config, Embedded
-from opusagent.engines.host import Host
-from opusagent.engines.local import TRIES, Stt, Tts
+from opusagent.engines.embedded.stages import TRIES, Stt, Tts
+from opusagent.engines.processes.host import Host
 from test_embedded import CARD, DIGITS, FREE, SAID, SEARCHES, Search, people, recognises, recording, speaks
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
@@ -441,7 +441,7 @@ async def test_engine_processes_die_with_their_worker():
         import asyncio, sys
         from opusagent._fastpath import Arena
         from opusagent.config import Config
-        from opusagent.engines.local import Tts
+        from opusagent.engines.embedded.stages import Tts
 
         async def main():
             tts = Tts(Config())

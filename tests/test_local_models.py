@@ -18,7 +18,8 @@ from opusagent import ConfigError, EngineError
 from opusagent.client.caller import Say
 from opusagent.client.telephone import Caller
 from opusagent.config import Config, Piper, Sherpa
-from opusagent.engines import delays, piper, sherpa
+from opusagent.engines import piper, sherpa
+from opusagent.engines.processes import delays
 from opusagent.studio.prompts import Prompts, Store
 from served import serving
 from test_host import FAULTS, Call, answer_despite, arena, sick, until     # noqa: F401

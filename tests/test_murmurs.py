@@ -2,8 +2,8 @@
 from types import SimpleNamespace
 
 import pytest
-from opusagent.engines import embedded, murmurs
-from opusagent.engines.murmurs import HOLD, LONGEST, TOO_LONG, UNCLEAR, Overheard
+from opusagent.engines.embedded import recogniser as embedded, murmurs
+from opusagent.engines.embedded.murmurs import HOLD, LONGEST, TOO_LONG, UNCLEAR, Overheard
 from opusagent.flow import Flow
 from test_embedded import recognises
 

@@ -135,12 +135,12 @@ def test_a_name_or_every_address_is_listened_on_with_one_port(opened):
 def test_a_port_in_use_is_one_sentence_and_leaves_nothing_open(opened):
     sock, = listen("127.0.0.1", 0)
     opened.append(sock)
-    port, before = sock.getsockname()[1], len(os.listdir("/proc/self/fd"))
+    port, before = sock.getsockname()[1], set(os.listdir("/proc/self/fd"))
     with pytest.raises(ConfigError, match=rf"^Port {port} of 127.0.0.1 is in use: .*\.$"):
         listen("127.0.0.1", port)
     with pytest.raises(ConfigError, match=f"Port {port} of every address is in use"):
         listen("", port)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert set(os.listdir("/proc/self/fd")) <= before
 
 
 def test_a_port_can_be_taken_again_at_once_after_a_restart(opened):
@@ -185,7 +185,7 @@ passed = [os.dup2(int(fd), 100 + i) for i, fd in enumerate(sys.argv[2:])]
 for i, fd in enumerate(passed):
     os.dup2(fd, 3 + i)
 os.environ |= {"LISTEN_PID": str(os.getpid() + int(sys.argv[1])), "LISTEN_FDS": str(len(passed))}
-from opusagent.net import inherited, spelled
+from opusagent.transport.net import inherited, spelled
 taken = inherited()
 print(*(spelled(sock) for sock in taken), sep=",")
 print(len(inherited()), "LISTEN_FDS" in os.environ)

@@ -12,10 +12,10 @@ from llm_endpoint import KEY, Exchange, LocalEndpoint, answers, begins, completi
 
 from opusagent import ConfigError, EngineError
 from opusagent.config import Config, OpenAI
-from opusagent.engines import endpoint as endpoint_module
-from opusagent.engines.endpoint import behind_proxy
-from opusagent.engines.openai import Llm
-from opusagent.engines.transport import httpx
+from opusagent.engines.openai.llm import Llm
+from opusagent.engines.remote import endpoint as endpoint_module
+from opusagent.engines.remote.endpoint import behind_proxy
+from opusagent.engines.remote.transport import httpx
 from opusagent.flow import FunctionCall
 from opusagent.usage import CHARACTERS_A_TOKEN, TOKENS_A_PICTURE, asked
 
@@ -362,7 +362,7 @@ def test_a_connection_that_the_peer_has_ended_meanwhile_costs_no_reply(run):
 
 
 def test_connections_that_the_peer_ends_are_opened_again(run, monkeypatch):
-    monkeypatch.setattr("opusagent.engines.transport.PAUSES", (0.0, 0.01))
+    monkeypatch.setattr("opusagent.engines.remote.transport.PAUSES", (0.0, 0.01))
 
     async def scenario():
         async with model(says("Yes.")) as (endpoint, llm):

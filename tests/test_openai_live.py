@@ -9,8 +9,8 @@ from realtime_endpoint import RealtimeSession, realtime
 from test_openai_speech import Caller, final, hears, say
 
 from opusagent.config import Config, OpenAI
-from opusagent.engines import spare
-from opusagent.engines.openai_stt import Stt
+from opusagent.engines.openai.stt import Stt
+from opusagent.engines.remote import spare
 from opusagent.metrics import Metrics
 
 USAGE = {"type": "duration", "seconds": 1}

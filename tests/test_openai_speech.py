@@ -11,9 +11,9 @@ from llm_endpoint import KEY, Exchange, LocalEndpoint, answers, begins, does, fa
 from opusagent import EngineError
 from opusagent._fastpath import SEGMENT_SAMPLES, Arena
 from opusagent.config import Config, OpenAI
-from opusagent.engines import openai_tts
-from opusagent.engines.openai_stt import Stt, wav
-from opusagent.engines.openai_tts import Tts
+from opusagent.engines.openai import tts as openai_tts
+from opusagent.engines.openai.stt import Stt, wav
+from opusagent.engines.openai.tts import Tts
 from opusagent.speech.audio import first_voiced, last_voiced
 
 TEXT = "Your order left today."

@@ -149,7 +149,7 @@ def test_a_file_that_was_never_finished_goes_some_time(tmp_path):
 SAVE_FOR_EVER = """
     import pathlib, sys
     import numpy as np
-    from opusagent.prompts import Key, Prompt, Store
+    from opusagent.studio.prompts import Key, Prompt, Store
 
     store = Store(pathlib.Path(sys.argv[1]), 1 << 30)
     print("ready", flush=True)

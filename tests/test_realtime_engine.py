@@ -21,9 +21,10 @@ from opusagent.calls.call import Call
 from opusagent.config import Config, OpenAI
 from opusagent.dialects import TABLE
 from opusagent.endpoints import Target
-from opusagent.engines import context, endpoint as endpoint_module
-from opusagent.engines.realtime import Llm, Stt, Tts
-from opusagent.engines.utterance import UNWRITTEN
+from opusagent.engines.realtime import context
+from opusagent.engines.realtime.stages import Llm, Stt, Tts
+from opusagent.engines.realtime.utterance import UNWRITTEN
+from opusagent.engines.remote import endpoint as endpoint_module
 from opusagent.flow import Flow
 
 FLOW = """

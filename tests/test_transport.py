@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from llm_endpoint import Exchange, LocalEndpoint
 
 from opusagent import EngineError
-from opusagent.engines.bodies import Chunked, Sized, Unsized, body_of
-from opusagent.engines.endpoint import EVENT_BYTES, Events
-from opusagent.engines.transport import UNREAD_BYTES, Transport, httpx
+from opusagent.engines.remote.bodies import Chunked, Sized, Unsized, body_of
+from opusagent.engines.remote.endpoint import EVENT_BYTES, Events
+from opusagent.engines.remote.transport import UNREAD_BYTES, Transport, httpx
 
 
 def chunked(*chunks: bytes, trailer: bytes = b"") -> bytes:

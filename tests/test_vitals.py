@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from opusagent.engines.vitals import Watch
+from opusagent.engines.processes.vitals import Watch
 
 SLEEPS = "import time; time.sleep(60)"
 COMPUTES = "while True: pass"

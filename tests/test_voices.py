@@ -16,9 +16,9 @@ from opusagent import ConfigError, EngineError, flowcheck
 from opusagent._fastpath import Resampler
 from opusagent.config import Config, Piper, Sherpa
 from opusagent.engines import piper, rates, sherpa
+from opusagent.engines.embedded.voices import Voices
 from opusagent.engines.level import Level, levelled
-from opusagent.engines.openai_tts import Tts
-from opusagent.engines.voices import Voices
+from opusagent.engines.openai.tts import Tts
 from opusagent.flow import Flow
 from opusagent.flow.manner import Manner, manner_of
 from opusagent.studio.studio import waits

@@ -16,7 +16,7 @@ import numpy as np
 
 from .. import EngineError
 from .._fastpath import SEGMENTS, Slot
-from ..engines.continuing import GoingOn
+from ..engines.remote.continuing import GoingOn
 from ..engines.spoken import Spoken
 from ..flow import COMMIT, PURE, Cutter, FunctionCall, Outcome, Reply
 from ..flow.phrasing import KEYS

@@ -12,7 +12,7 @@ import time
 
 from .. import EngineError
 from ..credentials import Carrier
-from ..engines.transport import httpx
+from ..engines.remote.transport import httpx
 from . import TABLE, Request, api_of, vonage
 
 SECONDS = 10.0              # for an answer

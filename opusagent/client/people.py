@@ -59,7 +59,7 @@ def telephone(pcm: np.ndarray, rate: int) -> np.ndarray:
 
 
 def _synthesis(words: Words, rate: int) -> Say:
-    from ..engines.voices import Voices
+    from ..engines.embedded.voices import Voices
     pieces: list[np.ndarray] = []
 
     def write(pcm: np.ndarray) -> bool:

@@ -1,4 +1,7 @@
-"""Engines: what recognises, answers and speaks.  One file each, chosen by name from TABLE.
+"""Engines: what recognises, answers and speaks.  A file or a package each, chosen by name from TABLE.
+
+What several of them need is in `processes` (engines that run in processes of their own), in `remote` (endpoints that
+are asked over the network), and beside this file.
 
 A stage of an engine is a class made from the configuration; it lives in the worker and never blocks its loop.
     all     async open(...), async close(), measure(metrics); may have fault(): a sentence while it cannot serve, else
@@ -40,9 +43,9 @@ from ..config import Config
 
 # name -> stage -> the class, as MODULE:CLASS of this package; imported when it is chosen
 TABLE: dict[str, dict[str, str]] = {
-    "embedded": {"stt": "local:Stt", "tts": "local:Tts"},
-    "openai": {"stt": "openai_stt:Stt", "llm": "openai:Llm", "tts": "openai_tts:Tts"},
-    "realtime": {"stt": "realtime:Stt", "llm": "realtime:Llm", "tts": "realtime:Tts"},
+    "embedded": {"stt": "embedded.stages:Stt", "tts": "embedded.stages:Tts"},
+    "openai": {"stt": "openai.stt:Stt", "llm": "openai.llm:Llm", "tts": "openai.tts:Tts"},
+    "realtime": {"stt": "realtime.stages:Stt", "llm": "realtime.stages:Llm", "tts": "realtime.stages:Tts"},
     "piper": {"tts": "piper:Tts"},
     "sherpa": {"stt": "sherpa:Stt"},
     "scripted": {"stt": "scripted:Stt", "llm": "scripted:Llm", "tts": "scripted:Tts"},

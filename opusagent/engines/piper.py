@@ -25,14 +25,14 @@ import numpy as np
 from .. import ConfigError, EngineError
 from ..config import Config
 from ..flow.manner import manner_of
-from .delays import Delays
-from .host import RESTART_SECONDS
 from .level import Level, levelled
-from .openai_tts import EDGE_MS, LEARNING, MS_PER_CHARACTER, split, unspoken
+from .openai.tts import EDGE_MS, LEARNING, MS_PER_CHARACTER, split, unspoken
+from .processes.delays import Delays
+from .processes.host import RESTART_SECONDS
+from .processes.vitals import Watch
 from .rates import of_speech
 from .segments import Voice
 from .speech import Speech
-from .vitals import Watch
 
 log = logging.getLogger("opusagent")
 

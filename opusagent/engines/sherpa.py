@@ -1,6 +1,6 @@
 """The recogniser `sherpa`: a streaming model of sherpa-onnx, in engine processes as the embedded one is.
 
-In the worker it is the embedded engine's channel to them (local.py); Recogniser and Utterance are what such a process
+In the worker it is the embedded engine's channel to them (stages.py); Recogniser and Utterance are what such a process
 runs.  The model is a directory of the user's, as sherpa-onnx's own downloads are.  The rule: it is loaded once for each
 process, before the first call; an utterance is a stream of its own.
 """
@@ -14,7 +14,7 @@ import numpy as np
 
 from .. import ConfigError
 from ..config import Config
-from . import local
+from .embedded import stages
 from .rates import resampler
 
 INSTALL = "The recogniser sherpa needs sherpa-onnx: pip install 'opusagent[sherpa]'."
@@ -24,7 +24,7 @@ TAIL_MS = 400                   # of silence after an utterance: a model looks a
 RATE = 16000                    # Hz that models are made for
 
 
-class Stt(local.Stt):
+class Stt(stages.Stt):
     """sherpa-onnx in engine processes."""
 
     def __init__(self, config: Config):

@@ -4,10 +4,10 @@ What is asked is not remembered: an answer that a process did not live to give i
 call goes on without it as if there were none.
 """
 from ..config import Config
-from .delays import Delays
-from .host import Host
+from .processes.delays import Delays
+from .processes.host import Host
+from .processes.records import JUDGE, JUDGED
 from .prosody import check
-from .records import JUDGE, JUDGED
 
 
 def make(config: Config) -> "TurnModel | None":

@@ -77,7 +77,7 @@ def used(flow: Flow) -> Iterator[Tool]:
 
 def http_client():
     """Keeps connections open between calls.  Made ahead: its certificates take a while to read."""
-    from ..engines.transport import httpx
+    from ..engines.remote.transport import httpx
     return httpx.AsyncClient(timeout=None)
 
 

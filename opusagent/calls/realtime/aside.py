@@ -10,7 +10,7 @@ from contextlib import aclosing
 from ... import EngineError
 from ...dialects.realtime.chat import pictured
 from ...dialects.realtime.response import Response
-from ...engines.continuing import GoingOn
+from ...engines.remote.continuing import GoingOn
 from ..pipeline import overdue
 from .assistant import asks_for, call_for
 

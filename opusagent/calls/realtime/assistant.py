@@ -9,7 +9,7 @@ import orjson
 
 from ...dialects import OpenAIRealtime
 from ...dialects.realtime.chat import chat, functions, needs, pictured
-from ...engines.continuing import GoingOn
+from ...engines.remote.continuing import GoingOn
 from ...flow import Expect, FunctionCall, Reply, Waits
 from ...flow.dialogue import ANSWER, BEGIN, DTMF, SILENCE
 from ...flow.phrases import bare, murmured, words

@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .. import ConfigError, EngineError
-from .speech import Speech
+from ... import ConfigError, EngineError
+from ..speech import Speech
 
 # name -> gain that brings it to -20 dBFS (measured over voiced windows of a few sentences)
 VOICES = {"rms": 0.98, "slt": 0.54, "awb": 0.87, "kal16": 2.0, "kal": 0.75}

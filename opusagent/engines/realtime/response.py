@@ -10,16 +10,16 @@ from collections.abc import AsyncIterator
 import numpy as np
 import orjson
 
-from .. import EngineError
-from .._fastpath import ulaw_decode
-from ..flow import FunctionCall
-from ..usage import Question
+from ... import EngineError
+from ..._fastpath import ulaw_decode
+from ...flow import FunctionCall
+from ...usage import Question
+from ..level import Level
+from ..openai.tts import EDGE_MS, Sound, split
+from ..remote.endpoint import CODE
+from ..segments import Speaking
+from ..spoken import Spoken
 from .context import ASSISTANT, CALL, Item
-from .endpoint import CODE
-from .level import Level
-from .openai_tts import EDGE_MS, Sound, split
-from .segments import Speaking
-from .spoken import Spoken
 
 LONGEST_SECONDS = 120.0         # of speech in one answer
 BROKEN = {"content_filter": "withheld its answer by a filter", "max_output_tokens": "did not end its answer"}

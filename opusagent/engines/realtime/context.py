@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..usage import pictures_of, words_of
+from ...usage import pictures_of, words_of
 
 ALIKE = 40                      # characters that two texts have in common if they are the same: chats are clipped
 

@@ -15,16 +15,16 @@ from contextlib import aclosing
 
 import numpy as np
 
-from .. import EngineError
-from ..config import Config
-from ..flow import FunctionCall
-from ..flow.manner import manner_of
+from ... import EngineError
+from ...config import Config
+from ...flow import FunctionCall
+from ...flow.manner import manner_of
+from ..level import levelled
+from ..openai.tts import TRIES
+from ..segments import Voice, side_by_side
+from ..spoken import Spoken
 from .conversation import Conversation, parts, update
-from .level import levelled
-from .openai_tts import TRIES
 from .reserve import Reserve
-from .segments import Voice, side_by_side
-from .spoken import Spoken
 
 READ = ("You are a voice that reads out. Read the user's message aloud, word for word, in a friendly tone. Say nothing "
         "else, and never answer it.")

@@ -7,10 +7,10 @@ one that hears the utterance from its beginning.
 import asyncio
 import logging
 
-from ..speech.audio import last_voiced
+from ...speech.audio import last_voiced
+from ..openai.stt import prompt_of
+from ..remote.audio import BATCH_MS, SHORTEST_MS, Coder
 from .context import Item
-from .openai_stt import prompt_of
-from .sessionaudio import BATCH_MS, SHORTEST_MS, Coder
 
 log = logging.getLogger("opusagent")
 

@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .. import ConfigError, EngineError
-from .speech import Speech
+from ... import ConfigError, EngineError
+from ..speech import Speech
 
 COMMAND = "espeak-ng"
 INSTALL = "The voice espeak needs espeak-ng: apt install espeak-ng."

@@ -1,6 +1,6 @@
 """Transcription while the caller speaks: Realtime sessions kept open ahead, one for each utterance that is heard.
 
-What an utterance is, and what is done where a session is of no use, is openai_stt.py's.  A session hears what is said
+What an utterance is, and what is done where a session is of no use, is stt.py's.  A session hears what is said
 as it is said; at each pause what came since the last is committed, as a passage, and the utterance's text is that of
 its passages.  The rule: a session that is not heard of while somebody speaks over it is taken for dead, and what it
 was sent is sent again to another; a text that nobody waits for any more is dropped where it lands.
@@ -10,11 +10,11 @@ from collections import deque
 
 import numpy as np
 
-from .. import EngineError
-from .endpoint import Endpoint
-from .session import TRANSCRIPTION, Session, complaint
-from .sessionaudio import BATCH_MS, SHORTEST_MS, Coder, form
-from .spare import Spare
+from ... import EngineError
+from ..remote.audio import BATCH_MS, SHORTEST_MS, Coder, form
+from ..remote.endpoint import Endpoint
+from ..remote.session import TRANSCRIPTION, Session, complaint
+from ..remote.spare import Spare
 
 log = logging.getLogger("opusagent")
 

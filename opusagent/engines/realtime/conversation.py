@@ -10,17 +10,17 @@ import logging
 from collections import deque
 from collections.abc import AsyncIterator
 
-from .. import EngineError
-from ..flow import FunctionCall
-from ..flow.manner import manner_of
-from ..usage import Question
+from ... import EngineError
+from ...flow import FunctionCall
+from ...flow.manner import manner_of
+from ...usage import Question
+from ..remote.audio import form
+from ..remote.session import TRANSCRIPTION, Session, complaint
+from ..remote.spare import OLDEST_SECONDS
+from ..spoken import Spoken
 from .context import ASSISTANT, USER, Item, difference, functions, instructions
 from .reserve import Reserve
 from .response import Response
-from .session import TRANSCRIPTION, Session, complaint
-from .sessionaudio import form
-from .spare import OLDEST_SECONDS
-from .spoken import Spoken
 from .utterance import Passage, Utterance
 
 log = logging.getLogger("opusagent")

@@ -1,9 +1,9 @@
 """An endpoint of the OpenAI API: the package's client over connections that are kept warm.
 
-It asks and listens; what is asked and what the answer means is known to the stages (openai.py, openai_stt.py,
-openai_tts.py).  The package says where to ask and as whom; requests go straight to its HTTP client, since its own way
-there takes a millisecond of the loop for each.  The rule: whatever goes wrong becomes one EngineError, a sentence that
-names whose endpoint it was and what happened, and never shows the key, what was sent, or what the peer wrote.
+It asks and listens; what is asked and what the answer means is known to the stages (openai/, realtime/).  The package
+says where to ask and as whom; requests go straight to its HTTP client, since its own way there takes a millisecond of
+the loop for each.  The rule: whatever goes wrong becomes one EngineError, a sentence that names whose endpoint it was
+and what happened, and never shows the key, what was sent, or what the peer wrote.
 """
 import asyncio
 import logging
@@ -16,8 +16,8 @@ from urllib.request import getproxies, proxy_bypass
 import openai
 import orjson
 
-from .. import ConfigError, EngineError
-from ..endpoints import Target
+from ... import ConfigError, EngineError
+from ...endpoints import Target
 from .breaker import CLOSED, OPEN, PROBING, Breaker
 from .transport import BODY, CONNECT_SECONDS, Transport, httpx
 

@@ -6,9 +6,9 @@ next only where the one before has failed or is late, and whoever waits is never
 import asyncio
 import logging
 
-from .. import ConfigError, EngineError
-from ..config import Config
-from ..endpoints import URL, Target, origin, targets
+from ... import ConfigError, EngineError
+from ...config import Config
+from ...endpoints import URL, Target, origin, targets
 from .endpoint import Endpoint
 
 log = logging.getLogger("opusagent")

@@ -1,6 +1,6 @@
 """A WebSocket to an endpoint that speaks the OpenAI Realtime API: JSON events, both ways.
 
-It knows no session's purpose (openai_live.py transcribes over it, realtime.py converses).  Framing is websocket.py's,
+It knows no session's purpose (openai/live.py transcribes over it, realtime/ converses).  Framing is websocket.py's,
 the client's end.  The rule: `heard(event)` is called for each event until `lost(sentence)` is called, once, for
 whatever ended it; and no sentence shows a key or what the peer wrote.
 """
@@ -11,9 +11,9 @@ from typing import Any, Self
 
 import orjson
 
-from .. import EngineError, ProtocolError
-from ..transport.http11 import ClientHandshake
-from ..transport.websocket import CLOSED, TEXT, WebSocket
+from ... import EngineError, ProtocolError
+from ...transport.http11 import ClientHandshake
+from ...transport.websocket import CLOSED, TEXT, WebSocket
 from .endpoint import CODE, Endpoint
 from .transport import CONNECT_SECONDS, OPTIONS, said
 

@@ -1,4 +1,4 @@
-"""An engine process: `python -m opusagent.engines.process STAGE SLOTS PARENT FD...`, started by host.py only.
+"""An engine process: `python -m opusagent.engines.processes.process STAGE SLOTS PARENT FD...`, started by host.py only.
 
 One thread, one loop: read the records, do a piece of work for each call that has some, tell the result, sleep when
 there is nothing.  The rule: a call never waits for more than a piece of another call's work; and nothing is written
@@ -18,8 +18,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .. import ConfigError, EngineError
-from .._fastpath import SEGMENT_SAMPLES, Arena, Ring, Slot
+from ... import ConfigError, EngineError
+from ..._fastpath import SEGMENT_SAMPLES, Arena, Ring, Slot
 from .records import (ASK, BEGUN, CANCEL, ENDS, FAILED, FINAL, FINISH, FRESH, JUDGE, JUDGED, LEVEL, LISTEN, PARTIAL,
                       READY, SPEAK, SPEECH, WORDS)
 
@@ -108,7 +108,7 @@ class Recognising:
     """The loop's work in an stt process."""
 
     def __init__(self, channel: Channel, arena: Arena, setup: dict):
-        module = import_module(f".{setup.get('recogniser', 'embedded')}", __package__)
+        module = import_module(f"..{setup.get('recogniser', 'embedded.recogniser')}", __package__)
         self.channel = channel
         self.arena = arena
         self.recogniser = module.recogniser(setup, [Search(*search) for search in setup["searches"]])
@@ -255,7 +255,7 @@ class Speaking:
     """The loop's work in a tts process."""
 
     def __init__(self, channel: Channel, arena: Arena, setup: dict):
-        from .voices import Voices
+        from ..embedded.voices import Voices
         self.channel = channel
         self.arena = arena
         self.voices = Voices(setup["voice"])
@@ -345,7 +345,7 @@ class Judging:
     """The loop's work in a turn process: the latest question of each call, one after the other."""
 
     def __init__(self, channel: Channel, arena: Arena, setup: dict):
-        from .prosody import SAMPLES, TurnModel
+        from ..prosody import SAMPLES, TurnModel
         self.channel = channel
         self.arena = arena
         self.model = TurnModel(setup["model"])

@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .. import EngineError
-from ..flow.manner import manner_of
+from ... import EngineError
+from ...flow.manner import manner_of
 from . import espeak, flite
 
 NAMES = (*flite.VOICES, "espeak")

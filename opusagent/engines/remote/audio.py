@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from .._fastpath import Resampler, ulaw_encode
+from ..._fastpath import Resampler, ulaw_encode
 
 PCM_RATE = 24000                # Hz of PCM in a session; what has 8000 goes as mu-law
 MESSAGE_BYTES = 2048            # of audio in one message

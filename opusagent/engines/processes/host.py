@@ -17,9 +17,9 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from .. import ConfigError, EngineError
-from .._fastpath import Arena, Ring
-from ..config import Config
+from ... import ConfigError, EngineError
+from ..._fastpath import Arena, Ring
+from ...config import Config
 from .records import FAILED, READY
 from .vitals import vitals
 
@@ -67,7 +67,7 @@ class EngineProcess:
         setup_fd = os.memfd_create("opusagent-setup")
         os.write(setup_fd, json.dumps(setup).encode())
         fds = (arena.fd, self.to.fd, self.to.eventfd, self.back.fd, self.back.eventfd, setup_fd)
-        words = [sys.executable, "-P", "-m", "opusagent.engines.process", self.stage,
+        words = [sys.executable, "-P", "-m", "opusagent.engines.processes.process", self.stage,
                  *map(str, (arena.slots, os.getpid(), *fds))]
         try:
             return subprocess.Popen(words, pass_fds=fds, stdin=subprocess.DEVNULL, env=os.environ | ONE_THREAD)

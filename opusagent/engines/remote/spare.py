@@ -1,14 +1,14 @@
 """Realtime sessions that are open before anybody speaks over them, and are followed by others when they are taken.
 
-What they are set to and who gets which is for those to say who have them: openai_live.py, reserve.py.  The rule:
-nobody waits for a connection while one is open, one that is open has proved that it is taken as we want it, and one
-that is not heard of while somebody waits for it is taken for dead.
+What they are set to and who gets which is for those to say who have them: openai/live.py, realtime/reserve.py.  The
+rule: nobody waits for a connection while one is open, one that is open has proved that it is taken as we want it, and
+one that is not heard of while somebody waits for it is taken for dead.
 """
 import asyncio
 import math
 from typing import Any
 
-from .. import EngineError
+from ... import EngineError
 from .endpoint import Endpoint
 from .session import Session, complaint
 from .transport import CONNECT_SECONDS, PAUSES

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import ConfigError, EngineError
+from ... import ConfigError, EngineError
 from . import murmurs
 from .cepstra import CEPSTRA, Cepstra
 

@@ -8,13 +8,13 @@ from collections.abc import AsyncIterator
 
 import numpy as np
 
-from .. import EngineError
-from .._fastpath import SEGMENT_SAMPLES, Arena
-from ..config import Config
-from .delays import Delays
-from .host import Host
-from .records import (ASK, CANCEL, ENDS, FAILED, FINAL, FINISH, FRESH, LEVEL, LISTEN, PARTIAL, SPACE, SPEAK, SPEECH,
-                      WORDS)
+from ... import EngineError
+from ..._fastpath import SEGMENT_SAMPLES, Arena
+from ...config import Config
+from ..processes.delays import Delays
+from ..processes.host import Host
+from ..processes.records import (ASK, CANCEL, ENDS, FAILED, FINAL, FINISH, FRESH, LEVEL, LISTEN, PARTIAL, SPACE, SPEAK,
+                                 SPEECH, WORDS)
 
 
 MARGIN_MS = 500                 # of the oldest audio that is kept: it may be overwritten while another process starts

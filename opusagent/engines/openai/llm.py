@@ -12,14 +12,14 @@ from contextlib import suppress
 
 import orjson
 
-from .. import EngineError
-from ..config import Config, OpenAI
-from ..flow import FunctionCall
-from ..usage import Question
-from .continuing import Continuing, going_on
-from .endpoint import Endpoint, Events
-from .preference import Preference
-from .race import Attempt, CallBegins, Hedging, Race
+from ... import EngineError
+from ...config import Config, OpenAI
+from ...flow import FunctionCall
+from ...usage import Question
+from ..remote.continuing import Continuing, going_on
+from ..remote.endpoint import Endpoint, Events
+from ..remote.preference import Preference
+from ..remote.race import Attempt, CallBegins, Hedging, Race
 
 SPARE = 2                       # connections kept open ahead
 SOONER = 0.9                    # of the turn's own patience: a gap is noticed here before the turn gives up for it

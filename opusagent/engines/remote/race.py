@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from .. import EngineError
+from ... import EngineError
 from .endpoint import Endpoint
 from .preference import Preference
 

@@ -12,17 +12,17 @@ from contextlib import aclosing
 
 import numpy as np
 
-from .. import EngineError
-from .._fastpath import SEGMENTS
-from ..config import Config
-from ..flow.manner import manner_of
-from ..usage import current
-from .endpoint import Endpoint
-from .preference import Preference
-from .level import Level, levelled
-from .rates import of_speech
-from .segments import Voice, side_by_side
-from .speech import Speech
+from ... import EngineError
+from ..._fastpath import SEGMENTS
+from ...config import Config
+from ...flow.manner import manner_of
+from ...usage import current
+from ..level import Level, levelled
+from ..rates import of_speech
+from ..remote.endpoint import Endpoint
+from ..remote.preference import Preference
+from ..segments import Voice, side_by_side
+from ..speech import Speech
 
 RATE = 24000                    # Hz of what is sent, unless it says otherwise
 AUDIO = r"audio/(x-)?(pcm|wav|wave)\b|application/octet-stream"

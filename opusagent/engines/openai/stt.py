@@ -1,7 +1,7 @@
 """The recogniser of the engine `openai`: a Realtime transcription session where the best endpoint has them, and else
 audio.transcriptions, an utterance at a time.
 
-Over a session (openai_live.py) an utterance is heard while it is said.  Otherwise it is sent when the caller pauses,
+Over a session (live.py) an utterance is heard while it is said.  Otherwise it is sent when the caller pauses,
 and its text is the final one if nothing was said after that; if something was, all of it is sent again at its end.  It
 is sent as well where a session dies and there is no other, or is late.  The rule: at most one request of an utterance
 is on its way, what comes of an older one is never heard, and the first text after its end is the last.
@@ -13,13 +13,13 @@ from collections.abc import Callable
 
 import orjson
 
-from .. import EngineError
-from .._fastpath import Slot
-from ..config import Config
-from ..speech.audio import last_voiced
-from .endpoint import Answer, Endpoint, Events
-from .openai_live import Lines, Live
-from .preference import Preference
+from ... import EngineError
+from ..._fastpath import Slot
+from ...config import Config
+from ...speech.audio import last_voiced
+from ..remote.endpoint import Answer, Endpoint, Events
+from ..remote.preference import Preference
+from .live import Lines, Live
 
 log = logging.getLogger("opusagent")
 

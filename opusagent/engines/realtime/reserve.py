@@ -5,13 +5,13 @@ A session taken from here is the taker's: it sets `heard` and `lost` of it, and 
 import logging
 from typing import Any
 
-from .. import EngineError
-from ..config import Config
-from .endpoint import Endpoint
-from .level import Level
-from .preference import Preference
-from .session import Session
-from .spare import Spare
+from ... import EngineError
+from ...config import Config
+from ..level import Level
+from ..remote.endpoint import Endpoint
+from ..remote.preference import Preference
+from ..remote.session import Session
+from ..remote.spare import Spare
 
 log = logging.getLogger("opusagent")
 
