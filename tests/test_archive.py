@@ -142,8 +142,8 @@ def test_a_file_with_a_head_says_in_the_end_how_long_it_is(tmp_path):
 
 KILLED = """
 import os, signal, sys, time
-from opusagent import archive
 from opusagent.metrics import Metrics
+from opusagent.server import archive
 file = archive.Archive(sys.argv[1], Metrics()).file("a.jsonl")
 for turn in range(20):
     file.append(b"a turn\\n")

@@ -14,7 +14,8 @@ import restart      # noqa: E402
 
 ROOT = Path(__file__).parent.parent / "opusagent"
 # Where it is meant: signatures that carry a time, the ages of files, the days of calls.
-TIME_OF_DAY = {"archive.py", "carriers/rest.py", "gate.py", "notices.py", "prompts.py", "telephone.py"}
+TIME_OF_DAY = {"carriers/rest.py", "client/telephone.py", "server/archive.py", "server/gate.py", "server/notices.py",
+               "studio/prompts.py"}
 
 
 def test_the_time_of_day_is_for_signatures_and_files_alone():
