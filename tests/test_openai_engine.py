@@ -116,6 +116,28 @@ def test_comments_and_foreign_events_are_no_text(run):
     assert run(scenario()) == ("One two.", "")
 
 
+@pytest.mark.parametrize("text, said", [
+    ("<think>The caller asks.\nI say yes.</think>\n\nYes, we are.", "Yes, we are."),
+    ("\n<think>\n\n</think>\n\nYes.", "Yes."), ("<think></think>Yes.", "Yes."),
+    ("Yes <think>or no</think>.", "Yes <think>or no</think>."), ("<thinking> is hard.", "<thinking> is hard."),
+    ("< 3 euros.", "< 3 euros.")])
+def test_what_a_model_thinks_is_nobodys_to_hear(run, text, said):
+    async def scenario(*pieces):
+        async with model(says(*pieces)) as (_, llm):
+            return await ask(llm)
+    assert run(scenario(text)) == (said, "")
+    assert run(scenario(*text)) == (said, "")
+
+
+def test_a_model_that_only_thinks_has_not_answered(run):
+    async def scenario(*doings):
+        async with model(*doings) as (_, llm):
+            return [await ask(llm) for _ in doings]
+    assert run(scenario(says("<think>Well,"), says("<think>Well", finish="length"), says("<think>Hm.</think>\n"))) == [
+        ("", "The model's answer is empty."), ("", "The model's answer did not end within 150 tokens."),
+        ("", "The model's answer is empty.")]
+
+
 def test_an_option_that_a_model_does_not_take_is_not_sent_again(run):
     async def scenario():
         async with model(says("One."), says("Two.")) as (endpoint, llm):
@@ -152,7 +174,16 @@ def more(arguments, index=0):
      FunctionCall("look", {"a": 1}, "call_1")),                             # the first one only
     ((calls(begun()),), "", FunctionCall("look", {}, "call_1")),
     ((calls(begun()), calls(more('{"a": '))), "", FunctionCall("look", None, "call_1")),  # no JSON: the flow refuses it
-], ids=["in pieces", "after words", "two at once", "without arguments", "no JSON"])
+    ((calls(begun(), more('{"a": 1}')), calls(begun("look", "call_2"), more('{"a": 2}'))), "",
+     FunctionCall("look", {"a": 1}, "call_1")),                             # some servers count none of them
+    ((calls(begun(id=""), more('{"a": 1}')), calls(begun("other", ""), more('{"a": 2}'))), "",
+     FunctionCall("look", {"a": 1}, "")),
+    ((calls(begun(), more('{"a"')), calls(begun(), more(": 1}"))), "", FunctionCall("look", {"a": 1}, "call_1")),
+    ((calls({"function": {"name": "look", "arguments": {"a": 1}}}),), "", FunctionCall("look", {"a": 1}, "")),
+    ((completion("<think>Shall I look?"), completion("</think>\n"), calls(begun(), more("{}"))), "",
+     FunctionCall("look", {}, "call_1")),
+], ids=["in pieces", "after words", "two at once", "without arguments", "no JSON", "two under one index",
+        "and without ids", "named in every piece", "arguments that are no text", "after thoughts"])
 def test_a_function_call_comes_last(run, chunks, said, call):
     async def scenario():
         end = (*chunks, completion(finish="tool_calls"), "[DONE]")

@@ -20,6 +20,7 @@ from ..remote.continuing import Continuing, going_on
 from ..remote.endpoint import Endpoint, Events
 from ..remote.preference import Preference
 from ..remote.race import Attempt, CallBegins, Hedging, Race
+from .thinking import Thinking
 
 SPARE = 2                       # connections kept open ahead
 SOONER = 0.9                    # of the turn's own patience: a gap is noticed here before the turn gives up for it
@@ -135,13 +136,12 @@ class Stream:
         body = {"model": model, "messages": messages, "stream": True, "max_tokens": settings.max_tokens,
                 "temperature": settings.temperature, **offer,
                 **({"stream_options": {"include_usage": True}} if settings.count_tokens else {})}
-        question = self.completion.question = Question(endpoint.url.host, model, messages)
+        self.completion.question = Question(endpoint.url.host, model, messages)
         async with endpoint.post("/chat/completions", body, STREAM, what=model) as answer:
             events, completion = Events(), self.completion
             async for data in answer.pieces:
                 for event in events.feed(data):
                     piece = completion.read(event)
-                    question.answered(len(piece))
                     if piece or type(piece) is CallBegins:
                         yield piece
                 if completion.over:             # the stream's own end may be a while
@@ -196,27 +196,25 @@ class Watch:
 class Completion:
     """What the chunks of a streamed completion come to."""
 
-    __slots__ = ("over", "question", "_finish", "_empty", "_function", "_arguments", "_id")
+    __slots__ = ("over", "question", "_finish", "_empty", "_thinking", "_function", "_arguments", "_id", "_others")
 
     def __init__(self):
         self.over = False               # no more text will come
         self.question: Question | None = None       # what it costs is told there
         self._finish = ""               # why it ended
         self._empty = True
+        self._thinking = Thinking()
         self._function = ""             # the first function that is called; others are not
-        self._arguments: list[str] = []     # its arguments, JSON in pieces
+        self._arguments = ""            # its arguments, JSON
         self._id = ""
+        self._others = False            # another one has begun under the same index
 
     @property
     def call(self) -> FunctionCall | None:
         """The function that is called; its arguments are None where they are no JSON."""
         if not self._function:
             return None
-        try:
-            arguments = orjson.loads("".join(self._arguments) or "{}")
-        except ValueError:
-            arguments = None
-        return FunctionCall(self._function, arguments, self._id)
+        return FunctionCall(self._function, json_of(self._arguments or "{}"), self._id)
 
     def read(self, event: bytes) -> str:
         """The text in the next event.  Raises EngineError where it is no chunk, or tells of an error."""
@@ -233,7 +231,10 @@ class Completion:
                 return ""               # usage, or what a filter thought of the question
             choice = choices[0]
             delta = choice.get("delta") or {}
-            piece = delta.get("content") or ""
+            content = delta.get("content") or ""
+            piece = self._thinking.feed(content)
+            if self.question is not None:
+                self.question.answered(len(content))
             if calls := delta.get("tool_calls"):
                 piece = CallBegins() if self._called(calls) and not piece else piece
             if finish := choice.get("finish_reason"):
@@ -250,16 +251,22 @@ class Completion:
                 self.question.told(orjson.loads(event).get("usage"))
 
     def _called(self, calls: list[dict]) -> bool:
-        """The next pieces of function calls; whether one begins."""
+        """The next pieces of function calls; whether one begins.  Some servers give all of them the same index, or none,
+        and some send the arguments as what they are, not as text."""
         began = False
         for call in calls:
-            if call.get("index", 0) == 0:
-                function = call.get("function") or {}
-                if (name := function.get("name")) and not self._function:
-                    began, self._function, self._id = True, str(name)[:100], str(call.get("id") or "")[:100]
-                self._arguments.append(function.get("arguments") or "")
-                if self.question is not None:
-                    self.question.answered(len(self._arguments[-1]))
+            if call.get("index"):
+                continue
+            function, id = call.get("function") or {}, str(call.get("id") or "")[:100]
+            name, arguments = function.get("name"), function.get("arguments") or ""
+            if name and not self._function:
+                began, self._function, self._id = True, str(name)[:100], id
+            elif name and (id and self._id and id != self._id or json_of(self._arguments) is not None):
+                self._others = True
+            if not self._others:
+                self._arguments += arguments if type(arguments) is str else orjson.dumps(arguments).decode()
+            if self.question is not None:
+                self.question.answered(len(arguments))
         return began
 
     def check(self, max_tokens: int) -> None:
@@ -274,3 +281,11 @@ class Completion:
             raise EngineError("The model's answer was withheld by a filter of its endpoint.")
         if self._empty and not self._function:
             raise EngineError("The model's answer is empty.")
+
+
+def json_of(text: str) -> object:
+    """None where it is no JSON."""
+    try:
+        return orjson.loads(text)
+    except ValueError:
+        return None
