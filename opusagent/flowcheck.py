@@ -4,6 +4,7 @@ What the flow package finds needs nothing but the flow; here the engines' knowle
 recogniser knows and what they sound like, which voices the embedded engine has.  The rule: what `serve` would
 refuse, `check` refuses with the same sentence.
 """
+import re
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 from . import ConfigError
 from .config import Config
 from .engines.embedded import espeak, voices
-from .engines.embedded.flite import VOICES
+from .engines.embedded.flite import VOICES, ascii_text
 from .engines.embedded.recogniser import model_path
 from .flow import Flow
 from .flow.drawing import draw
@@ -35,15 +36,23 @@ def load(path: str, waits, config: Config) -> Flow:
 
 
 def unread(flow, voice: str) -> Iterator[tuple[int, str]]:
-    """(line, sentence) of the states in a language that their voice does not read."""
+    """(line, sentence) of the states in a language that their voice does not read, and texts in such letters."""
     for state in flow.states.values():
         name = state.voice or voice
+        for text, _ in state.texts():
+            if name in VOICES and any(map(silent, text.ahead({}))):
+                yield text.line, f"the voice {name} reads the letters of English only, and has no sound for this text."
         if name in VOICES and state.language and not state.language.lower().startswith("en"):
             yield state.line, (f"the voice {name} reads English and no {state.language}; espeak does, where espeak-ng "
                                "is installed.")
         if name == "espeak" and state.language and not espeak.reads(state.language.lower()):
             yield state.line, (f"the voice espeak reads no {state.language[:20]!r}; `espeak-ng --voices` lists what it "
                                "reads.")
+
+
+def silent(segment: str) -> bool:
+    """Whether flite says nothing of it."""
+    return re.search(rb"[A-Za-z0-9]", ascii_text(segment)) is None
 
 
 def pronunciations(flow) -> dict[str, tuple[tuple[str, ...], ...]] | None:

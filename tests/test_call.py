@@ -180,6 +180,16 @@ def test_segments_are_played_in_order_whatever_order_the_voice_delivers_them_in(
     assert call.agent_says == ["One one. Two two. Three three."]
 
 
+def test_what_a_voice_has_no_sound_for_was_not_heard():
+    call = Conversation(FLOW.replace("Which card do you have?", "One one. \u4f60\u597d. Three three."), ahead=False)
+    for sounds in (True, False, True):
+        call.studio.tts.deliver(sounds=sounds)
+    call.studio.ahead = True
+    call.listens()
+    assert call.agent_says == ["One one. Three three.", "I am sorry, something went wrong. Please say that again."]
+    assert call.call.dialogue.history[0].agent == "One one. Three three."
+
+
 def test_more_segments_than_buffers_follow_as_buffers_get_free():
     text = " ".join(f"Number {word}." for word in "one two three four five six seven".split())
     call = Conversation(FLOW.replace("Which card do you have?", text), ahead=False)

@@ -539,10 +539,13 @@ def test_pocketsphinx_takes_our_grammars():
 
 
 TEXT = st.text(st.sampled_from("abcdefgh      .,;:!?-\n'\"*1AB"), max_size=500)
+MARKED = st.lists(st.sampled_from([
+    "ab", " ", ". ", "\n", "[", "](", ")", "]", "_", "**", "# ", "> ", "|", "1", ", ", "*", "\N{GRINNING FACE}",
+    "[our page](http://a.b/c?d)", "x" * 90]), max_size=30).map("".join)
 
 
 @settings(max_examples=300, deadline=None)
-@given(TEXT, st.lists(st.integers(0, 500)), st.booleans())
+@given(TEXT | MARKED, st.lists(st.integers(0, 500)), st.booleans())
 def test_a_text_is_cut_alike_however_it_arrives(text, places, clauses):
     whole = Cutter(clauses=clauses)
     expected = whole.feed(text) + whole.finish()
@@ -551,6 +554,7 @@ def test_a_text_is_cut_alike_however_it_arrives(text, places, clauses):
         segments += cutter.feed(text[last:place])
         last = place
     assert segments + cutter.finish() == expected
+    assert all(0 < len(segment) <= LIMIT for segment in expected)
 
 
 @settings(max_examples=300, deadline=None)
@@ -567,6 +571,13 @@ def test_segments_have_all_words_in_order_and_fit(text):
     ('He said "no." Then he left.', ['He said "no."', "Then he left."]),
     ("1. Say yes\n2. Say no", ["1. Say yes", "2. Say no"]),
     ("**Yes**, it `is`", ["Yes, it is"]),
+    ("**Note:** _all_ of it. __Yes.__ No", ["Note: all of it.", "Yes.", "No"]),
+    ("# Menu\n* Pizza\n- ~~Pasta~~\n> Soup\n|a|b|\n|--|--|", ["Menu", "Pizza", "Pasta", "Soup", "a b"]),
+    ("See [our page](https://example.com/a?b=1). Or [this], (that) [and", ["See our page.", "Or [this], (that) [and"]),
+    ("Sure \N{GRINNING FACE}\N{THUMBS UP SIGN} that is \N{PARTY POPPER}fine! \N{PARTY POPPER} See you "
+     "\N{HEAVY BLACK HEART}\ufe0f.", ["Sure that is fine!", "See you."]),
+    ("Press # or * now, not 5#, at a_b@example.com.", ["Press # or * now, not 5#, at a_b@example.com."]),
+    ("It\x00 is\x07 fine\u200b.", ["It is fine."]),
     (" ... ", []),
 ])
 def test_where_sentences_end(text, segments):

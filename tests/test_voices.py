@@ -75,6 +75,9 @@ def test_a_language_that_a_voice_does_not_read_is_a_mistake(tmp_path):
     path.write_text(FLOW.replace('voice = "espeak"\n', ""))
     with pytest.raises(ConfigError, match='flow.toml:[0-9]+: the voice rms reads English and no de; espeak does'):
         flowcheck.load(str(path), waits(Config()), Config(stt="scripted"))
+    path.write_text(FLOW.replace('"Slowly."', '"Slowly. \u4f60\u597d."'))
+    with pytest.raises(ConfigError, match="flow.toml:8: the voice rms reads the letters of English only, and has no"):
+        flowcheck.load(str(path), waits(Config()), Config(stt="scripted"))
     path.write_text(FLOW)
     assert flowcheck.load(str(path), waits(Config()), Config(stt="scripted"))
 

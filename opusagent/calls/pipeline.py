@@ -218,6 +218,8 @@ class Turn:
             segment.supply(start, written, done)
             if written > start:
                 self._heard(segment)
+            elif done and not segment.length:
+                self._unspoken(f"The voice has no sound for {segment.text[:40]!r}.")
 
     def on_speech_failed(self, k: int, sentence: str) -> None:
         """The voice gave up on a segment: what there is of it is played, the next one follows."""
@@ -225,7 +227,11 @@ class Turn:
         if segment is not None:
             at = self.stage.slot.segment_read(k)
             segment.supply(at, segment.written if segment.supplied else at, True)
-            self.error, self.broken = self.error or sentence, True
+            self._unspoken(sentence)
+
+    def _unspoken(self, sentence: str) -> None:
+        """Something that was to be said was not, or not all of it."""
+        self.error, self.broken = self.error or sentence, True
 
     def cancel(self) -> None:
         """Stop at once: nothing more is said.  What was heard is the playout's to tell."""
@@ -266,7 +272,7 @@ class Turn:
                 self._heard(segment)
             elif is_recording(text):
                 self.waiting.popleft()
-                self.error, self.broken = f"There is nothing to play as {text}.", True
+                self._unspoken(f"There is nothing to play as {text}.")
                 continue
             elif self.buffers:
                 k = self.buffers.pop(0)

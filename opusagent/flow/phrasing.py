@@ -19,12 +19,21 @@ ABBREVIATIONS = {"mr", "mrs", "ms", "dr", "st", "vs", "etc", "e.g", "i.e", "a.m"
 
 TODAY = "today"         # the fact that has the date of the call
 SLOT = re.compile(r"\{([\w/]+)\}")
-SENTENCE = re.compile(r"""[.!?…]+["')\]’”]*(?=\s)|\n""")
-CLAUSE = re.compile(r"""[,;:—–]["')\]’”]*(?=\s)|\s[-—–](?=\s)""")
+SENTENCE = re.compile(r"""[.!?…]+["')\]’”*_]*(?=\s)|\n""")
+CLAUSE = re.compile(r"""[,;:—–]["')\]’”*_]*(?=\s)|\s[-—–](?=\s)""")
 JOINT = re.compile(r"\s(?=(?:and|or|but|so|because|which|that|who|if|when|while|with|for|to|from|in|on|at)\s)")
 PLAIN = re.compile(r" ?[\w']+(?: [\w']+)*")     # words with nothing between or behind them at which a text could be cut
 PLAY, KEYS = "\N{BEAMED EIGHTH NOTES} ", "\N{KEYBOARD} "       # what a segment begins with that is no words: signals.py
-MARKUP = str.maketrans("", "", f"*`#{PLAY[0]}{KEYS[0]}")       # what a model writes for the eye, and those
+UNSEEN = {*range(9), *range(14, 32), *range(127, 160), 0x200B, 0x2060, 0xFEFF}     # control characters, no white space
+MARKS = dict.fromkeys({*UNSEEN, *map(ord, f"`~{PLAY[0]}{KEYS[0]}")}) | {ord("|"): " "}     # what is never spoken
+MARKUP = MARKS | dict.fromkeys(map(ord, "*#"))      # ... and what is mostly meant for the eye
+LINK = re.compile(r"\[([^][\n]{0,200})\]\([^()\s]{0,400}\)")                        # [text](address)
+LINK_BEGINS = re.compile(r"\[[^][\n]{0,200}(?:\](?:\([^()\s]{0,400})?)?\Z")         # ... that may go on
+PICTURE = "\u2600-\u27bf\u2b00-\u2bff\ufe0f\u20e3\U0001f000-\U0001faff"             # emoji
+EYE = re.compile(                       # what of a segment is for the eye alone
+    r"^(?:(?:[-+>•–*]|#{1,6})\s+)+"                                                 # a list, a quotation, a heading
+    r"|(?<![\w{/])[*_]+(?=[^\s.,;:!?)])|(?<=\S)[*_]+(?![\w}/])|#+(?=\w)"            # **emphasis**, _emphasis_, #tag
+    rf"|(?P<picture>\s*[{PICTURE}][\u200d\s{PICTURE}]*)")
 
 
 def spoken(value: str, kind: str = "", today: str = "") -> str:
@@ -88,10 +97,11 @@ class Cutter:
     early, and a sentence over the limit is cut at its last clause, else before a joining word, else between words.
     """
 
-    __slots__ = ("_held", "_plain", "_limit", "_first", "_clauses")
+    __slots__ = ("_held", "_link", "_plain", "_limit", "_first", "_clauses")
 
     def __init__(self, limit: int = LIMIT, first: int = FIRST, clauses: bool = True):
         self._held = ""             # what has arrived and belongs to no segment yet
+        self._link = ""             # what follows it, and may be a link
         self._plain = False         # it is PLAIN, so that another word ends nothing
         self._limit = limit
         self._first = first         # the limit until the first segment is out
@@ -101,21 +111,31 @@ class Cutter:
         if self._plain and len(self._held) + len(chunk) <= self._first and PLAIN.fullmatch(chunk):
             self._held += chunk
             return []
-        text = self._held + chunk.translate(MARKUP)
-        self._held = re.sub(r"\s+", lambda white: "\n" if "\n" in white[0] else " ", text).lstrip()
-        found = []
-        while (end := self._end()) is not None:
-            self._take(end, found)
-        self._plain = PLAIN.fullmatch(self._held) is not None
+        text, whole = self._link + chunk.translate(MARKS), 0
+        for link in LINK.finditer(text):
+            whole = link.end()
+        begun = LINK_BEGINS.search(text, whole)
+        self._link = begun[0] if begun else ""
+        found = self._cut(LINK.sub(r"\1", text[:len(text) - len(self._link)]))
+        self._plain = not self._link and PLAIN.fullmatch(self._held) is not None
         return found
 
     def finish(self) -> list[str]:
-        found: list[str] = []
+        found, self._link = self._cut(self._link), ""
         self._take(len(self._held), found)
         return found
 
+    def _cut(self, more: str) -> list[str]:
+        """The segments that are certain once this has come, too."""
+        text = self._held + more
+        self._held = re.sub(r"\s+", lambda white: "\n" if "\n" in white[0] else " ", text).lstrip()
+        found: list[str] = []
+        while (end := self._end()) is not None:
+            self._take(end, found)
+        return found
+
     def _take(self, end: int, found: list[str]) -> None:
-        segment, self._held = self._held[:end].strip(), self._held[end:].lstrip()
+        segment, self._held = heard(self._held[:end]), self._held[end:].lstrip()
         if any(map(str.isalnum, segment)):
             found.append(segment)
             self._first, self._clauses = self._limit, False
@@ -133,11 +153,17 @@ class Cutter:
         return end
 
 
+def heard(segment: str) -> str:
+    """What is for the ear in a segment."""
+    plain = EYE.sub(lambda found: " " if found["picture"] else "", segment.strip())
+    return plain if plain == segment else re.sub(r" +(?=[,.!?]|\Z)|\A +", "", plain)
+
+
 def ends(held: str, stop: re.Match) -> bool:
     """Whether this stop ends a sentence; those of "Dr. Smith", "J. Smith" and of the "1." of a list do not."""
     if not stop[0].startswith("."):
         return True
-    before = held[:stop.start()].rpartition(" ")[2]
+    before = held[:stop.start()].rpartition(" ")[2].lstrip("*_")
     initial = len(before) == 1 and before.isupper() and before != "I"
     return not (initial or before.lower() in ABBREVIATIONS or before == held[:stop.start()] and before.isdecimal())
 

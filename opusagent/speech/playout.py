@@ -428,7 +428,7 @@ class Playout:
         for segment, begins in self._places:
             length = segment.length
             if length is not None and heard >= begins + length:
-                texts.append(segment.text)
+                texts.append(segment.text if length else "")        # "": the voice had no sound for it
             elif heard > begins:
                 count = int(np.searchsorted(self.words(segment, self.rate), heard - begins, "right"))
                 texts.append(" ".join(segment.text.split()[:count]))

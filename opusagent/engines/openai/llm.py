@@ -251,8 +251,8 @@ class Completion:
                 self.question.told(orjson.loads(event).get("usage"))
 
     def _called(self, calls: list[dict]) -> bool:
-        """The next pieces of function calls; whether one begins.  Some servers give all of them the same index, or none,
-        and some send the arguments as what they are, not as text."""
+        """The next pieces of function calls; whether one begins.  Some servers give all of them one index, or none, and
+        some send the arguments as what they are, not as text."""
         began = False
         for call in calls:
             if call.get("index"):
