@@ -47,7 +47,7 @@ class Spoken:
         self.ours.open()
         self._talk(caller, list(caller.open()))
         self.rate = self.ours.rate
-        self.together = getattr(self.ours, "message_ms", 20) // 20      # frames in a message of ours
+        self.together = self.ours.message_ms // 20      # frames in a message of ours
         noise = np.random.default_rng(1).normal(0, 3000, (FRAMES, self.rate // 50)).astype(np.int16)
         self.pcm = list(noise)
         self.said = [noise[i:i + self.together].reshape(-1) for i in range(0, FRAMES, self.together)]

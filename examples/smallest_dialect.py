@@ -6,10 +6,10 @@ called by `opusagent call ws://HOST:PORT/ws/tiny --wav one.wav`.  The rule: only
 from urllib.parse import SplitResult
 
 from opusagent._fastpath import MediaIn, MediaOut, codes_of
-from opusagent.dialects import BINARY, TEXT, Audible, Audio, Start, Stop
+from opusagent.dialects import BINARY, TEXT, Audible, Audio, Dialect, Start, Stop
 
 
-class Tiny:
+class Tiny(Dialect):
     """Mu-law, and nothing around it."""                # the first line stands in /docs
 
     __slots__ = ("ignored", "outbox", "_facts", "_heard")

@@ -161,6 +161,7 @@ class Connection:
         self.closed = None
         self.faults = []
         self.rtt_ns = 0
+        self.tenant = ""
 
     def send(self, opcode, message):
         self.sent.append((opcode, bytes(message)))

@@ -26,7 +26,7 @@ from opusagent.carriers.dialling import errand
 from opusagent.carriers.rest import httpx
 from opusagent.config import Config
 from opusagent.credentials import CARRIERS, Carrier, carriers
-from opusagent.dialects import TEXT
+from opusagent.dialects import DIALECTS, TEXT
 from opusagent.metrics import Metrics
 
 DATA = Path(__file__).parent / "data"
@@ -325,11 +325,11 @@ def test_the_command_places_a_call_and_says_its_id(tmp_path):
 
 # ---- from a call -----------------------------------------------------------------------------------------------------
 
-def leaving(name, dialect=None, tenant="", **settings):
+def leaving(name, query={}, tenant="", **settings):
     """(departures, a call, what it sent, what it was told)."""
     sent, told = [], []
     call = SimpleNamespace(id="c/1", agent="cards", connection=SimpleNamespace(tenant=tenant),
-                           dialect=dialect or SimpleNamespace(name=name),
+                           dialect=DIALECTS[name](query),
                            mouth=SimpleNamespace(out=SimpleNamespace(text=sent.append)),
                            not_handed_over=lambda: told.append("not"))
     departures = Departures(Config(public_url=PLACE, targets=("+4930*",), **settings), Metrics())
@@ -338,10 +338,9 @@ def leaving(name, dialect=None, tenant="", **settings):
 
 
 def test_a_platform_with_a_message_for_it_is_sent_that():
-    from opusagent.dialects import TABLE as DIALECTS
     for name, wanted in (("audiocodes", b"tel:+4930123456"), ("audiohook", b'"transfer":"+4930123456"'),
                          ("pcm", b'"event":"transfer"'), ("freeswitch", b'"type":"transfer"')):
-        departures, call, sent, told = leaving(name, DIALECTS[name]({}))
+        departures, call, sent, told = leaving(name)
         departures.hand_over(call, "+49 30 123456")
         assert wanted in sent[0] and told == []
         departures.hand_over(call, "+49 40 123456")
@@ -378,11 +377,10 @@ def test_a_platform_without_either_is_not_asked(caplog):
 
 @pytest.mark.parametrize("wanted, query", [(True, {}), (False, {"hang_up": "yes"})])
 def test_a_call_is_ended_by_its_account_where_that_or_its_stream_wants_it(wanted, query):
-    from opusagent.dialects import TABLE as DIALECTS
 
     async def hang_up(server):
         rows = {"telnyx": {"account": "app-1", "secret": SECRET, "api": server.api, "hang_up": wanted}}
-        departures, call, *_ = leaving("telnyx", DIALECTS["telnyx"](query), carriers=rows)
+        departures, call, *_ = leaving("telnyx", query, carriers=rows)
         departures.rest = rest.Rest(httpx.AsyncClient(trust_env=False))
         departures.hang_up(call)
         while departures._tasks:

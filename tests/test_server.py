@@ -64,8 +64,9 @@ def test_a_worker_gives_no_sign_of_life_whose_calls_do_not_move_but_some_may_sta
             alive += server.seat.beat == now
         return alive
 
-    def call(done=False, **dialect):
-        return SimpleNamespace(slot=SimpleNamespace(written=8000), done=done, dialect=SimpleNamespace(**dialect))
+    def call(done=False, detector=()):
+        dialect = SimpleNamespace(detector=detector)
+        return SimpleNamespace(slot=SimpleNamespace(written=8000), done=done, dialect=dialect)
 
     seconds = itertools.count(server._whole, 1_000_000_000)
     server._whole += 60_000_000_000

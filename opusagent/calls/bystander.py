@@ -22,7 +22,7 @@ FREE_SPEECH = (Answer(free=True),)
 
 def begin(call) -> "Bystander | None":
     """The other side of a call that begins; None where there is none, or it cannot be recognised."""
-    if not getattr(call.dialect, "two_sided", False):
+    if not call.dialect.two_sided:
         return None
     if not any(search.kind == "free" for search in call.flow.searches):
         log.warning("call %s: only one side is heard: no state of %s expects free speech", call.id, call.flow.file)

@@ -54,7 +54,7 @@ class Call:
         self.keys_by = 0                    # ns: until when another key may follow
         self.watched = 0                    # position from which silence.py looks again
         # silence before this position is the platform's doing, not the caller's; who is not spoken to need not answer
-        self.excused = math.inf if getattr(dialect, "mute", False) else 0
+        self.excused = math.inf if dialect.mute else 0
         # the agent's side
         self.mouth = Mouth(self, server, connection, dialect)
         self.transaction: Transaction | None = None

@@ -20,7 +20,7 @@ LEAVE_MS = 15_000           # that a platform may take to end the stream of a ca
 
 def patience_ms(call, target: str) -> int:
     """How long the platform may take to end a call itself, which is handed over to `target` or ("") ended."""
-    return LEAVE_MS if target else getattr(call.dialect, "parting_ms", 0)
+    return LEAVE_MS if target else call.dialect.parting_ms
 
 
 class Departures:
@@ -56,7 +56,7 @@ class Departures:
 
     def account_of(self, call) -> Carrier | None:
         """By which a call's platform can be asked: the account that its credentials are of, else the first."""
-        platform = getattr(call.dialect, "platform", call.dialect.name)
+        platform = call.dialect.platform or call.dialect.name
         tenant = getattr(call.connection, "tenant", "")
         fitting = [each for each in self._accounts.values() if each.platform == platform]
         return next((each for each in fitting if tenant and each.account == tenant), fitting[0] if fitting else None)
@@ -90,7 +90,7 @@ class Departures:
     def hang_up(self, call) -> None:
         """Ends a call by its account, where that wants to be asked (`hang_up = true`), or the stream's address does."""
         account = self.account_of(call)
-        wanted = account is not None and (account.hang_up or getattr(call.dialect, "hangs_up", False))
+        wanted = account is not None and (account.hang_up or call.dialect.hangs_up)
         if wanted and self.rest is not None:
             self._send(self._end(call.id, account, TABLE[account.platform].hang_up(account, call.id)))
 

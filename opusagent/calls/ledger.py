@@ -93,7 +93,7 @@ class Ledger:
 
     def named(self, call_id: str, dialect) -> None:
         """The call has begun."""
-        self.call_id, self.speaker = call_id, getattr(dialect, "speaker", "")
+        self.call_id, self.speaker = call_id, dialect.speaker
         log.info("call %s begins: %s at %d Hz", call_id, dialect.name, dialect.rate,
                  extra=about(call_id, "begin", dialect=dialect.name, rate=dialect.rate))
 

@@ -13,7 +13,7 @@ from ..flow import COMMIT, Outcome, ToolCall
 from ..flow.phrasing import KEYS
 from ..metrics import TurnTrace
 from ..speech.acoustics import Echo
-from ..speech.playout import FRAME_MS, Playout
+from ..speech.playout import Playout
 from ..studio.tools import Toolbox
 from . import journal, unattended
 from .journal import entry
@@ -74,7 +74,7 @@ class Mouth:
     def open(self, slot, wire_rate: int, studio, flow, deadlines, dialogue) -> None:
         """The call has begun: its slot, its rate on the wire, and what its replies are made with."""
         self.slot = slot
-        self.playout = Playout(wire_rate, self.dialect.lead_ms, getattr(self.dialect, "message_ms", FRAME_MS))
+        self.playout = Playout(wire_rate, self.dialect.lead_ms, self.dialect.message_ms)
         if self.journal is not None:
             self.playout.words = self.journal.words
         if self.call.server.config.turns.echo:
@@ -87,7 +87,7 @@ class Mouth:
         self.stage = Stage(slot, self.playout, prompt, partial(speak, self, self.usage),
                            partial(self.voice.played, self), llm, flow.manner, deadlines,
                            flow.filler.fill({}), self.clock, dialogue, self._perform, self)
-        self.stage.mute = getattr(self.dialect, "mute", False)
+        self.stage.mute = self.dialect.mute
         self.stage.sounds, self.stage.presses = flow.sounds, hasattr(self.dialect, "send_digits")
 
     def close(self) -> None:

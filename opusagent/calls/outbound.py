@@ -34,11 +34,11 @@ class Outbound:
         self.late: deque[bytes] = deque(maxlen=LATE_CHUNKS)     # audio the peer has not taken
         self.dropped = 0                                        # audio messages a slow peer never got
         self._blamed: set[str] = set()                          # codes of complaints that were logged
-        self._deaf_ns = getattr(dialect, "deaf_ms", 0) * MS
+        self._deaf_ns = dialect.deaf_ms * MS
         self._deaf_until = 0                                    # ns: what is sent before then may be dropped
         self._tell = getattr(dialect, "tell", None)
         self._told: tuple = ()                                  # the last news
-        self._patient = getattr(dialect, "patient", False)      # what is not taken waits
+        self._patient = dialect.patient      # what is not taken waits
         self._metrics = metrics
 
     def held(self, now: int) -> bool:

@@ -1,6 +1,6 @@
 """The simulated caller's telephone: a WebSocket to the server, and 20 ms of sound at a time.
 
-It decides nothing (caller.py does) and prints nothing (client.py does).  The rule: frames leave at absolute
+It decides nothing (caller.py does) and prints nothing (commands.py does).  The rule: frames leave at absolute
 deadlines from the start of the call, and how late one left is counted, for that is the caller's fault, not the
 server's.
 """

@@ -118,7 +118,7 @@ def kept_of(call: Call) -> dict:
         "beside": beside_state(call.ear.beside),
         "turn": turn_state(mouth.turn),
         "dropped": mouth.out.dropped, "trace": fields(trace, TRACE) if trace else None,
-        "receipts": call.ledger.receipts, "tenant": getattr(call.connection, "tenant", ""),
+        "receipts": call.ledger.receipts, "tenant": call.connection.tenant,
         "usage": call.usage.kept(), "session": carried.kept(call) if isinstance(call, RealtimeCall) else None,
         "tenure": tenure.state if tenure is not None else None,
     }
@@ -169,7 +169,7 @@ def resume(server, connection, slot: Slot, state: dict) -> Call:
     call.dialogue = call.new_dialogue({})
     call.open_line()
     fill_ear(call.ear, state["ear"])
-    call.ledger.speaker = getattr(dialect, "speaker", "")
+    call.ledger.speaker = dialect.speaker
     fill(call.mouth, state["mouth"], MOUTH)
     call.mouth.out.dropped = state["dropped"]
     call.ledger.call_id = call.id

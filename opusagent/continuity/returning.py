@@ -69,7 +69,7 @@ def key_of(dialect: str, agent: str, tenant: str, name: str) -> str:
 
 def concerns(dialect) -> bool:
     """Whether the platform of a dialect may come back."""
-    return bool(getattr(dialect, "token", "")) or hasattr(dialect, "came")
+    return bool(dialect.token) or hasattr(dialect, "came")
 
 
 def meet(server, connection, dialect, agent: str, make: Callable):
@@ -104,7 +104,7 @@ class Continuity:
 
     def meet(self, connection, dialect, agent: str, make: Callable):
         arrival = Arrival(self, connection, dialect, agent, make)
-        if token := getattr(dialect, "token", ""):
+        if token := dialect.token:
             arrival.ask(token)
         return arrival.session or arrival
 

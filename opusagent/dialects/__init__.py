@@ -17,26 +17,16 @@ A class in TABLE is made from the query of the peer's URL (ProtocolError(400) if
     audio(pcm) -> bytes                         one message of int16 samples
     mark(name), clear(), stop() -> bytes | None     "tell me when this has been heard", "drop what you have buffered",
                                                 "we hang up"; None where the dialect has no message for it
-and may have (one in TEXTUAL has no audio, and other events and messages: see relay.py)
-    platform        whose credentials its calls show (auth.py), where that is not its name
-    protocols       subprotocols; the server chooses the first of them that is offered
-    held            True while the platform asks us to send no audio; what is due waits
-    mute            True where the platform takes no audio: nothing is said, and nobody has to answer
-    speaker         whom the flow follows, CALLER or AGENT, where a conversation of others is listened to, else ""
-    two_sided       True, from Start on, where both sides of such a conversation come, as Both
-    deaf_ms         how long after a clear the platform may drop what it is sent, too; what is due waits
-    patient         True where audio that the peer has not taken yet waits instead of being dropped
-    message_ms      the most audio in one message of a reply, where the platform counts messages (otherwise 20)
+It is a Dialect, whose fields say what else may be so of a platform, and may have (one in TEXTUAL has no audio, and
+other events and messages: see relay.py)
     media_in        a MediaIn: which messages of the caller's are audio and nothing else; they pass without receive().
                     It holds until the next message that is another one; None: at the moment none is.  And
     media_out       a MediaOut: how the frames look that follow one of a reply, which pass without audio(); see
                     unattended.py.  `held` may change meanwhile, and nothing else that it depends on; None: none passes
-    detector        None while the peer sends audio when it likes, and no silence takes the place of what does not come
-    parting_ms      how long after stop() the platform may end the call itself, before we close (otherwise not at all)
     came(opcode, payload) -> str | None         the call that a connection's first messages say it is of, where its
                                                 platform comes back with the same over a new connection; "": it
-                                                begins; None while they do not say; or `token`, the same from the
-                                                URL; and `resumable`: it may
+                                                begins; None while they do not say; or the field `token`; and
+                                                `resumable`: it may
     come_back()                                 what was kept of a call's state is filled in; a new connection follows
     resumes(payload) -> str                     the call that a connection's first message wants to go on with, or "";
                                                 and `resumable`: ours may; paused(): see resumption.py
@@ -171,6 +161,25 @@ class Clear:
 class Pressed:
     """To a caller only: press these keys."""
     digits: str
+
+
+class Dialect:
+    """What may be so of a platform, as it is where its dialect does not say otherwise."""
+
+    __slots__ = ()
+    platform = ""           # whose credentials its calls show (auth.py), where that is not its name
+    protocols: tuple[str, ...] = ()     # subprotocols; the server chooses the first of them that is offered
+    token = ""              # the call that its URL says it is of, if its platform comes back with the same
+    held = False            # while the platform asks us to send no audio; what is due waits
+    mute = False            # the platform takes no audio: nothing is said, and nobody has to answer
+    speaker = ""            # whom the flow follows, CALLER or AGENT, where a conversation of others is listened to
+    two_sided = False       # from Start on: both sides of such a conversation come, as Both
+    deaf_ms = 0             # how long after a clear the platform may drop what it is sent, too; what is due waits
+    patient = False         # audio that the peer has not taken yet waits instead of being dropped
+    message_ms = 20         # the most audio in one message of a reply, where the platform counts messages
+    detector: object = ()   # None while the peer sends audio when it likes, and what does not come is no silence
+    parting_ms = 0          # how long after stop() the platform may end the call itself, before we close
+    hangs_up = False        # the stream's address wants the call ended by the platform's REST interface, too
 
 
 class Audible(Room):

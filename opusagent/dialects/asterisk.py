@@ -16,8 +16,8 @@ import orjson
 
 from .. import ProtocolError
 from .._fastpath import MediaIn, MediaOut
-from . import (BINARY, SENTENCE, TEXT, Audio, Clear, Complaint, Dtmf, Mark, Marks, Start, Stop, digit_of, facts_of,
-               parse, text_of)
+from . import (BINARY, SENTENCE, TEXT, Audio, Clear, Complaint, Dialect, Dtmf, Mark, Marks, Start, Stop, digit_of,
+               facts_of, parse, text_of)
 from .channels import SAMPLE_BYTES, Channels
 
 FORMATS = {"ulaw": 8000, "alaw": 8000, "slin": 8000, "slin16": 16000, "slin24": 24000, "slin48": 48000}     # Hz
@@ -54,7 +54,7 @@ def event_of(payload) -> tuple[str, dict, bool]:
     return name, fields | {"correlation_id": rest}, False
 
 
-class Asterisk:
+class Asterisk(Dialect):
     """Asterisk's WebSocket channel: audio as it is, commands and events in text or JSON."""
 
     __slots__ = ("rate", "held", "ignored", "outbox", "_query", "_format", "_json", "_marks")

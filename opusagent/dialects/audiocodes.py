@@ -14,8 +14,8 @@ import orjson
 
 from .. import ProtocolError
 from .._fastpath import MediaIn, MediaOut, base64_encode
-from . import (HYPOTHESIS, RECOGNITION, REPLIED, SPEECH_STARTED, SPEECH_STOPPED, TEXT, Audio, Dtmf, Pause, Returned,
-               Start, Stop, digits_of, facts_of, parse, text_of)
+from . import (HYPOTHESIS, RECOGNITION, REPLIED, SPEECH_STARTED, SPEECH_STOPPED, TEXT, Audio, Dialect, Dtmf, Pause,
+               Returned, Start, Stop, digits_of, facts_of, parse, text_of)
 from .payload import Payload
 from .wav import FORMATS, RIFF, bytes_of, wav_content, wav_header
 
@@ -43,7 +43,7 @@ def chosen(offer) -> str | None:
     return raw if raw in known else known[0]
 
 
-class AudioCodes:
+class AudioCodes(Dialect):
     """AudioCodes VoiceAI Connect and Live Hub: the Bot API's streaming mode, audio in both directions."""
 
     __slots__ = ("rate", "ignored", "outbox", "_format", "_payload", "_header", "_conversation", "_facts", "_live",

@@ -24,7 +24,7 @@ import orjson
 from .. import ProtocolError
 from .._fastpath import MediaIn
 from . import (AGENT, BINARY, CALLER, FACTS, OVERHEARD, RECOGNITION, REPLIED, SENTENCE, TEXT, Audio, Both, Complaint,
-               Dtmf, Mark, Pause, Start, Stop, digits_of, facts_of, number_of, parse, text_of)
+               Dialect, Dtmf, Mark, Pause, Start, Stop, digits_of, facts_of, number_of, parse, text_of)
 from .channels import Channels
 
 RATE = 8000
@@ -64,7 +64,7 @@ def chosen(offer, heard: str = EXTERNAL, alone: bool = True) -> dict | None:
     return (min if alone else max)(entries, key=lambda entry: len(entry["channels"]), default=None)
 
 
-class AudioHook:
+class AudioHook(Dialect):
     """Genesys Cloud AudioHook, version 2 (Audio Connector, Monitor): numbered JSON messages and binary PCMU or L16."""
 
     __slots__ = ("mute", "two_sided", "ignored", "outbox", "_wanted", "_at", "_told", "_id", "_seq", "_clientseq",

@@ -15,7 +15,7 @@ from uuid import UUID as Uuid
 
 from .. import ProtocolError
 from .._fastpath import codes_of
-from . import BINARY, Audio, Dtmf, Start, Stop, digit_of
+from . import BINARY, Audio, Dialect, Dtmf, Start, Stop, digit_of
 from .channels import Channels
 
 HANGUP, UUID, DTMF, AUDIO, ERROR = 0x00, 0x01, 0x03, 0x10, 0xFF
@@ -48,7 +48,7 @@ class Messages:
         self.rest = bytes(whole[at:])
 
 
-class AudioSocket:
+class AudioSocket(Dialect):
     """One call by AudioSocket, with the functions of a dialect; the opcode that it receives is a message's kind."""
 
     __slots__ = ("ignored", "outbox", "_channel", "_live", "_over")

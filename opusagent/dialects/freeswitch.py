@@ -21,7 +21,7 @@ import orjson
 
 from .. import ProtocolError
 from .._fastpath import RATES, MediaIn, MediaOut, base64_decode, codes_of, media_message
-from . import BINARY, TEXT, Audio, Clear, Dtmf, Mark, Start, Stop, facts_of, parse, text_of
+from . import BINARY, TEXT, Audio, Clear, Dialect, Dtmf, Mark, Start, Stop, facts_of, parse, text_of
 from .jambonz import DEAF_MS, DISCONNECT, KILL, LEAD_MS, Played, Player, dtmf_of
 from .channels import Channels
 
@@ -47,7 +47,7 @@ def object_of(payload) -> dict:
         return {}
 
 
-class FreeSwitch:
+class FreeSwitch(Dialect):
     """FreeSWITCH, by mod_audio_stream or mod_audio_fork: raw 16-bit samples."""
 
     __slots__ = ("rate", "opcode", "lead_ms", "deaf_ms", "ignored", "outbox", "_query", "_channel", "_player",

@@ -15,7 +15,7 @@ import orjson
 
 from .. import ProtocolError
 from .._fastpath import RATES, MediaIn, MediaOut, codes_of
-from . import BINARY, TEXT, Audio, Clear, Dtmf, Mark, Marks, Start, Stop, digit_of, facts_of, parse, text_of
+from . import BINARY, TEXT, Audio, Clear, Dialect, Dtmf, Mark, Marks, Start, Stop, digit_of, facts_of, parse, text_of
 from .channels import Channels
 
 KILL = b'{"type":"killAudio"}'
@@ -122,7 +122,7 @@ def dtmf_of(message: dict) -> Dtmf | None:
     return Dtmf(digit) if digit else None
 
 
-class Jambonz:
+class Jambonz(Dialect):
     """jambonz, the listen verb: raw 16-bit samples both ways, commands in JSON."""
 
     __slots__ = ("rate", "ignored", "outbox", "_channel", "_player", "_live", "_over")

@@ -32,7 +32,7 @@ import orjson
 from .. import ProtocolError
 from .._fastpath import RATES, MediaIn, MediaOut, codes_of
 from . import (BINARY, HYPOTHESIS, RECEIPT, RECOGNITION, REPLYING, SPEECH_STARTED, SPEECH_STOPPED, TEXT, Audio, Clear,
-               Dtmf, Mark, Marks, Start, Stop, digit_of, facts_of, parse, text_of)
+               Dialect, Dtmf, Mark, Marks, Start, Stop, digit_of, facts_of, parse, text_of)
 from .channels import Channels
 
 CLEAR = b'{"event":"clear"}'
@@ -69,7 +69,7 @@ def mark_message(name: str) -> bytes:
     return orjson.dumps({"event": "mark", "name": name})
 
 
-class Pcm:
+class Pcm(Dialect):
     """Raw 16-bit samples at 8, 16, 24 or 48 kHz as binary messages: our own plain protocol."""
 
     __slots__ = ("rate", "ignored", "outbox", "token", "_query", "_expected", "_live", "_channel", "_marks")

@@ -15,8 +15,8 @@ import orjson
 
 from .. import ProtocolError
 from .._fastpath import MediaIn, MediaOut
-from . import (SENTENCE, TEXT, Audio, Clear, Complaint, Dtmf, Mark, Marks, Pressed, Start, Stop, digit_of, digits_of,
-               facts_of, parse, text_of)
+from . import (SENTENCE, TEXT, Audio, Clear, Complaint, Dialect, Dtmf, Mark, Marks, Pressed, Start, Stop, digit_of,
+               digits_of, facts_of, parse, text_of)
 from .payload import L16, PCMU, Payload, part
 
 ENCODINGS = {                               # as Plivo names them: the encoding, and the rates of each, Hz
@@ -53,7 +53,7 @@ def headers_of(value) -> dict[str, str]:
     return {name.strip(): fact.strip() for name, equals, fact in pairs if equals and name.strip()}
 
 
-class Plivo:
+class Plivo(Dialect):
     """Plivo Audio Streaming: mu-law or 16-bit samples in JSON.  Vobiz, too."""
 
     __slots__ = ("rate", "ignored", "outbox", "_payload", "_marks", "_live", "_over", "_stream", "_before")

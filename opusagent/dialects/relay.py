@@ -12,7 +12,7 @@ from urllib.parse import SplitResult
 import orjson
 
 from .. import ProtocolError
-from . import FACTS, SENTENCE, TEXT, Complaint, Dtmf, Start, Stop, digit_of, facts_of, parse, text_of
+from . import FACTS, SENTENCE, TEXT, Complaint, Dialect, Dtmf, Start, Stop, digit_of, facts_of, parse, text_of
 
 LONGEST = 4_000             # characters that are looked at of what a caller said, or heard
 DIGITS = frozenset("0123456789w#*")
@@ -34,7 +34,7 @@ class Interrupt:
     ms: int = 0             # of speech
 
 
-class TwilioRelay:
+class TwilioRelay(Dialect):
     """Twilio ConversationRelay: text both ways, Twilio recognises and speaks."""
 
     __slots__ = ("ignored", "outbox", "_live", "_facts")

@@ -17,8 +17,8 @@ import orjson
 
 from .. import ProtocolError
 from .._fastpath import MediaIn, MediaOut
-from . import (SENTENCE, TEXT, Audible, Audio, Clear, Complaint, Dtmf, Mark, Marks, Start, Stop, digit_of, facts_of,
-               number_of, parse, text_of)
+from . import (SENTENCE, TEXT, Audible, Audio, Clear, Complaint, Dialect, Dtmf, Mark, Marks, Start, Stop, digit_of,
+               facts_of, number_of, parse, text_of)
 from .payload import L16, PCMA, PCMU, ROOM, Payload, part
 
 ENCODINGS = {PCMU: (8000,), PCMA: (8000,), L16: (8000, 16000, 24000, 48000)}       # and the rates of each, Hz
@@ -110,7 +110,7 @@ class Order:
         return due
 
 
-class Telnyx:
+class Telnyx(Dialect):
     """Telnyx Media Streaming: PCMU, PCMA or L16 in JSON, put back into order."""
 
     __slots__ = ("rate", "ignored", "outbox", "hangs_up", "_codec", "_big_endian", "_heard", "_said", "_order",

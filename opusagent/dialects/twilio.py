@@ -16,7 +16,7 @@ import orjson
 
 from .. import ProtocolError
 from .._fastpath import MediaIn, MediaOut
-from . import TEXT, Audio, Clear, Dtmf, Mark, Marks, Start, Stop, digit_of, facts_of, parse, text_of
+from . import TEXT, Audio, Clear, Dialect, Dtmf, Mark, Marks, Start, Stop, digit_of, facts_of, parse, text_of
 from .payload import L16, PCMU, Payload, part
 
 NAMES = {                                   # of the encodings; "base64" is Exotel's word for its samples
@@ -61,7 +61,7 @@ def format_of(described, asked: str = "") -> tuple[str, int]:
     return encoding, int(rate)
 
 
-class Twilio:
+class Twilio(Dialect):
     """Twilio Media Streams: mu-law at 8 kHz in JSON.  SignalWire, Fonoster, Exotel and other copies of it, too."""
 
     __slots__ = ("rate", "message_ms", "ignored", "outbox", "_asked", "_payload", "_marks", "_live", "_over",

@@ -15,7 +15,7 @@ import orjson
 
 from .. import ProtocolError
 from .._fastpath import MediaIn, MediaOut, codes_of
-from . import BINARY, TEXT, Audio, Clear, Dtmf, Mark, Marks, Start, Stop, digit_of, facts_of, parse, text_of
+from . import BINARY, TEXT, Audio, Clear, Dialect, Dtmf, Mark, Marks, Start, Stop, digit_of, facts_of, parse, text_of
 from .channels import Channels
 from .payload import part
 
@@ -36,7 +36,7 @@ def rate_of(content) -> int:
     return int(rate)
 
 
-class Vonage:
+class Vonage(Dialect):
     """Vonage Voice WebSockets: raw 16-bit samples in messages of 20 ms.  The Video API's Audio Connector, too."""
 
     __slots__ = ("rate", "ignored", "outbox", "_channel", "_marks", "_live", "_over")

@@ -85,7 +85,7 @@ class Limits:
 
     def begins(self, call, start: Start, now: int) -> None:
         """A call is here.  One too many is told so in its own protocol, and ended: ProtocolError(1008)."""
-        tenant = getattr(call.connection, "tenant", "") or start.tenant
+        tenant = call.connection.tenant or start.tenant
         payers = call.usage.payers = payers_of(caller_of(start.facts), tenant)
         day = self.calendar().toordinal()
         row = self.entries.begins(payers, day)

@@ -49,7 +49,7 @@ def watch(epoll: EpollSet, count: Callable[[], None], loop: int, due: int) -> No
 
 
 def stack(frame: FrameType | None) -> str:
-    """From the innermost call to the one that the event loop has made: "call.py:120 tick < server.py:245 _tick"."""
+    """From the innermost call to the one that the event loop has made: "call.py:120 tick < worker.py:245 _tick"."""
     calls = []
     while frame is not None and len(calls) < MOST_FRAMES:
         path = Path(frame.f_code.co_filename)

@@ -25,7 +25,7 @@ from ..calls.relay import call_of
 from ..config import Config
 from ..continuity.resumption import Resumable
 from ..continuity.returning import meet
-from ..dialects import DIALECTS, OpenAIRealtime, Start
+from ..dialects import DIALECTS, Dialect, OpenAIRealtime, Start
 from ..metrics import Metrics
 from ..studio.studio import Studio
 from ..tally import Tally
@@ -341,7 +341,7 @@ class Server:
     @staticmethod
     def protocols(head: http11.Head) -> tuple[str, ...]:
         """The subprotocols of which a peer may have the first that it offers: those of its route's dialect."""
-        return getattr(DIALECTS.get(dialect_of(head.path)), "protocols", ())
+        return DIALECTS.get(dialect_of(head.path), Dialect).protocols
 
     def session(self, connection: Connection, head: http11.Head) -> tuple[Limits, Callable]:
         """What an upgrade asks for: its limits, and the function that begins its session once the 101 is out."""
@@ -361,7 +361,7 @@ class Server:
             opened = self.gate.opened(head, self.studio.agent_of)
             query = realtime_query(head, query, opened)
             agent = agent or self.studio.agent_of(query.get("model", ""))
-        self._check_call(connection, head, agent, getattr(dialect, "platform", dialect.name), opened)
+        self._check_call(connection, head, agent, dialect.platform or dialect.name, opened)
         limits = self.allowance(dialect, agent)
         spoken = dialect(query)
         if agent == "echo":
@@ -408,7 +408,7 @@ class Server:
     # -- calls ---------------------------------------------------------------------------------------------------------
 
     def call_begins(self, call: Call, start: Start) -> None:
-        self.gate.check_tenant(getattr(call.connection, "tenant", ""), start.tenant)
+        self.gate.check_tenant(call.connection.tenant, start.tenant)
         if call.id in self.calls:
             raise ProtocolError(1008, "this call is already here")
         self.limits.begins(call, start, self.now)
@@ -446,4 +446,4 @@ class Server:
 
 def stands(call: Call) -> bool:
     """Whether nothing of a call has to move: its end is the platform's, or the client sends audio when it likes."""
-    return call.done or getattr(call.dialect, "detector", call) is None
+    return call.done or call.dialect.detector is None

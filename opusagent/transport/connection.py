@@ -1,6 +1,6 @@
 """One TCP connection: a request head, then an answer, or a WebSocket whose messages go to a session.
 
-It owns every way a connection ends.  It knows no route and no call: `Server` (server.py) says what a head asks for.
+It owns every way a connection ends.  It knows no route and no call: `Server` (worker.py) says what a head asks for.
 The rule: whatever the parser, a session or a page raises is caught here and nowhere else, in `fault`.
 
 A connection begins on the event loop's transport.  Once the 101 is flushed, a plain socket is duplicated, the

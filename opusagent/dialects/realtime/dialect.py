@@ -15,7 +15,7 @@ import orjson
 from ... import ProtocolError
 from ..._fastpath import MediaIn, Resampler, Throttle
 from .. import (ASK_COMMIT, ASK_DISCARD, ASK_UPDATE, RECOGNITION, SPEECH_STARTED, SPEECH_STOPPED, TEXT, Ask, Audio,
-                Dtmf, Start, digit_of, facts_of)
+                Dialect, Dtmf, Start, digit_of, facts_of)
 from ..payload import L16, PCMA, PCMU, Payload
 from . import settings
 from .asked import ASKED, item_of
@@ -55,7 +55,7 @@ def logprobs(text: str, confidence: float) -> list[dict]:
             ] if text and confidence > 0 else []
 
 
-class OpenAIRealtime:
+class OpenAIRealtime(Dialect):
     """The OpenAI Realtime protocol, at /v1/realtime?model=NAME: any of its clients talks to the agent as it stands."""
 
     __slots__ = ("rate", "ignored", "outbox", "session", "items", "response", "asides", "limits", "waiting",
