@@ -743,6 +743,28 @@ FAULTS = [
      6, 'the fact "today" is the date of the call: choose another name.'),
     ("[lists]", 'filler = "Wait, {colour}."\n[lists]',
      2, "`filler` is rendered before the call, so it can have no slot such as {colour}."),
+    ("[lists]", 'name = "Red"\nprofile = ["color"]\n[lists]',
+     3, '`profile` names the fact "color", which nothing sets (did you mean `colour`?).'),
+    ('"Red or green?"', "2026-03-03",
+     5, "`states.one.say` must be text, not a date or time."),
+    ('["<colour>"]', '["<colour>", 1]',
+     6, "`states.one.on[1].phrases[2]` must be text or a list, not a whole number."),
+    ('say = "Red', 'no_match = 3\nsay = "Red',
+     5, "`states.one.no_match` must be text or a list or a table, not a whole number."),
+    ("[states.two]", "[states.one]\n[states.two]",
+     7, "this is not TOML: states.one is there already."),
+    ("end = true", "end = true\nend = true",
+     10, "this is not TOML: this key is there already."),
+    ("end = true", "end = " + "[" * 5000,
+     1, "something in it is nested too deep."),
+    ("end = true", 'transfer = "+49 123"',
+     9, '"+49 123" is no destination of this flow; one is declared as NAME = "+49 123" under [transfers].'),
+    ("[lists]", "[tools]\nlook = 1\n[lists]",
+     3, "`tools.look` must be a table, not a whole number."),
+    ("[states.two]", '[states.two]\nenter = [{ when = { colour = 1 }, go = "one" }]',
+     8, "`states.two.enter[1].when.colour` must be text, not a whole number."),
+    ("[states.two]", '[states.three]\nflow = "a\\u0000b.toml"\ngo = "two"\n[states.two]',
+     7, "state \"three\" runs a flow that cannot be read: 'a\\x00b.toml' is no name of a file."),
 ]
 
 
@@ -781,6 +803,45 @@ on = [{ yes = true, go = "c" }]
     assert str(error.value) == 'a.toml:11: state "b" goes on at once to "c", and comes back without an end.'
 
 
+ASKING = """start = "one"
+[facts]
+member = ""
+[states.one]
+enter = [{ when = { member = "" }, go = "ask" }, { when = { member = "1" }, go = "three" }]
+say = "Yes?"
+on = [{ yes = true, go = "three" }]
+[states.ask]
+say = "Hm."
+on = [{ digits = 4, fact = "member", go = "one" }]
+[states.three]
+say = "Done."
+end = true
+"""
+
+
+WAITS = 'on = [{ digits = 4, fact = "member", go = "one" }]'
+
+
+@pytest.mark.parametrize("old, new, circle", [
+    (WAITS, WAITS, False), (WAITS, 'go = "one"', True),
+    (WAITS, f'enter = [{{ when = {{ member = "1" }}, go = "one" }}]\n{WAITS}', False),
+    (WAITS, 'enter = [{ when = { member = "*" }, go = "three" }]\ngo = "one"', True)])
+def test_a_circle_through_what_is_looked_at_on_entering(old, new, circle):
+    """It is one where the facts can be so, and they do not change on the way."""
+    said = ""
+    try:
+        Flow.parse(ASKING.replace(old, new), "a.toml")
+    except ConfigError as error:
+        said = str(error)
+    assert said == ('a.toml:4: state "one" goes on at once to "ask", and comes back without an end.' if circle else "")
+
+
+def test_a_call_passes_through_as_many_states_as_there_are():
+    flow = "".join(f'[states.s{n}]\nsay = "Number {n}."\ngo = "s{n + 1}"\n' for n in range(40))
+    reply = Dialogue(Flow.parse(f'start = "s0"\n{flow}[states.s40]\nsay = "Done."\nend = true', "a.toml")).begin()
+    assert reply.end and len(reply.say) == 41 and reply.say[-1] == "Done."
+
+
 def test_all_that_is_wrong_is_said_at_once():
     bad = GOOD.replace('go = "two"', 'go = "tow"').replace("{colour}", "{color}")
     bad = bad.replace("[lists]", "paint = 1\n[lists]")
@@ -796,6 +857,14 @@ def test_files_that_cannot_be_read(tmp_path):
     (tmp_path / "latin.toml").write_bytes("name = 'Café'".encode("latin-1"))
     with pytest.raises(ConfigError, match="not text in UTF-8"):
         Flow.load(tmp_path / "latin.toml")
+    with pytest.raises(ConfigError, match="the flow cannot be read: Is a directory"):
+        Flow.load(tmp_path)
+    (tmp_path / "flow.json").write_text('{"start": "one"}')
+    with pytest.raises(ConfigError, match="flow.json:1: this is not TOML"):
+        Flow.load(tmp_path / "flow.json")
+    for written in ("\ufeff" + GOOD, GOOD.replace("\n", "\r\n")):
+        (tmp_path / "good.toml").write_bytes(written.encode())
+        assert len(Flow.load(tmp_path / "good.toml").states) == 2
 
 
 def test_the_manual_names_every_key_and_its_example_loads():

@@ -452,7 +452,7 @@ flow.state("one", say="One?",
            on=[{"yes": True, "go": "too"}])
 flow.state("two", say="Two.", end=True)
 @flow.tool
-async def look(day: "day"):
+async def look(day: "day", *more, **others):
     """Looks."""
 ''')
     with pytest.raises(ConfigError) as error:
@@ -465,14 +465,25 @@ async def look(day: "day"):
         '7: the tool "look" is never called.']
 
 
+def test_what_is_no_value_of_a_flow_is_a_mistake_as_any():
+    flow = Written(start="one")
+    flow.state("one", say=object(), facts=date(2026, 3, 3), persona=None, end=True)
+    with pytest.raises(ConfigError) as error:
+        flow.compile()
+    assert [sentence.partition(": ")[2] for sentence in str(error.value).splitlines()] == [
+        "`states.one.facts` must be a list, not a date or time.", "`states.one.say` must be text, not object.",
+        "there is no key `persona` in `states.one`."]
+
+
 @pytest.mark.parametrize("where, sentence", [
     ("none.py:flow", "there is no file none.py"), ("broken.py:flow", "cannot be imported: ZeroDivisionError"),
-    ("broken.py:x", "cannot be imported"), ("empty.py", "there is no flow `flow` in it"), ("no_such_module:flow",
-                                                                                         "cannot be imported")])
+    ("broken.py:x", "cannot be imported"), ("empty.py", "there is no flow `flow` in it"),
+    ("leaves.py", "cannot be imported: SystemExit: 3"), ("no_such_module:flow", "cannot be imported")])
 def test_python_that_is_no_flow_is_one_sentence(tmp_path, monkeypatch, where, sentence):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "broken.py").write_text("1 / 0")
     (tmp_path / "empty.py").write_text("")
+    (tmp_path / "leaves.py").write_text("raise SystemExit(3)")
     with pytest.raises(ConfigError, match=sentence):
         tools.load(where)
 
@@ -541,6 +552,24 @@ def test_a_flow_within_a_flow_returns_with_facts(tmp_path):
     assert reply.say == ("Thank you.", "Main Street?") and reply.facts == {"home_street": "Main Street"}
     assert dialogue.answer("goodbye").next == "bye"
     assert dialogue.answer("I do not know").say == ("Never mind.", "Goodbye.")
+
+
+def test_a_flow_within_a_flow_has_the_manners_of_ours_where_it_says_nothing(tmp_path):
+    (tmp_path / "a.toml").write_text(f"lead_ins = []\n{OUTER}")
+    listed = INNER.replace("free = true", 'phrases = ["Main Street"]')
+    for own, said in (("", ""), ('lead_ins = ["I live in"]\n', "i live in")):
+        (tmp_path / "address.toml").write_text(own + listed)
+        flow = Flow.load(tmp_path / "a.toml")
+        jsgf = flow.searches[flow.states["home/street"].expect.id].jsgf
+        assert "main street" in jsgf and "that is" not in jsgf and said in jsgf
+
+
+def test_a_flow_that_runs_itself_is_a_mistake_whatever_its_path_is(tmp_path):
+    (tmp_path / "a.toml").write_text(OUTER)
+    (tmp_path / "address.toml").write_text(OUTER.replace("address.toml", f"../{tmp_path.name}/a.toml").replace(
+        'facts = { street = "home_street" }\nreturns = { unknown = "bye" }\n', ""))
+    with pytest.raises(ConfigError, match="state \"home/home\" runs ../.*/a.toml, which would run itself"):
+        Flow.load(tmp_path / "a.toml")
 
 
 @pytest.mark.parametrize("inner, outer, sentences", [

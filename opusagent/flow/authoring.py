@@ -108,6 +108,8 @@ def arguments(function) -> dict[str, object]:
     """The arguments of a tool, by its annotations: name -> kind, or the list of its values."""
     found = {}
     for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
         kind = parameter.annotation
         if get_origin(kind) is Literal:
             found[name] = list(get_args(kind))

@@ -6,7 +6,7 @@ misspelt target counts as the one that was meant.
 """
 
 from collections.abc import Iterator
-from itertools import chain, islice
+from itertools import chain, islice, product
 
 from .phrases import MORE, bare
 from .phrasing import TODAY
@@ -15,13 +15,15 @@ from .tomlfile import did_you_mean, nearest
 from .tools import FAILURE, TIMEOUT
 
 SPELLED = 300               # ways of saying a row that are compared with the other rows of its state
+STEPS = 2_000               # that are looked at, from a state on, to find a circle
 
 Fault = tuple[int, str]
 Graph = dict[str, list[tuple[str, frozenset[str]]]]     # state -> (target, facts set on the way) of each way out
 
 
-def faults(flow, unread: set[str]) -> list[Fault]:
-    """All of them.  `unread`: the states that the file has, but with something in them that could not be read."""
+def faults(flow, unread: set[str], profile: int = 1) -> list[Fault]:
+    """All of them.  `unread`: the states that the file has, but with something in them that could not be read;
+    `profile`: the line of that key."""
     states = [state for state in flow.states.values() if state.name not in unread]
     found = [*targets(flow), *silent(states), *confusions(states), *alike(states), *unused(flow, states)]
     if flow.start in flow.states:
@@ -31,6 +33,9 @@ def faults(flow, unread: set[str]) -> list[Fault]:
         found += [*dead_ends(states, graph, lost, {name for ring in rings for name in ring}), *endless(flow, rings)]
         graph = with_machine(flow, graph)
         found += slots(flow, states, graph)
+        found += [(profile, f"`profile` names the fact \"{name}\", which nothing sets"
+                            f"{did_you_mean(name, settable(flow))}.") for name in flow.profile
+                  if name not in settable(flow)]
         found += [*unreachable(flow, graph)] if not lost else []
     return found
 
@@ -105,20 +110,50 @@ def dead_ends(states, graph: Graph, lost: set[str], circling: set[str]) -> Itera
 def circles(flow) -> list[list[str]]:
     """States that lead on to one another at once, for ever; the first of each circle is the first in the flow."""
     rings: list[list[str]] = []
-    for state in flow.states.values():
-        ring, here = [], state
-        while here is not None and here.go and not here.call and not here.enter and here.name not in ring:
-            ring.append(here.name)
-            here = flow.states.get(here.go)
-        if here is state and ring and not any(state.name in known for known in rings):
+    for name in flow.states:
+        steps = iter(range(STEPS))
+        if not any(name in known for known in rings) and (ring := circle(flow, [name], [], steps)):
             rings.append(ring)
     return rings
 
 
+def circle(flow, path: list[str], passed: list, steps: Iterator[int]) -> list[str] | None:
+    """The states from the first of `path` back to it, if a call can go on from its last one to there without a word
+    of the caller's; `passed` are the branches on the way, and whether each was taken."""
+    for target, more in moves(flow.states[path[-1]]):
+        if target not in flow.states or target in path[1:] or next(steps, None) is None or not possible(passed + more):
+            continue
+        ring = path if target == path[0] else circle(flow, [*path, target], passed + more, steps)
+        if ring:
+            return ring
+    return None
+
+
+def moves(state) -> Iterator[tuple[str, list]]:
+    """(target, branches and whether each is taken) of the ways that a call takes at once."""
+    passed: list[tuple] = []
+    for branch in state.enter:
+        yield branch.go, [*passed, (branch, True)]
+        passed.append((branch, False))
+    if state.go and not state.call:
+        yield state.go, passed
+
+
+def possible(passed: list) -> bool:
+    """Whether facts can be so that these branches are taken, or not; they are the same all the way."""
+    values: dict[str, set[str]] = {}
+    for branch, _ in passed:
+        for name, value in branch.when.items():
+            values.setdefault(name, {"", "*"}).add(value)       # "*": known, as none of the others
+    ways = islice(product(*values.values()), STEPS)
+    return any(all(branch.holds(facts) is taken for branch, taken in passed)
+               for facts in (dict(zip(values, way)) for way in ways))
+
+
 def endless(flow, rings: list[list[str]]) -> Iterator[Fault]:
-    for first, *_ in rings:
-        state = flow.states[first]
-        yield state.line, f"state \"{first}\" goes on at once to \"{state.go}\", and comes back without an end."
+    for first, *others in rings:
+        line, to = flow.states[first].line, others[0] if others else first
+        yield line, f"state \"{first}\" goes on at once to \"{to}\", and comes back without an end."
 
 
 def silent(states) -> Iterator[Fault]:
@@ -193,9 +228,6 @@ def slots(flow, states, graph: Graph) -> Iterator[Fault]:
                 elif slot not in known[state.name] and slot != fact:
                     yield text.line, (f"the slot {{{slot}}} can still be empty in state \"{state.name}\": give it a "
                                       f"value under [facts], or let every way there set it.")
-    for name in flow.profile:
-        if name not in everything:
-            yield 1, f"`profile` names the fact \"{name}\", which nothing sets{did_you_mean(name, everything)}."
 
 
 def certain(flow, graph: Graph, everything: set[str]) -> dict[str, set[str]]:

@@ -19,7 +19,6 @@ from .tools import FunctionCall, Outcome, ToolCall, Use, given, known
 
 SIDE = 100                  # characters of each side of an exchange that are kept
 CALLER = 1_000              # characters of the caller's latest words that a model gets
-HOPS = 20                   # states that a call goes through at once
 ROUNDS = 4                  # functions that a model may call in a turn
 
 BEGIN, ANSWER, DTMF = "begin", "answer", "dtmf"
@@ -325,7 +324,7 @@ class Dialogue:
         """What a state says when it is entered: its script, or else a model; asked again, the model goes first.
         A state that leads on at once is passed through."""
         facts, pressing = self._known(reply.facts), False
-        for _ in range(HOPS):
+        for _ in self.flow.states:                  # as check.py has it, no way leads through one of them twice
             branch = next((branch for branch in state.enter if branch.holds(facts)), None)
             if branch is None and (not state.go or state.call):
                 break

@@ -6,6 +6,7 @@ ends lead back.  The rule: what is here is one value at a time; what the states 
 
 import re
 from dataclasses import replace
+from os.path import realpath
 from pathlib import Path
 
 from .. import ConfigError
@@ -100,7 +101,7 @@ class Reader(Rows):
         if nodes and (machine := top.get("machine", "").removeprefix(self.prefix)) and machine not in nodes:
             members["machine"].fault(f"`machine` names \"{machine}\", which is no state{did_you_mean(machine, nodes)}.")
         shared = {key: top.pop(key, None) for key in SHARED}
-        if shared["lead_ins"] is None:
+        if shared["lead_ins"] is None and not self.outer:
             shared["lead_ins"] = SPOKEN_LEAD_INS
         if shared["waits"]:
             self.growing(members["waits"], replace(self.default_waits, **shared["waits"]))
@@ -186,7 +187,8 @@ class Reader(Rows):
     def transfer(self, node: Node) -> str | None:
         name = node.text()
         if name and name not in self.transfers:
-            self.unknown(node, name, self.transfers, "destination", f"{name} = \"...\" under [transfers]")
+            written = f"{name} = \"...\"" if NAME.match(name) else f"NAME = \"{name}\""
+            self.unknown(node, name, self.transfers, "destination", f"{written} under [transfers]")
             return None
         return name and self.transfers[name]
 
@@ -194,14 +196,16 @@ class Reader(Rows):
         rows = []
         for item in node.items():
             found = item.read({"when": self.conditions, "go": self.state_name})
-            if type(item.value) is dict and found.keys() != {"when", "go"}:
+            if type(item.value) is dict and not {"when", "go"} <= item.value.keys():
                 item.fault(f"`{item.label}` needs `when` and `go`.")
-            elif found:
+            elif found.keys() == {"when", "go"}:
                 rows.append(Branch(found["when"], found["go"], item.line))
         return tuple(rows)
 
     def conditions(self, node: Node) -> dict[str, str] | None:
         found = {self.fact(name): member.of(str) for name, member in node.members().items()}
+        if node.value == {}:
+            node.fault(f"`{node.label}` is empty.")
         return found if found and None not in found.values() else None
 
     def uses(self, node: Node) -> tuple[Use, ...]:
@@ -233,6 +237,8 @@ class Reader(Rows):
             if not self.name(Node(self.document, member.path, name)):
                 continue
             found = member.read(self.tool_keys)
+            if type(member.value) is not dict:
+                continue
             if ("run" in found) + ("url" in found) != 1 and not {"run", "url"} & {path[-1] for path in
                                                                                  self.document.refused}:
                 member.fault(f"the tool \"{name}\" needs either `run` or `url`.")
@@ -258,7 +264,7 @@ class Reader(Rows):
 
     def address(self, node: Node) -> str | None:
         text = node.text()
-        if text and not re.match(r"https?://[^\s/]+", text):
+        if text and not re.match(r"https?://[^\s/]+\S*\Z", text):
             node.fault(f"`{node.label}` must begin with http:// or https://.")
             return None
         return text
@@ -346,17 +352,17 @@ class Reader(Rows):
     def include(self, name: str, node: Node, found: dict, shared: dict, globals_: tuple) -> str | None:
         """Reads the flow in; returns its start."""
         path = str(Path(self.document.name).parent / found["flow"])
-        chain, reader = [], self
-        while reader:
-            chain.append(reader.document.name)
-            reader = reader.outer
-        if path in chain or len(chain) > DEPTH:
-            node.fault(f"state \"{name}\" runs {found['flow']}, which would run itself.")
-            return None
         try:
             document = Document(text_of_file(path), path, inner=True)
         except ConfigError as error:
             node.fault(f"state \"{name}\" runs a flow that cannot be read: {error}")
+            return None
+        chain, reader = [], self
+        while reader:
+            chain.append(realpath(reader.document.name))
+            reader = reader.outer
+        if realpath(path) in chain or len(chain) > DEPTH:
+            node.fault(f"state \"{name}\" runs {found['flow']}, which would run itself.")
             return None
         reader = Reader(document, self.default_waits, f"{name}/", found.get("facts"), self)
         self.inner.append(reader)

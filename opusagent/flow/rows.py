@@ -130,6 +130,8 @@ class Rows:
         return tuple(group for group in groups if group) or None
 
     def group(self, node: Node, value: str | None) -> Group | None:
+        if node.of(str, list) is None:
+            return None
         forms = []
         for item in [node] if type(node.value) is str else node.items():
             text = item.text()
@@ -254,6 +256,8 @@ class Rows:
         return tuple(text for text in map(self.script, items) if text) or None
 
     def ladder(self, node: Node) -> Ladder | None:
+        if node.of(str, list, dict) is None:
+            return None
         if type(node.value) in (str, list):         # texts alone, no `go`
             return Ladder(self.steps(node) or (), None, node.line)
         found = node.read(self.ladder_keys)

@@ -201,13 +201,17 @@ class Flow:
 
         Raises ConfigError: a sentence for each thing that is wrong, on a line of its own.
         """
-        return cls.parse(text_of_file(path), str(path), waits)
+        return cls.of(Document(text_of_file(path), str(path)), waits)
 
     @classmethod
     def parse(cls, text: str, name: str, waits: Waits = Waits()) -> "Flow":
         """The flow in `text`, TOML or the source of one that was written in Python; `name` stands for the file in
         sentences.  Raises ConfigError as load() does."""
-        return cls.of(Document.of(loads(text), {}, name) if text.startswith("{") else Document(text, name), waits)
+        try:
+            tree = loads(text) if text.startswith("{") else None
+        except ValueError:
+            tree = None                             # it is no TOML either, and told of as that
+        return cls.of(Document(text, name) if tree is None else Document.of(tree, {}, name), waits)
 
     @classmethod
     def of(cls, document: Document, waits: Waits = Waits(), functions: dict | None = None) -> "Flow":
@@ -215,7 +219,7 @@ class Flow:
         from .reader import Reader                  # it makes us
         reader = Reader(document, waits)
         flow = reader.flow()
-        document.faults += faults(flow, reader.unread())
+        document.faults += faults(flow, reader.unread(), document.lines.get(("profile",), 1))
         if document.faults:
             raise ConfigError("\n".join(document.sentences()))
         return replace(flow, functions=functions or {})
@@ -280,11 +284,13 @@ def refuse(file: str, found) -> None:
 def text_of_file(path) -> str:
     """Raises ConfigError where there is none."""
     try:
-        return Path(path).read_text("utf-8")
+        return Path(path).read_text("utf-8-sig")    # some editors put a mark before it
     except OSError as error:
         raise ConfigError(f"{path}: the flow cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: this is not text in UTF-8.") from None
+    except ValueError:                              # of a name that is none
+        raise ConfigError(f"{str(path)!r} is no name of a file.") from None
 
 
 def few(values: Iterator[str] | None, limit: int = 1_000) -> tuple[str, ...] | None:

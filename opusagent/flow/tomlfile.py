@@ -18,6 +18,8 @@ TOKEN = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 
+QUOTED = re.compile("'([^']*)'")
+
 NAMES = {str: "text", bool: "true or false", int: "a whole number", float: "a number", list: "a list", dict: "a table"}
 
 
@@ -51,7 +53,9 @@ class Document:
             reason, _, place = str(error).partition(" (at ")
             line = re.search(r"line (\d+)", place)
             number = line[1] if line else text.count("\n") + 1
-            raise ConfigError(f"{name}:{number}: this is not TOML: {reason[:1].lower()}{reason[1:]}.") from None
+            raise ConfigError(f"{name}:{number}: this is not TOML: {plainly(reason)}.") from None
+        except RecursionError:
+            raise ConfigError(f"{name}:1: something in it is nested too deep.") from None
         self.lines = places(text)                   # path -> line; a path is a tuple of keys and list indices
         self.root = Node(self, (), tree)
 
@@ -59,7 +63,7 @@ class Document:
     def of(cls, tree: dict, lines: dict[tuple, int], name: str) -> "Document":
         """What was written elsewhere than in TOML: its values, and the lines that they have there."""
         document = cls("", name)
-        document.text = json.dumps(tree)
+        document.text = json.dumps(tree, default=str)       # what is no JSON is a fault
         document.lines = lines
         document.root = Node(document, (), tree)
         return document
@@ -102,8 +106,10 @@ class Node:
         """The value if it is of one of these types (a bool is no int here), else None and a fault."""
         if type(self.value) in kinds:
             return self.value
+        given = type(self.value)
+        other = "a date or time" if given.__module__ == "datetime" else given.__name__      # of a flow in Python
         self.fault(f"`{self.label}` must be {' or '.join(NAMES[kind] for kind in kinds)}, "
-                   f"not {NAMES.get(type(self.value), 'a date or time')}.")
+                   f"not {NAMES.get(given, other)}.")
         return None
 
     def flag(self) -> bool | None:
@@ -153,6 +159,15 @@ class Node:
                 where = f"in `{self.label}`" if self.path else "at the top of a flow"
                 node.fault(f"there is no key `{key}` {where}{did_you_mean(key, readers)}.")
         return found
+
+
+def plainly(reason: str) -> str:
+    """What tomllib says, as an author would."""
+    if key := re.match(r"Cannot (?:declare|mutate immutable namespace) \((.*)\)", reason):
+        return f"{'.'.join(re.findall(QUOTED, key[1]))} is there already"
+    if reason.startswith(("Cannot overwrite a value", "Duplicate inline table key")):
+        return "this key is there already"
+    return reason[:1].lower() + reason[1:]
 
 
 def nearest(word: str, known) -> str | None:

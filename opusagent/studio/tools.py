@@ -120,7 +120,7 @@ def imported(module: str, folder: Path, what: str):
         raise
     except FileNotFoundError:
         raise ConfigError(f"{what}: there is no file {module}.") from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(f"{what}: {module} cannot be imported: {type(error).__name__}: {error}.") from None
 
 
