@@ -302,7 +302,7 @@ def _series(name: str, labels: tuple, bounds: Sequence[int], histogram: Histogra
 
 # -- for people ------------------------------------------------------------------------------------------------------
 
-def receipt_line(receipt: Mapping[str, Any], colours: bool = False, shades: str = BLOCKS) -> str:
+def receipt_line(receipt: Mapping[str, Any], colours: bool = False, blocks: bool = True) -> str:
     """A receipt in a line: the turn, its wait, its parts as a bar (10 ms a cell where that fits) and in figures.
 
         turn 2   214 ms  ████████████████▓▓▓▒▒  endpointing 160.2 + recognition 31.4 + synthesis 22.4
@@ -314,7 +314,7 @@ def receipt_line(receipt: Mapping[str, Any], colours: bool = False, shades: str 
     turn = f"turn {receipt['turn']:<2} {answer}"
     stopped = f"stopped by {receipt['stopped_by']}" if receipt["stopped_by"] else ""
     saved = f"begun {receipt['saved_ms']:.0f} ms early" if receipt["saved_ms"] >= 1 else ""
-    return "  ".join(filter(None, (turn, _bar(present, colours, shades), parts, saved, stopped)))
+    return "  ".join(filter(None, (turn, _bar(present, colours, BLOCKS if blocks else ASCII), parts, saved, stopped)))
 
 
 def _bar(waits: Mapping[str, float], colours: bool, shades: str) -> str:

@@ -18,6 +18,7 @@ from opusagent.metrics import Metrics
 from opusagent.server.gate import Gate
 from opusagent.server.worker import Server
 from opusagent.transport.http11 import HeadParser
+from opusagent.transport.inquiry import Inquiry
 from opusagent.trust import auth, signing
 from opusagent.trust.nonces import SharedNonces
 from served import SCRIPTED, serving
@@ -51,7 +52,7 @@ def made(platform, secret, path=None, nonce="n" * 32):
 
 
 def test_every_dialect_has_a_way_to_say_who_calls():
-    assert {getattr(dialect, "platform", name) for name, dialect in TABLE.items()} <= set(PLATFORMS) == set(auth.TABLE)
+    assert {dialect.platform or name for name, dialect in TABLE.items()} <= set(PLATFORMS) == set(auth.TABLE)
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
@@ -171,7 +172,7 @@ def head_of(target="/ws/twilio", headers={}, host=HOST):
 def gate(peer="127.0.0.1", **settings):
     found = Gate(Config(**settings))
     found.wall = lambda: NOW
-    return found, SimpleNamespace(peer=(peer, 1))
+    return found, SimpleNamespace(peer=(peer, 1), inquiry=Inquiry(None))
 
 
 def admitted(gate_and_peer, *arguments, **more):
@@ -252,7 +253,7 @@ def test_a_stranger_costs_nothing():
     """Nothing of the studio is touched, no dialect is made, before the credentials fit."""
     keys = {name: {"secrets": [*DEFAULT]} for name in ("twilio", "pcm", "telnyx")}
     server = Server(Config(auth=keys), None, Metrics())
-    peer = SimpleNamespace(peer=("192.0.2.1", 1), tenant="")
+    peer = SimpleNamespace(peer=("192.0.2.1", 1), tenant="", inquiry=Inquiry(None))
     for path in ("/ws/twilio", "/ws/twilio/nobody", "/ws/pcm?rate=nonsense", "/ws/telnyx?token=wrong"):
         with pytest.raises(ProtocolError) as refused:
             server.session(peer, head_of(path))
@@ -293,7 +294,7 @@ async def status(url, headers):
 
 @pytest.mark.parametrize("name", TABLE)
 def test_a_call_needs_its_platforms_credentials(server, name):
-    platform = getattr(TABLE[name], "platform", name)
+    platform = TABLE[name].platform or name
     url = server.ws(f"/ws/{name}")
 
     async def tries():

@@ -444,7 +444,7 @@ def test_an_address_that_is_posted_to_says_so():
 
 
 def test_a_field_of_the_callers_own_takes_the_place_of_ours():
-    answer = refusal(ProtocolError(503, "Full."), [("Retry-After", "7")])
+    answer = response(503, "Full.", headers=[("Retry-After", "7")])
     assert answer.count(b"Retry-After") == 1 and b"Retry-After: 7\r\n" in answer
 
 

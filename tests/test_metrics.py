@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from opusagent import __version__
-from opusagent.metrics import (ASCII, BEGIN, COARSE, FINE, INDEX, WAITS, Metrics, TurnTrace, receipt_line, summary,
+from opusagent.metrics import (BEGIN, COARSE, FINE, INDEX, WAITS, Metrics, TurnTrace, receipt_line, summary,
                                total)
 
 MS = 1_000_000
@@ -222,7 +222,7 @@ def test_a_receipt_in_a_line():
     assert receipt_line(receipt) == (
         "turn 2  no answer  ████████████████▓▓▓▒▒  endpointing 160.2 + recognition 31.4 + synthesis 22.4")
     receipt = trace(12, speech_end=0, endpointing=160, playout=180).receipt() | {"stopped_by": "barge-in"}
-    assert receipt_line(receipt, shades=ASCII) == (
+    assert receipt_line(receipt, blocks=False) == (
         "turn 12    180 ms  ################==  endpointing 160.0 + playout 20.0  stopped by barge-in")
 
 

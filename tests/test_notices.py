@@ -1,5 +1,6 @@
 """The webhook that tells of a call's end, against a local server that misbehaves in every way that servers do."""
 import asyncio
+import hmac
 import os
 import re
 import signal
@@ -18,9 +19,19 @@ from served import SCRIPTED, serving
 from opusagent import ConfigError
 from opusagent.config import Config, Webhook
 from opusagent.server import notices
-from opusagent.server.notices import SIGNATURE, Notices, signed, verified
+from opusagent.server.notices import SIGNATURE, Notices, signed
 
 SECRET = "a secret of 16 characters"
+WINDOW_SECONDS = 300            # how old a signature may be
+
+
+def verified(secret: str, signature: str, body: bytes, now: float) -> bool:
+    """What a receiver has to check: that the signature is ours, and not older (or newer) than WINDOW_SECONDS."""
+    parts = dict(part.partition("=")[::2] for part in signature.split(","))
+    stamp = parts.get("t", "")
+    if not (stamp.isascii() and stamp.isdigit()) or abs(now - int(stamp)) > WINDOW_SECONDS:
+        return False
+    return hmac.compare_digest(signed(secret, body, int(stamp)).encode(), signature.encode("utf-8", "replace"))
 RECORD = {"id": "CA1", "outcome": "completed", "turns": [{"caller": "yes"}], "facts": {"card": "ace"}, "usage": {}}
 
 

@@ -23,6 +23,7 @@ from opusagent.metrics import Metrics
 from opusagent.server.webhooks import BY_GET, ROUTES, answered_by, respond, route_of
 from opusagent.server.worker import Server
 from opusagent.transport import http11
+from opusagent.transport.inquiry import Inquiry
 from opusagent.trust import signing
 from served import SCRIPTED, serving
 from test_signatures_webhooks import signed
@@ -216,7 +217,7 @@ def test_whoever_may_call_one_agent_only_is_asked_and_asks_with_its_keys(platfor
         lines = [f"{method} {target} HTTP/1.1", "Host: calls.example.com", f"Content-Length: {len(body)}",
                  *(f"{name}: {value}" for name, value in headers.items()), "", ""]
         head = http11.HeadParser(lambda path: True).feed("\r\n".join(lines).encode())
-        return respond(worker, SimpleNamespace(peer=("192.0.2.1", 1)), head, body)
+        return respond(worker, SimpleNamespace(peer=("192.0.2.1", 1), inquiry=Inquiry(None)), head, body)
     try:
         status, answer, _ = said(hook("/cards"))
         assert status == 200 and own in (answer if isinstance(answer, str) else answer.decode())

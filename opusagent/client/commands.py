@@ -107,7 +107,8 @@ def print_turn(terminal: Terminal, row: dict) -> None:
         verdict += f"   barge-in: the agent fell silent after {terminal.paint('bold', f'{reaction:.0f} ms')}"
     terminal.say(f"turn {row['turn']}  {row['name']}  {verdict}")
     if row["receipt"] is not None:
-        terminal.say(f"        by the server's receipt: {receipt_line(row['receipt'], terminal.colours)}")
+        line = receipt_line(row["receipt"], terminal.colours, terminal.blocks)
+        terminal.say(f"        by the server's receipt: {line}")
     if row["unexplained_ms"] is not None:
         terminal.say(f"        unexplained {row['unexplained_ms']:.1f} ms")
 

@@ -75,7 +75,7 @@ def show(terminal: Terminal, receipt: dict) -> None:
         text = receipt["agent"] + (" ... (interrupted)" if receipt["stopped_by"] == "barge-in" else "")
         terminal.say(f"  {terminal.paint('green', 'agent')}   {terminal.fold(text, INDENT)}")
     if receipt["measured"]:
-        terminal.say(" " * INDENT + receipt_line(receipt, terminal.colours))
+        terminal.say(" " * INDENT + receipt_line(receipt, terminal.colours, terminal.blocks))
     terminal.say()
 
 

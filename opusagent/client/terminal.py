@@ -75,12 +75,13 @@ def waited(gaps: Iterable[float]) -> tuple[list[float], int]:
     return waits, len(gaps) - len(waits)
 
 
-def summary_line(values: Iterable[float], unit: str = "ms") -> str:
+def summary_line(values: Iterable[float]) -> str:
+    """Of times, ms."""
     figures = summary(values)
     del figures["count"]
     if not figures:
         return "nothing to measure"
-    return "  ".join(f"{name} {value:.4g}" for name, value in figures.items()) + f"  {unit}"
+    return "  ".join(f"{name} {value:.4g}" for name, value in figures.items()) + "  ms"
 
 
 def too_late(late: Iterable[float]) -> bool:

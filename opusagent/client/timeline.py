@@ -12,7 +12,8 @@ from .caller import Measured
 
 WIDTH, EDGE = 1400, 32
 TITLE, LANE, AXIS, ROW, FOOT = 74, 84, 34, 104, 48     # heights
-TEXT = 520                                              # width of the words beside a turn's strip
+TEXT = 520                                              # width of the words beside a turn's strip,
+WIDEST = 68                                             # ... in characters
 BEFORE_MS, AFTER_MS = 400, 300                          # shown of the caller's last words and the agent's first
 CALLER, AGENT, ALARM = "#2b6cb0", "#2f855a", "#c53030"
 INK, FAINT, PAPER = "#1a202c", "#718096", "#ffffff"
@@ -178,7 +179,7 @@ def _words(x: float, y: float, text: str, colour: str, *, anchor="start", size=1
             f'font-weight="{weight}"{halo}>{escape(text)}</text>')
 
 
-def _cut(text: str, most: int = 68) -> str:
+def _cut(text: str) -> str:
     """What fits beside a strip, without characters that XML cannot hold."""
     text = "".join(c if c.isprintable() else " " for c in text)
-    return text if len(text) <= most else text[:most - 1].rstrip() + "\u2026"
+    return text if len(text) <= WIDEST else text[:WIDEST - 1].rstrip() + "\u2026"

@@ -100,10 +100,8 @@ class Count:
 class Year:
     """Four digits from 1900 to 2099, as a year is said."""
 
-    __slots__ = ("name",)
-
-    def __init__(self, name: str = "year"):
-        self.name = name
+    __slots__ = ()
+    name = "year"
 
     def walk(self, said, at: int) -> Iterator[tuple[int, Found]]:
         found, end, _ = digits(said, at)

@@ -21,6 +21,7 @@ from .tools import FAILURE, TIMEOUT, Target, Tool, Use
 
 ALWAYS, ANSWERS = "always", "answers"           # who may interrupt: anybody, an expected answer
 HISTORY = 10                # exchanges a dialogue keeps
+MOST_RENDERED = 1_000       # values of a fact that are rendered ahead
 ALWAYS, ANSWERS, NEVER = "always", "answers", "never"       # who may interrupt: anybody, an expected answer, nobody
 INTERRUPTS = (ALWAYS, ANSWERS, NEVER)
 BACKCHANNELS = ("mm-hm", "mhm", "mm", "hm", "hmm", "uh-huh", "aha", "ah", "oh", "yes", "yeah", "yep", "yup", "ja",
@@ -293,9 +294,9 @@ def text_of_file(path) -> str:
         raise ConfigError(f"{str(path)!r} is no name of a file.") from None
 
 
-def few(values: Iterator[str] | None, limit: int = 1_000) -> tuple[str, ...] | None:
+def few(values: Iterator[str] | None) -> tuple[str, ...] | None:
     """The values, unless there are more of them than anybody would render."""
     if values is None:
         return None
-    found = tuple(value for value, _ in zip(values, range(limit + 1)))
-    return found if len(found) <= limit else None
+    found = tuple(value for value, _ in zip(values, range(MOST_RENDERED + 1)))
+    return found if len(found) <= MOST_RENDERED else None

@@ -17,6 +17,7 @@ from ..transport.inquiry import Nonces
 from ..trust import auth, ephemeral
 from ..trust.nonces import SharedNonces
 from . import pages
+from .routes import without_ticket
 
 log = logging.getLogger("opusagent")
 
@@ -158,8 +159,7 @@ class Gate:
         return auth.Shown(
             method=head.method, urls=tuple(f"{name}://{place}{head.target}" for name in schemes), target=head.target,
             authority=place.partition("/")[0], field=head.get, query=query, agent=agent, now=self.wall(),
-            nonces=Nonces(self.nonces, connection.inquiry) if hasattr(connection, "inquiry") else self.nonces,
-            form=form, body=body)
+            nonces=Nonces(self.nonces, connection.inquiry), form=form, body=body)
 
     def has_token(self, head) -> bool:
         return pages.token_matches(self.config.admin_token, head.get("authorization", ""))
@@ -169,14 +169,3 @@ class Gate:
         """ProtocolError(1008) unless a call is of the account that its credentials are of."""
         if tenant and not auth.signatures.same_tenant(tenant, claimed):
             raise ProtocolError(1008, "this call is of another account than its credentials")
-
-
-def without_ticket(path: str) -> tuple[str, str]:
-    """A route, and the ticket at its end, "" without one: where a platform allows no query, it ends with /ticket/..."""
-    route, _, ticket = path.partition("/ticket/")
-    return route, ticket
-
-
-def without_secrets(query: Mapping[str, str]) -> dict[str, str]:
-    """A query as a dialect may see it."""
-    return {name: value for name, value in query.items() if name not in ("token", "ticket")}

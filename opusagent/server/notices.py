@@ -32,7 +32,6 @@ MOST = 1000                     # notices that wait; the next one is dropped
 FIRST_SECONDS = 1.0             # before the second attempt, doubled before each one after it,
 LONGEST_SECONDS = 300.0         # up to this
 STOP_SECONDS = 5.0              # that a stop of the server gives to what waits
-WINDOW_SECONDS = 300            # how old a signature may be for verified()
 SIGNATURE = "OpusAgent-Signature"
 SUFFIX = ".notices"
 
@@ -53,15 +52,6 @@ def signed(secret: str, body: bytes, now: float) -> str:
     stamp = str(int(now))
     code = hmac.new(secret.encode(), stamp.encode() + b"." + body, hashlib.sha256).hexdigest()
     return f"t={stamp},v1={code}"
-
-
-def verified(secret: str, signature: str, body: bytes, now: float) -> bool:
-    """What a receiver has to check: that the signature is ours, and not older (or newer) than WINDOW_SECONDS."""
-    parts = dict(part.partition("=")[::2] for part in signature.split(","))
-    stamp = parts.get("t", "")
-    if not (stamp.isascii() and stamp.isdigit()) or abs(now - int(stamp)) > WINDOW_SECONDS:
-        return False
-    return hmac.compare_digest(signed(secret, body, int(stamp)).encode(), signature.encode("utf-8", "replace"))
 
 
 class Notices:

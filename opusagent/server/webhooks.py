@@ -19,7 +19,7 @@ from ..credentials import Key
 from ..dialects import text_of
 from ..dialects.relay import TRANSFER
 from ..transport.http11 import posted_to
-from ..transport.inquiry import CALL
+from ..transport.inquiry import CALL, Inquiry
 from ..trust import auth
 
 XML = "application/xml; charset=utf-8"
@@ -50,7 +50,7 @@ class Hook:
     fields: Mapping[str, str]       # of its form, or the top of its JSON
     content: Mapping                # its JSON, {} for a form
     query: Mapping[str, str]        # of its URL; these are facts, too
-    inquiry: object = None          # what only other nodes know
+    inquiry: Inquiry                # what only other nodes know
 
     def stream(self, dialect: str = "") -> str:
         """The address of the call's audio, with a ticket where the platform does not sign what it opens there, or is to
@@ -67,7 +67,7 @@ class Hook:
 
     def again(self) -> str:
         """The address of this very webhook for a call whose stream has ended; "" where no other node could go on."""
-        if getattr(self.inquiry, "registry", None) is None:
+        if self.inquiry.registry is None:
             return ""
         route = next(route for route, (platform, render) in ROUTES.items()
                      if platform == self.platform and render in VOICES)
@@ -75,7 +75,7 @@ class Hook:
 
     def is_over(self, call_id: str) -> bool:
         """Whether a call comes here once more, and there is nothing to go on with."""
-        if not self.query.get("again") or self.inquiry is None:
+        if not self.query.get("again"):
             return False
         key = key_of(self.platform, self.agent, self.key.tenant if self.key else "", call_id)
         return not self.inquiry.ask(CALL, key)
@@ -283,7 +283,7 @@ def respond(server, connection, head, body: bytes) -> tuple[int, str | bytes, st
     fields |= {name: values[-1] for name, values in form.items()}
     facts = {} if head.method == "GET" else head.query
     return render(Hook(server, server.gate.place(connection, head), platform, agent, key, fields, content, facts,
-                       getattr(connection, "inquiry", None)))
+                       connection.inquiry))
 
 
 def read(head, body: bytes) -> tuple[dict[str, list[str]], dict]:

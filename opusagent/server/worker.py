@@ -20,7 +20,6 @@ from ..calls import journal
 from ..calls.call import Call
 from ..calls.departure import Departures
 from ..calls.echo import EchoCall, EchoSession
-from ..calls.realtime.assistant import dialect_of, realtime_query
 from ..calls.relay import call_of
 from ..config import Config
 from ..continuity.resumption import Resumable
@@ -39,8 +38,9 @@ from ..trust.ephemeral import Opened
 from . import client_secrets, garbage, notices, pages, stalls, webhooks
 from .admission import Admission
 from .archive import Archive, kept
-from .gate import Gate, without_secrets, without_ticket
+from .gate import Gate
 from .limits import Limits as CallLimits, caller_of
+from .routes import dialect_of, realtime_query, without_secrets, without_ticket
 
 log = logging.getLogger("opusagent")
 

@@ -81,7 +81,7 @@ class Connection(asyncio.BufferedProtocol):
         self.rtt_ns = 0                     # of the last ping that was answered
         self.tenant = ""                    # the account that its credentials are of; "": they say nothing of it
         self.posted: tuple | None = None    # (head, body so far) of a POST
-        self.inquiry = Inquiry(getattr(getattr(server, "continuity", None), "registry", None))   # what it waits for
+        self.inquiry = Inquiry(server.continuity and server.continuity.registry)    # what it waits for
 
     # -- on the loop's transport: the head, and all of a TLS connection -----------------------------------------------
 

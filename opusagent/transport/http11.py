@@ -300,11 +300,11 @@ def response(status: int, body: str | bytes = b"", content_type: str = PLAIN, he
     return _write(f"HTTP/1.1 {status} {phrase}", fields.items()) + (b"" if head_only else content)
 
 
-def refusal(error: ProtocolError, headers: Fields = (), *, head_only: bool = False) -> bytes:
+def refusal(error: ProtocolError, *, head_only: bool = False) -> bytes:
     """The answer to a request that raised: its status and its sentence, nothing of what was sent."""
     own = [("Retry-After", str(error.retry_after))] if error.retry_after else []
     own += [("Allow", error.allow)] if error.allow else []
-    return response(error.code, error.reason + "\n", headers=(*own, *headers), head_only=head_only)
+    return response(error.code, error.reason + "\n", headers=own, head_only=head_only)
 
 
 def posted_to() -> ProtocolError:

@@ -3,18 +3,14 @@
 It decides what a language model is asked; it hears and says nothing.  The rule: a decision changes nothing, as a
 Dialogue's does not, until it is committed.
 """
-import secrets
-
 import orjson
 
-from ...dialects import OpenAIRealtime
 from ...dialects.realtime.chat import chat, functions, needs, pictured
 from ...engines.remote.continuing import GoingOn
 from ...flow import Expect, FunctionCall, Reply, Waits
 from ...flow.dialogue import ANSWER, BEGIN, DTMF, SILENCE
 from ...flow.phrases import bare, murmured, words
 
-BETA = "openai-beta.realtime-v1"        # a subprotocol
 NEVER = 86_400_000              # ms
 LEAST = 0.5                     # of a silence that the client has asked for
 EAGERNESS = {"low": (1000, 8000), "medium": (600, 4000), "auto": (600, 4000), "high": (400, 2000)}
@@ -180,22 +176,3 @@ class ClientModel:
             if most != "inf" and len(made.parts) >= most:
                 made.limited = True
                 return
-
-
-def dialect_of(path: str) -> str:
-    """The dialect that a path is of; "" for a path that is none of a call's."""
-    if path == "/v1/realtime":
-        return OpenAIRealtime.name
-    parts = path.split("/")
-    return parts[2] if len(parts) > 2 and parts[1] == "ws" else ""
-
-
-def realtime_query(head, query: dict[str, str], opened=None) -> dict[str, str]:
-    """The query as the dialect takes it: with a name for the call, whether beta's names are wanted, and what an
-    ephemeral key has brought along (ephemeral.Opened)."""
-    beta = "realtime=v1" in (head.get("openai-beta") or "") or BETA in head.tokens("sec-websocket-protocol")
-    found = {"call_id": secrets.token_hex(8), **query, **({"beta": "1"} if beta else {})}
-    found.pop("session", None)                  # whoever calls may say so when the call has begun
-    if opened is not None:
-        found = {"model": opened.model} | found | {"session": orjson.dumps(opened.session).decode()}
-    return found
