@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 
 from conversation import MS, Connection, Conversation, Server
 from opusagent._fastpath import FrameParser, build_frame
-from opusagent.continuity import handover
+from opusagent.continuity import handover, takeover
 from opusagent.dialects import CALLERS, TABLE, TEXT
 from opusagent.dialects.keeping import resumed, state_of
 from opusagent.speech.playout import Playout, Segment
@@ -304,3 +304,23 @@ def test_a_call_that_must_end_says_so_and_hangs_up():
     call.listens()
     assert "I have to end this call" in call.agent_says[-1] and call.call.done
     assert call.receipts[0]["stopped_by"]
+
+
+class Held(SimpleNamespace):
+    __hash__ = object.__hash__
+
+
+def test_a_call_whose_state_cannot_be_kept_stays_and_holds_up_no_other(monkeypatch, caplog):
+    calls = [Held(id=name, slot=SimpleNamespace(index=at, keep=lambda state: None))
+             for at, name in enumerate(("good", "bad", "fine"))]
+
+    def snapshot(call):
+        if call.id == "bad":
+            raise TypeError("Integer exceeds 64-bit range")
+        return b"{}"
+    monkeypatch.setattr(takeover, "wire_of", lambda call: call)
+    monkeypatch.setattr(takeover, "snapshot", snapshot)
+    keeper = takeover.Keeper(None, None)
+    keeper.known = dict.fromkeys(calls)
+    assert [call.id for call in keeper.freeze()] == ["good", "fine"]
+    assert [call.id for call in keeper.known] == ["bad"] and "call bad could not be taken over" in caplog.text

@@ -2,6 +2,7 @@
 import asyncio
 import json
 import os
+import re
 import resource
 import signal
 import socket
@@ -228,6 +229,23 @@ def test_a_reload_serves_new_calls_anew_and_leaves_the_live_ones_alone(started):
     assert record is None or "Thank you very much" in str(record)
 
 
+def test_a_worker_of_the_settings_before_a_reload_that_dies_is_replaced_with_its_calls(started):
+    server = started()
+
+    async def then(callers):
+        old, = server.workers()
+        server.process.send_signal(signal.SIGHUP)
+        await asyncio.to_thread(until, lambda: len(server.workers()) == 2)
+        await asyncio.to_thread(until, lambda: health(server)["active_calls"] == 3)
+        await asyncio.sleep(1)
+        os.kill(old, signal.SIGKILL)
+        await callers.hear_out(30)
+        kept = await callers.answer(20)
+        await asyncio.to_thread(until, lambda: len(server.workers()) == 1)      # whoever took its place has gone, too
+        return kept
+    assert calling(server, 3, then) == 3, server.said()
+
+
 def test_a_reload_that_cannot_be_served_changes_nothing(started):
     server = started()
     flow = Path(server.place.name, "flow.toml")
@@ -236,6 +254,40 @@ def test_a_reload_that_cannot_be_served_changes_nothing(started):
     server.process.send_signal(signal.SIGHUP)
     until(lambda: "nothing is changed" in server.said())
     assert server.workers() == worker and get(server, "/readyz")[0] == 200
+
+
+def test_a_worker_that_stands_still_holds_up_no_upgrade_and_loses_no_call(started):
+    """It does not say which of its calls can move: so all of them do, once it is ended."""
+    server = started("--workers", "2")
+
+    async def then(callers):
+        os.kill(server.workers()[0], signal.SIGSTOP)
+        server.process.send_signal(signal.SIGUSR2)
+        await asyncio.to_thread(until, lambda: server.process.poll() is not None, 60)
+        await callers.hear_out(30)
+        return await callers.answer(20)
+    assert calling(server, 6, then) == 6, server.said()
+    assert server.process.returncode == 0 and "Traceback" not in server.said()
+
+
+@pytest.mark.parametrize("when", ["the successor starts", "the successor has begun to take over"])
+def test_a_stop_in_the_midst_of_an_upgrade_ends_the_server_when_its_calls_are_over(started, when):
+    server = started("--workers", "2")
+
+    async def then(callers):
+        if when == "the successor has begun to take over":
+            os.kill(server.workers()[0], signal.SIGSTOP)        # whose calls come some seconds later than the others'
+        server.process.send_signal(signal.SIGUSR2)
+        if when == "the successor has begun to take over":
+            await asyncio.to_thread(until, lambda: server.said().count("listening on") == 2)
+        server.process.send_signal(signal.SIGTERM)
+        await callers.hear_out(30)
+        return await callers.answer(20)
+    assert calling(server, 4, then) == 4, server.said()
+    assert server.process.wait(20) == 0
+    successors = re.findall(r"process (\d+) has taken over", server.said())
+    assert len(successors) == (when == "the successor has begun to take over")
+    until(lambda: not any(Path("/proc", pid).exists() for pid in successors))
 
 
 @pytest.mark.parametrize("dialect", sorted(restart.CALLERS))

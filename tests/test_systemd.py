@@ -176,6 +176,27 @@ def test_an_upgrade_and_a_reload_are_no_restart_and_a_stop_is_as_before(service)
     assert service.manager.show(UNIT, "Result") == "success", service.said()
 
 
+def test_no_more_arenas_and_workers_are_kept_than_there_are_workers_configured(service):
+    """What is left of those before a reload, or was more before an upgrade, goes with its last call."""
+    def workers(count):
+        before = service.manager.run("grep", "^workers", "/etc/opusagent/opusagent.toml").strip()
+        service.manager.run("sed", "-i", f"s/^{before}/workers = {count}/", "/etc/opusagent/opusagent.toml")
+        service.upgrade()
+
+    def reload_and_upgrade():
+        service.manager.run("systemctl", "reload", UNIT)
+        service.until(lambda: len(service.manager.pids(UNIT)) == 3)     # who has the calls, and who gets new ones
+        service.until(lambda: service.manager.show(UNIT, "ActiveState") == "active")
+        service.upgrade()
+    service.begin()
+    assert service.calling(reload_and_upgrade) == CALLS, service.said()
+    service.until(lambda: service.manager.show(UNIT, "NFileDescriptorStore") == "1")
+    workers(2)
+    assert service.calling(lambda: workers(1)) == CALLS, service.said()
+    service.until(lambda: service.manager.show(UNIT, "NFileDescriptorStore") == "1")
+    service.until(lambda: len(service.manager.pids(UNIT)) == 2)
+
+
 def test_a_server_that_hangs_is_started_again(service):
     service.begin()
     before = service.main()

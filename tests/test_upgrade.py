@@ -3,6 +3,7 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,17 @@ def test_it_says_whether_the_successor_has_taken_over():
         assert server.process.wait(20) == 0
         assert successor in upgrade.running(Path("/proc/net/unix").read_text())
         assert server.metric("calls_total") == 0            # it answers
+    finally:
+        server.stop()
+
+
+def test_all_who_ask_for_an_upgrade_meanwhile_hear_how_it_ends():
+    server = restart.Server()
+    try:
+        with ThreadPoolExecutor() as pool:
+            said = list(pool.map(run, [server.process.pid] * 3))
+        assert [code for code, _ in said] == [0, 0, 0], said
+        assert len(set(re.findall(r"Process (\d+) has taken over", str(said)))) == 1, said
     finally:
         server.stop()
 

@@ -143,11 +143,16 @@ class Keeper:
 
     def freeze(self) -> list[Call]:
         """Keep everything as it is now, for a worker that goes on from here; the calls that can move."""
-        moving = [call for call in self.known if wire_of(call) is not None]
-        for call in moving:
+        return [call for call in list(self.known) if wire_of(call) is not None and self._frozen(call)]
+
+    def _frozen(self, call: Call) -> bool:
+        try:
             call.slot.keep(snapshot(call))
-            del self.known[call]
-        return moving
+        except Exception as error:                  # it finishes here, and holds up no other
+            self._complain(call, error)
+            return False
+        del self.known[call]
+        return True
 
 
 # -- in the successor --------------------------------------------------------------------------------------------------

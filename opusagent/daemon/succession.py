@@ -37,6 +37,7 @@ class Succession:
     def __init__(self, supervisor):
         self.supervisor = supervisor
         self.awaited: set[int] = set()              # seats whose worker has not stopped yet
+        self.stopping = False                       # the server is to end, whichever of us it is
         self.control, theirs = pair()
         environ = os.environ | supervisor.notify.environ | {VARIABLE: str(theirs.fileno())}
         environ.pop("WATCHDOG_PID", None)
@@ -58,7 +59,7 @@ class Succession:
     def _hear(self) -> None:
         try:
             for message, _ in self.control.messages():
-                if message["say"] == "warm":
+                if message["say"] == "warm" and not self.stopping:
                     self._freeze()
                 elif message["say"] == "done":
                     return self._done(message["pid"])
@@ -86,9 +87,16 @@ class Succession:
         self.supervisor.flush(self.control)
         worker.given = known
 
+    def died(self, worker) -> None:
+        """A worker of ours is dead.  If it has not said which of its calls can move, all that were kept do."""
+        if worker.seat in self.awaited:
+            self.calls_of(worker, list(worker.calls))
+
     def _done(self, pid: int) -> None:
         """It has everything, and speaks to systemd from now on; we stay for what could not move."""
         supervisor = self.supervisor
+        for worker in supervisor.workers:           # what stays is lost with us
+            supervisor.forget(worker, worker.calls.keys() - worker.given, arena=not worker.frozen)
         supervisor.notify.tell("READY=1", f"MAINPID={pid}")     # in one: what it has said itself went unheard
         supervisor.notify.close()
         supervisor.reports.tell(True, f"Process {pid} has taken over from process {os.getpid()}.")
@@ -103,10 +111,20 @@ class Succession:
                 if worker.control is None:
                     supervisor.end(worker)
         log.info("process %d has taken over; %d workers finish here", pid, len(supervisor.workers))
+        if self.stopping:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
 
     def _too_late(self) -> None:
-        if not self.warm and self.pid and self.supervisor.successor is self:
-            os.kill(self.pid, signal.SIGKILL)
+        if not self.warm and self.supervisor.successor is self:
+            self.stop()
+
+    def stop(self) -> None:
+        """Nobody is to follow us; one who has our calls already, or is about to, is told to end as we were."""
+        self.stopping = True
+        if not self.warm and self.pid:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
 
     def _over(self) -> None:
         self.supervisor.selector.unregister(self.control)
@@ -218,9 +236,10 @@ class Inheritance:
     def warm(self, supervisor) -> None:
         """The workers are ready: the calls may come."""
         self.supervisor = supervisor
-        if self.control is not None:
-            supervisor.selector.register(self.control, selectors.EVENT_READ, self._hear)
-            self.control.send({"say": "warm"})
+        if self.control is None:
+            return supervisor.retire_surplus()
+        supervisor.selector.register(self.control, selectors.EVENT_READ, self._hear)
+        self.control.send({"say": "warm"})
 
     def _hear(self) -> None:
         try:
@@ -229,6 +248,7 @@ class Inheritance:
                     estate = self.estates[str(message["seat"])]
                     self.supervisor.give(estate.worker, dict(zip(message["slots"], fds, strict=True)), all=False)
                 elif message["do"] == "end":
+                    self.supervisor.retire_surplus()
                     self.control.send({"say": "done", "pid": os.getpid()})
         except EOFError:                                # the predecessor has named us to systemd
             self.supervisor.selector.unregister(self.control)

@@ -10,7 +10,7 @@ import os
 import selectors
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from .. import ConfigError
@@ -55,7 +55,8 @@ class Supervisor:
 
     def __init__(self, count: int, slots: int, work: Callable, reload: Callable, announce: Callable, notify: Notify,
                  sockets: list, inherited: Inheritance):
-        self.count = max(count, len(inherited.estates))
+        self.wanted = count                     # workers, as configured
+        self.count = max(count, len(inherited.estates))         # one for each arena, until its calls are here
         self.sockets = sockets                  # (name, descriptor) of what is listened on, for a successor
         self.inherited = inherited              # what a predecessor, or systemd, has passed to us
         self.successor: Succession | None = None
@@ -268,12 +269,27 @@ class Supervisor:
             for slot, fd in worker.calls.items():
                 self.notify.store(stored("call", worker.arena, slot), fd)
 
+    def forget(self, worker: Worker, slots: Iterable[int], arena: bool) -> None:
+        """Nobody is to go on with these calls if we die; `arena`: nor with any in there."""
+        for slot in slots:
+            self.notify.forget(stored("call", worker.arena, slot))
+        if arena:
+            self.notify.forget(stored("arena", worker.arena))
+
+    def retire_surplus(self) -> None:
+        """All that was inherited is here.  Who is there for an arena alone, one more than configured, finishes its
+        calls and goes."""
+        for worker in [each for each in self.workers if not each.retiring][self.wanted:]:
+            self._retire(worker)
+        self.count = self.wanted
+
     # -- deaths --------------------------------------------------------------------------------------------------------
 
     def _reap(self, worker: Worker) -> None:
         """It has closed its end: it is dead, or will be at once."""
         os.kill(worker.pid, signal.SIGKILL)
         _, status = os.waitpid(worker.pid, 0)
+        worker.ready = False                    # its process id may be another's
         code = os.waitstatus_to_exitcode(status)
         if not self.announced:
             self.code = self.code or (0 if self.stops else code or 1)
@@ -281,8 +297,8 @@ class Supervisor:
         if worker in self.coming:
             return self._give_up_reload()
         if worker.frozen:
-            return                              # until it is known whether its calls have arrived
-        if worker.retiring or self.stops and code == 0:
+            return self.successor.died(worker)  # until it is known whether its calls have arrived
+        if code == 0 and (worker.retiring or self.stops) or worker.retiring and not worker.calls:
             return self.end(worker)
         log.error("worker %d died (%d); another takes its place and its %d calls", worker.pid, code, len(worker.calls))
         self.board.count("worker_deaths", how="hung" if worker.aborted else "died")
@@ -320,11 +336,10 @@ class Supervisor:
         """It is gone, and nobody takes its place."""
         self.workers.remove(worker)
         self.board.leave(worker.seat)
-        for slot, fd in worker.calls.items():
+        self.forget(worker, worker.calls, arena=True)
+        for fd in worker.calls.values():
             os.close(fd)
-            self.notify.forget(stored("call", worker.arena, slot))
         worker.calls.clear()
-        self.notify.forget(stored("arena", worker.arena))
         os.close(worker.arena)
         if not self.announced and not self.stops:
             self._stop()
@@ -355,6 +370,8 @@ class Supervisor:
         """Once: live calls finish.  Twice: they are told politely, and end now."""
         self.stops += 1
         self.notify.tell("STOPPING=1", "STATUS=Live calls finish.")
+        if self.successor is not None:
+            self.successor.stop()
         for worker in self.workers:
             self.board.seats[worker.seat].put("state", DRAINING)
             self.say(worker, do="drain" if self.stops == 1 else "part")
@@ -363,8 +380,8 @@ class Supervisor:
         """A new generation of workers with the settings as they are now; those before finish their calls."""
         if self.stops:
             return
-        if self.coming:
-            return log.error("nothing is changed: the last reload is not over")
+        if self.coming or self.successor is not None:
+            return log.error("nothing is changed: the last reload, or an upgrade, is not over")
         self.notify.tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
             work = self.reload()
@@ -375,8 +392,10 @@ class Supervisor:
 
     def _upgrade(self) -> None:
         """Start the program anew, with its code as it is now; when it is warm it gets everything."""
-        if self.stops or self.coming or self.successor is not None:
-            self.reports.tell(False, "No upgrade now: the server ends, reloads or is upgraded already.")
+        if self.successor is not None:
+            return log.info("an upgrade is under way: who asks for another one hears how that ends")
+        if self.stops or self.coming:
+            self.reports.tell(False, "No upgrade now: the server ends, or reloads.")
             return log.error("no upgrade now: something else is under way")
         if os.getpid() == 1:
             self.reports.tell(False, "A container ends with its process 1: replace the container.")
