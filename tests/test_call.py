@@ -125,6 +125,54 @@ def test_keys_answer_at_once():
     assert call.state == "bye" and call.count("clear") == 1
 
 
+def pressed(call, keys):
+    for key in keys:
+        call.receive(b'{"event":"dtmf","dtmf":{"digit":"%s"}}' % key.encode())
+        call.silence(100)
+
+
+@pytest.mark.parametrize("ends", ["end = true", 'transfer = "desk"\n[transfers]\ndesk = "+4930123456"'])
+def test_a_key_stops_nothing_that_nobody_may_interrupt(ends):
+    call = Conversation(FLOW.replace("end = true", ends))
+    pressed(call, "911")
+    call.listens()
+    assert call.agent_says[1] == "Thank you, goodbye." and call.receipts[1]["stopped_by"] == "" and call.call.done
+    if "transfer" in ends:                      # nobody may be called from here, and there is nothing to say again
+        assert call.agent_says[2:] == ["I am sorry, I have to end this call here. Goodbye."]
+
+
+def test_keys_that_are_no_answer_stop_nothing_where_only_answers_do():
+    call = Conversation(FLOW.replace("[waits]", 'interrupt = "answers"\n[waits]'))
+    pressed(call, "5")
+    assert call.call.mouth.turn is not None and not call.call.keys
+    pressed(call, "9")
+    assert call.state == "bye" and call.receipts[0]["stopped_by"] == "keys"
+
+
+PIN = FLOW.replace('{ dtmf = "9", go = "bye" }', '{ digits = { min = 2, max = 4 }, fact = "card", go = "sure" }')
+
+
+def test_a_number_that_is_complete_may_be_ended_all_the_same():
+    """People press # because other lines want it."""
+    call = Conversation(PIN)
+    pressed(call, "1234#")
+    call.listens()
+    assert call.state == "sure" and call.agent_says[1].startswith("The one two three four.")
+    assert [receipt["kind"] for receipt in call.receipts] == ["begin", "dtmf"]
+    again = Conversation(PIN)
+    pressed(again, "12#")
+    assert again.state == "sure" and again.call.end_by == 0
+    pressed(again, "#")                         # and this one is an answer of its own
+    again.silence(3000)
+    assert again.receipts[-2]["kind"] == "no_match" or again.call.ledger.trace.kind == "no_match"
+
+
+def test_a_key_that_the_next_state_waits_for_ends_nothing():
+    call = Conversation(PIN.replace("{ no = true, go", '{ dtmf = "#", go'))
+    pressed(call, "1234#")
+    assert call.state == "card"
+
+
 def test_a_recogniser_that_never_answers_is_not_dead_air():
     call = Conversation(FLOW)
     call.listens()

@@ -255,6 +255,15 @@ def test_keys():
     assert call.receipts[0]["stopped_by"] == "keys" and call.call.dialogue.state == "bye"
 
 
+def test_a_key_stops_nothing_that_nobody_may_interrupt():
+    call = Relayed(FLOW.replace('on = [{ phrases', 'on = [{ digits = 2, go = "bye" }, { phrases'))
+    for digit in "12#3":                        # the number, its end, and one key more
+        call.tell("dtmf", digit=digit)
+    call.passes(4000)
+    assert call.call.dialogue.state == "bye" and [receipt["kind"] for receipt in call.receipts] == ["begin", "dtmf"]
+    assert call.receipts[-1]["stopped_by"] == ""
+
+
 def test_what_may_not_be_interrupted_is_answered_afterwards():
     call = Relayed(FLOW.replace('[states.hello]', '[states.hello]\ninterruptible = false'))
     assert call.messages[0]["interruptible"] is False

@@ -51,7 +51,7 @@ class Call:
         # the caller's side
         self.ear = Ear(self, server, connection)
         self.keys = ""                      # DTMF pressed since the agent's last word
-        self.keys_by = 0                    # ns: until when another key may follow
+        self.keys_by = self.end_by = 0      # ns: until when another key may follow; # may, after what is answered
         self.watched = 0                    # position from which silence.py looks again
         # silence before this position is the platform's doing, not the caller's; who is not spoken to need not answer
         self.excused = math.inf if dialect.mute else 0

@@ -2,20 +2,21 @@
 
 It hears and says nothing itself.  The rule: keys that something else has come after are no answer any more.
 """
-from ..flow import COMMIT, COMPLETE
+from ..flow import ANSWERS, COMMIT, COMPLETE, NO_MATCH
 
 MS = 1_000_000                  # ns
+END = "#"                       # ends a number, which may have been complete without it
 
 
 def press(call, digit: str) -> None:
     """A key: it stops the agent, and completes an answer or begins one."""
-    turn = call.mouth.turn
+    turn, expect = call.mouth.turn, call.dialogue.expect
+    call.usage.keys += 1
+    if ends_answered(call, digit) or turn is not None and not heeded(turn, expect, call.keys + digit):
+        return
     if turn is not None:
-        if turn.acting == COMMIT:
-            return                          # what is being done is done; a key cannot stop it any more
         call.stop_talking("keys")
     call.keys += digit
-    call.usage.keys += 1
     expect = call.dialogue.expect
     if expect.judge_keys(call.keys) == COMPLETE:
         answer(call)
@@ -30,9 +31,33 @@ def answer(call) -> None:
     if call.mouth.turn is not None:
         call.stop_talking("keys")
     call.ledger.begin(call.server.clock())
+    end_by = may_end_by(call, keys)
     call.reply(call.dialogue.dtmf(keys))
+    call.end_by = end_by
 
 
 def forget(call) -> None:
     """Something else has come, and is the answer."""
     call.keys, call.keys_by = "", 0
+
+
+def heeded(turn, expect, keys: str) -> bool:
+    """Whether keys count that are pressed while the agent says this, or does what cannot be undone."""
+    reply = turn.reply
+    if turn.acting == COMMIT or not reply.interruptible:
+        return False
+    return reply.interrupt != ANSWERS or expect.judge_keys(keys) != NO_MATCH
+
+
+def may_end_by(call, keys: str) -> int:
+    """Until when, ns, END may follow keys that are answered without it; 0 where it would have been another answer."""
+    expect = call.dialogue.expect
+    ended = not keys.endswith(END) and expect.match_keys(keys + END)
+    return call.server.now + expect.waits.keys * MS if ended and ended == expect.match_keys(keys) else 0
+
+
+def ends_answered(call, digit: str) -> bool:
+    """Whether this key is the END of what was answered already."""
+    end_by, call.end_by = call.end_by, 0
+    return (digit == END and not call.keys and call.server.now < end_by
+            and call.dialogue.expect.judge_keys(END) == NO_MATCH)

@@ -14,7 +14,7 @@ from ..flow import ANSWERS, COMMIT, COMPLETE, FAILURE, Dialogue, Outcome, Reply
 from ..flow.phrasing import MARKUP
 from ..metrics import TurnTrace
 from ..usage import Usage
-from . import departure, journal
+from . import departure, journal, keypad
 from .call import MS, START_WITHIN, Call
 from .journal import entry, noted
 from .ledger import Ledger
@@ -67,6 +67,7 @@ class RelayCall:
         self.answered = ""                  # the latest utterance
         self.keys = ""                      # DTMF pressed since the agent's last word
         self.keys_by = 0                    # ns: until when another key may follow
+        self.end_by = 0                     # ns: until when # may follow what is answered
         self.no_input = 0                   # ms that the state waits for the caller
         self.silent_by = NEVER              # ns: when the caller has said nothing for so long
         # the agent's side
@@ -174,11 +175,13 @@ class RelayCall:
         return not self.transaction.revocable and self.dialogue.interrupts(text) is False
 
     def on_dtmf(self, event: Dtmf) -> None:
+        keys = self.keys + event.digit
+        if keypad.ends_answered(self, event.digit) or self.turn is not None and not keypad.heeded(
+                self.turn, self.dialogue.expect, keys):
+            return
         if self.turn is not None:
-            if self.turn.acting == COMMIT:
-                return                          # what is being done is done; a key cannot stop it any more
             self._stop_talking("keys", self.script.heard(self.server.clock()))
-        self.keys += event.digit
+        self.keys = keys
         expect = self.dialogue.expect
         if expect.judge_keys(self.keys) == COMPLETE:
             self._answer_keys()
@@ -208,6 +211,7 @@ class RelayCall:
     def _answer_keys(self) -> None:
         keys, self.keys, self.keys_by = self.keys, "", 0
         self.ledger.begin(self.server.clock())
+        self.end_by = keypad.may_end_by(self, keys)
         self._reply(self.dialogue.dtmf(keys))
 
     # -- the reply -----------------------------------------------------------------------------------------------------

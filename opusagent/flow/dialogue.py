@@ -14,7 +14,7 @@ from .expect import Expect, clip
 from .numerals import number_of_day
 from .phrases import bare, murmured, words
 from .phrasing import TODAY
-from .states import ALWAYS, ANSWERS, HISTORY, NEVER, Flow, Ladder, State, Transition
+from .states import ALWAYS, ANSWERS, FAILED, HISTORY, NEVER, Flow, Ladder, State, Transition
 from .tools import FunctionCall, Outcome, ToolCall, Use, given, known
 
 SIDE = 100                  # characters of each side of an exchange that are kept
@@ -308,7 +308,8 @@ class Dialogue:
         ladder: Ladder = getattr(state, kind)
         if not state.on and (state.passing or state.transfer):      # nobody is listened to here
             go = ladder.go or state.call and state.call.target(FAILURE) or state.go
-            say = ladder.say[0].fill(self._known(reply.facts)) if ladder.say else ()
+            text = self.flow.parting if ladder is FAILED and not go else next(iter(ladder.say), None)
+            say = text.fill(self._known(reply.facts)) if text else ()
             reply = replace(reply, say=reply.say + say, transfer="")
             return self._enter(reply, self.flow.states[go]) if go else reply
         step = self._rungs.get(kind, 0) if state is self._state else 0
