@@ -18,6 +18,7 @@ It is one module in several files, which see each other's names as if they were 
     buffers      how the kernels borrow their arguments' memory
     g711         mu-law and A-law
     level        energy, dbfs, peak, loud_span
+    notes        Notes: what a journal has of frames that need no decision
     hearing      EnergyVad, Calm, Vad, Silero
     resampler    Resampler
     histogram    Histogram
@@ -37,7 +38,7 @@ from opusagent import ProtocolError, EngineError
 
 from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.math cimport INFINITY, ceil, expf, log, log10, sqrtf, tanhf
-from libc.string cimport memcmp, memcpy, memmove, memset
+from libc.string cimport memcmp, memcpy, memmove, memset, strlen
 from libc.stdlib cimport calloc, malloc, free
 from cpython.buffer cimport (PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release,
                              PyObject_CheckBuffer, PyObject_GetBuffer, Py_buffer)
@@ -55,6 +56,7 @@ include "fastpath/memory.pxi"
 include "fastpath/buffers.pxi"
 include "fastpath/g711.pxi"
 include "fastpath/level.pxi"
+include "fastpath/notes.pxi"
 include "fastpath/hearing.pxi"
 include "fastpath/resampler.pxi"
 include "fastpath/histogram.pxi"

@@ -1,4 +1,5 @@
 """Frames that go in and out without Python: the same call, to the bit and to the tick, as the ordinary way."""
+import asyncio
 import base64
 import itertools
 import json
@@ -13,11 +14,15 @@ import pytest
 from conversation import MS, WORD_MS, Connection, Conversation
 from opusagent import ProtocolError
 from opusagent._fastpath import EpollSet, FrameParser, Pacer, ReceiveBuffer, Wire, build_frame
+from opusagent.calls import journal
 from opusagent.calls.call import Call
 from opusagent.calls.realtime.call import RealtimeCall
+from opusagent.config import SETTINGS
 from opusagent.continuity import resumption
 from opusagent.dialects import BINARY, CALLERS, TEXT, Clear, Mark
 from opusagent.dialects.keeping import state_of
+from opusagent.replay import rerun
+from opusagent.replay.tape import load
 
 FLOW = """
 start = "chat"
@@ -99,9 +104,11 @@ class Plain(Line):
 class Compared(Conversation):
     """A call of a platform's.  `taken` and `sent_on` count the frames in and out that Python had nothing to do with."""
 
-    def __init__(self, line, returns, route="twilio", stream="", kept=False, **how):
-        """`returns`: the platform may come back on another connection; `kept`: the call is recorded."""
-        self.kept = kept
+    def __init__(self, line, returns, route="twilio", stream="", kept=False, noted=False, **how):
+        """`returns`: the platform may come back on another connection; `kept`: the call is recorded; `noted`: it has a
+        journal."""
+        self.kept, self.noted, self.route = kept, noted, route
+        self.lines = []                 # of its journal
         self.taken, self.sent_on, self.said, self.line, self.returns = 0, 0, [], line, returns
         self.recorded = bytearray()     # of the call's recording
         name, _, query = route.partition("?")
@@ -116,6 +123,14 @@ class Compared(Conversation):
             self.takes(message)
         while came := self.connection.passes():
             self.hears(came)
+
+    def journal(self):
+        if not self.noted:
+            return None
+        name, _, query = self.route.partition("?")
+        file = SimpleNamespace(append=self.lines.append, close=lambda: None)
+        return journal.Journal(lambda call_id: file, journal.header(
+            name, dict(parse_qsl(query)), "", self.studio.flows[""], self.studio.config, SETTINGS, self.server.today))
 
     def make(self, server, connection, *more):
         server.pacer = Pacer()
@@ -372,6 +387,75 @@ def test_a_client_that_leads_cannot_tell_either(seed):
     assert other.said == ordinary.said
     assert other.connection.sent == ordinary.connection.sent and other.errors == ordinary.errors
     assert other.receipts == ordinary.receipts and other.taken > 20 and not ordinary.taken
+
+
+# ---- a journal of it -------------------------------------------------------------------------------------------------
+
+def told_of(tape, heeded=0.0):
+    """What a journal says, but for when the call was looked at and its frames went out; and when messages came.  A
+    score that is not `heeded` is 0."""
+    told = []
+    for entry in tape.entries:
+        if entry.kind == journal.WINDOW and entry.args[0] < heeded:
+            told.append((entry.kind, [0.0, *entry.args[1:]], 0))
+        elif entry.kind not in (journal.TICK, journal.FRAME):
+            told.append((entry.kind, entry.args, entry.at if entry.kind == journal.MESSAGE and entry.readings else 0))
+    return told
+
+
+def both_noted(talk, route, tmp_path, returns=False, heeded=0.0, **how):
+    """A call that Python has every frame of, and one that it has not; and the journals of both, which say the same."""
+    calls, tapes = [Compared(line, returns, route, noted=True, **how) for line in (Line, Plain)], []
+    for call in calls:
+        talk(call)
+        call.connection.hang_up()
+        path = tmp_path / f"{len(tapes)}.jsonl"
+        path.write_bytes(b"".join(call.lines))
+        tapes.append(load(str(path)))
+    ordinary, other = calls
+    assert told_of(tapes[1], heeded) == told_of(tapes[0], heeded)
+    assert other.said == ordinary.said and other.connection.sent == ordinary.connection.sent
+    assert other.receipts == ordinary.receipts and not ordinary.taken and not ordinary.sent_on
+    return calls, tapes
+
+
+def replayed(tape):
+    again = rerun.Replay(tape, rerun.World(tape, rerun.config_of(tape, {})))
+    asyncio.run(again.run())
+    return again.call
+
+
+@pytest.mark.parametrize("route, seed", [("twilio", seed) for seed in range(6)]
+                         + [(route, seed) for route in ROUTES[1:] for seed in range(2)])
+def test_a_journal_is_the_same_as_on_the_ordinary_way(route, seed, tmp_path):
+    (_, other), tapes = both_noted(lambda call: script(call, random.Random(f"{route} {seed}")), route, tmp_path,
+                                   seed % 2 > 0, ahead=seed % 3 > 0)
+    frames, playout = sum(entry.kind == journal.FRAME for entry in tapes[1].entries), other.call.mouth.playout
+    assert other.taken > 20 or "wav" in route
+    assert frames >= other.sent_on and (frames > 20 or playout.most > playout.size)
+    again = [replayed(tape) for tape in tapes]
+    assert all(call.ledger.receipts == other.receipts and call.mouth.playout.sent == playout.sent for call in again)
+    assert state_of(again[0].dialect) == state_of(again[1].dialect)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_journal_of_a_client_that_leads_is_the_same(seed, tmp_path):
+    (_, other), _ = both_noted(lambda call: leads(call, random.Random(seed)), "openai-realtime?format=pcmu", tmp_path,
+                               heeded=0.35)
+    assert other.taken > 20
+
+
+def test_a_journal_has_messages_of_any_shape(tmp_path):
+    def talk(call):
+        read = json.loads(call.platform.audio(tone(160, 8000))[1])
+        for text in (json.dumps(read, indent="\t").replace("\n", "\r\n"), json.dumps(read | {"more": "x" * 8_000})):
+            before = call.taken
+            call.receives(TEXT, text.encode())
+            call.passes(20)
+            assert call.line is Line or call.taken - before == (len(text) < 8192)
+        call.call.lost(1000, "")
+
+    both_noted(talk, "twilio", tmp_path)
 
 
 def test_a_stream_whose_name_fills_a_message_is_spoken_to_the_ordinary_way():

@@ -71,8 +71,9 @@ class Ear:
             self.vad.close()
         self.slot = slot
         self.resampler = Resampler(wire_rate, slot.rate_in) if wire_rate != slot.rate_in else None
-        calm = self.call.turns.calm if self.journal is None else None      # a journal has every window
-        self.vad = Vad(slot.rate_in, self.studio.hearing, self._scored, calm)
+        notes = self.journal and self.journal.notes
+        calm = self.call.turns.calm if self.journal is None or notes else None      # a journal has every window
+        self.vad = Vad(slot.rate_in, self.studio.hearing, self._scored, calm, notes)
         self.media_at = now
         self.wire_rate, self.gap = wire_rate, MEDIA_GAP
         self.longest = USUAL_MS * wire_rate // 1000 if getattr(self.call, "paced", True) else sys.maxsize

@@ -19,6 +19,7 @@ from typing import Any
 import orjson
 
 from .. import EngineError, __version__
+from .._fastpath import Notes
 from ..dialects import TEXT
 from ..engines.spoken import Spoken
 
@@ -35,6 +36,7 @@ NOT_HANDED_OVER, CUT, BACK, PARTED = "not_handed_over", "cut", "back", "parted"
 TOOL, LATE_TOOL, COMPLETE = "tool", "late_tool", "complete"
 ASKED, PIECE, ANSWERED, BROKE = "asked", "piece", "answered", "broke"
 EASED = "eased"
+FRAME = "frame"                 # one of the reply went out by itself
 BESIDE = "beside "              # what kinds of entries and decisions of the other side begin with
 PROMPT = "prompt"               # not an input: what is known of a prompt when the call first wants it
 DECISION = "="
@@ -77,17 +79,17 @@ class Journal:
     """One call's, while it is held.  `file(call id)` opens what it is kept in: append(bytes), which must not block, and
     close().  A call that never starts leaves none."""
 
-    __slots__ = ("today", "beside", "_file", "_kept", "_lines", "_open", "_loose", "_time", "_known", "_asked")
+    __slots__ = ("today", "beside", "notes", "_file", "_kept", "_lines", "_open", "_loose", "_known", "_asked")
 
     def __init__(self, file: Callable, header: dict[str, Any]):
         self.today = header["today"]
         self.beside = Beside(self)
+        self.notes = Notes()                    # for what passes the call by: see unattended.py
         self._file = file
         self._kept = None                       # the file; None until the call has an id
         self._lines: list[list] = [header]      # not yet written
         self._open: list[list] = []             # readings of the entries that are open, the innermost last
         self._loose = False                     # the open entry is over as soon as another begins
-        self._time = 0                          # the clock's last reading, ns
         self._known: set[tuple] = set()         # prompts that were noted
         self._asked = 0                         # questions to the model
 
@@ -100,6 +102,7 @@ class Journal:
         elif kind == MESSAGE:
             opcode, payload = args
             args = (opcode, str(payload, "utf-8") if opcode == TEXT else base64.b64encode(payload).decode())
+        self.notes.ready = False
         self._lines.append([kind, args, readings])
         self._open.append(readings)
 
@@ -109,24 +112,28 @@ class Journal:
         if not self._open and self._kept is not None:
             self._kept.append(b"".join(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE) for line in self._lines))
             self._lines.clear()
+            self.notes.ready = True
 
     def note(self, what: str, *details) -> None:
         """A decision."""
+        self.notes.ready = False
         self._lines.append([DECISION, [what, *details]])
 
     def start(self, call_id: str) -> None:
         """The call has begun: what was noted until now, and all that follows, is kept."""
         self._kept = self._file(call_id)
+        self.notes.append = self._kept.append
 
     def end(self) -> None:
         """Nothing more will come."""
         while self._open:
             self.close()
+        self.notes.ready = False
         if self._kept is not None:
             self._kept.close()
 
     def _since(self, now: int) -> int:
-        gone, self._time = now - self._time, now
+        gone, self.notes.time = now - self.notes.time, now
         return gone
 
     def _told(self, now: int) -> None:
@@ -159,6 +166,7 @@ class Journal:
             found = prompt(*key)
             if key not in self._known:
                 self._known.add(key)
+                self.notes.ready = False
                 self._lines.insert(self._headed(), [PROMPT, [*key, *((len(found.pcm), found.lead) if found else ())]])
             return found
         return watched, self.watched(llm)
@@ -172,6 +180,7 @@ class Beside:
     """The journal as the other side of a conversation has it: the same file, and what is of that side says so."""
 
     __slots__ = ("_journal", "close")
+    notes = None                        # everything of that side passes through Python
 
     def __init__(self, journal: Journal):
         self._journal = journal

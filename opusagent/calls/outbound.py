@@ -43,8 +43,11 @@ class Outbound:
 
     def held(self, now: int) -> bool:
         """True while the platform takes no audio; what is due stays where it is."""
-        return (now < self._deaf_until or getattr(self.dialect, "held", False)
-                or self._patient and self.connection.congested)
+        return self.deaf(now) or self._patient and self.connection.congested
+
+    def deaf(self, now: int) -> bool:
+        """True while the platform itself says so."""
+        return now < self._deaf_until or getattr(self.dialect, "held", False)
 
     def answers(self) -> None:
         if self.dialect.outbox:

@@ -2,8 +2,8 @@
 
 The dialect says how plain media messages look, each way (`media_in`, `media_out`).  The compiled MediaIntake takes the
 caller's, a Stretch sends the frames of replies; all else goes the ordinary way, through Call.on_message() and
-Mouth.play().  The rule: the two ways differ in nothing but their cost, so a call of which every step is noted (a
-journal), or whose connection is no plain socket, has the ordinary one.
+Mouth.play().  A journal has them all the same, from its Notes.  The rule: the two ways differ in nothing but
+their cost; a call whose connection is no plain socket has the ordinary one.
 """
 from .._fastpath import MediaIntake, Stretch, Wire
 
@@ -20,13 +20,16 @@ def wire_of(connection) -> Wire | None:
 def begin(call) -> None:
     """The call has its slot, its ear and its mouth, or has them or its socket anew."""
     wire, dialect = wire_of(call.connection), type(call.dialect)
-    if wire is None or call.journal is not None:
+    if wire is None:
         return
+    notes = call.journal and call.journal.notes
     if hasattr(dialect, "media_in"):
-        wire.intake = MediaIntake(call, call.ear, call.slot, call.ear.vad, call.ear.resampler, call.ledger.arrivals)
+        wire.intake = MediaIntake(call, call.ear, call.slot, call.ear.vad, call.ear.resampler, call.ledger.arrivals,
+                                  notes)
     if hasattr(dialect, "media_out"):
         recording = call.recording
-        call.mouth.stretch = Stretch(call.mouth, wire, call.server.pacer, recording.as_sent if recording else None)
+        call.mouth.stretch = Stretch(call.mouth, wire, call.server.pacer, recording.as_sent if recording else None,
+                                    notes)
 
 
 def follow(mouth, now: int) -> None:
@@ -36,7 +39,7 @@ def follow(mouth, now: int) -> None:
     if wire_of(mouth.connection) is not stretch.wire:
         return begin(mouth.call)
     recorded = mouth.call.recording is not None
-    if stretch.recorded == recorded and not out.late and not mouth.connection.congested and not out.held(now):
+    if stretch.recorded == recorded and not out.late and not out.deaf(now):
         ahead = mouth.playout.ahead(FRAMES if more_comes(mouth) else MOST_FRAMES)
         if ahead is not None:
             stretch.begin(mouth.dialect.media_out, *ahead)
@@ -45,3 +48,8 @@ def follow(mouth, now: int) -> None:
 def more_comes(mouth) -> bool:
     """Whether the reply is still being made."""
     return not mouth.turn.complete or bool(mouth.turn.waiting)
+
+
+def went_out(call) -> None:
+    """A frame went out by itself: what that changed, where a call is replayed, which has no wire."""
+    call.dialect.audio(call.mouth.playout.next_whole())

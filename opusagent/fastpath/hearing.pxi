@@ -88,7 +88,7 @@ cdef class Vad:
     `on_window(score, position, samples, quiet)` gets every window once: at once where the gate finds it silent or no
     model is there, otherwise from the batch's next run().  `position` is the sample after the window's last one,
     `quiet` how many of its last samples are not voiced: the model's score lags, loudness says where speech ended.
-    With `calm`, it does not get those that mean nothing.
+    With `calm`, it does not get those that mean nothing; `notes` has them, where it can take them.
     """
     cdef readonly int rate              # Hz, 8000 or 16000
     cdef readonly int window            # samples
@@ -97,6 +97,7 @@ cdef class Vad:
     cdef object batch
     cdef object on_window
     cdef Calm calm                      # None: every window is told
+    cdef Notes notes                    # of the call's journal; None: it keeps none
     cdef Silero network                 # None: loudness scores
     cdef EnergyVad gate
     cdef int silent                     # silent windows in a row
@@ -112,7 +113,7 @@ cdef class Vad:
     cdef bint wanted[MOST_READY]        # is it for the model?
     cdef int quiet[MOST_READY]
 
-    def __cinit__(self, int rate, batch, on_window, Calm calm=None):
+    def __cinit__(self, int rate, batch, on_window, Calm calm=None, Notes notes=None):
         if rate not in (8000, 16000):
             raise ValueError(f"8000 or 16000 Hz, not {rate}")
         self.rate = rate
@@ -120,7 +121,7 @@ cdef class Vad:
         self.context = self.window // 8
         self.batch = batch
         self.on_window = on_window
-        self.calm = calm
+        self.calm, self.notes = calm, notes
         self.network = batch.network(rate)
         self.gate = EnergyVad()
         self.room = self.context + MOST_READY * self.window
@@ -217,8 +218,8 @@ cdef class Vad:
     cdef int deliver(self, double score, int quiet) except -1:
         self.head += self.window
         self.position += self.window
-        if self.calm is not None and self.calm.covers(score, self.window):
-            return 0
+        if self.calm is not None and (self.notes is None or self.notes.ready) and self.calm.covers(score, self.window):
+            return 0 if self.notes is None else self.notes.window(score, self.position, self.window, quiet)
         self.on_window(score, self.position, self.window, quiet)
         return 0
 

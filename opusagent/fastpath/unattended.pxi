@@ -84,16 +84,18 @@ cdef class MediaIntake(Intake):
     cdef Vad vad
     cdef Resampler resampler            # from the wire's rate to the slot's, or None
     cdef Arrivals arrivals
+    cdef Notes notes                    # of the call's journal; None: it keeps none
     cdef MediaIn plain                  # None: to be asked for, or nothing is plain now
     cdef Py_ssize_t longest             # samples of the longest message so far, as far as we know
     cdef int16_t pcm[MOST_SAMPLES]
 
     def __init__(self, call, ear, Slot slot not None, Vad vad not None, Resampler resampler,
-                 Arrivals arrivals not None):
+                 Arrivals arrivals not None, Notes notes=None):
         if resampler is not None and resampler.rate_in < resampler.rate_out:
             raise ValueError("what is heard has no higher rate than what comes")
         self.call, self.dialect, self.ear = call, call.dialect, ear
         self.slot, self.vad, self.resampler, self.arrivals = slot, vad, resampler, arrivals
+        self.notes = notes
         self.longest = ear.longest
 
     def receive(self, int opcode, message, int64_t now) -> bool:
@@ -107,7 +109,7 @@ cdef class MediaIntake(Intake):
 
     cdef bint take(self, int opcode, const uint8_t *message, Py_ssize_t length, int64_t now) except -1:
         cdef Py_ssize_t count = -1
-        if not self.call.done:
+        if not self.call.done and (self.notes is None or self.notes.ready and length <= MOST_NOTED):
             if self.plain is None:
                 self.plain = self.dialect.media_in
             if self.plain is not None:
@@ -115,6 +117,8 @@ cdef class MediaIntake(Intake):
         if count < 0:
             self.plain = None
             return False
+        if self.notes is not None:
+            self.notes.message(opcode, message, length, now)
         if count > self.longest:
             self.ear.expect_longer(count)
             self.longest = count
@@ -165,7 +169,8 @@ cdef class Stretch:
     cdef Slot slot
     cdef Past sounded                   # what went out: the mouth's, or None where nobody asks for it,
     cdef Past kept                      # ... and the playout's
-    cdef Track track                    # ... and the recording's, or None
+    cdef Track track                    # ... and the recording's, or None,
+    cdef Notes notes                    # ... and the journal's, or None
     cdef object holder                  # the dialect, if its platform may ask for no audio (`held`), or None
     cdef MediaOut plain                 # how its messages look
     cdef object segment                 # what it is of,
@@ -180,10 +185,10 @@ cdef class Stretch:
     cdef Py_ssize_t size                # samples of a frame
     cdef bint waits                     # it stands in the pacer's list
 
-    def __init__(self, mouth, Wire wire not None, Pacer pacer not None, Track track=None):
+    def __init__(self, mouth, Wire wire not None, Pacer pacer not None, Track track=None, Notes notes=None):
         self.mouth, self.playout, self.slot, self.track = mouth, mouth.playout, mouth.slot, track
         self.sounded, self.kept = None if mouth.echo is None else mouth.echo.past, mouth.playout.kept
-        self.wire, self.pacer = wire, pacer
+        self.wire, self.pacer, self.notes = wire, pacer, notes
         self.holder = mouth.dialect if hasattr(mouth.dialect, "held") else None
         self.rate, self.size, self.lead = self.playout.rate, self.playout.size, self.playout.lead
         if self.size > FRAME_ROOM:
@@ -240,7 +245,8 @@ cdef class Stretch:
     cdef int go_on(self, int64_t now) except -1:
         """Sends what is due."""
         while self.left and now >= self.due(self.sent):
-            if self.wire.fd < 0 or self.wire.parser.muted or self.mouth.connection.congested \
+            if self.wire.fd < 0 or self.wire.parser.muted or self.notes is not None and not self.notes.ready \
+                    or self.mouth.connection.congested \
                     or self.holder is not None and self.holder.held \
                     or now > self.due(self.sent) + self.lead + LATE_NS:
                 self.end()
@@ -256,6 +262,8 @@ cdef class Stretch:
         cdef Py_ssize_t length = self.plain.write(frame, self.size, send_room)
         if self.plain.goes is not None:
             self.plain.goes()
+        if self.notes is not None:
+            self.notes.frame()
         self.count(frame)
         self.wire.put(send_room, length)
         return 0

@@ -18,7 +18,7 @@ import orjson
 
 from .. import ConfigError, EngineError, ProtocolError
 from .._fastpath import Arena
-from ..calls import journal
+from ..calls import journal, unattended
 from ..calls.call import Call
 from ..calls.departure import Departures
 from ..calls.relay import call_of
@@ -55,6 +55,8 @@ def at_line(tape: Tape, line: int) -> Iterator[None]:
 
 class Rehearsal:
     """What a call has for a journal while it is replayed: it notes the decisions, and keeps them."""
+
+    notes = None                    # nothing passes it by
 
     def __init__(self, readings: "Readings"):
         self.decisions: list[list] = []
@@ -354,10 +356,10 @@ TAKE_IN = {
     journal.PARTIAL: told("on_partial", EAR), journal.FINAL: told("on_final", EAR),
     journal.FAILURE: told("on_failure", EAR), journal.SPEECH: told("on_speech", MOUTH),
     journal.SPEECH_FAILED: told("on_speech_failed", MOUTH), journal.TOOL: told("on_tool", MOUTH),
-    journal.LATE_TOOL: told("on_late_tool", MOUTH),
+    journal.LATE_TOOL: told("on_late_tool", MOUTH), journal.FRAME: done_to(unattended.went_out),
     journal.ANSWERED_BY: told("answered_by"), journal.NOT_HANDED_OVER: told("not_handed_over"),
-    journal.CUT: done_to(resumption.cut), journal.BACK: done_to(resumption.back),
-    journal.PARTED: told("part"), journal.COMPLETE: told("on_complete", EAR), journal.EASED: told("ease", MOUTH),
+    journal.CUT: done_to(resumption.cut), journal.BACK: done_to(resumption.back), journal.PARTED: told("part"),
+    journal.COMPLETE: told("on_complete", EAR), journal.EASED: told("ease", MOUTH),
     journal.ASKED: Replay._asked, journal.PIECE: Replay._piece, journal.ANSWERED: Replay._answered,
     journal.BROKE: Replay._broke,
 } | {journal.BESIDE + kind: told(method, of) for kind, method, of in (

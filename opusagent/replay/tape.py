@@ -19,7 +19,7 @@ HEADER = {"opusagent": str, "dialect": str, "query": dict, "agent": str, "flow":
 NUMBER = (int, float)
 PIECE = (str, dict)
 ARGUMENTS = {                   # of an entry: their types
-    journal.BEGIN: (dict,), journal.MESSAGE: (int, str), journal.TICK: (int,), journal.DRAINED: (),
+    journal.BEGIN: (dict,), journal.MESSAGE: (int, str), journal.TICK: (int,), journal.DRAINED: (), journal.FRAME: (),
     journal.LOST: (int, str), journal.WINDOW: (NUMBER, int, int, int), journal.PARTIAL: (int, str),
     journal.FINAL: (int, str, NUMBER), journal.FAILURE: (int, str), journal.SPEECH: (int, int, int, int, bool),
     journal.SPEECH_FAILED: (int, int, str), journal.TOOL: (int, int, str, dict, str, str), journal.LATE_TOOL: (dict,),

@@ -164,13 +164,10 @@ class Playout:
             return None
         if self._origin is not None and not self._filled and self._again is None:
             if not self._silence:
-                frame = self._next_whole()
-                if frame is not None:
+                if self._whole(1):
                     self._set_off(now)
-                    self._gap, self.last = False, int(frame[-1])
-                    self.kept.push(frame)
-                    self.sent += self.size
-                    return frame
+                    self._gap = False
+                    return self.next_whole()
             else:
                 self._silence = max(0, self._silence - self._kept_waiting(now))
         self._fill()
@@ -192,14 +189,16 @@ class Playout:
         self.sent += count
         return frames
 
-    def _next_whole(self) -> np.ndarray | None:
-        """A frame from the midst of a segment, where it lies, which is nearly every one; None where it takes more."""
-        if not self._whole(1):
-            return None
+    def next_whole(self) -> np.ndarray:
+        """A frame from the midst of a segment, where it lies, which is nearly every one."""
         segment = self.queue[0]
         at = segment.read % len(segment.pcm)
+        frame = segment.pcm[at:at + self.size]
         segment.read += self.size
-        return segment.pcm[at:at + self.size]
+        self.sent += self.size
+        self.last = int(frame[-1])
+        self.kept.push(frame)
+        return frame
 
     def _whole(self, most: int) -> int:
         """How many frames, at most so many, lie in one piece in the midst of the segment and are sent as they are."""
