@@ -19,7 +19,7 @@ def wire_of(connection) -> Wire | None:
 
 def begin(call) -> None:
     """The call has its slot, its ear and its mouth, or has them or its socket anew."""
-    wire, dialect = wire_of(call.connection), type(call.dialect)
+    wire, dialect = wire_of(call.line), type(call.dialect)
     if wire is None:
         return
     notes = call.journal and call.journal.notes
@@ -36,7 +36,7 @@ def follow(mouth, now: int) -> None:
     """What follows in the reply goes out by itself, as far as nothing has to be decided."""
     stretch, out = mouth.stretch, mouth.out
     stretch.end()
-    if wire_of(mouth.connection) is not stretch.wire:
+    if wire_of(mouth.call.line) is not stretch.wire:
         return begin(mouth.call)
     recorded = mouth.call.recording is not None
     if stretch.recorded == recorded and not out.late and not out.deaf(now):

@@ -163,6 +163,7 @@ cdef class Stretch:
     It goes on until they are out, end() is called, or something is not as usual; then the call is due at once.
     """
     cdef object mouth
+    cdef object line                    # the call's connection, as no journal sees it
     cdef object playout
     cdef readonly Wire wire
     cdef Pacer pacer
@@ -186,9 +187,9 @@ cdef class Stretch:
     cdef bint waits                     # it stands in the pacer's list
 
     def __init__(self, mouth, Wire wire not None, Pacer pacer not None, Track track=None, Notes notes=None):
-        self.mouth, self.playout, self.slot, self.track = mouth, mouth.playout, mouth.slot, track
+        self.mouth, self.line, self.playout, self.slot = mouth, mouth.call.line, mouth.playout, mouth.slot
         self.sounded, self.kept = None if mouth.echo is None else mouth.echo.past, mouth.playout.kept
-        self.wire, self.pacer, self.notes = wire, pacer, notes
+        self.wire, self.pacer, self.track, self.notes = wire, pacer, track, notes
         self.holder = mouth.dialect if hasattr(mouth.dialect, "held") else None
         self.rate, self.size, self.lead = self.playout.rate, self.playout.size, self.playout.lead
         if self.size > FRAME_ROOM:
@@ -246,7 +247,7 @@ cdef class Stretch:
         """Sends what is due."""
         while self.left and now >= self.due(self.sent):
             if self.wire.fd < 0 or self.wire.parser.muted or self.notes is not None and not self.notes.ready \
-                    or self.mouth.connection.congested \
+                    or self.line.congested \
                     or self.holder is not None and self.holder.held \
                     or now > self.due(self.sent) + self.lead + LATE_NS:
                 self.end()
