@@ -3,14 +3,14 @@
     python bench/dialects.py [NAME ...] [--rounds 31] [--json]      also: bench/calls.py --dialect NAME
 
 Whole calls are whole_calls.py's: CPU of the server on its sockets, frames in and out.  The dialect's own part is what
-its code takes where a call needs it for every frame (one that is journalled, or on TLS): a message of the simulated
-platform's read, and one of the agent's written, no socket and no call.  Rounds are short, and each is divided by the
-Twilio rounds right before and right after it, so that a slow moment of the machine falls on both; one that is not
-counted goes before them, so that both find the caches full of the other.  A ratio is the median of those, its spread
-the middle half of them.  Where a platform wants the agent's words in longer messages than 20 ms, they are written so,
-as in a call.  The rule: at the rate of the telephone, 8 kHz, no dialect costs more than LIMIT times Twilio's, neither
-way; the others are told, too.  Over /v1/realtime a reply goes out as soon as it is made: there the whole calls are
-those of agents that listen, in Twilio's as well, and are marked with an i, for in.
+its code takes where a call needs it for every frame (one on TLS): a message of the simulated platform's read, and one
+of the agent's written, no socket and no call.  Rounds are short, and each is divided by the Twilio rounds right before
+and right after it, so that a slow moment of the machine falls on both; one that is not counted goes before them, so
+that both find the caches full of the other.  A ratio is the median of those, its spread the middle half of them.  Where
+a platform wants the agent's words in longer messages than 20 ms, they are written so, as in a call.  The rule: at the
+rate of the telephone, 8 kHz, no dialect costs more than LIMIT times Twilio's, neither way; the others are told, too.
+Over /v1/realtime a reply goes out as soon as it is made: there the whole calls are those of agents that listen, in
+Twilio's as well, and are marked with an i, for in.
 """
 import argparse
 import asyncio

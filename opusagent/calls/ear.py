@@ -71,8 +71,8 @@ class Ear:
             self.vad.close()
         self.slot = slot
         self.resampler = Resampler(wire_rate, slot.rate_in) if wire_rate != slot.rate_in else None
-        notes = self.journal and self.journal.notes
-        calm = self.call.turns.calm if self.journal is None or notes else None      # a journal has every window
+        notes = self.journal and self.journal.notes     # for what a journal has to have of a calm caller
+        calm = self.call.turns.calm if self.journal is None or notes else None
         self.vad = Vad(slot.rate_in, self.studio.hearing, self._scored, calm, notes)
         self.media_at = now
         self.wire_rate, self.gap = wire_rate, MEDIA_GAP

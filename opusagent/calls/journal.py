@@ -8,8 +8,9 @@ A file of JSON lines.  The first is an object, header(); then come arrays:
 A reading is a number (of the clock: ns since the reading before), true or false (the connection is congested), or a
 list of one (its round trip, ns; or after which samples the words of a segment end).  Nested entries (a window that is
 scored while a message is taken in) stand after the one they happened in.  What concerns the other side of a
-conversation that is only listened to begins with BESIDE.  The rule: whatever a call learns from outside
-passes here, so that replay.py can tell it the same again and get the same decisions, bit by bit.
+conversation that is only listened to begins with BESIDE.  Of what passes a call by (unattended.py) Notes make the same
+lines, and a FRAME for each that went out so, of which a replay has to know.  The rule: whatever a call learns from
+outside passes here, so that replay.py can tell it the same again and get the same decisions, bit by bit.
 """
 import base64
 from collections.abc import AsyncIterator, Callable
@@ -36,7 +37,7 @@ NOT_HANDED_OVER, CUT, BACK, PARTED = "not_handed_over", "cut", "back", "parted"
 TOOL, LATE_TOOL, COMPLETE = "tool", "late_tool", "complete"
 ASKED, PIECE, ANSWERED, BROKE = "asked", "piece", "answered", "broke"
 EASED = "eased"
-FRAME = "frame"                 # one of the reply went out by itself
+FRAME = "frame"                 # of the reply, which went out by itself
 BESIDE = "beside "              # what kinds of entries and decisions of the other side begin with
 PROMPT = "prompt"               # not an input: what is known of a prompt when the call first wants it
 DECISION = "="

@@ -2,8 +2,8 @@
 
 The dialect says how plain media messages look, each way (`media_in`, `media_out`).  The compiled MediaIntake takes the
 caller's, a Stretch sends the frames of replies; all else goes the ordinary way, through Call.on_message() and
-Mouth.play().  A journal has them all the same, from its Notes.  The rule: the two ways differ in nothing but
-their cost; a call whose connection is no plain socket has the ordinary one.
+Mouth.play().  The rule: the two ways differ in nothing but their cost, so a journal has these frames too, from its
+Notes; and a call whose connection is no plain socket has the ordinary one.
 """
 from .._fastpath import MediaIntake, Stretch, Wire
 
@@ -48,8 +48,3 @@ def follow(mouth, now: int) -> None:
 def more_comes(mouth) -> bool:
     """Whether the reply is still being made."""
     return not mouth.turn.complete or bool(mouth.turn.waiting)
-
-
-def went_out(call) -> None:
-    """A frame went out by itself: what that changed, where a call is replayed, which has no wire."""
-    call.dialect.audio(call.mouth.playout.next_whole())

@@ -61,10 +61,10 @@ cdef uint8_t *put_plain(uint8_t *out, const uint8_t *text, Py_ssize_t length) no
 
 
 cdef class Notes:
-    """A journal's, for what passes its call by: each line follows those before it at once.
+    """A journal's, for what passes its call by: each line is kept at once, behind those before it.
 
-    Lines wait elsewhere while an entry of the journal is open; then this is not `ready`, and every frame takes the way
-    on which it is an entry of its own.
+    While an entry of the journal is open its lines wait: then this is not `ready`, and every frame goes the ordinary
+    way, on which it is a nested entry.
     """
     cdef public int64_t time            # ns: the last reading of the call's clock
     cdef public bint ready              # a line may follow

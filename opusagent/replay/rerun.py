@@ -18,7 +18,7 @@ import orjson
 
 from .. import ConfigError, EngineError, ProtocolError
 from .._fastpath import Arena
-from ..calls import journal, unattended
+from ..calls import journal
 from ..calls.call import Call
 from ..calls.departure import Departures
 from ..calls.relay import call_of
@@ -301,6 +301,13 @@ class Replay:
     async def _tick(self, since: int) -> None:
         self.call.tick(self.world.readings.time)
 
+    async def _frame(self) -> None:
+        """A Stretch sent it then."""
+        playout = self.call.mouth.playout
+        if playout is None or playout.ahead(1) is None:
+            raise Parted("there is no such frame of its reply")
+        self.call.dialect.audio(playout.next_whole())
+
     async def _asked(self, number: int) -> None:
         await self._until(lambda: len(self.world.studio.llm.questions) > number)
 
@@ -356,7 +363,7 @@ TAKE_IN = {
     journal.PARTIAL: told("on_partial", EAR), journal.FINAL: told("on_final", EAR),
     journal.FAILURE: told("on_failure", EAR), journal.SPEECH: told("on_speech", MOUTH),
     journal.SPEECH_FAILED: told("on_speech_failed", MOUTH), journal.TOOL: told("on_tool", MOUTH),
-    journal.LATE_TOOL: told("on_late_tool", MOUTH), journal.FRAME: done_to(unattended.went_out),
+    journal.LATE_TOOL: told("on_late_tool", MOUTH), journal.FRAME: Replay._frame,
     journal.ANSWERED_BY: told("answered_by"), journal.NOT_HANDED_OVER: told("not_handed_over"),
     journal.CUT: done_to(resumption.cut), journal.BACK: done_to(resumption.back), journal.PARTED: told("part"),
     journal.COMPLETE: told("on_complete", EAR), journal.EASED: told("ease", MOUTH),
