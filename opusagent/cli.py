@@ -43,7 +43,8 @@ def upgrade(args: argparse.Namespace) -> int:
 
 def install(args: argparse.Namespace) -> int:
     from .unit import install_command
-    return install_command(load_config(args), args.config, args.user, args.dir, args.force, args.print)
+    config = load_config(args)
+    return install_command(config, config.config, args.user, args.dir, args.force, args.print)
 
 
 def flow(args: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ import grp
 import ipaddress
 import os
 import pwd
+import re
 import shlex
 import sys
 from importlib import resources
@@ -23,6 +24,7 @@ SYSCTLS, DROP_IN = "/etc/sysctl.d", "60-opusagent.conf"
 STOP_BESIDES = 30               # seconds beyond drain_seconds: for the last words, and the end
 ARENAS = 4                      # of a worker and those that finish calls of settings before
 TASKS = 64                      # of a worker: some ten, as many of its successor, and of those before
+USER = re.compile(r"[A-Za-z_][\w-]*\$?|\d+", re.ASCII)     # what systemd takes for one; an empty User= would be root
 OWN = ("/var/lib/opusagent", "/var/cache/opusagent")    # StateDirectory= and CacheDirectory= of the unit
 
 
@@ -125,10 +127,11 @@ def _group(user: str) -> str:
         return user
 
 
-def install_command(config: Config, file: str | None, user: str, directory: str, force: bool, show: bool) -> int:
-    """Write the two files, or print them."""
-    if file is not None:
-        file = os.path.abspath(file)
+def install_command(config: Config, file: str, user: str, directory: str, force: bool, show: bool) -> int:
+    """Write the two files, or print them.  `file`: the configuration, "" for none."""
+    if not USER.fullmatch(user):
+        raise ConfigError(f"--user: {user[:60]!r} is no name of a user.")
+    file = os.path.abspath(file) if file else None
     texts = units(config, file, user, command_line(), (os.path.realpath(sys.executable), __file__))
     if show:
         print("\n".join(f"# {Path(directory, name)}\n{text}" for name, text in texts.items()), end="")

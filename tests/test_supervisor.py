@@ -256,6 +256,26 @@ def test_a_reload_that_cannot_be_served_changes_nothing(started):
     assert server.workers() == worker and get(server, "/readyz")[0] == 200
 
 
+def test_a_reload_that_is_asked_for_during_another_or_an_upgrade_comes_after_it(started):
+    server = started()
+    flow = Path(server.place.name, "flow.toml")
+    good = flow.read_text()
+
+    def reload(text, number=signal.SIGHUP):
+        """What is there is read, and `text` is there when it is asked for the second time."""
+        flow.write_text(good)
+        server.process.send_signal(number)
+        time.sleep(0.05)
+        flow.write_text(text)
+        server.process.send_signal(signal.SIGHUP)
+    reload("this is no flow")
+    until(lambda: "nothing is changed" in server.said() and get(server, "/readyz")[0] == 200)
+    reload(good)
+    until(lambda: server.said().count("prompts of a long story are ready") == 4 and len(server.workers()) == 1)
+    reload(good, signal.SIGUSR2)
+    until(lambda: server.said().count("prompts of a long story are ready") == 6)
+
+
 def test_a_worker_that_stands_still_holds_up_no_upgrade_and_loses_no_call(started):
     """It does not say which of its calls can move: so all of them do, once it is ended."""
     server = started("--workers", "2")

@@ -101,6 +101,22 @@ def test_print_writes_nothing(tmp_path, capsys):
     assert not os.listdir(tmp_path) and "ExecStart=" in capsys.readouterr().out
 
 
+def test_the_configuration_may_be_named_by_its_variable(tmp_path, capsys, monkeypatch):
+    (tmp_path / "o.toml").write_text("port = 9000\n")
+    monkeypatch.setenv("OPUSAGENT_CONFIG", str(tmp_path / "o.toml"))
+    assert main(["install-service", "--print"]) == 0
+    said = capsys.readouterr().out
+    assert f"serve --config {tmp_path}/o.toml\n" in said and "ListenStream=127.0.0.1:9000" in said
+
+
+@pytest.mark.parametrize("user", ["", "an operator", "opus\nExecStartPre=/bin/false", "-x"])
+def test_what_cannot_be_a_user_is_refused(user, capsys):
+    """An empty User= would be root."""
+    assert main(["install-service", "--print", f"--user={user}"]) == 2
+    said = capsys.readouterr()
+    assert not said.out and said.err.startswith("opusagent: --user: ")
+
+
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not installed")
 def test_systemd_finds_the_unit_as_hardened_as_the_shipped_one(tmp_path):
     assert main(["install-service", "--user", "nobody", "--dir", str(tmp_path)]) == 0

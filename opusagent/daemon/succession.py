@@ -111,9 +111,10 @@ class Succession:
                 if worker.control is None:
                     supervisor.end(worker)
         log.info("process %d has taken over; %d workers finish here", pid, len(supervisor.workers))
-        if self.stopping:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM)
+        for number, wanted in ((signal.SIGTERM, self.stopping), (signal.SIGHUP, supervisor.asked_again)):
+            if wanted:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, number)
 
     def _too_late(self) -> None:
         if not self.warm and self.supervisor.successor is self:
@@ -142,6 +143,7 @@ class Succession:
                     supervisor.replace(worker)
         supervisor.notify.tell("READY=1", "STATUS=Not upgraded.")
         supervisor.reports.tell(False, "The successor ended before it had taken over.")
+        supervisor.reload_if_asked()
 
 
 def started(words: list[str], fd: int, environ: dict[str, str]) -> int:

@@ -74,6 +74,7 @@ class Supervisor:
         self.timers: list[tuple[float, Callable]] = []
         self.deaths: list[float] = []           # monotonic seconds
         self.announced = False
+        self.asked_again = False                # for a reload, while there was another, or an upgrade
         self.stops = 0                          # signals to end that came
         self.code = 0
         self.next_look = 0.0
@@ -213,6 +214,7 @@ class Supervisor:
             self.inherited.warm(self)
             self.announce()
         self.notify.tell("READY=1", f"STATUS={serving} workers serve.")
+        self.reload_if_asked()
 
     def _retire(self, worker: Worker) -> None:
         """It takes no call any more, and ends when those that it has are over."""
@@ -325,6 +327,7 @@ class Supervisor:
             else:
                 os.kill(worker.pid, signal.SIGKILL)
         self.notify.tell("READY=1", "STATUS=Not reloaded.")
+        self.reload_if_asked()
 
     def replace(self, worker: Worker) -> None:
         self._fork(worker)
@@ -381,7 +384,8 @@ class Supervisor:
         if self.stops:
             return
         if self.coming or self.successor is not None:
-            return log.error("nothing is changed: the last reload, or an upgrade, is not over")
+            self.asked_again = True
+            return log.info("the reload begins when the one before it, or the upgrade, is over")
         self.notify.tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
             work = self.reload()
@@ -389,6 +393,12 @@ class Supervisor:
         except ConfigError as error:
             log.error("nothing is changed: %s", error)
             self.notify.tell("READY=1", f"STATUS=Not reloaded: {error}")
+
+    def reload_if_asked(self) -> None:
+        """What was changed meanwhile may not have been read."""
+        if self.asked_again:
+            self.asked_again = False
+            self._reload()
 
     def _upgrade(self) -> None:
         """Start the program anew, with its code as it is now; when it is warm it gets everything."""
