@@ -23,6 +23,8 @@ UNIT, SOCKET = "opusagent.service", "opusagent.socket"
 SYSCTLS, DROP_IN = "/etc/sysctl.d", "60-opusagent.conf"
 STOP_BESIDES = 30               # seconds beyond drain_seconds: for the last words, and the end
 ARENAS = 4                      # of a worker and those that finish calls of settings before
+MOST_KEPT = 5400                # descriptors: systemd names all of them in one variable of at most 128 KiB, and with a
+                                # longer one nothing would start again; our names have up to 24 bytes each
 TASKS = 64                      # of a worker: some ten, as many of its successor, and of those before
 USER = re.compile(r"[A-Za-z_][\w-]*\$?|\d+", re.ASCII)     # what systemd takes for one; an empty User= would be root
 OWN = ("/var/lib/opusagent", "/var/cache/opusagent")    # StateDirectory= and CacheDirectory= of the unit
@@ -77,8 +79,8 @@ def units(config: Config, file: str | None, user: str, program: list[str], besid
 def room(config: Config) -> dict[str, str]:
     """Lines that have to grow with the machine: what the unit as it is shipped allows is the least."""
     workers = count_workers(config)
-    wanted = {"FileDescriptorStoreMax": workers * (config.max_calls + ARENAS), "TasksMax": workers * TASKS,
-              "LimitNOFILE": needed_files(config)}
+    wanted = {"FileDescriptorStoreMax": min(workers * (config.max_calls + ARENAS), MOST_KEPT),
+              "TasksMax": workers * TASKS, "LimitNOFILE": needed_files(config)}
     least = dict(line.split("=", 1) for line in shipped(UNIT).splitlines() if "=" in line)
     return {name: str(max(int(least[name]), value)) for name, value in wanted.items()}
 
