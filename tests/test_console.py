@@ -59,6 +59,12 @@ def test_there_is_nothing_beside_it(server, path):
     assert get(server, path)[0] in (400, 404)
 
 
+@pytest.mark.parametrize("path", ["/ws/twilio", "/ws/pcm/demo", "/v1/realtime"])
+def test_a_call_whose_proxy_drops_the_upgrade_is_told_so(server, path):
+    status, head, body = get(server, path)
+    assert status == 426 and head["Sec-WebSocket-Version"] == "13" and "a proxy between us" in body
+
+
 def test_no_name_that_may_be_made_to_lead_here_gets_it(server):
     """DNS rebinding: another site's name for this machine."""
     assert get(server, "/", Host="evil.example")[0] == 401

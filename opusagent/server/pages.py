@@ -14,6 +14,7 @@ from .. import ProtocolError, __version__
 from ..dialects import DIALECTS
 from . import console
 from .admission import state
+from .routes import dialect_of
 
 JSON = "application/json"
 PLAIN = "text/plain; charset=utf-8"
@@ -34,6 +35,14 @@ def token_matches(token: str, authorization: str) -> bool:
     """True if an Authorization header carries the token as a bearer; the time it takes says nothing about it."""
     scheme, _, given = authorization.partition(" ")
     return bool(token) and scheme.lower() == "bearer" and hmac.compare_digest(token.encode(), given.strip().encode())
+
+
+def missing(path: str) -> ProtocolError:
+    """What is said of a path that has no page."""
+    if dialect_of(path):
+        return ProtocolError(426, "Calls come here by WebSocket, and this request asks for no upgrade: a proxy between "
+                                  "us may have left that out.")
+    return ProtocolError(404, "There is no such page here.")
 
 
 def health(server, head) -> tuple[int, bytes, str]:

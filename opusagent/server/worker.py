@@ -333,7 +333,7 @@ class Server:
         name = head.path if head.path in pages.PAGES else "/" + head.path[1:].partition("/")[0] + "/"
         page = pages.PAGES.get(name)
         if page is None or not (connection.pages or page.open):
-            raise ProtocolError(404, "There is no such page here.")
+            raise pages.missing(head.path)
         if not page.open:
             self.gate.check_trusted(connection, head)
         return http11.response(*page.render(self, head), head_only=head.method == "HEAD")
