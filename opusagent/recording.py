@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from . import ConfigError
-from ._fastpath import Resampler, alaw_decode, ulaw_decode
+from ._fastpath import RATES, Resampler, alaw_decode, ulaw_decode
 
-RATES = (8000, 16000, 24000, 48000)             # Hz, what the resampler knows
 LOWEST, HIGHEST = 4000, 192_000                 # Hz, what any recording has
 PCM, FLOAT, ALAW, ULAW, EXTENSIBLE = 1, 3, 6, 7, 0xFFFE
 KNOWN = "PCM of 8, 16, 24 or 32 bits, 32-bit float, mu-law and A-law are known"
@@ -56,7 +55,7 @@ def resample(pcm: np.ndarray, rate_in: int, rate_out: int) -> np.ndarray:
         return pcm
     resampler = Resampler(rate_in, rate_out)
     out = np.concatenate((resampler.push(np.ascontiguousarray(pcm)), resampler.flush()))
-    return out[round(resampler.delay):]
+    return out[resampler.delay:]
 
 
 def write_wav(path: str | Path, rate: int, *channels: np.ndarray) -> None:

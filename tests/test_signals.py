@@ -9,12 +9,13 @@ import pytest
 from conversation import Conversation, spoken
 from dialled import Dialled
 from opusagent import ConfigError, cli
+from opusagent._fastpath import RATES
 from opusagent.dialects import TABLE
 from opusagent.flow import Flow
 from opusagent.flow.authoring import Flow as Written
 from opusagent.flow.drawing import draw
 from opusagent.flow.signals import groups
-from opusagent.recording import RATES, write_wav
+from opusagent.recording import write_wav
 from opusagent.speech import tones
 from opusagent.studio import clips
 from opusagent.studio.prompts import Prompt, Prompts, Store

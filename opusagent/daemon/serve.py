@@ -13,6 +13,7 @@ import socket
 import ssl
 import sys
 from collections.abc import Callable
+from typing import NamedTuple
 
 from .. import ConfigError, EngineError, logs
 from .. import config as settings
@@ -31,6 +32,15 @@ log = logging.getLogger("opusagent")
 MOST_PER_CORE = 4               # workers; more only wait for each other
 FILES_BESIDES = 256             # descriptors of whatever is no call
 CORES_TO_PIN = 4                # with fewer, the engines and the kernel need all of them
+
+
+class Listening(NamedTuple):
+    """What a worker listens on, as Server.start() takes it."""
+
+    calls: list[socket.socket]
+    admin: list[socket.socket]          # for pages; without any, those for calls serve them, too
+    tls: ssl.SSLContext | None          # of those for calls
+    bare: list[socket.socket]           # for AudioSocket
 
 
 def serve(config: Config, flow: Flow, again: Callable[[], tuple[Config, Flow]]) -> int:
@@ -59,7 +69,7 @@ def serve(config: Config, flow: Flow, again: Callable[[], tuple[Config, Flow]]) 
             print(f"AudioSocket on {net.spelled(sock)}", flush=True)
 
     def work(config: Config, flow: Flow, context: ssl.SSLContext | None) -> Callable[[Worker, Board], int]:
-        return lambda worker, board: run_worker(config, flow, (sockets, admin, context, bare), worker, board)
+        return lambda worker, board: run_worker(config, flow, Listening(sockets, admin, context, bare), worker, board)
 
     def reload() -> Callable[[Worker, Board], int]:
         new, flow = again()
@@ -117,13 +127,13 @@ def tls_context(config: Config) -> ssl.SSLContext | None:
 
 # -- in a worker's process ---------------------------------------------------------------------------------------------
 
-def run_worker(config: Config, flow: Flow, listening: tuple, mine: Worker, board: Board) -> int:
+def run_worker(config: Config, flow: Flow, listening: Listening, mine: Worker, board: Board) -> int:
     """A worker's life; its exit code.  What is in the way of it is said in a sentence."""
     import uvloop   # whose TLS takes two thirds of the time of asyncio's; without TLS calls are faster in our own loop
     faulthandler.enable(all_threads=False)      # what an abort, or a fault in compiled code, leaves behind
     settle(config, mine.seat)
     try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop if listening[2] else Loop) as runner:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop if listening.tls else Loop) as runner:
             return runner.run(Life(config, flow, listening, mine, board).live())
     except (ConfigError, EngineError) as error:
         print(f"opusagent: {error}", file=sys.stderr)
@@ -147,9 +157,8 @@ def settle(config: Config, seat: int) -> None:
 class Life:
     """A worker's, from the first model that it loads to the last call that ends."""
 
-    def __init__(self, config: Config, flow: Flow, listening: tuple, mine: Worker, board: Board):
+    def __init__(self, config: Config, flow: Flow, listening: Listening, mine: Worker, board: Board):
         from .._fastpath import SLOT_SIZE, Arena
-        from ..continuity.registry import Registry
         from ..continuity.returning import Continuity
         from ..server.worker import Server
         from ..studio.studio import Studio
@@ -159,8 +168,9 @@ class Life:
         arena = Arena(os.fstat(mine.arena).st_size // SLOT_SIZE, mine.arena)
         self.studio = Studio(config, flow, arena)
         metrics = self.seat.metrics()
-        self.registry = Registry(config.redis, config.net.resume_seconds, metrics) if config.redis.url else None
-        continuity = Continuity(self.registry, metrics, config.net.resume_seconds)
+        seconds = config.net.resume_seconds
+        self.registry = registry.Registry(config.redis, seconds, metrics) if config.redis.url else None
+        continuity = Continuity(self.registry, metrics, seconds)
         keeper = takeover.Keeper(self.seat, self.tell, continuity)
         self.server = Server(config, self.studio, metrics, board, self.seat, keeper)
         self.over = asyncio.Event()

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .. import ConfigError
+from ..transport.net import FIRST_INHERITED
 from .control import Control, adopted, pair, portions
 
 log = logging.getLogger("opusagent")
@@ -26,7 +27,6 @@ log = logging.getLogger("opusagent")
 VARIABLE = "OA_SUCCEEDS"        # in a successor's environment: the descriptor on which it is given everything
 GIVEN_SECONDS = 10.0            # for the predecessor to pass sockets and arenas
 WARM_SECONDS = 120.0            # for the successor to become warm
-FIRST_INHERITED = 3             # SD_LISTEN_FDS_START of sd_listen_fds(3)
 
 
 # -- the one that goes -------------------------------------------------------------------------------------------------

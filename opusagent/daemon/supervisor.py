@@ -77,7 +77,7 @@ class Supervisor:
         self.asked_again = False                # for a reload, while there was another, or an upgrade
         self.stops = 0                          # signals to end that came
         self.code = 0
-        self.next_look = 0.0
+        self.next_look = self._next_watchdog = 0.0
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
@@ -364,8 +364,6 @@ class Supervisor:
         if fresh and self.notify.watchdog_seconds and now >= self._next_watchdog:
             self._next_watchdog = now + self.notify.watchdog_seconds / 3
             self.notify.tell("WATCHDOG=1")
-
-    _next_watchdog = 0.0
 
     # -- signals -------------------------------------------------------------------------------------------------------
 

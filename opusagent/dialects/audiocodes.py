@@ -98,7 +98,7 @@ class AudioCodes(Dialect):
 
     # -- from the platform ---------------------------------------------------------------------------------------------
 
-    def receive(self, opcode: int, payload) -> Start | Audio | Dtmf | Pause | Stop | None:
+    def receive(self, opcode: int, payload) -> Start | Audio | Dtmf | Pause | Returned | Stop | None:
         if self._live and self._hearing and not self._header and (audio := self._payload.audible.streamed(
                 payload, CHUNK, AUDIO, self._who)) is not None:
             return audio                        # as nearly always

@@ -12,7 +12,7 @@ import os
 import numpy as np
 
 from .. import ConfigError
-from .._fastpath import Resampler
+from ..recording import resample
 
 RATE = 16000                    # Hz
 SAMPLES = 8 * RATE
@@ -47,11 +47,8 @@ def bands() -> np.ndarray:
 
 def heard(pcm: np.ndarray, rate: int) -> np.ndarray:
     """int16 at `rate` Hz as the last 8 s at 16 kHz, float32 in -1..1, silence in front."""
-    if rate != RATE:
-        resampler = Resampler(rate, RATE)
-        pcm = np.concatenate((resampler.push(pcm), resampler.flush()))[resampler.delay:]
     wave = np.zeros(SAMPLES, np.float32)
-    pcm = pcm[-SAMPLES:]
+    pcm = resample(pcm, rate, RATE)[-SAMPLES:]
     wave[SAMPLES - len(pcm):] = pcm / 32768
     return wave
 

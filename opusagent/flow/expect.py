@@ -164,7 +164,7 @@ class Expect:
         started = any(reading == lead[:len(reading)] for reading in readings for lead in self.lead_ins)
         return INCOMPLETE if started else NO_MATCH
 
-    def match_keys(self, keys: str) -> tuple[int, str] | None:
+    def match_keys(self, keys: str) -> tuple[int, str | None] | None:
         """(row, value) of the DTMF keys pressed since the agent's last word; # ends a number early."""
         for row, answer in enumerate(self.answers):
             for end, value in answer.press(keys):

@@ -312,11 +312,11 @@ class Reader(Rows):
         text = node.text()
         if text and "." in text:
             file = self.wav(node)
-            return file and Recording(self.prefix + text, node.line, file)
+            return Recording(self.prefix + text, node.line, file) if file else None
         if text and text not in self.sounds:
             self.unknown(node, text, self.sounds, "sound", f"{text} = \"FILE.wav\" under [sounds], or name a file")
             return None
-        return text and self.sounds[text]
+        return self.sounds[text] if text else None
 
     def pressed(self, node: Node) -> Keys | None:
         """Keys, as text."""
@@ -324,7 +324,7 @@ class Reader(Rows):
         if text and (fault := fault_of(text)):
             node.fault(f"`{node.label}` {fault}")
             return None
-        return text and Keys(SLOT.sub(lambda slot: "{" + self.fact(slot[1]) + "}", text), node.line)
+        return Keys(SLOT.sub(lambda slot: "{" + self.fact(slot[1]) + "}", text), node.line) if text else None
 
     def read_transfers(self, node: Node) -> None:
         for name, member in node.members().items():

@@ -218,7 +218,7 @@ class Rows:
             fact = self.fact(found.get("fact", name))
             return Typed(name, found.get("kind", "text"), fact=fact, fixed="fact" in found)
         kind = self.value_kind(node)
-        return kind and Typed(name, kind, fact=self.fact(name))
+        return Typed(name, kind, fact=self.fact(name)) if kind else None
 
     def value_kind(self, node: Node) -> str | None:
         kind = node.text()

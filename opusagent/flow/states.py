@@ -155,7 +155,7 @@ class State:
         """Those that can be climbed here: a call that is only passing through can but fail."""
         return (self.failure,) if self.passing and not self.on else self.ladders
 
-    def texts(self) -> Iterator[tuple[Text, str | None]]:
+    def texts(self) -> Iterator[tuple[Text | Keys, str | None]]:
         """(text, fact that is known besides) of all that can be said here or on leaving."""
         yield from ((text, None) for text in (self.keys, self.say) if text)
         if not self.end:

@@ -110,7 +110,8 @@ class Server:
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
-    async def start(self, sockets: list, admin_sockets: list = (), ssl=None, audiosockets: list = ()) -> None:
+    async def start(self, sockets: Sequence, admin_sockets: Sequence = (), ssl=None,
+                    audiosockets: Sequence = ()) -> None:
         if self._timer is None:
             self.begin()
         await self.departures.open()

@@ -23,7 +23,8 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import ConfigError, EngineError, __version__, directories
-from .._fastpath import RATES, MappedFile, Resampler
+from .._fastpath import RATES, MappedFile
+from ..recording import resample
 from ..speech.audio import first_voiced
 from . import clips
 
@@ -82,7 +83,7 @@ class Prompts:
         """A text that was spoken ahead; None if it was not."""
         found = self.ready.get((voice, text, rate))
         if found is None and rate not in AHEAD and (spoken := self.ready.get((voice, text, SPOKEN_RATE))) is not None:
-            found = self._keep(voice, text, rate, resampled(spoken.pcm, SPOKEN_RATE, rate), spoken.ends)
+            found = self._keep(voice, text, rate, resample(spoken.pcm, SPOKEN_RATE, rate), spoken.ends)
         return found
 
     async def prepare(self, texts: Iterable[str], voice: str) -> int:
@@ -98,7 +99,7 @@ class Prompts:
                 async with asyncio.timeout(RENDER_SECONDS) as patience:
                     async for text, pcm, *ends in self.tts.render(missing, voice, SPOKEN_RATE):
                         for rate in AHEAD:
-                            self._keep(voice, text, rate, resampled(pcm, SPOKEN_RATE, rate), *ends)
+                            self._keep(voice, text, rate, resample(pcm, SPOKEN_RATE, rate), *ends)
                         spoken += 1
                         patience.reschedule(loop.time() + RENDER_SECONDS)       # slow is no fault
             except TimeoutError:
@@ -168,14 +169,6 @@ class Prompts:
 @asynccontextmanager
 async def _nobody_else():
     yield
-
-
-def resampled(pcm: np.ndarray, rate_in: int, rate_out: int) -> np.ndarray:
-    """All of `pcm` at another rate, the filter's delay taken off."""
-    if rate_in == rate_out:
-        return pcm
-    resampler = Resampler(rate_in, rate_out)
-    return np.concatenate((resampler.push(pcm), resampler.flush()))[resampler.delay:]
 
 
 # -- on the disk -------------------------------------------------------------------------------------------------------
