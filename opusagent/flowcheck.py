@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from . import ConfigError
+from . import ConfigError, targets
 from .config import Config
 from .engines.embedded import espeak, voices
 from .engines.embedded.flite import VOICES, ascii_text
@@ -75,10 +75,19 @@ def pronunciations(flow) -> dict[str, tuple[tuple[str, ...], ...]] | None:
 def remarks(flow, config: Config) -> list[str]:
     """What is no fault, and worth a look."""
     spoken = pronunciations(flow) if config.stt == "embedded" else None
-    if spoken is None:
-        return []
-    return [f"{getattr(line, 'file', flow.file)}:{line}: {sentence}"
-            for line, sentence in sorted(set(close(flow, lambda word: spoken.get(word, ()))))]
+    found = {*unallowed(flow, config), *(close(flow, lambda word: spoken.get(word, ())) if spoken else ())}
+    return [f"{getattr(line, 'file', flow.file)}:{line}: {sentence}" for line, sentence in sorted(found)]
+
+
+def unallowed(flow, config: Config) -> Iterator[tuple[int, str]]:
+    """(line, sentence) of the states that put a call through to whom nobody may be put through to."""
+    for state in flow.states.values():
+        target = targets.spelled(state.transfer)
+        if state.transfer and not target:
+            yield state.line, (f"state \"{state.name}\" can put nobody through to \"{state.transfer}\": a number such "
+                               "as +4930123456, or a SIP address, is needed.")
+        elif state.transfer and not targets.allowed(target, config.targets):
+            yield state.line, f"state \"{state.name}\" can put nobody through until {target} is on `targets`."
 
 
 def check_command(args, config: Config, waits) -> int:

@@ -20,6 +20,19 @@ def test_an_example_has_no_mistakes(path, capsys):
     assert f"{path}: no mistakes; " in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("desk, allowed, remark", [
+    ("+49 (30) 5550 19", "", "can put nobody through until +4930555019 is on `targets`. (a remark)"),
+    ("extension 12", "+49*", 'can put nobody through to "extension 12": a number such as +4930123456, or a SIP'),
+    ("+4930555019", "+4930*", "")])
+def test_who_may_not_be_put_through_to_is_remarked_on(desk, allowed, remark, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("OPUSAGENT_TARGETS", allowed)
+    path = tmp_path / "flow.toml"
+    path.write_text(f'start = "desk"\n[transfers]\ndesk = "{desk}"\n[states.desk]\nsay = "Wait."\ntransfer = "desk"\n')
+    assert cli.main(["flow", "check", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert f'{path}:4: state "desk" {remark}' in said if remark else "remark" not in said
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_a_picture_has_every_state_once(path, tmp_path):
     assert cli.main(["flow", "draw", str(path), "--out", str(tmp_path / "flow.svg")]) == 0
