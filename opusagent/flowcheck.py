@@ -43,11 +43,11 @@ def unread(flow, voice: str) -> Iterator[tuple[int, str]]:
             if name in VOICES and any(map(silent, text.ahead({}))):
                 yield text.line, f"the voice {name} reads the letters of English only, and has no sound for this text."
         if name in VOICES and state.language and not state.language.lower().startswith("en"):
-            yield state.line, (f"the voice {name} reads English and no {state.language}; espeak does, where espeak-ng "
-                               "is installed.")
+            yield state.language_line, (f"the voice {name} reads English and no {state.language}; espeak does, where "
+                                        "espeak-ng is installed.")
         if name == "espeak" and state.language and not espeak.reads(state.language.lower()):
-            yield state.line, (f"the voice espeak reads no {state.language[:20]!r}; `espeak-ng --voices` lists what it "
-                               "reads.")
+            yield state.language_line, (f"the voice espeak reads no {state.language[:20]!r}; `espeak-ng --voices` "
+                                        "lists what it reads.")
 
 
 def silent(segment: str) -> bool:

@@ -104,6 +104,8 @@ def _contents(path: str | Path) -> bytes:
         return Path(path).read_bytes()
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.") from None
+    except ValueError:
+        raise ConfigError(f"{str(path)!r} is no name of a file.") from None
 
 
 def _chunks(data: bytes) -> dict[bytes, bytes]:

@@ -82,6 +82,17 @@ def test_a_language_that_a_voice_does_not_read_is_a_mistake(tmp_path):
     assert flowcheck.load(str(path), waits(Config()), Config(stt="scripted"))
 
 
+@pytest.mark.parametrize("manner, sentence", [
+    ('voice = "bad"', 'flow.toml:4: the speech engine has no voice "bad"; it has rms, slt, awb, kal16, kal, espeak.'),
+    ('language = "de"', "flow.toml:4: the voice rms reads English and no de; espeak does, where espeak-ng is "
+                        "installed.")])
+def test_what_is_wrong_with_the_manner_of_a_flow_is_one_mistake(tmp_path, manner, sentence):
+    (tmp_path / "flow.toml").write_text(FLOW.replace("rate = 1.2", f"rate = 1.2\n{manner}"))
+    with pytest.raises(ConfigError) as error:
+        flowcheck.load(str(tmp_path / "flow.toml"), waits(Config()), Config(stt="scripted"))
+    assert str(error.value) == f"{tmp_path}/{sentence}"
+
+
 @espeaks
 @pytest.mark.parametrize("language", ["qq", "deutsch"])
 def test_a_language_that_espeak_does_not_read_is_a_mistake(tmp_path, language):

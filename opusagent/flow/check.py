@@ -21,9 +21,8 @@ Fault = tuple[int, str]
 Graph = dict[str, list[tuple[str, frozenset[str]]]]     # state -> (target, facts set on the way) of each way out
 
 
-def faults(flow, unread: set[str], profile: int = 1) -> list[Fault]:
-    """All of them.  `unread`: the states that the file has, but with something in them that could not be read;
-    `profile`: the line of that key."""
+def faults(flow, unread: set[str]) -> list[Fault]:
+    """All of them.  `unread`: the states that the file has, but with something in them that could not be read."""
     states = [state for state in flow.states.values() if state.name not in unread]
     found = [*targets(flow), *silent(states), *confusions(states), *alike(states), *unused(flow, states)]
     if flow.start in flow.states:
@@ -33,9 +32,6 @@ def faults(flow, unread: set[str], profile: int = 1) -> list[Fault]:
         found += [*dead_ends(states, graph, lost, {name for ring in rings for name in ring}), *endless(flow, rings)]
         graph = with_machine(flow, graph)
         found += slots(flow, states, graph)
-        found += [(profile, f"`profile` names the fact \"{name}\", which nothing sets"
-                            f"{did_you_mean(name, settable(flow))}.") for name in flow.profile
-                  if name not in settable(flow)]
         found += [*unreachable(flow, graph)] if not lost else []
     return found
 
@@ -228,6 +224,10 @@ def slots(flow, states, graph: Graph) -> Iterator[Fault]:
                 elif slot not in known[state.name] and slot != fact:
                     yield text.line, (f"the slot {{{slot}}} can still be empty in state \"{state.name}\": give it a "
                                       f"value under [facts], or let every way there set it.")
+    for name in flow.profile:
+        if name not in everything:
+            yield flow.lines["profile"], (f"`profile` names the fact \"{name}\", which nothing sets"
+                                          f"{did_you_mean(name, everything)}.")
 
 
 def certain(flow, graph: Graph, everything: set[str]) -> dict[str, set[str]]:
@@ -282,4 +282,4 @@ def unknown_words(flow, known) -> Iterator[Fault]:
         if word not in known:
             lines = (row.line for state in flow.states.values() for row in state.on for option in row.answer.spoken
                      if any(word in said for said in islice(option.spell(), SPELLED)))
-            yield next(lines, 1), f"the recogniser does not know the word \"{word}\"."
+            yield next(lines, flow.lines.get("lead_ins", 1)), f"the recogniser does not know the word \"{word}\"."

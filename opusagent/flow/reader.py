@@ -81,7 +81,8 @@ class Reader(Rows):
             self.document.faults += [(sound.line, f"the sound \"{name}\" is never played: give a state `play`.")
                                      for name, sound in self.sounds.items() if sound.text not in played]
         return Flow(self.document.name, **top, source=self.document.text, facts=facts, states=states, tools=self.tools,
-                    transfers=self.transfers, sounds=played, searches=tuple(self.searches.values()))
+                    transfers=self.transfers, sounds=played, searches=tuple(self.searches.values()),
+                    lines={key: node.line for key, node in self.document.root.members().items()})
 
     def top(self) -> tuple[dict, dict[str, Node], dict]:
         """Of the flow: its own values, the nodes of its states, what its states share."""
@@ -156,8 +157,16 @@ class Reader(Rows):
             end=end or bool(transfer), transfer=transfer,
             voice=found.get("voice") or shared["voice"] or "", rate=found.get("rate") or shared["rate"] or 1.0,
             language=found.get("language") or shared["language"] or "",
+            voice_line=self.line_of("voice", node), language_line=self.line_of("language", node),
             play=found.get("play"), keys=found.get("send_digits"),
         )
+
+    def line_of(self, key: str, node: Node) -> int:
+        """Where a state has this value from: itself, its flow, or the one around that."""
+        own, root = node.members(), self.document.root.members()
+        if key in own or key in root:
+            return (own.get(key) or root[key]).line
+        return self.outer.line_of(key, node) if self.outer else node.line
 
     def policy(self, found: dict, shared: dict, closed: bool) -> str:
         """Who may interrupt: `interrupt`, or `interruptible`, its older name; nobody if it is `closed` by itself."""
@@ -347,7 +356,8 @@ class Reader(Rows):
         start = self.include(name, node, found, shared, globals_) if "flow" in found else None
         return State(name, node.line, expect, found.get("say"), go=start,
                      failure=shared["failure"] or FAILED, voice=shared["voice"] or "", rate=shared["rate"] or 1.0,
-                     language=shared["language"] or "")
+                     language=shared["language"] or "", voice_line=self.line_of("voice", node),
+                     language_line=self.line_of("language", node))
 
     def include(self, name: str, node: Node, found: dict, shared: dict, globals_: tuple) -> str | None:
         """Reads the flow in; returns its start."""

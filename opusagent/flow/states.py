@@ -99,6 +99,8 @@ class State:
     voice: str = ""                 # the engine's name of the voice; "" is its own choice
     rate: float = 1.0               # of speaking; 1 is the voice's own
     language: str = ""              # as in "en-GB"; "" is the voice's own
+    voice_line: int = 0             # where the voice is named, and the language
+    language_line: int = 0
     play: Recording | None = None   # is heard on entering it, before anything is said
     keys: Keys | None = None        # ... and then these are pressed
 
@@ -193,6 +195,7 @@ class Flow:
     tools: dict[str, Tool] = field(default_factory=dict)
     states: dict[str, State] = field(default_factory=dict)
     source: str = ""                            # the text it was read from
+    lines: dict[str, int] = field(default_factory=dict)     # of the keys at its top
     searches: tuple[Search, ...] = ()           # a recogniser may be asked for; Expect.id, State.overhear
     functions: dict[str, object] = field(default_factory=dict)  # tool -> its coroutine function, of flows in Python
 
@@ -220,7 +223,7 @@ class Flow:
         from .reader import Reader                  # it makes us
         reader = Reader(document, waits)
         flow = reader.flow()
-        document.faults += faults(flow, reader.unread(), document.lines.get(("profile",), 1))
+        document.faults += faults(flow, reader.unread())
         if document.faults:
             raise ConfigError("\n".join(document.sentences()))
         return replace(flow, functions=functions or {})
@@ -231,7 +234,7 @@ class Flow:
 
     def check_voices(self, known) -> None:
         """Raises ConfigError for every voice that is not in `known`, the names of a speech engine's."""
-        found = {(state.line, state.voice) for state in self.states.values() if state.voice not in ("", *known)}
+        found = {(state.voice_line, state.voice) for state in self.states.values() if state.voice not in ("", *known)}
         refuse(self.file, ((line, f"the speech engine has no voice \"{voice}\"; it has {', '.join(known)}.")
                            for line, voice in found))
 
@@ -278,7 +281,7 @@ class Flow:
 
 def refuse(file: str, found) -> None:
     """ConfigError for what was found, unless that is nothing."""
-    if lines := [f"{getattr(line, 'file', file)}:{line}: {sentence}" for line, sentence in sorted(found)]:
+    if lines := [f"{getattr(line, 'file', file)}:{line}: {sentence}" for line, sentence in sorted(set(found))]:
         raise ConfigError("\n".join(lines))
 
 
