@@ -114,6 +114,13 @@ def test_the_pure_layer_is_pure(path):
     assert not imports(path)[1] & IMPURE
 
 
+@pytest.mark.parametrize("path", [path for path in FILES if path.stem == "__init__" and path.parent != ROOT],
+                         ids=lambda path: str(path.parent.relative_to(ROOT)))
+def test_a_package_says_at_its_head_what_is_in_it(path):
+    said, parts = path.read_text(), {other.stem for other in FILES if other.parent == path.parent}
+    assert not {name for name in parts - {"__init__"} if not re.search(rf"\b{name}\b", said)}
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_files_and_classes_have_names_of_their_field(path):
     names = {path.stem} | {node.name for node in ast.walk(ast.parse(path.read_text()))

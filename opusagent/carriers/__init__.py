@@ -8,6 +8,8 @@ One file each, found in TABLE, with the same functions; each makes a Request and
     placed(answer) -> str                       the id of the call that dial() has made, from the JSON that came back
     API                                         the address of the interface, unless the account names another
 
+`dialling` is the command that places a call, and `rs256` how Vonage's requests are signed.
+
 The rule: no function decides whom to call (targets.py does), and no credentials stand in a path or a body.
 """
 from dataclasses import dataclass, field

@@ -1,1 +1,3 @@
-"""The engine `openai`: it transcribes (`stt`, and `live` while the caller speaks), answers (`llm`), speaks (`tts`)."""
+"""The engine `openai`: it transcribes (`stt`, and `live` while the caller speaks), answers (`llm`, without its
+`thinking`) and speaks (`tts`).
+"""
