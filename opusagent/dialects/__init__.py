@@ -2,8 +2,8 @@
 
 A dialect turns messages into events and the agent's wishes into messages.  It knows no socket, no clock and no
 conversation.  What several share is in `payload` (audio inside JSON), `channels` (binary audio), `wav` and `keeping`
-(what is kept of a call for another process).  The rule: whatever a peer sends, out come events or a ProtocolError, and nothing else; what it does not
-know it ignores and counts.
+(what is kept of a call for another process).  The rule: whatever a peer sends, out come events or a ProtocolError, and
+nothing else; what it does not know it ignores and counts.
 
 A class in TABLE is made from the query of the peer's URL (ProtocolError(400) if that is wrong), and has
     name, rate      rate: Hz of the audio, both ways

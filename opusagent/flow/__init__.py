@@ -2,7 +2,7 @@
 
 Pure: no clock, no network, no randomness; the only files it reads are the flow's own, in Flow.load().  Read it in this
 order: phrasing (texts and segments) and manner (how they are spoken), signals (recordings and keys beside them),
-phrases, quantities and numerals (patterns of words), sounds (words that sound alike), expect (what a state listens for),
+phrases, quantities, numerals (patterns of words), sounds (words that sound alike), expect (what a state listens for),
 states (a flow; rows and reader read it, tomlfile gives the lines, check the verdict; authoring writes one in Python),
 tools (what it may do), dialogue (one call's way through it), drawing (the flow as a picture).
 """
