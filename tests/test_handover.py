@@ -10,6 +10,7 @@ from hypothesis import given, settings, strategies as st
 
 from conversation import MS, Connection, Conversation, Server
 from opusagent._fastpath import FrameParser, build_frame
+from opusagent.board import Board
 from opusagent.continuity import handover, takeover
 from opusagent.dialects import CALLERS, TABLE, TEXT
 from opusagent.dialects.keeping import resumed, state_of
@@ -324,3 +325,18 @@ def test_a_call_whose_state_cannot_be_kept_stays_and_holds_up_no_other(monkeypat
     keeper.known = dict.fromkeys(calls)
     assert [call.id for call in keeper.freeze()] == ["good", "fine"]
     assert [call.id for call in keeper.known] == ["bad"] and "call bad could not be taken over" in caplog.text
+
+
+def test_what_a_tool_gave_after_the_end_of_its_call_is_told_too():
+    board, facts = Board(2), {}
+    keeper = takeover.Keeper(board.seats[1], None)
+    calls = [Held(id=name, record=lambda name=name: {"id": name, "live": False, "turns": [], "facts": facts})
+             for name in ("one", "two")]
+    for call in calls:
+        keeper.ended(call)
+    facts["reference"] = "4711"
+    keeper.amended(calls[0])
+    told = {record["id"]: record["facts"] for record in board.latest(10)}
+    assert told == {"one": {"reference": "4711"}, "two": {}}
+    keeper.amended(Held(id="three", record=lambda: {"id": "three"}))        # long gone
+    assert len(board.latest(10)) == 2

@@ -146,6 +146,22 @@ async def test_nobody_interrupts_what_cannot_be_undone():
 
 
 @scenario
+async def test_nor_where_a_key_has_begun_it_before_anything_was_heard():
+    desk = Desk()
+    await desk.line.listens()
+    desk.line.talk.receive(b'{"event":"dtmf","dtmf":{"digit":"1"}}')
+    await desk.line.silence(100)
+    assert desk.ran == ["book"]
+    await desk.line.speech(600, "no")
+    await desk.line.silence(200)
+    assert desk.line.state == "booking" and desk.call.mouth.turn is not None
+    desk.go.set()
+    await desk.line.silence(2000)
+    await desk.line.listens()
+    assert desk.line.facts == {"reference": "4711"} and desk.line.talk.agent_says[1].endswith("four seven one one.")
+
+
+@scenario
 async def test_a_commit_tool_goes_on_after_the_caller_hangs_up_and_its_result_is_kept():
     desk = Desk()
     await desk.line.listens()

@@ -9,7 +9,7 @@ import math
 
 from ..dialects import (FACTS, HYPOTHESIS, RECOGNITION, REPLIED, REPLYING, SPEECH_STARTED, SPEECH_STOPPED, Audio, Both,
                         Complaint, Dtmf, Mark, Pause, Returned, Start, Stop)
-from ..flow import ANSWERS, FAILURE, Dialogue, Reply
+from ..flow import ANSWERS, COMMIT, FAILURE, Dialogue, Reply
 from ..speech.turns import (BARGE_IN, DUCK, END_OF_TURN, NO_INPUT, PAUSE, PAUSED, RESTORE, RESUME, UTTERANCE_START,
                             WEIGH, Settings, TurnTaking)
 from ..usage import Usage
@@ -384,7 +384,7 @@ class Call:
         turn = self.mouth.turn
         turn.trace.mark("playout", now + self.mouth.playout.quiet_ns)
         self.mouth.out.tell(REPLYING, " ".join(turn.texts))
-        self.has_floor(turn.reply.interruptible, turn.reply.interrupt == ANSWERS)
+        self.has_floor(turn.reply.interruptible and turn.acting != COMMIT, turn.reply.interrupt == ANSWERS)
 
     def turn_done(self, turn: Turn, heard: str, now: int) -> None:
         """All of the reply was heard."""

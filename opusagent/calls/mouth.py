@@ -272,7 +272,11 @@ class Mouth:
 
     def _late(self, facts: dict[str, str]) -> None:
         """A tool that could not be stopped has done its work, though its turn is gone, and maybe the caller."""
-        self.on_late_tool(facts) if self.slot is not None else self.call.transaction.keep(facts)
+        if self.slot is not None:
+            return self.on_late_tool(facts)
+        self.call.transaction.keep(facts)
+        if (keeper := getattr(self.call.server, "keeper", None)) is not None:
+            keeper.amended(self.call)
 
     @entry(journal.LATE_TOOL)
     def on_late_tool(self, facts: dict[str, str]) -> None:

@@ -141,6 +141,10 @@ class Keeper:
             self.tell({"say": "over", "slot": kept.slot}, ())
         self.seat.write_record(kept.record, call.record())
 
+    def amended(self, call: Call) -> None:
+        """A tool that could not be stopped has done its work after the call's end: what it gave is told, too."""
+        self.seat.amend_record(call.record())
+
     def freeze(self) -> list[Call]:
         """Keep everything as it is now, for a worker that goes on from here; the calls that can move."""
         return [call for call in list(self.known) if wire_of(call) is not None and self._frozen(call)]
