@@ -158,17 +158,16 @@ def test_the_voice_is_not_asked_once_its_seconds_are_spent():
         talk, _ = limited(FLOW.replace("prompt =", "say ="), spoken_seconds=0.1)
         talk.listens()
         talk.studio.ahead = False
-        for _ in range(2):
+        for _ in range(2):                              # before anybody has looked what the first one has cost
             talk.call.reply(talk.call.dialogue.answer("ten of clubs"))
             if talk.studio.tts.asked:
                 talk.studio.tts.deliver()
-            await a_while(talk, 1500)
-            talk.call.usage.outcome, talk.call.done = "", False       # as if nobody had looked yet
         talk.studio.ahead = True
         await a_while(talk, 3000)
         return talk
     talk = asyncio.run(talked())
-    assert talk.call.usage.item("tts").requests == 1 and talk.agent_says[-1] == "I have to go now."
+    assert talk.call.usage.item("tts").requests == 1 and talk.call.usage.refused
+    assert ended(talk)[:2] == ("spoken_seconds", "I have to go now.")
 
 
 def test_what_the_recogniser_is_given_counts():
