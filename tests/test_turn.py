@@ -129,8 +129,8 @@ class Telling:
         self.model = Model(self.clock, script)
         self.voice = Voice(self.clock, self.slot, delay)
         self.prompts = {text: Prompt(np.full(800, LEVEL - STEP, np.int16), RATE) for text in prompts}
-        stage = Stage(self.slot, self.playout, lambda voice, text, rate: self.prompts.get(text), self.voice.speak,
-                      lambda k: None, self.model, "anna", OpenAI(), (FILLER,), self.clock)
+        stage = Stage(self.slot, self.playout, lambda voice, text, rate: self.prompts.get(text), self.model, "anna",
+                      OpenAI(), (FILLER,), self.clock, speak=self.voice.speak, played=lambda k: None)
         messages = ASKED if script else ()
         self.trace = TurnTrace(1)
         self.turn = self.voice.turn = Turn(stage, Reply("answer", 1, "here", say, messages), 7, self.trace)

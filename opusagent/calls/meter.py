@@ -46,7 +46,7 @@ def speak(mouth, usage: Usage, epoch: int, k: int, text: str, voice: str) -> Non
         usage.refuse()
         asyncio.get_running_loop().call_soon(mouth.on_speech_failed, epoch, k, SPENT)
         return
-    if getattr(mouth.voice, "counts", False):
+    if mouth.metered:
         before = current.set(usage)             # for the task that it starts
         try:
             mouth.voice.speak(mouth, epoch, k, text, voice)

@@ -84,11 +84,10 @@ class Mouth:
         self.model = studio.llm.of(self) if hasattr(studio.llm, "of") and not in_text else studio.llm
         prompt, llm = watch(studio.prompt, MeteredModel(self.model, self.usage))
         self.tools = studio.toolbox(flow, self.call.id, self.on_tool, self._late)
-        self.stage = Stage(slot, self.playout, prompt, partial(speak, self, self.usage),
-                           partial(self.voice.played, self), llm, flow.manner, deadlines,
-                           flow.filler.fill({}), self.clock, dialogue, self._perform, self)
-        self.stage.mute = self.dialect.mute
-        self.stage.sounds, self.stage.presses = flow.sounds, hasattr(self.dialect, "send_digits")
+        self.stage = Stage(slot, self.playout, prompt, llm, flow.manner, deadlines, flow.filler.fill({}), self.clock,
+                           speak=partial(speak, self, self.usage), played=partial(self.voice.played, self),
+                           dialogue=dialogue, perform=self._perform, owner=self, sounds=flow.sounds,
+                           mute=self.dialect.mute, presses=hasattr(self.dialect, "send_digits"))
 
     def close(self) -> None:
         """The call is over."""

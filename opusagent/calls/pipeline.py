@@ -11,6 +11,9 @@ dialogue one after the other, and they count together with the turn.
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -50,32 +53,29 @@ def overdue(deadlines, began: int, last_piece: int, now: int) -> str:
     return f"The model sent nothing within {deadlines.first_token_seconds} s." if late else ""
 
 
+@dataclass(slots=True, eq=False)
 class Stage:
-    """What a turn plays on: the parts of a call that it uses, and nothing above them."""
+    """What a turn plays on: the parts of a call that it uses, and nothing above them.  In text the script is the slot
+    and the playout."""
 
-    __slots__ = ("slot", "playout", "prompt", "speak", "played", "llm", "voice", "deadlines", "filler", "clock",
-                 "dialogue", "perform", "owner", "cached_only", "mute", "sounds", "presses")
-
-    def __init__(self, slot: Slot, playout: Playout, prompt, speak, played, llm, voice: str, deadlines,
-                 filler: tuple[str, ...], clock, dialogue=None, perform=None, owner=None):
-        self.slot = slot
-        self.playout = playout
-        self.prompt = prompt            # (voice, text, rate) -> studio.Prompt or None
-        self.speak = speak              # (epoch, segment buffer, text, voice): have it synthesised there
-        self.played = played            # (segment buffer): some of it was played, there is room again
-        self.llm = llm
-        self.voice = voice
-        self.deadlines = deadlines      # config.OpenAI: first_token_seconds, filler_seconds, token_gap_seconds
-        self.filler = filler            # what is said when the model's first words are late
-        self.clock = clock              # () -> ns
-        self.dialogue = dialogue        # asked() and outcome(): how a reply goes on
-        self.perform = perform          # (epoch, part, ToolCall): run it; what is returned can be cancelled
-        self.cached_only = False        # nothing but the reply itself is synthesised
-        self.mute = False               # nobody listens: nothing is said, and no model asked for what would be
-        self.sounds: dict = {}          # segment -> the flow's recording (flow/signals.py)
-        self.presses = False            # the platform presses keys itself, when it is asked to
-        self.owner = owner              # certain, acts(turn), goes_on(turn): a tool may have its effect, has it now,
-                                        # there is another part that counts
+    slot: Slot
+    playout: Playout
+    prompt: Callable                # (voice, text, rate) -> studio.Prompt or None
+    llm: Any
+    voice: str
+    deadlines: Any                  # config.OpenAI: first_token_seconds, filler_seconds, token_gap_seconds
+    filler: tuple[str, ...]         # what is said when the model's first words are late
+    clock: Callable[[], int]        # ns
+    speak: Callable | None = None   # (epoch, segment buffer, text, voice): have it synthesised there
+    played: Callable | None = None  # (segment buffer): some of it was played, there is room again
+    dialogue: Any = None            # asked() and outcome(): how a reply goes on
+    perform: Callable | None = None     # (epoch, part, ToolCall): run it; what is returned can be cancelled
+    owner: Any = None               # certain, acts(turn), goes_on(turn): a tool may have its effect, has it now, there
+                                    # is another part that counts
+    sounds: dict = field(default_factory=dict)      # segment -> the flow's recording (flow/signals.py)
+    mute: bool = False              # nobody listens: nothing is said, and no model asked for what would be
+    presses: bool = False           # the platform presses keys itself, when it is asked to
+    cached_only: bool = False       # nothing but the reply itself is synthesised
 
     def spoken_by(self, text: str, voice: str) -> str:
         """What the prompts have a segment under: a voice, or the file that is played."""

@@ -131,10 +131,9 @@ class RelayCall:
         llm = MeteredModel(studio.llm, self.usage)
         if self.journal is not None:
             llm = self.journal.watched(llm)
-        self.stage = Stage(self.script, self.script, lambda *prompt: None, None, None,
-                           Tokens(self, llm), flow.manner, config.openai,
-                           (filler,) if filler else (), self.server.clock, self.dialogue, tools.start, self)
-        self.stage.sounds = flow.sounds
+        self.stage = Stage(self.script, self.script, lambda *prompt: None, Tokens(self, llm), flow.manner,
+                           config.openai, (filler,) if filler else (), self.server.clock, dialogue=self.dialogue,
+                           perform=tools.start, owner=self, sounds=flow.sounds)
         log.info("call %s begins: %s", self.id, self.dialect.name)
         self._reply(self.dialogue.begin())
 

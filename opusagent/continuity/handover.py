@@ -32,7 +32,7 @@ from .resumption import tenure_of
 VERSION = 1                     # of a snapshot: another one is not read
 LONGEST = 60_000                # bytes of a snapshot; the oldest receipts are left out for it
 NO_MORE = 1 << 30               # replies that were begun in a pause: as many as there can be
-NEVER = -1                      # in place of infinity and of None, where a number is kept
+ABSENT = -1                     # in place of infinity and of None, where a number is kept
 
 CALL = ("id", "keys", "keys_by", "began", "done", "leave_by")
 EAR = ("utterance", "hearing", "overhearing", "weighed", "afterthought", "heard_from", "floor", "final_by")
@@ -73,8 +73,8 @@ def segments_of(turn: Turn) -> list[dict]:
     buffers = {id(segment): k for k, segment in turn.speaking.items()}
     begun = [(segment, place) for segment, place in playout._places]
     known = {id(segment) for segment, _ in begun}
-    coming = [(segment, NEVER) for segment in playout.queue if id(segment) not in known]
-    return [fields(segment, SEGMENT) | {"place": place, "buffer": buffers.get(id(segment), NEVER)}
+    coming = [(segment, ABSENT) for segment in playout.queue if id(segment) not in known]
+    return [fields(segment, SEGMENT) | {"place": place, "buffer": buffers.get(id(segment), ABSENT)}
             for segment, place in begun + coming]
 
 
@@ -110,7 +110,7 @@ def kept_of(call: Call) -> dict:
     tenure = tenure_of(call)
     return {
         "version": VERSION, "dialect": call.dialect.name, "spoken": state_of(call.dialect), "agent": call.agent,
-        "call": fields(call, CALL) | {"excused": call.excused if call.excused != math.inf else NEVER},
+        "call": fields(call, CALL) | {"excused": call.excused if call.excused != math.inf else ABSENT},
         "dialogue": dialogue_state(call.dialogue.checkpoint()),
         "today": call.dialogue.today,
         "unheard": dialogue_state(call.transaction.unheard), "undo": dialogue_state(call.transaction.undo),
@@ -164,7 +164,7 @@ def resume(server, connection, slot: Slot, state: dict) -> Call:
     dialect.outbox.clear()
     call = call_of(dialect.name)(server, connection, dialect, state["agent"], begins=False)
     fill(call, state["call"], CALL)
-    call.excused = math.inf if state["call"]["excused"] == NEVER else state["call"]["excused"]
+    call.excused = math.inf if state["call"]["excused"] == ABSENT else state["call"]["excused"]
     call.slot = slot
     call.dialogue = call.new_dialogue({})
     call.open_line()
@@ -278,17 +278,17 @@ def play_on(call: Call, turn: Turn, segments: list[dict], noted: tuple) -> None:
     playout, (sent, origin, begun, read, silence, lag) = call.mouth.playout, noted
     playout.begin()
     playout.sent, playout._lag, playout._silence = sent, lag, silence
-    playout._origin = None if origin == NEVER else origin
+    playout._origin = None if origin == ABSENT else origin
     for i, kept in enumerate(segments):
         segment = segment_of(call, turn.reply.voice or call.mouth.stage.voice, kept)
         if i < begun:
-            playout._places.append((segment, kept["place"] if kept["place"] != NEVER else sent))
+            playout._places.append((segment, kept["place"] if kept["place"] != ABSENT else sent))
             segment.read = segment.written if i < begun - 1 else max(segment.start, min(read, segment.written))
         else:
             segment.read = segment.start
         if not segment.finished:
             playout.queue.append(segment)
-            if kept["buffer"] != NEVER:
+            if kept["buffer"] != ABSENT:
                 speak_on(call, turn, kept["buffer"], segment)
 
 
@@ -307,7 +307,7 @@ def speak_on(call: Call, turn: Turn, k: int, segment: Segment) -> None:
 def segment_of(call: Call, voice: str, kept: dict) -> Segment:
     """A segment whose samples lie among the prompts or in a buffer of the slot; one that was played may have none."""
     slot, stage = call.slot, call.mouth.stage
-    if kept["buffer"] != NEVER:
+    if kept["buffer"] != ABSENT:
         segment = Segment(kept["text"], slot.segment(kept["buffer"]), growing=True)
         fill(segment, kept, SEGMENT)
         if segment.supplied:

@@ -14,12 +14,13 @@ import orjson
 
 from .._fastpath import Wire, build_frame
 from ..calls.call import Call
+from ..calls.realtime.call import RealtimeCall
 from ..calls.realtime.writeahead import WriteAhead
 from ..dialects import BARE, SOUNDING
 from ..transport.audiosocket import AudioSocketConnection, BareWire
 from ..transport.connection import Connection
 from ..transport.websocket import CLOSE, close_payload
-from .handover import NEVER, LostCall, changed, go_on, resume, snapshot
+from .handover import ABSENT, LostCall, changed, go_on, resume, snapshot
 from .resumption import Line, Resumable
 
 log = logging.getLogger("opusagent")
@@ -113,7 +114,7 @@ class Keeper:
 
     def _look(self, call: Call, now: int) -> None:
         kept, wire = self._known(call)
-        if getattr(call, "ahead", None) is not None and call.ahead.waiting:
+        if isinstance(call, RealtimeCall) and call.ahead is not None and call.ahead.waiting:
             return                              # it is kept before that goes out
         state = changed(call)
         if state == kept.changed and now - kept.at < EVERY_NS:
@@ -136,7 +137,7 @@ class Keeper:
             self.continuity.ended(call)
         kept = self.known.pop(call, None)
         if kept is None:
-            kept = Kept(NEVER, self.seat.new_record())
+            kept = Kept(ABSENT, self.seat.new_record())
         else:
             self.tell({"say": "over", "slot": kept.slot}, ())
         self.seat.write_record(kept.record, call.record())
@@ -249,7 +250,7 @@ def freeze(server) -> list[int]:
             call.ear.beside.let_go()
         if call.mouth.turn is not None:
             call.mouth.turn.cancel()
-        for aside in getattr(call, "writing", ()):
+        for aside in call.writing if isinstance(call, RealtimeCall) else ():
             aside.cancel()
         if call.recording is not None:
             call.recording.close()

@@ -6,7 +6,8 @@ are asked over the network), and beside this file: how `speech` goes out, in `se
 
 A stage of an engine is a class made from the configuration; it lives in the worker and never blocks its loop.
     all     async open(...), async close(), measure(metrics); may have fault(): a sentence while it cannot serve, else
-            ""; may have join(stt), before open(): what it shares with the recogniser
+            ""; may have join(stt), before open(): what it shares with the recogniser; `counts`: it tells usage.current
+            itself what it was asked for
     stt     open(arena, searches): the searches of all flows, by number; a search has the words that are expected
             listen(call, position)      an utterance begins there in the slot: call.utterance, for call.search, which
                                     is likely to be one of call.terms

@@ -63,7 +63,7 @@ class _Lane:
 
 class VadBatch:
     """The voice detector of a worker: one Silero for all calls, up to 16 windows of a rate in one run."""
-    __slots__ = ("model_name", "has_model", "on_waiting", "spared", "_lanes")
+    __slots__ = ("model_name", "on_waiting", "spared", "_lanes")
 
     def __init__(self, model: str | Path | None = None):
         """`model`: the ONNX file; None: the one of the extra `local` where that is installed, otherwise "energy".
@@ -76,7 +76,6 @@ class VadBatch:
         if path is not None and not path.is_file():
             raise ConfigError(f"The voice detector's model {path} does not exist.")
         networks = {} if path is None else {rate: Silero(rate, layers) for rate, layers in silero.layers(path).items()}
-        self.has_model = bool(networks)
         self.model_name = "silero" if networks else "energy"            # what scores: for doctor and the journal
         self._lanes = {rate: _Lane(networks.get(rate)) for rate in (8000, 16000)}
 

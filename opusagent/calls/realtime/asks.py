@@ -9,9 +9,9 @@ from ...dialects import (ASK_COMMIT, ASK_DISCARD, ASK_RESPOND, ASK_TRUNCATED, AS
                          Ask)
 from ...flow import FREE, Dialogue, Waits
 from ...flow.expect import clip
-from .assistant import NEVER
+from .assistant import NEVER_MS
 
-ENDED = Waits(0, 0, 0, NEVER)   # what has been said is all of it
+ENDED = Waits(0, 0, 0, NEVER_MS)   # what has been said is all of it
 
 
 def update(call) -> None:

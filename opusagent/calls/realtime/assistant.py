@@ -11,7 +11,7 @@ from ...flow import Expect, FunctionCall, Reply, Waits
 from ...flow.dialogue import ANSWER, BEGIN, DTMF, SILENCE
 from ...flow.phrases import bare, murmured, words
 
-NEVER = 86_400_000              # ms
+NEVER_MS = 86_400_000
 LEAST = 0.5                     # of a silence that the client has asked for
 EAGERNESS = {"low": (1000, 8000), "medium": (600, 4000), "auto": (600, 4000), "high": (400, 2000)}
 
@@ -22,12 +22,12 @@ def waits_of(detector: dict | None) -> Waits:
     They follow the caller's own pauses and the turn model as a flow's do; no less than LEAST of them is waited for.
     """
     if detector is None:
-        return Waits(NEVER, NEVER, NEVER, NEVER)
+        return Waits(NEVER_MS, NEVER_MS, NEVER_MS, NEVER_MS)
     if detector["type"] == "semantic_vad":
         whole, half = EAGERNESS[detector["eagerness"]]
-        return Waits(round(LEAST * whole), whole, half, NEVER)
+        return Waits(round(LEAST * whole), whole, half, NEVER_MS)
     silence = detector["silence_duration_ms"]
-    return Waits(round(LEAST * silence), silence, silence, detector["idle_timeout_ms"] or NEVER)
+    return Waits(round(LEAST * silence), silence, silence, detector["idle_timeout_ms"] or NEVER_MS)
 
 
 class Assistant:
