@@ -38,7 +38,7 @@ class Outbound:
         self._deaf_until = 0                                    # ns: what is sent before then may be dropped
         self._tell = getattr(dialect, "tell", None)
         self._told: tuple = ()                                  # the last news
-        self._patient = dialect.patient      # what is not taken waits
+        self._patient = dialect.patient                         # what is not taken waits
         self._metrics = metrics
 
     def held(self, now: int) -> bool:

@@ -24,6 +24,8 @@ other events and messages: see relay.py)
                     It holds until the next message that is another one; None: at the moment none is.  And
     media_out       a MediaOut: how the frames look that follow one of a reply, which pass without audio(); see
                     unattended.py.  `held` may change meanwhile, and nothing else that it depends on; None: none passes
+    held            True while the platform asks us to send no audio; what is due waits.  It is asked for each frame, so only
+                    a dialect whose platform may do that has it
     came(opcode, payload) -> str | None         the call that a connection's first messages say it is of, where its
                                                 platform comes back with the same over a new connection; "": it
                                                 begins; None while they do not say; or the field `token`; and
@@ -171,7 +173,6 @@ class Dialect:
     platform = ""           # whose credentials its calls show (auth.py), where that is not its name
     protocols: tuple[str, ...] = ()     # subprotocols; the server chooses the first of them that is offered
     token = ""              # the call that its URL says it is of, if its platform comes back with the same
-    held = False            # while the platform asks us to send no audio; what is due waits
     mute = False            # the platform takes no audio: nothing is said, and nobody has to answer
     speaker = ""            # whom the flow follows, CALLER or AGENT, where a conversation of others is listened to
     two_sided = False       # from Start on: both sides of such a conversation come, as Both
