@@ -24,8 +24,8 @@ other events and messages: see relay.py)
                     It holds until the next message that is another one; None: at the moment none is.  And
     media_out       a MediaOut: how the frames look that follow one of a reply, which pass without audio(); see
                     unattended.py.  `held` may change meanwhile, and nothing else that it depends on; None: none passes
-    held            True while the platform asks us to send no audio; what is due waits.  It is asked for each frame, so only
-                    a dialect whose platform may do that has it
+    held            True while the platform asks us to send no audio; what is due waits.  Each frame looks at it, so
+                    only a dialect whose platform may do that has it
     came(opcode, payload) -> str | None         the call that a connection's first messages say it is of, where its
                                                 platform comes back with the same over a new connection; "": it
                                                 begins; None while they do not say; or the field `token`; and
