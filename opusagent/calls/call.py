@@ -389,7 +389,7 @@ class Call:
     def turn_done(self, turn: Turn, heard: str, now: int) -> None:
         """All of the reply was heard."""
         self.dialogue.heard(turn.reply, heard)
-        turn.trace.agent = heard if turn.broken else " ".join(turn.texts)
+        turn.trace.agent = turn.told
         self.mouth.out.tell(REPLIED, turn.reply.kind, turn.trace.agent)
         self.ledger.finish()
         if turn.error:

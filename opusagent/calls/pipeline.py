@@ -108,7 +108,7 @@ class Turn:
 
     __slots__ = ("stage", "first", "reply", "epoch", "trace", "state", "texts", "waiting", "buffers", "speaking", "own",
                  "complete", "error", "broken", "audible", "began", "last_piece", "acting", "kept", "_parts", "_task",
-                 "_due", "_fillers", "quiet")
+                 "_due", "_fillers", "_silent", "quiet")
 
     def __init__(self, stage: Stage, reply: Reply, epoch: int, trace, held: bool = False):
         self.stage = stage
@@ -133,6 +133,7 @@ class Turn:
         self.kept: dict[str, str] = {}              # facts of what cannot be undone
         self._parts: list[Reply] = []               # after the first, while it is held
         self._task: asyncio.Task | None = None      # of the model, or the tool's
+        self._silent: list[str] = []                # of the texts, those that had no sound
         self._due = False                           # the tool waits until the turn is certain
         self._fillers = 0                           # times that the filler was said since anything else was
         self.quiet = 0                              # ns, since when the listener hears nothing of the reply
@@ -141,6 +142,11 @@ class Turn:
     def failed(self) -> bool:
         """Nothing of the reply could be said: somebody else has to say something."""
         return bool(self.error) and not self.audible
+
+    @property
+    def told(self) -> str:
+        """What was heard of the reply, once it is over."""
+        return " ".join(text for text in self.texts if text not in self._silent)
 
     def begin(self, now: int) -> None:
         """What there is to say goes on its way: to the listener, or as far as it gets while it is held."""
@@ -219,7 +225,7 @@ class Turn:
             if written > start:
                 self._heard(segment)
             elif done and not segment.length:
-                self._unspoken(f"The voice has no sound for {segment.text[:40]!r}.")
+                self._unspoken(f"The voice has no sound for {segment.text[:40]!r}.", segment.text)
 
     def on_speech_failed(self, k: int, sentence: str) -> None:
         """The voice gave up on a segment: what there is of it is played, the next one follows."""
@@ -227,11 +233,12 @@ class Turn:
         if segment is not None:
             at = self.stage.slot.segment_read(k)
             segment.supply(at, segment.written if segment.supplied else at, True)
-            self._unspoken(sentence)
+            self._unspoken(sentence, "" if segment.length else segment.text)
 
-    def _unspoken(self, sentence: str) -> None:
-        """Something that was to be said was not, or not all of it."""
+    def _unspoken(self, sentence: str, text: str) -> None:
+        """Something that was to be said was not: of `text` nothing was heard."""
         self.error, self.broken = self.error or sentence, True
+        self._silent.append(text)
 
     def cancel(self) -> None:
         """Stop at once: nothing more is said.  What was heard is the playout's to tell."""
@@ -272,7 +279,7 @@ class Turn:
                 self._heard(segment)
             elif is_recording(text):
                 self.waiting.popleft()
-                self._unspoken(f"There is nothing to play as {text}.")
+                self._unspoken(f"There is nothing to play as {text}.", text)
                 continue
             elif self.buffers:
                 k = self.buffers.pop(0)
