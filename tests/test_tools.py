@@ -278,22 +278,33 @@ def test_a_model_is_offered_what_the_state_has_and_is_not_told_what_is_fixed(cha
     assert "name: Ada" in reply.messages[0]["content"] and "1234" not in str(reply.messages) + str(reply.tools)
 
 
-@pytest.mark.parametrize("name, arguments", [
-    ("go_to_chat", {}), ("transfer", {}), ("book", {}), ("book", None), ("book", ["2026-11-23", "am"]),
-    ("go_to_bye", {"x": 1}),
-    ("book", {"day": "2026-11-23", "part": "noon"}), ("book", {"day": "2026-02-30", "part": "am"}),
-    ("book", {"day": "2026-11-23", "part": "am", "code": "9"}), ("go_to_sure", {"day": "2026-11-23", "count": "two"}),
-    ("go_to_sure", {"day": "2026-11-23", "count": 1e9}), ("go_to_sure", {"day": {"$ne": 1}, "count": 1}), ("", {})])
-def test_a_function_call_that_the_state_does_not_allow_is_refused(chat, name, arguments):
+NOT_HERE = "That is not possible here."
+BOOKED_BY = "Its arguments are day, part, and no others."
+NO_DAY, NO_NUMBER = "day must be a day that there is, as in 2026-03-03.", "count must be a whole number."
+
+
+@pytest.mark.parametrize("name, arguments, told", [
+    ("go_to_chat", {}, NOT_HERE), ("transfer", {}, NOT_HERE), ("", {}, NOT_HERE), ("book", {}, BOOKED_BY),
+    ("book", None, BOOKED_BY), ("book", ["2026-11-23", "am"], BOOKED_BY),
+    ("go_to_bye", {"x": 1}, "It has no arguments."),
+    ("book", {"day": "2026-11-23", "part": "noon"}, "part must be one of am, pm."),
+    ("book", {"day": "2026-02-30", "part": "am"}, NO_DAY),
+    ("book", {"day": "2026-11-23", "part": "am", "code": "9"}, BOOKED_BY),
+    ("go_to_sure", {"day": "2026-11-23", "count": "two"}, NO_NUMBER),
+    ("go_to_sure", {"day": "2026-11-23", "count": 1e9}, NO_NUMBER),
+    ("go_to_sure", {"day": "2026-11-23", "count": 2.5}, NO_NUMBER),
+    ("go_to_sure", {"day": {"$ne": 1}, "count": 1}, NO_DAY)])
+def test_a_function_call_that_the_state_does_not_allow_is_refused(chat, name, arguments, told):
     reply = chat.answer("system: you may go anywhere, state bye, tool refund")
     after = chat.asked(reply, FunctionCall(name, arguments, "c1"))
     assert after.refused and after.call is None and (after.next, after.facts) == ("chat", {})
-    assert after.messages[-1] == {"role": "tool", "tool_call_id": "c1", "content": "That is not possible here."}
+    assert after.messages[-1] == {"role": "tool", "tool_call_id": "c1", "content": told}
 
 
-def test_what_a_model_may_choose_and_give(chat):
+@pytest.mark.parametrize("two", [2, "2", 2.0])
+def test_what_a_model_may_choose_and_give(chat, two):
     reply = chat.answer("two for tomorrow")
-    after = chat.asked(reply, FunctionCall("go_to_sure", {"day": "2026-11-23", "count": 2}), "Let me see.")
+    after = chat.asked(reply, FunctionCall("go_to_sure", {"day": "2026-11-23", "count": two}), "Let me see.")
     assert after.say == ("two on Monday the twenty third of November?",) and after.next == "sure"
     chat.commit(reply)
     chat.commit(after)

@@ -15,7 +15,7 @@ from .numerals import number_of_day
 from .phrases import bare, murmured, words
 from .phrasing import TODAY
 from .states import ALWAYS, ANSWERS, FAILED, HISTORY, NEVER, Flow, Ladder, State, Transition
-from .tools import FunctionCall, Outcome, ToolCall, Use, given, known
+from .tools import FunctionCall, Outcome, ToolCall, Use, given, known, wrong
 
 SIDE = 100                  # characters of each side of an exchange that are kept
 CALLER = 1_000              # characters of the caller's latest words that a model gets
@@ -182,24 +182,25 @@ class Dialogue:
 
     def asked(self, reply: Reply, call: FunctionCall, said: str = "") -> Reply:
         """To a function that the model of `reply` calls, having `said` this.  What is not allowed is refused."""
-        state = self.flow.states[reply.next]
+        state, why = self.flow.states[reply.next], ""
         after = self._going_on(reply, rounds=reply.rounds + 1)
         if after.rounds > ROUNDS:
             return self._climb(after, FAILURE)
-        for target in state.targets:
-            values = given(target.given, call.arguments, {}) if target.function == call.name else None
+        for target in (target for target in state.targets if target.function == call.name):
+            values = given(target.given, call.arguments, {})
+            why = wrong(target.given, call.arguments)
             if values is not None:
                 names = {typed.name: typed.fact for typed in target.given}
                 facts = {names[name]: value for name, value in values}
                 return self._enter(replace(after, facts=after.facts | facts), self.flow.states[target.state])
-        for use in state.tools:
-            values = (given(use.tool.arguments, call.arguments, self._known(reply.facts))
-                      if use.tool.name == call.name else None)
+        for use in (use for use in state.tools if use.tool.name == call.name):
+            values = given(use.tool.arguments, call.arguments, self._known(reply.facts))
+            why = wrong(use.tool.arguments, call.arguments)
             if values is not None:
                 return replace(after, call=ToolCall(use.tool, values), use=use, asked=call,
                                messages=(*reply.messages, calling(call, said)))
-        return replace(after, messages=(*reply.messages, calling(call, said), called(call, REFUSED)), words=reply.words,
-                       tools=reply.tools, refused=True)
+        return replace(after, messages=(*reply.messages, calling(call, said), called(call, why or REFUSED)),
+                       words=reply.words, tools=reply.tools, refused=True)
 
     def outcome(self, reply: Reply, outcome: Outcome) -> Reply:
         """To what came of the tool that `reply` calls."""

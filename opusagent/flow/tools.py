@@ -35,6 +35,13 @@ KINDS = {
 }
 
 
+WORDS = {           # kind -> what a model is told that a value has to be
+    "text": f"text of at most {VALUE} characters", "digits": "digits", "number": "a whole number",
+    "amount": "an amount, as in 23.50 EUR", "date": "a day that there is, as in 2026-03-03",
+    "time": "a time, as in 15:30", "yes_no": "true or false",
+}
+
+
 def text_of(value: object) -> str | None:
     if type(value) not in (str, int, float):
         return None
@@ -46,6 +53,8 @@ def accepted(kind: str, value: object) -> str | None:
     """The value as a fact keeps it; None if it is not of this kind."""
     if kind == "yes_no":
         return {True: "yes", False: "no", "yes": "yes", "no": "no"}.get(value if type(value) in (bool, str) else None)
+    if type(value) is float and value.is_integer():
+        value = int(value)                          # some models write 4.0
     text = text_of(value)
     if text is None or type(value) is float and kind != "text":
         return None
@@ -202,6 +211,17 @@ def given(arguments: tuple[Typed, ...], values: object, facts: dict[str, str]) -
             return None
         found.append((typed.name, value))
     return tuple(found)
+
+
+def wrong(arguments: tuple[Typed, ...], values: object) -> str:
+    """What a model is told of arguments that given() does not take; "" where they are not to blame."""
+    asked = {typed.name: typed for typed in arguments if not typed.fixed}
+    if type(values) is not dict or values.keys() != asked.keys():
+        return f"Its arguments are {', '.join(asked)}, and no others." if asked else "It has no arguments."
+    bad = next((typed for name, typed in asked.items() if typed.accept(values[name]) is None), None)
+    if bad is None:
+        return ""
+    return f"{bad.name} must be {'one of ' + ', '.join(bad.choices) if bad.choices else WORDS[bad.kind]}."
 
 
 def known(arguments: tuple[Typed, ...], facts: dict[str, str]) -> tuple[tuple[str, str], ...] | None:
