@@ -71,7 +71,7 @@ class Watched(Conversation):
             assert call.dialogue.facts["card"]
         told = [receipt for receipt in self.receipts if receipt["kind"] == "answer"]
         assert len({receipt["turn"] for receipt in told}) == len(told), "a turn that counts twice"
-        spoken = sum(len(segment.text.split()) for segment, _ in call.mouth.playout._places)
+        spoken = sum(len(segment.text.split()) for segment, _ in call.mouth.playout.places)
         assert spoken < 60, "something is said twice"
         if not call.done and not self.connection.closed:
             assert self.quiet_ms <= LONGEST_SILENCE, f"nobody speaks in {call.dialogue.state}, {call.turns.state}"

@@ -71,7 +71,7 @@ def segments_of(turn: Turn) -> list[dict]:
     """All segments of a reply, in order; `place` of those that were begun, `buffer` of those the voice speaks."""
     playout = turn.stage.playout
     buffers = {id(segment): k for k, segment in turn.speaking.items()}
-    begun = [(segment, place) for segment, place in playout._places]
+    begun = [(segment, place) for segment, place in playout.places]
     known = {id(segment) for segment, _ in begun}
     coming = [(segment, ABSENT) for segment in playout.queue if id(segment) not in known]
     return [fields(segment, SEGMENT) | {"place": place, "buffer": buffers.get(id(segment), ABSENT)}
@@ -277,12 +277,12 @@ def play_on(call: Call, turn: Turn, segments: list[dict], noted: tuple) -> None:
     """The playout stands where it was `noted`, with these segments before and behind it."""
     playout, (sent, origin, begun, read, silence, lag) = call.mouth.playout, noted
     playout.begin()
-    playout.sent, playout._lag, playout._silence = sent, lag, silence
-    playout._origin = None if origin == ABSENT else origin
+    playout.sent, playout.lag, playout.silence = sent, lag, silence
+    playout.origin = None if origin == ABSENT else origin
     for i, kept in enumerate(segments):
         segment = segment_of(call, turn.reply.voice or call.mouth.stage.voice, kept)
         if i < begun:
-            playout._places.append((segment, kept["place"] if kept["place"] != ABSENT else sent))
+            playout.places.append((segment, kept["place"] if kept["place"] != ABSENT else sent))
             segment.read = segment.written if i < begun - 1 else max(segment.start, min(read, segment.written))
         else:
             segment.read = segment.start

@@ -82,8 +82,8 @@ class Segment:
 class Playout:
     """One call's.  `begin` starts a reply, `push` adds segments, `pop` gives what is due."""
 
-    __slots__ = ("rate", "size", "most", "lead", "queue", "sent", "underruns", "_frame", "_filled", "_origin", "_lag",
-                 "_silence", "_places", "_marks", "_gain", "_target", "_step", "last", "_faded", "_gap", "kept",
+    __slots__ = ("rate", "size", "most", "lead", "queue", "sent", "underruns", "_frame", "_filled", "origin", "lag",
+                 "silence", "places", "_marks", "_gain", "_target", "_step", "last", "_faded", "_gap", "kept",
                  "_ends", "_again", "_held", "words", "_pressed")
 
     def __init__(self, rate: int, lead_ms: int = 0, message_ms: int = FRAME_MS):
@@ -96,14 +96,14 @@ class Playout:
         self.underruns = 0                          # times the voice was late in mid-reply
         self._frame = np.zeros(self.most, np.int16)     # the frames being filled, and handed out
         self._filled = 0                            # samples of it
-        self._origin: int | None = None             # ns: when sample 0 of the reply is due; None: nothing went out
-        self._lag = 0                               # ns: how much later than due the platform says it plays
-        self._silence = 0                           # samples of silence before the next segment
-        self._places: list[tuple[Segment, int]] = []    # each segment begun, and where in the reply it begins
+        self.origin: int | None = None              # ns: when sample 0 of the reply is due; None: nothing went out
+        self.lag = 0                                # ns: how much later than due the platform says it plays
+        self.silence = 0                            # samples of silence before the next segment
+        self.places: list[tuple[Segment, int]] = []     # each segment begun, and where in the reply it begins
         self._marks: list[int] = []                 # ends of segments since take_marks()
         self._gain = self._target = 1.0
         self._step = 0.0                            # change of the gain per sample
-        self.last = 0                              # the last sample that went out, before the gain
+        self.last = 0                               # the last sample that went out, before the gain
         self._faded = False                         # the voice was late: what it says next is faded in
         self._gap = False                           # nothing has gone out since it was late; that is counted
         kept = KEPT_MS + min(lead_ms, MOST_LEAD_MS)
@@ -117,9 +117,9 @@ class Playout:
     def begin(self) -> None:
         """A new reply: nothing of the old one is left."""
         self.queue.clear()
-        self.sent = self._filled = self._silence = self._lag = 0
-        self._origin = None
-        self._places.clear()
+        self.sent = self._filled = self.silence = self.lag = 0
+        self.origin = None
+        self.places.clear()
         self._marks.clear()
         self._gain = self._target = 1.0
         self.last, self._faded, self._gap = 0, False, False
@@ -136,8 +136,8 @@ class Playout:
             front = self.queue[0]
             if front.read != front.start:
                 return False
-            if self._places and self._places[-1][0] is front:
-                self._places.pop()              # it was only waited for
+            if self.places and self.places[-1][0] is front:
+                self.places.pop()              # it was only waited for
         self.queue.appendleft(segment)
         return True
 
@@ -148,28 +148,28 @@ class Playout:
     @property
     def quiet_ns(self) -> int:
         """How long after the reply's first sample its first voiced window begins."""
-        return self._places[0][0].lead * 1_000_000_000 // self.rate if self._places else 0
+        return self.places[0][0].lead * 1_000_000_000 // self.rate if self.places else 0
 
     @property
     def due(self) -> int:
         """ns: when the next frame goes out; 0 where that hangs on more than time, or nothing is left."""
-        return 0 if self._origin is None or self.spent or self._held is not None else self._due()
+        return 0 if self.origin is None or self.spent or self._held is not None else self._due()
 
     def pop(self, now: int) -> np.ndarray | None:
         """The next message, 20 ms or as much as goes out together, if it is due, else None.
 
         Good until the next pop().
         """
-        if self.spent or self._held is not None or self._origin is not None and now < self._due():
+        if self.spent or self._held is not None or self.origin is not None and now < self._due():
             return None
-        if self._origin is not None and not self._filled and self._again is None:
-            if not self._silence:
+        if self.origin is not None and not self._filled and self._again is None:
+            if not self.silence:
                 if self._whole(1):
                     self._set_off(now)
                     self._gap = False
                     return self.next_whole()
             else:
-                self._silence = max(0, self._silence - self._kept_waiting(now))
+                self.silence = max(0, self.silence - self._kept_waiting(now))
         self._fill()
         count = self._ready(now)
         late = not count
@@ -205,7 +205,7 @@ class Playout:
         size, segment = self.size, self.queue[0]
         if size != self.most or self._gain != 1.0 or self._target != 1.0 or self._faded:
             return 0
-        if not self._places or self._places[-1][0] is not segment:
+        if not self.places or self.places[-1][0] is not segment:
             return 0
         room = len(segment.pcm)
         in_one_piece = (room - segment.read % room) // size if room else 0
@@ -214,12 +214,12 @@ class Playout:
     def ahead(self, most: int) -> tuple[Segment, int, int] | None:
         """What follows without anything to decide, for a Stretch: of this segment so many frames, at most `most`, and
         when the reply's first sample was due, ns.  None where there is no such frame."""
-        if self._origin is None or self.held or self._again is not None or self._gap or not self.queue:
+        if self.origin is None or self.held or self._again is not None or self._gap or not self.queue:
             return None
-        if self._filled or self._silence:
+        if self._filled or self.silence:
             return None
         frames = self._whole(most)
-        return (self.queue[0], self._origin, frames) if frames > 0 else None
+        return (self.queue[0], self.origin, frames) if frames > 0 else None
 
     def _ready(self, now: int) -> int:
         """How many samples, whole frames, go out now: as many as go together, or what there is if that is all of the
@@ -231,7 +231,7 @@ class Playout:
             count = -(-filled // self.size) * self.size
             self._frame[filled:count] = 0
             return count
-        runs_dry = self._origin is None or now >= self._due() + self.lead - FRAME_MS * MS
+        runs_dry = self.origin is None or now >= self._due() + self.lead - FRAME_MS * MS
         return filled // self.size * self.size if runs_dry else 0
 
     def _fade_out(self, now: int) -> int:
@@ -241,7 +241,7 @@ class Playout:
         filled, frame = self._filled, self._frame
         last = int(frame[filled - 1]) if filled else self.last
         speaking = bool(self.queue) and self.queue[0].read > self.queue[0].start
-        if self._gap or not speaking or self._origin is None or now < self._due() + self.lead:
+        if self._gap or not speaking or self.origin is None or now < self._due() + self.lead:
             return 0
         count, fade = (filled // self.size + 1) * self.size, self.rate * FADE_MS // 1000
         frame[filled:count] = 0
@@ -256,19 +256,19 @@ class Playout:
 
     def _kept_waiting(self, now: int) -> int:
         """Samples of silence that the listener has heard already because nothing came."""
-        waited = now - self._origin - self.sent * 1_000_000_000 // self.rate
+        waited = now - self.origin - self.sent * 1_000_000_000 // self.rate
         return max(0, waited) * self.rate // 1_000_000_000
 
     def _due(self) -> int:
-        return self._origin + self.sent * 1_000_000_000 // self.rate - self.lead
+        return self.origin + self.sent * 1_000_000_000 // self.rate - self.lead
 
     def _set_off(self, now: int) -> None:
         """The clock starts with the first frame, and goes on from now when the voice has kept the listener waiting."""
         heard_by = self.sent * 1_000_000_000 // self.rate
-        if self._origin is None:
-            self._origin = now
-        elif now > self._origin + heard_by + FRAME_MS * MS:
-            self._origin = now - heard_by
+        if self.origin is None:
+            self.origin = now
+        elif now > self.origin + heard_by + FRAME_MS * MS:
+            self.origin = now - heard_by
             self.underruns += not self._gap
 
     def _fill(self) -> None:
@@ -277,15 +277,15 @@ class Playout:
                 self._filled += self._again.take_into(self._frame[self._filled:])
                 self._again = None if self._again.finished else self._again
                 continue
-            if self._silence:
-                count = min(self._silence, self.most - self._filled)
+            if self.silence:
+                count = min(self.silence, self.most - self._filled)
                 self._frame[self._filled:self._filled + count] = 0
-                self._silence -= count
+                self.silence -= count
                 self._filled += count
                 continue
             segment = self.queue[0]
-            if not self._places or self._places[-1][0] is not segment:
-                self._places.append((segment, self.sent + self._filled))
+            if not self.places or self.places[-1][0] is not segment:
+                self.places.append((segment, self.sent + self._filled))
                 self._pressed += [segment.keys] if segment.keys else []
             count = segment.take_into(self._frame[self._filled:])
             if self._faded and count:
@@ -294,7 +294,7 @@ class Playout:
             if segment.finished:
                 self.queue.popleft()
                 said = segment.read > segment.start     # no pause after what could not be spoken
-                self._silence = segment.pause_ms * self.rate // 1000 if said else 0
+                self.silence = segment.pause_ms * self.rate // 1000 if said else 0
                 self._marks.append(self.sent + self._filled)
             elif not count:
                 return
@@ -331,13 +331,13 @@ class Playout:
         self._again = Segment("", again) if len(again) else None
         self._marks += [end for end in self._ends if end > begin]
         self.sent, self._filled = begin, 0
-        self._origin = now - begin * 1_000_000_000 // self.rate
+        self.origin = now - begin * 1_000_000_000 // self.rate
         self.last, self._faded, self._gap, self._gain = 0, False, False, 0.0
         self.gain(1.0, RESUME_MS)
 
     def _word_before(self, heard: int, earlier: int) -> int:
         """Where the last word begins that does so at least `earlier` before `heard`, or a segment in between."""
-        for segment, begins in reversed(self._places):
+        for segment, begins in reversed(self.places):
             if begins > heard - earlier:
                 if heard - 2 * earlier <= begins <= heard:
                     return begins
@@ -352,15 +352,15 @@ class Playout:
         """Samples of the reply that the listener has heard."""
         if self._held is not None:
             return self._held
-        if self._origin is None:
+        if self.origin is None:
             return 0
-        return max(0, min(self.sent, (now - self._origin - self._lag) * self.rate // 1_000_000_000))
+        return max(0, min(self.sent, (now - self.origin - self.lag) * self.rate // 1_000_000_000))
 
     def heard_of(self, segment: Segment, now: int) -> int:
         """... of one segment of it."""
-        for i, (begun, place) in enumerate(self._places):
+        for i, (begun, place) in enumerate(self.places):
             if begun is segment:
-                end = self._places[i + 1][1] if i + 1 < len(self._places) else self.sent
+                end = self.places[i + 1][1] if i + 1 < len(self.places) else self.sent
                 return max(0, min(self.heard(now), end, place + segment.written - segment.start) - place)
         return 0
 
@@ -371,12 +371,12 @@ class Playout:
     def reached(self, position: int, now: int) -> None:
         """The platform says that everything before `position` has been heard by now: pacing stays as it is, the
         estimate of what was heard follows.  The word's own way back to us makes it an upper bound of the lag."""
-        if self._origin is not None and self._held is None and 0 <= position <= self.sent:
-            self._lag = max(0, now - self._origin - position * 1_000_000_000 // self.rate)
+        if self.origin is not None and self._held is None and 0 <= position <= self.sent:
+            self.lag = max(0, now - self.origin - position * 1_000_000_000 // self.rate)
 
     def behind(self, ns: int) -> None:
         """The listener is still hearing what was sent before this reply: all of it is heard so much later."""
-        self._lag = ns
+        self.lag = ns
 
     def unheard_ns(self, now: int) -> int:
         """How long the listener will be hearing what was sent."""
@@ -389,24 +389,24 @@ class Playout:
 
     def spans(self) -> list[tuple[str, int, int]]:
         """(text, from ms, to ms) of the segments that were begun, as far as they were sent."""
-        ends = [begins for _, begins in self._places[1:]] + [self.sent]
+        ends = [begins for _, begins in self.places[1:]] + [self.sent]
         return [(segment.text, begins * 1000 // self.rate, min(end, self.sent) * 1000 // self.rate)
-                for (segment, begins), end in zip(self._places, ends)]
+                for (segment, begins), end in zip(self.places, ends)]
 
     @property
     def place(self) -> tuple[int, ...]:
         """Where it stands, for Slot.note(): samples sent, origin (-1: nothing went out), segments begun, the next
         sample to play of the last of them, samples of silence before the next one, lag.  What has got no further than
         into the frame counts as not begun."""
-        begun, sent = len(self._places), self.sent
-        while begun > 1 and self._places[begun - 1][1] >= sent:
+        begun, sent = len(self.places), self.sent
+        while begun > 1 and self.places[begun - 1][1] >= sent:
             begun -= 1
-        silence, read = self._silence, max(0, self._places[-1][0].read - self._filled) if begun else 0
-        if begun < len(self._places):
-            segment, begins = self._places[begun - 1]
+        silence, read = self.silence, max(0, self.places[-1][0].read - self._filled) if begun else 0
+        if begun < len(self.places):
+            segment, begins = self.places[begun - 1]
             read = min(segment.start + sent - begins, segment.written)
-            silence = self._places[begun][1] - max(sent, begins + segment.written - segment.start)
-        return sent, -1 if self._origin is None else self._origin, begun, read, silence, self._lag
+            silence = self.places[begun][1] - max(sent, begins + segment.written - segment.start)
+        return sent, -1 if self.origin is None else self.origin, begun, read, silence, self.lag
 
     def take_marks(self) -> list[int]:
         """Where segments ended since this was last asked: positions to ask the platform about."""
@@ -424,7 +424,7 @@ class Playout:
     def heard_text(self, now: int) -> str:
         """The text of what was heard; the segment being heard is cut after its last word that was heard to the end."""
         heard, texts = self.heard(now), []
-        for segment, begins in self._places:
+        for segment, begins in self.places:
             length = segment.length
             if length is not None and heard >= begins + length:
                 texts.append(segment.text if length else "")        # "": the voice had no sound for it
