@@ -156,7 +156,7 @@ def from_file(settings: Mapping[str, Setting], path: Path, readers: Mapping[str,
     """A TOML file's settings; the place is FILE:LINE.  A key of `readers` is no setting: its reader makes of what
     stands there, the file's text and its path what it is to be."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")         # some editors put a mark before it
         table = tomllib.loads(text)
     except OSError as error:
         raise ConfigError(f"The configuration file {path} cannot be read: {error.strerror}.") from None
@@ -164,6 +164,8 @@ def from_file(settings: Mapping[str, Setting], path: Path, readers: Mapping[str,
         raise ConfigError(f"The configuration file {path} is not UTF-8 text.") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: {error}.") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: something in it is nested too deep.") from None
     names = {known.section for known in settings.values() if known.section}
     given = {}
     for key in readers.keys() & table.keys():

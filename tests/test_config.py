@@ -194,6 +194,8 @@ def test_what_cannot_be_meant_is_refused(overrides, sentence):
 def test_files_that_cannot_be_read(tmp_path):
     assert refused(toml="port = ", tmp_path=tmp_path).startswith("opusagent.toml: Invalid value (at ")
     assert refused(toml="port = 1\nport = 2", tmp_path=tmp_path).startswith("opusagent.toml: Cannot overwrite a value")
+    assert refused(toml="port = " + "[" * 5000, tmp_path=tmp_path).endswith(": something in it is nested too deep.")
+    assert refused(toml='\ufeffport = "x"', tmp_path=tmp_path).startswith("opusagent.toml:1: port must be a whole")
     assert refused({"config": str(tmp_path / "none.toml")}, tmp_path=tmp_path) == (
         "The configuration file none.toml cannot be read: No such file or directory.")
     assert "Is a directory" in refused({"config": str(tmp_path)}, tmp_path=tmp_path)

@@ -192,7 +192,7 @@ def read_rules(path: str) -> list[tuple[re.Pattern, str, FunctionCall | None]]:
 
 def read_text(path: str) -> str:
     try:
-        return Path(path).read_text("utf-8")
+        return Path(path).read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: the script cannot be read: "
                           f"{getattr(error, 'strerror', 'it is not UTF-8')}.") from None
