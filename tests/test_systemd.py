@@ -7,6 +7,7 @@ import socket
 import sys
 import time
 from pathlib import Path
+from urllib.error import HTTPError
 from urllib.request import urlopen
 
 import pytest
@@ -173,6 +174,23 @@ def test_an_upgrade_and_a_reload_are_no_restart_and_a_stop_is_as_before(service)
     assert service.calling(then) == CALLS, service.said()
     service.until(lambda: service.manager.show(UNIT, "ActiveState") == "inactive")
     assert service.manager.show(UNIT, "NRestarts") == "0"
+    assert service.manager.show(UNIT, "Result") == "success", service.said()
+
+
+def test_a_stop_waits_for_calls_that_an_upgrade_has_left_behind(service):
+    """They began before a reload, and finish in the process that is no longer the service's main one."""
+    def then():
+        service.manager.run("systemctl", "reload", UNIT)
+        service.until(lambda: len(service.manager.pids(UNIT)) == 3)
+        service.until(lambda: service.manager.show(UNIT, "ActiveState") == "active")
+        service.upgrade()
+        service.manager.run("systemctl", "stop", "--no-block", "opusagent.socket", UNIT)
+        service.until(lambda: service.manager.show(UNIT, "ActiveState") == "deactivating")
+        with pytest.raises(HTTPError, match="404"):         # there is somebody at the door all the while
+            service.get("/readyz")
+    service.begin()
+    assert service.calling(then) == CALLS, service.said()
+    service.until(lambda: service.manager.show(UNIT, "ActiveState") == "inactive")
     assert service.manager.show(UNIT, "Result") == "success", service.said()
 
 

@@ -70,3 +70,11 @@ class Notify:
             self.sock.close()
         self.sock = None
         self.watchdog_seconds = 0.0
+
+
+def stored(what: str, arena: int, *slot: int) -> str:
+    """The name under which systemd keeps a descriptor: "arena" or "call", the arena's inode, and a call's slot.
+
+    All who have had an arena give it the same name: what systemd keeps already, it does not keep once more by another.
+    """
+    return "-".join(map(str, (what, os.fstat(arena).st_ino, *slot)))

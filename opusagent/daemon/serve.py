@@ -174,6 +174,7 @@ class Life:
         keeper = takeover.Keeper(self.seat, self.tell, continuity)
         self.server = Server(config, self.studio, metrics, board, self.seat, keeper)
         self.over = asyncio.Event()
+        self.alone = asyncio.Event()                # nobody else of this server finishes calls
         self.ways: list[asyncio.Task] = []          # in which it comes to its end: drained, parted
 
     async def live(self) -> int:
@@ -247,18 +248,22 @@ class Life:
         self.drain()
 
     def drain(self, message: dict | None = None, fds: list[int] | None = None) -> None:
-        """Live calls finish."""
+        """Live calls finish; who is to `stay` answers at the door until it is told once more."""
+        if not (message and message["stay"]):
+            self.alone.set()
         if not self.ways:
             self.ways.append(asyncio.ensure_future(self._end(self.server.drain())))
 
     def part(self, message: dict, fds: list[int]) -> None:
         """Callers are told, and the calls end."""
+        self.alone.set()
         if len(self.ways) > 1:
             self.over.set()
         self.ways.append(asyncio.ensure_future(self._end(self.server.part())))
 
     async def _end(self, way) -> None:
         await way
+        await self.alone.wait()
         self.over.set()
 
 

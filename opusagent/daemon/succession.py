@@ -38,6 +38,7 @@ class Succession:
         self.supervisor = supervisor
         self.awaited: set[int] = set()              # seats whose worker has not stopped yet
         self.stopping = False                       # the server is to end, whichever of us it is
+        self.done = False                           # it has taken over, and waits for us when it ends
         self.control, theirs = pair()
         environ = os.environ | supervisor.notify.environ | {VARIABLE: str(theirs.fileno())}
         environ.pop("WATCHDOG_PID", None)
@@ -62,10 +63,14 @@ class Succession:
                 if message["say"] == "warm" and not self.stopping:
                     self._freeze()
                 elif message["say"] == "done":
-                    return self._done(message["pid"])
+                    self._done(message["pid"])
+                elif message["say"] == "stop":
+                    self.supervisor.stop()
         except EOFError:
-            self._over()
-            self._failed()
+            self.supervisor.selector.unregister(self.control)
+            self.control.close()
+            if not self.done:
+                self._failed()
 
     def _freeze(self) -> None:
         """It is warm: every worker stops where it is, and says which of its calls can move."""
@@ -101,8 +106,8 @@ class Succession:
         supervisor.notify.close()
         supervisor.reports.tell(True, f"Process {pid} has taken over from process {os.getpid()}.")
         supervisor.reports.leave()
-        self._over()
-        supervisor.successor = None
+        self.control.send({"do": "speak"})
+        self.done, supervisor.successor = True, None
         for worker in list(supervisor.workers):
             if worker.frozen:
                 worker.frozen = False
@@ -126,10 +131,6 @@ class Succession:
         if not self.warm and self.pid:
             with suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
-
-    def _over(self) -> None:
-        self.supervisor.selector.unregister(self.control)
-        self.control.close()
 
     def _failed(self) -> None:
         """It is gone before it had everything: all goes on here."""
@@ -187,6 +188,7 @@ class Inheritance:
         self.sockets: list[tuple[str, int]] = []
         self.control: Control | None = None
         self.supervisor = None
+        self.finishing = False                          # the predecessor is still there, for calls that could not move
         if VARIABLE in environ:
             self.control = adopted(int(environ.pop(VARIABLE)))
             self._receive()
@@ -195,7 +197,7 @@ class Inheritance:
         self._left = list(self.estates.values())
 
     def _find(self, names: list[str]) -> None:
-        """What systemd has kept of one that died: names are those of supervisor.stored()."""
+        """What systemd has kept of one that died: names are those of notify.stored()."""
         calls = []
         for fd, name in enumerate(names, FIRST_INHERITED):
             what, *rest = name.split("-")
@@ -252,11 +254,21 @@ class Inheritance:
                 elif message["do"] == "end":
                     self.supervisor.retire_surplus()
                     self.control.send({"say": "done", "pid": os.getpid()})
-        except EOFError:                                # the predecessor has named us to systemd
+                elif message["do"] == "speak":          # it has named us to systemd
+                    self.finishing = True
+                    self.supervisor.store()
+        except EOFError:
             self.supervisor.selector.unregister(self.control)
             self.control.close()
-            self.control = None
-            self.supervisor.store()
+            self.control, self.finishing = None, False
+            self.supervisor.alone()
+            if not self.supervisor.notify.heard:        # it may have named us with its last breath
+                self.supervisor.store()
+
+    def stop(self) -> None:
+        """A predecessor's calls are to finish as ours are."""
+        if self.finishing:
+            self.control.send({"say": "stop"})
 
     def close_in_child(self) -> None:
         """In a worker: what belongs to others, and is not theirs yet."""

@@ -18,7 +18,7 @@ from .._fastpath import SLOT_SIZE
 from ..board import DRAINING, SERVING, STARTING, Board
 from . import control
 from .control import Control, portions
-from .notify import Notify
+from .notify import Notify, stored
 from .succession import Inheritance, Succession
 from .upgrade import Reports
 
@@ -92,7 +92,7 @@ class Supervisor:
         for how in ("died", "hung"):
             self.board.count("worker_deaths", 0, how=how)
         self._start_generation(self.work)
-        while self.workers:
+        while self.workers or self.inherited.finishing and self.stops < 3:
             for key, _ in self.selector.select(self._timeout()):
                 key.data()
             self._due()
@@ -310,7 +310,7 @@ class Supervisor:
             log.error("%d workers died within %.0f s; giving up", len(self.deaths), DEATHS_SECONDS)
             self.code = 1
             self.end(worker)
-            return self._stop()
+            return self.stop()
         if len(self.deaths) > RESTARTS_AT_ONCE:
             self.later(RESTART_SECONDS, lambda: self.replace(worker))
         else:
@@ -332,8 +332,10 @@ class Supervisor:
     def replace(self, worker: Worker) -> None:
         self._fork(worker)
         self.give(worker, dict(worker.calls), all=True)
-        if self.stops or worker.retiring:
-            self.say(worker, do="drain" if self.stops == 1 else "part" if self.stops else "retire")
+        if self.stops:
+            self._say_stop(worker)
+        elif worker.retiring:
+            self.say(worker, do="retire")
 
     def end(self, worker: Worker) -> None:
         """It is gone, and nobody takes its place."""
@@ -345,7 +347,7 @@ class Supervisor:
         worker.calls.clear()
         os.close(worker.arena)
         if not self.announced and not self.stops:
-            self._stop()
+            self.stop()
 
     def _look(self, now: float) -> None:
         """A worker whose loop does not turn is made to say where it stands, and is replaced."""
@@ -367,15 +369,25 @@ class Supervisor:
 
     # -- signals -------------------------------------------------------------------------------------------------------
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
         """Once: live calls finish.  Twice: they are told politely, and end now."""
         self.stops += 1
         self.notify.tell("STOPPING=1", "STATUS=Live calls finish.")
         if self.successor is not None:
             self.successor.stop()
+        self.inherited.stop()
         for worker in self.workers:
             self.board.seats[worker.seat].put("state", DRAINING)
-            self.say(worker, do="drain" if self.stops == 1 else "part")
+            self._say_stop(worker)
+
+    def _say_stop(self, worker: Worker) -> None:
+        """While a predecessor finishes calls, somebody answers at the door."""
+        self.say(worker, do="drain" if self.stops == 1 else "part", stay=self.inherited.finishing)
+
+    def alone(self) -> None:
+        """A predecessor's last call is over."""
+        for worker in self.workers if self.stops == 1 else ():
+            self._say_stop(worker)
 
     def _reload(self) -> None:
         """A new generation of workers with the settings as they are now; those before finish their calls."""
@@ -419,17 +431,9 @@ class Supervisor:
         """A child has ended: its socket says so."""
 
 
-def stored(what: str, arena: int, *slot: int) -> str:
-    """The name under which systemd keeps a descriptor: "arena" or "call", the arena's inode, and a call's slot.
-
-    All who have had an arena give it the same name: what systemd keeps already, it does not keep once more by another.
-    """
-    return "-".join(map(str, (what, os.fstat(arena).st_ino, *slot)))
-
-
 SIGNALS = {
-    signal.SIGTERM: Supervisor._stop,
-    signal.SIGINT: Supervisor._stop,
+    signal.SIGTERM: Supervisor.stop,
+    signal.SIGINT: Supervisor.stop,
     signal.SIGHUP: Supervisor._reload,
     signal.SIGUSR2: Supervisor._upgrade,
     signal.SIGCHLD: Supervisor._nothing,
