@@ -15,7 +15,8 @@ from .tomlfile import did_you_mean, nearest
 from .tools import FAILURE, TIMEOUT
 
 SPELLED = 300               # ways of saying a row that are compared with the other rows of its state
-STEPS = 2_000               # that are looked at, from a state on, to find a circle
+STEPS = 500                 # that are looked at, from a state on, to find a circle,
+WAYS = 500                  # and ways that the facts on it can be
 
 Fault = tuple[int, str]
 Graph = dict[str, list[tuple[str, frozenset[str]]]]     # state -> (target, facts set on the way) of each way out
@@ -137,11 +138,11 @@ def moves(state) -> Iterator[tuple[str, list]]:
 
 def possible(passed: list) -> bool:
     """Whether facts can be so that these branches are taken, or not; they are the same all the way."""
-    values: dict[str, set[str]] = {}
+    values: dict[str, dict[str, None]] = {}
     for branch, _ in passed:
         for name, value in branch.when.items():
-            values.setdefault(name, {"", "*"}).add(value)       # "*": known, as none of the others
-    ways = islice(product(*values.values()), STEPS)
+            values.setdefault(name, {"": None, "*": None})[value] = None        # "*": known, as none of the others
+    ways = islice(product(*values.values()), WAYS)
     return any(all(branch.holds(facts) is taken for branch, taken in passed)
                for facts in (dict(zip(values, way)) for way in ways))
 
