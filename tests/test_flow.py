@@ -836,6 +836,23 @@ def test_a_circle_through_what_is_looked_at_on_entering(old, new, circle):
     assert said == ('a.toml:4: state "one" goes on at once to "ask", and comes back without an end.' if circle else "")
 
 
+def test_two_states_that_a_model_could_not_tell_apart():
+    with pytest.raises(ConfigError) as error:
+        Flow.parse("""start = "ask"
+[states.ask]
+prompt = "Which desk?"
+may_go = ["desk 1", "desk_1"]
+on = [{ free = true }]
+[states."desk 1"]
+say = "One."
+end = true
+[states.desk_1]
+say = "The other."
+end = true
+""", "my.toml")
+    assert str(error.value) == 'my.toml:2: state "ask" offers its model two functions called go_to_desk_1: rename one.'
+
+
 def test_a_call_passes_through_as_many_states_as_there_are():
     flow = "".join(f'[states.s{n}]\nsay = "Number {n}."\ngo = "s{n + 1}"\n' for n in range(40))
     reply = Dialogue(Flow.parse(f'start = "s0"\n{flow}[states.s40]\nsay = "Done."\nend = true', "a.toml")).begin()

@@ -165,6 +165,9 @@ def silent(states) -> Iterator[Fault]:
                                "`may_go` and `profile`.")
         if state.prompt and state.passing:
             yield state.line, f"state \"{state.name}\" goes on at once, so its `prompt` would never be answered."
+        names = [tool["function"]["name"] for tool in state.functions]
+        if twice := next((name for name in names if names.count(name) > 1), ""):
+            yield state.line, f"state \"{state.name}\" offers its model two functions called {twice}: rename one."
         if state.end and state.passing:
             yield state.line, f"state \"{state.name}\" ends the call, so nothing can follow it."
 
