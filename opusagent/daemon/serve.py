@@ -74,6 +74,7 @@ def serve(config: Config, flow: Flow, again: Callable[[], tuple[Config, Flow]]) 
     def reload() -> Callable[[Worker, Board], int]:
         new, flow = again()
         logs.begin(new)
+        log.info("the configuration and the flow are read anew: calls get them when new workers are ready")
         return work(new, flow, tls_context(new))
 
     names = [(name, sock.fileno()) for name, group in (("calls", sockets), ("admin", admin), ("bare", bare))
@@ -252,6 +253,7 @@ class Life:
         if not (message and message["stay"]):
             self.alone.set()
         if not self.ways:
+            log.info("no new calls here; %d live ones finish", len(self.server.calls))
             self.ways.append(asyncio.ensure_future(self._end(self.server.drain())))
 
     def part(self, message: dict, fds: list[int]) -> None:
