@@ -4,6 +4,7 @@ Each command is a function from the parsed arguments to an exit code, in COMMAND
 reaches the user as one sentence on stderr, never as a traceback; imports that take time happen in the command.
 """
 import argparse
+import errno
 import os
 import sys
 
@@ -182,7 +183,24 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def open_streams() -> None:
+    """Where stdin, stdout or stderr is closed, no file or socket of ours is to take its number."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)    # the lowest number that is free
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)
+
+
+def unread() -> None:
+    """Nobody reads what we print, or nothing keeps it: that is no fault, and is not tried again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main(argv: list[str] | None = None) -> int:
+    open_streams()
     args = parser().parse_args(argv)
     try:
         return args.run(args)
@@ -201,7 +219,13 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 1
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads what we print: that is no fault
+        unread()
+        return 1
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        unread()
+        print(f"opusagent: There is no room to write what there is to say: {error.strerror}.", file=sys.stderr)
         return 1
 
 

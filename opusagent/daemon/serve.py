@@ -62,11 +62,14 @@ def serve(config: Config, flow: Flow, again: Callable[[], tuple[Config, Flow]]) 
     scheme = "https" if tls else "http"
 
     def announce() -> None:
-        print(f"listening on {scheme}://{net.spelled(sockets[0])}", flush=True)
-        for sock in admin[:1]:
-            print(f"pages on http://{net.spelled(sock)}", flush=True)
-        for sock in bare[:1]:
-            print(f"AudioSocket on {net.spelled(sock)}", flush=True)
+        lines = [f"listening on {scheme}://{net.spelled(sockets[0])}",
+                 *(f"pages on http://{net.spelled(sock)}" for sock in admin[:1]),
+                 *(f"AudioSocket on {net.spelled(sock)}" for sock in bare[:1])]
+        try:
+            print("\n".join(lines), flush=True)
+        except OSError as error:            # who read it has gone, or the disk is full: calls can come all the same
+            log.warning("stdout cannot be written to: %s", error.strerror)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def work(config: Config, flow: Flow, context: ssl.SSLContext | None) -> Callable[[Worker, Board], int]:
         return lambda worker, board: run_worker(config, flow, Listening(sockets, admin, context, bare), worker, board)
