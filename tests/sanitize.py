@@ -24,7 +24,7 @@ QUICK = ("test_media_kernels.py", "test_ear.py", "fuzz/test_frames.py")     # wh
 SUITES = ("test_websocket.py", "test_media_kernels.py", "test_audio.py", "test_ear.py", "fuzz", "test_sockets.py",
           "test_deadlines.py", "test_unattended.py", "test_kernels.py", "test_memory.py", "test_acoustics.py",
           "test_loop.py", "test_turn.py", "test_dialects.py", "test_handover.py", "test_failures.py", "test_call.py",
-          "test_openai_speech.py", "test_metrics.py", "test_stereo.py", "test_stalls.py")
+          "test_openai_speech.py", "test_metrics.py", "test_stereo.py", "test_stalls.py", "test_signals.py")
 ELSEWHERE = {   # suites that import the compiled module and are not watched, and why
     "test_host.py": "its engine processes are killed in the midst of their work",
     "test_engine_faults.py": "its engine processes are killed in the midst of their work",
