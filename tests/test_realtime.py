@@ -631,6 +631,50 @@ def test_audio_may_come_faster_than_it_is_spoken_and_not_without_end():
     assert call.call.inbox.samples == 0 and not call.call.inbox
 
 
+def test_audio_that_was_refused_is_in_no_buffer():
+    call = Client.of_model(update={"turn_detection": None})
+    call.does("input_audio_buffer.append", audio=base64.b64encode(bytes([0xFF]) * 8000 * (INBOX_SECONDS + 1)).decode())
+    call.does("input_audio_buffer.commit")
+    assert call.errors == ["input_audio_buffer_full", "input_audio_buffer_commit_empty"]
+
+
+def test_a_second_commit_finds_nothing_though_the_first_has_not_been_done_yet():
+    async def told():
+        call = Client.of_model(update={"turn_detection": None})
+        call.does("input_audio_buffer.append", audio=base64.b64encode(bytes([0x90, 0x10]) * 16000).decode())
+        call.does("input_audio_buffer.commit")
+        call.does("input_audio_buffer.commit", event_id="again")
+        assert call.call.inbox and not call.of("input_audio_buffer.committed")
+        call.passes(4000)
+        await call.thinks()
+        return call
+    call = asyncio.run(told())
+    assert call.errors == ["input_audio_buffer_commit_empty"] and len(call.of("input_audio_buffer.committed")) == 1
+    assert call.last("error").error["event_id"] == "again"
+
+
+def test_the_callers_audio_is_counted_on_in_another_format():
+    call = Client.of_model()
+    call.silence(3000)
+    call.does("session.update", session={"audio": {"input": {"format": {"type": "audio/pcm", "rate": 24000}}}})
+    step = base64.b64encode(np.repeat(SPEECH[:160], 3).astype("<i2").tobytes()).decode()            # 20 ms
+    for _ in range(50):
+        call.does("input_audio_buffer.append", audio=step)
+        call.passes(20)
+        call.studio.hearing.run()
+    call.take()
+    assert 2500 < call.last("input_audio_buffer.speech_started").audio_start_ms <= 3100
+
+
+def test_little_audio_is_no_more_in_another_format():
+    call = Client.of_model(update={"turn_detection": None, "format": {"type": "audio/pcm", "rate": 24000}})
+    call.does("input_audio_buffer.append", audio=base64.b64encode(bytes(2400)).decode())            # 50 ms
+    call.does("session.update", session={"audio": {"input": {"format": PCMU}}})
+    call.does("input_audio_buffer.commit")
+    assert call.errors == ["input_audio_buffer_commit_empty"]
+    assert call.last("error").error["message"] == "The input audio buffer holds 50 ms of audio; a commit needs 100."
+
+
 def test_pieces_that_come_late_are_one_utterance():
     call = Client.of_model("Well.")
     call.studio.stt.silent = True

@@ -99,13 +99,14 @@ class RealtimeCall(Call):
 
     @noted(journal.MESSAGE)
     def on_message(self, opcode: int, payload: memoryview) -> None:
-        event = self.dialect.receive(opcode, payload)
+        appended, event = self.dialect.appended, self.dialect.receive(opcode, payload)
         self.mouth.out.answers()
         if event is None or self.done or self.slot is None:
             return
         if isinstance(event, Audio):
             if not self._take(event.pcm if self.ear.resampler is None else self.ear.resampler.push(event.pcm)):
                 self.dialect.refuse(FULL, self.dialect.name_of(payload))
+                self.dialect.throttle.appended = appended       # as if it had not come
         elif event.__class__ is Ask and event.what == ASK_CANCEL:
             asks.cancel(self, **event.details)
         elif not self.inbox.add(event):

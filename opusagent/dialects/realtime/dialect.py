@@ -8,8 +8,6 @@ Not known here: audio inside items, tools of type mcp.  One event is ours, for l
 {"type": "input_audio_buffer.dtmf", "event": "5"}.
 The rule: whatever a client sends, out come events or an `error` event that names the offending one, never the end.
 """
-import math
-
 import orjson
 
 from ... import ProtocolError
@@ -20,7 +18,7 @@ from ..payload import L16, PCMA, PCMU, Payload
 from . import settings
 from .asked import ASKED, item_of
 from .edits import EDITS
-from .items import Item, Items
+from .items import Item, Items, logprobs
 from .names import beta
 from .response import Response
 from .settings import DEFAULTS, LOGPROBS, TRANSCRIPTION, Fault, merged, shown, updated
@@ -49,12 +47,6 @@ def event_id(message: dict) -> str:
     return name if isinstance(name, str) and len(name) <= LONGEST_NAME else ""
 
 
-def logprobs(text: str, confidence: float) -> list[dict]:
-    """A recogniser is sure of an utterance, not of its tokens: they are one."""
-    return [{"token": text, "logprob": math.log(confidence), "bytes": list(text.encode())}
-            ] if text and confidence > 0 else []
-
-
 class OpenAIRealtime(Dialect):
     """The OpenAI Realtime protocol, at /v1/realtime?model=NAME: any of its clients talks to the agent as it stands."""
 
@@ -62,7 +54,7 @@ class OpenAIRealtime(Dialect):
                  "client_event", "throttle", "_plain",
                  "_beta", "_stem", "_prefix", "_names", "_numbers", "_query", "_in", "_out",
                  "_in_rate", "_in_resampler", "_out_format", "_out_resampler", "_used", "_voiced", "_at_ms",
-                 "_committed", "_speech", "_spoken")
+                 "_committed", "_asked", "_speech", "_spoken")
     name = "openai-realtime"
     opcode = TEXT
     lead_ms = 600_000           # as soon as it is made: the client has the clock
@@ -97,7 +89,8 @@ class OpenAIRealtime(Dialect):
         self._voiced = False                    # ... of ours, too: the voice stays
         self._out_format: dict = {}             # of the latest response
         self._at_ms = 0                         # where in the caller's audio the next news belong
-        self._committed = 0                     # `appended`, when the buffer was last empty
+        self._committed = 0                     # `appended`, when the buffer was last empty,
+        self._asked = 0                         # ... and when a commit was last asked for: it may not be done yet
         self._speech: str | None = None         # id of the item that is being spoken
         self._spoken: Item | None = None        # the last one that was
         self._tune()
@@ -298,10 +291,17 @@ class OpenAIRealtime(Dialect):
             session = self.keeps_voice(session, "session") or session
         if isinstance(session, Fault):
             return self.refuse(session)
-        self.session = session
+        self.session, before = session, self._in_rate
         self._tune()
+        self._recount(before)
         self.emit("session.updated", session=shown(self.session))
         return Ask(ASK_UPDATE)
+
+    def _recount(self, before: int) -> None:
+        """Samples are counted at the rate of the input's format, which was another `before`, Hz."""
+        if (rate := self._in_rate) != before:
+            self.throttle.appended = self.appended * rate // before
+            self._committed, self._asked = self._committed * rate // before, self._asked * rate // before
 
     def keeps_voice(self, settings: dict, path: str) -> Fault | None:
         """Once it has been heard, the agent has one voice."""
@@ -328,10 +328,11 @@ class OpenAIRealtime(Dialect):
         return audio
 
     def _commit(self, message: dict) -> Ask | None:
-        ms = (self.appended - self._committed) * 1000 // self._in_rate
+        ms = (self.appended - max(self._committed, self._asked)) * 1000 // self._in_rate
         if ms < SHORTEST_COMMIT_MS:
             return self.refuse(Fault("input_audio_buffer_commit_empty", f"The input audio buffer holds {ms} ms of "
                                      f"audio; a commit needs {SHORTEST_COMMIT_MS}."))
+        self._asked = self.appended
         return Ask(ASK_COMMIT)
 
     def _clear(self, message: dict) -> Ask:

@@ -3,6 +3,7 @@
 It sends nothing.  The rules: there are never more than MOST items, nor more than MOST_TEXT characters in them and
 MOST_PICTURED of pictures, and what is forgotten first is the oldest; audio itself is not kept.
 """
+import math
 import re
 from dataclasses import dataclass, field
 
@@ -105,6 +106,12 @@ class Items:
             left -= sum(len(image["url"]) for image in item.images)
             if left < 0:
                 item.images = ()
+
+
+def logprobs(text: str, confidence: float) -> list[dict]:
+    """A recogniser is sure of an utterance, not of its tokens: they are one."""
+    return [{"token": text, "logprob": math.log(confidence), "bytes": list(text.encode())}
+            ] if text and confidence > 0 else []
 
 
 def read_item(value, name: str, path: str = "item") -> Item | Fault:

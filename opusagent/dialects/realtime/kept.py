@@ -10,7 +10,7 @@ from .items import Item
 from .response import Response
 
 PLAIN = ("ignored", "session", "limits", "waiting", "rate", "_names", "_numbers", "_used", "_voiced",
-         "_at_ms", "_committed", "_speech")
+         "_at_ms", "_committed", "_asked", "_speech")
 RESPONSE = ("state", "id", "request", "settings", "audible", "aside", "asked_text", "asked_ms", "_before")
 ITEM = tuple(each.name for each in fields(Item) if each.name != "images")      # too large for what is written so often
 
