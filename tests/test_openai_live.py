@@ -10,7 +10,7 @@ from test_openai_speech import Caller, final, hears, say
 
 from opusagent.config import Config, OpenAI
 from opusagent.engines.openai.stt import Stt
-from opusagent.engines.remote import spare
+from opusagent.engines.remote import session, spare
 from opusagent.metrics import Metrics
 
 USAGE = {"type": "duration", "seconds": 1}
@@ -279,6 +279,60 @@ def test_an_endpoint_without_sessions_is_sent_utterances(run, part):
             stt.finish(call, call.slot.written)
             return await final(call)
     assert run(scenario()) == ("final", 3, "Ten of clubs.", 1.0)
+
+
+def ends_with(monkeypatch, breath):
+    """Every session is over with what it begins with, in one write: the 101, or the word that it is as we want it."""
+    answer, open_ = RealtimeSession.send, RealtimeSession.open
+
+    async def together(one, doing):
+        write, held = one.exchange.writer.write, []
+        one.exchange.writer.write = held.append
+        await doing
+        for _ in range(2):
+            await answer(one, "error", error={"type": "server_error", "code": "overloaded", "message": "secret"})
+        one.exchange.writer.write = write
+        write(b"".join(held))
+
+    async def send(one, kind, **fields):
+        doing = answer(one, kind, **fields)
+        await (together(one, doing) if kind == breath else doing)
+
+    monkeypatch.setattr(RealtimeSession, "send", send)
+    if breath == "101":
+        monkeypatch.setattr(RealtimeSession, "open", lambda one: together(one, open_(one)))
+
+
+@pytest.mark.parametrize("breath", ["101", "session.updated"])
+def test_a_session_that_is_over_as_soon_as_it_is_there_is_none(run, monkeypatch, caplog, breath):
+    caplog.set_level("INFO")
+    ends_with(monkeypatch, breath)
+
+    async def scenario():
+        async with recogniser(says_nothing, hears("Ten of clubs.")) as (_, sessions, stt):
+            call = Caller()
+            stt.listen(call, 0)
+            await speak(stt, call, 700)
+            stt.finish(call, call.slot.written)
+            return await final(call), used(sessions)
+    assert run(scenario()) == (("final", 3, "Ten of clubs.", 1.0), [])
+    assert [record for record in caplog.records if record.name == "asyncio" and record.levelname == "ERROR"] == []
+    assert "answered with an error (overloaded). Utterances are sent to be transcribed instead" in caplog.text
+
+
+def test_who_has_taken_nothing_for_long_is_given_to_nobody(run, monkeypatch):
+    async def scenario():
+        async with recogniser(says_nothing) as (_, sessions, stt):
+            while len(stt.lines.idle) < spare.SPARE:
+                await asyncio.sleep(0.01)
+            lines, room = stt.lines, session.UNSENT
+            line = lines.lend(None, 8000, "")
+            monkeypatch.setattr(session, "UNSENT", -1)          # what waits to be sent is too much at once
+            lines.give_back(line)
+            nobody = lines.lend(None, 8000, "")
+            monkeypatch.setattr(session, "UNSENT", room)
+            return nobody, lines.idle, lines.busy, lines.lines
+    assert run(scenario()) == (None, [], {}, {})
 
 
 def test_nothing_is_said_twice_and_silence_is_nothing(run):

@@ -117,13 +117,14 @@ class Lines(Spare):
 
     def lend(self, user: "Live", rate: int, prompt: str) -> Line | None:
         """A line for somebody who speaks; None if no session is open now."""
-        if (session := self.take()) is None:
-            return None
-        self.awaited(session, True)
-        line = self.lines[session]
-        line.user = user
-        line.set(rate, prompt)
-        return line
+        while (session := self.take()) is not None:
+            line = self.lines[session]
+            self.awaited(session, True)
+            line.set(rate, prompt)
+            if not session.over:                # it may have taken nothing for so long that this was too much
+                line.user = user
+                return line
+        return None
 
     def give_back(self, line: Line) -> None:
         """Nobody speaks over it any more; what it still has to say is dropped."""
@@ -132,11 +133,11 @@ class Lines(Spare):
             for passage in (*line.committed, *line.items.values()):
                 passage.owner = None
             line.session.send({"type": "input_audio_buffer.clear"})
-            if len(self.idle) < MOST_IDLE:
+            if line.session.over or len(self.idle) >= MOST_IDLE:
+                self.drop(line.session)
+            else:
                 del self.busy[line.session]
                 self.idle.append(line.session)
-            else:
-                self.drop(line.session)
 
     def spoiled(self, line: Line) -> None:
         """Somebody waited for its words in vain, whether or not it answers pings: nobody else shall."""

@@ -85,9 +85,11 @@ class Spare:
     async def _open(self, endpoint: Endpoint, query: str, update: dict[str, Any]) -> Session:
         """A session that is set so; until it is taken, we are told of its end.  Raises EngineError."""
         taken: asyncio.Future = asyncio.get_running_loop().create_future()
+        session: Session | None = None          # what comes along with the 101 comes before it
+        why = ""                                # it is over
 
         def heard(event: dict) -> None:
-            if event["type"] == "error" and taken.done():
+            if event["type"] == "error" and session is not None:
                 session.fail(complaint(event))
             elif event["type"] == "error":
                 lost(f"{endpoint.subject} {complaint(event)}.")
@@ -95,10 +97,12 @@ class Spare:
                 taken.set_result(True)
 
         def lost(sentence: str) -> None:
-            if taken.done():
-                return self.lost(session)
-            taken.set_exception(EngineError(sentence))
-            taken.exception()                   # it is told of, whether or not anybody still waits for it
+            nonlocal why
+            why = why or sentence
+            if session is not None:
+                self.lost(session)
+            if not taken.done():
+                taken.set_result(False)
 
         session = await Session.open(endpoint, query, heard, lost)
         session.send({"type": "session.update", "session": update})
@@ -111,6 +115,9 @@ class Spare:
         except BaseException:
             session.close()
             raise
+        if why:                                 # also where it was taken, and ended with the same breath
+            session.close()
+            raise EngineError(why)
         self.opened += 1
         return session
 
