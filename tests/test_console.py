@@ -59,10 +59,11 @@ def test_there_is_nothing_beside_it(server, path):
     assert get(server, path)[0] in (400, 404)
 
 
-@pytest.mark.parametrize("path", ["/ws/twilio", "/ws/pcm/demo", "/v1/realtime"])
+@pytest.mark.parametrize("path", ["/ws/twilio", "/ws/pcm/demo", "/ws/echo", "/v1/realtime"])
 def test_a_call_whose_proxy_drops_the_upgrade_is_told_so(server, path):
     status, head, body = get(server, path)
     assert status == 426 and head["Sec-WebSocket-Version"] == "13" and "a proxy between us" in body
+    assert get(server, "/ws/twillio")[0] == get(server, "/ws/")[0] == 404       # it would get nowhere with one, either
 
 
 def test_no_name_that_may_be_made_to_lead_here_gets_it(server):

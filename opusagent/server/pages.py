@@ -18,6 +18,7 @@ from .routes import dialect_of
 
 JSON = "application/json"
 PLAIN = "text/plain; charset=utf-8"
+CALLS = {*DIALECTS, "echo"}     # what /ws/... has
 HTML = "text/html; charset=utf-8"
 LISTED = 20                     # calls in a list
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
@@ -39,7 +40,7 @@ def token_matches(token: str, authorization: str) -> bool:
 
 def missing(path: str) -> ProtocolError:
     """What is said of a path that has no page."""
-    if dialect_of(path):
+    if dialect_of(path) in CALLS:
         return ProtocolError(426, "Calls come here by WebSocket, and this request asks for no upgrade: a proxy between "
                                   "us may have left that out.")
     return ProtocolError(404, "There is no such page here.")
