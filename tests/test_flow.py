@@ -541,7 +541,7 @@ def test_pocketsphinx_takes_our_grammars():
 TEXT = st.text(st.sampled_from("abcdefgh      .,;:!?-\n'\"*1AB"), max_size=500)
 MARKED = st.lists(st.sampled_from([
     "ab", " ", ". ", "\n", "[", "](", ")", "]", "_", "**", "# ", "> ", "|", "1", ", ", "*", "\N{GRINNING FACE}",
-    "[our page](http://a.b/c?d)", "x" * 90]), max_size=30).map("".join)
+    "#", "7", "[our page](http://a.b/c?d)", "x" * 90]), max_size=30).map("".join)
 
 
 @settings(max_examples=300, deadline=None)
@@ -577,11 +577,19 @@ def test_segments_have_all_words_in_order_and_fit(text):
     ("Sure \N{GRINNING FACE}\N{THUMBS UP SIGN} that is \N{PARTY POPPER}fine! \N{PARTY POPPER} See you "
      "\N{HEAVY BLACK HEART}\ufe0f.", ["Sure that is fine!", "See you."]),
     ("Press # or * now, not 5#, at a_b@example.com.", ["Press # or * now, not 5#, at a_b@example.com."]),
+    ("Dial *67 or #31# first, or *9. *5 minutes* is **5** and *5*, order #4711.",
+     ["Dial *67 or #31# first, or *9.", "5 minutes is 5 and 5, order 4711."]),
+    ("To stop, press *. # goes on.\n# Menu\n\n* Pizza", ["To stop, press *.", "# goes on.", "Menu", "Pizza"]),
     ("It\x00 is\x07 fine\u200b.", ["It is fine."]),
     (" ... ", []),
 ])
 def test_where_sentences_end(text, segments):
     assert cut(text) == segments
+
+
+def test_a_clause_in_mid_line_begins_no_heading():
+    cutter = Cutter()
+    assert cutter.feed("Press * to stop, # to go.") + cutter.finish() == ["Press * to stop,", "# to go."]
 
 
 def test_a_long_sentence_is_cut_at_a_clause_then_at_a_joining_word():

@@ -30,9 +30,11 @@ MARKUP = MARKS | dict.fromkeys(map(ord, "*#"))      # ... and what is mostly mea
 LINK = re.compile(r"\[([^][\n]{0,200})\]\([^()\s]{0,400}\)")                        # [text](address)
 LINK_BEGINS = re.compile(r"\[[^][\n]{0,200}(?:\](?:\([^()\s]{0,400})?)?\Z")         # ... that may go on
 PICTURE = "\u2600-\u27bf\u2b00-\u2bff\ufe0f\u20e3\U0001f000-\U0001faff"             # emoji
+LINE = re.compile(r"(?:(?:[-+>•–*]|#{1,6})\s+)+")       # how one of a list, a quotation or a heading begins
 EYE = re.compile(                       # what of a segment is for the eye alone
-    r"^(?:(?:[-+>•–*]|#{1,6})\s+)+"                                                 # a list, a quotation, a heading
-    r"|(?<![\w{/])[*_]+(?=[^\s.,;:!?)])|(?<=\S)[*_]+(?![\w}/])|#+(?=\w)"            # **emphasis**, _emphasis_, #tag
+    r"^(?:[-+>•–]\s+)+"
+    r"|(?<![\w{/])(?!\*(?=\d)(?!.*[^\s*]\*(?!\w)))[*_]+(?=[^\s.,;:!?)])"         # **emphasis**, _emphasis_, not *67,
+    r"|(?<=\S)[*_]+(?![\w}/])|(?!#\d+#)#+(?=\w)"                                  # ... and #tag, not #31#
     rf"|(?P<picture>\s*[{PICTURE}][\u200d\s{PICTURE}]*)")
 
 
@@ -97,10 +99,11 @@ class Cutter:
     early, and a sentence over the limit is cut at its last clause, else before a joining word, else between words.
     """
 
-    __slots__ = ("_held", "_link", "_plain", "_limit", "_first", "_clauses")
+    __slots__ = ("_held", "_line", "_link", "_plain", "_limit", "_first", "_clauses")
 
     def __init__(self, limit: int = LIMIT, first: int = FIRST, clauses: bool = True):
         self._held = ""             # what has arrived and belongs to no segment yet
+        self._line = True           # it begins a line
         self._link = ""             # what follows it, and may be a link
         self._plain = False         # it is PLAIN, so that another word ends nothing
         self._limit = limit
@@ -128,14 +131,20 @@ class Cutter:
     def _cut(self, more: str) -> list[str]:
         """The segments that are certain once this has come, too."""
         text = self._held + more
-        self._held = re.sub(r"\s+", lambda white: "\n" if "\n" in white[0] else " ", text).lstrip()
+        self._hold(re.sub(r"\s+", lambda white: "\n" if "\n" in white[0] else " ", text))
         found: list[str] = []
         while (end := self._end()) is not None:
             self._take(end, found)
         return found
 
+    def _hold(self, text: str) -> None:
+        self._held = text.lstrip()
+        self._line = self._line or text.startswith("\n")
+
     def _take(self, end: int, found: list[str]) -> None:
-        segment, self._held = heard(self._held[:end]), self._held[end:].lstrip()
+        text, rest = self._held[:end], self._held[end:]
+        segment, self._line = heard(text, self._line), text.endswith("\n")
+        self._hold(rest)
         if any(map(str.isalnum, segment)):
             found.append(segment)
             self._first, self._clauses = self._limit, False
@@ -153,9 +162,10 @@ class Cutter:
         return end
 
 
-def heard(segment: str) -> str:
-    """What is for the ear in a segment."""
-    plain = EYE.sub(lambda found: " " if found["picture"] else "", segment.strip())
+def heard(segment: str, line: bool) -> str:
+    """What is for the ear in a segment, which begins a line or does not."""
+    begins = LINE.match(segment) if line else None
+    plain = EYE.sub(lambda found: " " if found["picture"] else "", segment[begins.end() if begins else 0:].strip())
     return plain if plain == segment else re.sub(r" +(?=[,.!?]|\Z)|\A +", "", plain)
 
 
