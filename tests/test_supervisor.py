@@ -310,6 +310,26 @@ def test_a_stop_in_the_midst_of_an_upgrade_ends_the_server_when_its_calls_are_ov
     until(lambda: not any(Path("/proc", pid).exists() for pid in successors))
 
 
+def test_a_stop_in_the_midst_of_an_upgrade_is_one_stop_for_calls_that_stay_behind(started):
+    """The successor passes it on to its predecessor, which has it already: these callers are not sent away for that."""
+    server = started()
+
+    async def then(callers):
+        server.process.send_signal(signal.SIGHUP)
+        await asyncio.to_thread(until, lambda: len(server.workers()) == 2)
+        await asyncio.to_thread(until, lambda: health(server)["active_calls"] == 4)
+        await asyncio.sleep(1)
+        os.kill(server.workers()[-1], signal.SIGSTOP)           # so that there is time before it has taken over
+        server.process.send_signal(signal.SIGUSR2)
+        await asyncio.to_thread(until, lambda: server.said().count("listening on") == 2)
+        server.process.send_signal(signal.SIGTERM)
+        await callers.hear_out(30)
+        return await callers.answer(20)
+    assert calling(server, 4, then) == 4, server.said()
+    assert server.process.wait(20) == 0 and "has taken over" in server.said()
+    assert "have to end this call" not in server.said()
+
+
 @pytest.mark.parametrize("dialect", sorted(restart.CALLERS))
 def test_systemd_hears_of_everything_and_keeps_the_calls_of_a_supervisor_that_dies(started, tmp_path, dialect):
     """A stand-in for systemd: reads what it is told, keeps the descriptors, and starts the service again with them."""

@@ -65,12 +65,17 @@ class Succession:
                 elif message["say"] == "done":
                     self._done(message["pid"])
                 elif message["say"] == "stop":
-                    self.supervisor.stop()
+                    self._stopped(message["stops"])
         except EOFError:
             self.supervisor.selector.unregister(self.control)
             self.control.close()
             if not self.done:
                 self._failed()
+
+    def _stopped(self, times: int) -> None:
+        """The server is to end, for the `times`-th time; we may have been told of that ourselves."""
+        while self.supervisor.stops < times:
+            self.supervisor.stop()
 
     def _freeze(self) -> None:
         """It is warm: every worker stops where it is, and says which of its calls can move."""
@@ -257,6 +262,7 @@ class Inheritance:
                 elif message["do"] == "speak":          # it has named us to systemd
                     self.finishing = True
                     self.supervisor.store()
+                    self.stop()
         except EOFError:
             self.supervisor.selector.unregister(self.control)
             self.control.close()
@@ -266,9 +272,9 @@ class Inheritance:
                 self.supervisor.store()
 
     def stop(self) -> None:
-        """A predecessor's calls are to finish as ours are."""
-        if self.finishing:
-            self.control.send({"say": "stop"})
+        """A predecessor's calls are to finish as ours are, if ours are to."""
+        if self.finishing and self.supervisor.stops:
+            self.control.send({"say": "stop", "stops": self.supervisor.stops})
 
     def close_in_child(self) -> None:
         """In a worker: what belongs to others, and is not theirs yet."""
