@@ -21,7 +21,7 @@ from opusagent.client.people import person
 from opusagent.dialects import TABLE, Audio, Dtmf, Start, Stop
 from opusagent.dialects.audiosocket import AUDIO, DTMF, ERROR, HANGUP, UUID, AudioSocket, Messages, message
 from opusagent.server.worker import Server
-from opusagent.transport.audiosocket import BareWire
+from opusagent.transport.audiosocket import MOST_RECEIVED, AudioSocketConnection, BareWire
 from served import SCRIPTED, serving
 
 RAW = bytes.fromhex("40325ec25efd4bd38bc3b7f7a4c1e6d0")
@@ -169,6 +169,56 @@ def test_another_process_reads_on_wherever_a_message_was_cut_and_sends_what_was_
         assert heard == [(UUID, RAW), (AUDIO, bytes(range(200)) * 2), (DTMF, b"5"), (AUDIO, b"")]
         assert kept.framing == b""              # a third process has nothing to read
     asyncio.run(scenario())
+
+
+def test_a_flood_of_empty_messages_leaves_the_others_their_turn():
+    async def scenario():
+        ours, peer = socket.socketpair()
+        heard, ends = [], []
+        wire = BareWire(ours, lambda kind, payload: heard.append(kind), ends.append, ends.append, lambda: None)
+        peer.sendall(message(AUDIO) * 10000)
+        seen = []
+        while len(heard) < 10000:
+            seen.append(len(heard))
+            await asyncio.sleep(0)
+        assert max(after - before for before, after in zip(seen, seen[1:])) <= MOST_RECEIVED // 3 + 1
+        wire.muted = True                       # and nothing is kept of what comes after the end
+        peer.sendall(message(AUDIO, bytes(1000))[:500])
+        peer.close()
+        while not ends:
+            await asyncio.sleep(0)
+        assert wire._messages.rest == b"" and len(heard) == 10000
+        wire.close()
+    asyncio.run(scenario())
+
+
+def bare_connection(session):
+    """A connection in a server that has no other, at a standing clock."""
+    connection = AudioSocketConnection(Mock(tock=lambda: 1, clock=lambda: 1,
+                                            narrow=SimpleNamespace(bytes_per_second=1000)))
+    connection.wire, connection.session = Mock(backlog=0), session
+    return connection
+
+
+def test_the_budget_is_not_waited_for_until_the_next_look():
+    call = Mock()
+    connection = bare_connection(call)
+    with pytest.raises(ProtocolError, match="more comes than a call needs"):
+        for _ in range(2000):
+            connection._message(AUDIO, memoryview(b""))
+    assert call.on_message.call_count == 1000
+
+
+def test_strangers_that_are_refused_fill_no_log(caplog, monkeypatch):
+    async def scenario():
+        monkeypatch.setattr(AudioSocketConnection, "told", -10**9)
+        for _ in range(50):
+            bare_connection(None).fault(ProtocolError(503, "This server is full."))
+        for _ in range(2):
+            bare_connection(Mock()).fault(ProtocolError(1008, "the peer does not read"))    # of a call, always
+    asyncio.run(scenario())
+    assert [line.rpartition(": ")[2] for line in caplog.messages] == [
+        "This server is full.", "the peer does not read", "the peer does not read"]
 
 
 # ---- over real sockets -----------------------------------------------------------------------------------------------

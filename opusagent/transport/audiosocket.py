@@ -13,11 +13,13 @@ from .. import ProtocolError
 from .._fastpath import LOST, framing_head, unsent_of
 from ..dialects.audiosocket import HEAD, AudioSocket, Messages
 from . import net
-from .connection import BURST_SECONDS, LINGER, SECOND, STALLED
+from .budget import BURST_SECONDS
+from .connection import LINGER, SECOND, STALLED
 
 log = logging.getLogger("opusagent")
 
-MOST_RECEIVED = 65536           # bytes received at once
+MOST_RECEIVED = 2048            # bytes received at once, six messages of a call: the others have their turn between
+REFUSALS_TOLD = 1 * SECOND      # between two lines of the log about calls that did not begin
 
 
 class BareWire:
@@ -87,6 +89,8 @@ class BareWire:
             return self._on_end(error)
         if not data:
             return self._on_end(None)
+        if self.muted:
+            return
         try:
             for kind, payload in self._messages.feed(data):
                 if not self.muted:
@@ -129,6 +133,7 @@ class AudioSocketConnection:
 
     __slots__ = ("server", "wire", "peer", "session", "rtt_ns", "tenant", "_heard", "_due", "_swept", "_closing",
                  "_stalled", "_why")
+    told = -REFUSALS_TOLD                   # ns: when the log was last told of one that was refused
 
     def __init__(self, server):
         self.server = server
@@ -176,6 +181,8 @@ class AudioSocketConnection:
     def _message(self, kind: int, payload: memoryview) -> None:
         now = self._heard = self.server.tock()
         self._due += HEAD + len(payload)
+        if self._due > self.server.narrow.bytes_per_second * BURST_SECONDS:     # not even until the next sweep
+            raise ProtocolError(1008, "more comes than a call needs")
         if self.session is not None:
             self.session.on_message(kind, payload)
         self.server.measure(self.server.clock() - now)
@@ -238,10 +245,18 @@ class AudioSocketConnection:
         if not isinstance(error, ProtocolError):
             log.exception("a connection ended by an error of ours", exc_info=error)
             error = ProtocolError(1011, "Something went wrong here.")
-        else:
+        elif self.session is not None or self._may_tell():
             log.warning("a call by AudioSocket was ended: %s", error.reason)
         self.server.metrics.count("protocol_errors", code=error.code)
         self.close(error.code, error.reason)
+
+    def _may_tell(self) -> bool:
+        """Strangers that are refused get a line of the log a second, however many they are."""
+        now, told = self.server.clock(), AudioSocketConnection.told
+        if now - told < REFUSALS_TOLD:
+            return False
+        AudioSocketConnection.told = now
+        return True
 
     # -- what a server uses --------------------------------------------------------------------------------------------
 

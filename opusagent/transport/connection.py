@@ -12,12 +12,14 @@ import logging
 import os
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
 from .. import ProtocolError
 from .._fastpath import Wire
 from . import http11, net
+from .budget import BURST_SECONDS, spent
 from .inquiry import Inquiry
 from .transportwire import TransportWire
 from .websocket import CLOSED, CLOSING, OPEN, WebSocket
@@ -30,7 +32,6 @@ LINGER = 1 * SECOND             # after our FIN, how long the peer may take to s
 STALLED = 10 * SECOND           # a peer that takes nothing of what waits for it is gone
 CLOSE_WAIT = 5 * SECOND         # after our close frame, how long the peer may take to answer it
 UNBOUNDED = 1 << 62             # bytes
-BURST_SECONDS = 3               # of a route's budgets that may come at once: a network that stalled catches up
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +113,8 @@ class Connection(asyncio.BufferedProtocol):
         if self.ws is not None:
             self.server.measure(self.server.clock() - now)
 
-    def eof_received(self) -> bool:
+    def eof_received(self) -> None:
         self.ended(None)
-        return False
 
     def connection_lost(self, error: Exception | None) -> None:
         if self.transport is not None:      # not handed over
@@ -162,7 +162,7 @@ class Connection(asyncio.BufferedProtocol):
         elif rest:
             raise ProtocolError(400, "A request here has no body and nothing behind it.")
         else:
-            self._settle(lambda: partial(self._answer, self.server.page(self, head)))
+            self._ask(head)
 
     def _read_body(self, data) -> None:
         head, body = self.posted
@@ -171,7 +171,12 @@ class Connection(asyncio.BufferedProtocol):
             raise ProtocolError(400, "The body is longer than its Content-Length.")
         if len(body) == head.length:
             self.posted = None
-            self._settle(lambda: partial(self._answer, self.server.page(self, head, bytes(body))))
+            self._ask(head, bytes(body))
+
+    def _ask(self, head: http11.Head, body: bytes = b"") -> None:
+        """For a page, or for what answers a POST.  By TLS at once: asyncio ends that when its peer's half is closed."""
+        act = partial(self._settle, lambda: partial(self._answer, self.server.page(self, head, body)))
+        self._enter(act) if self._plain() else act()
 
     def _settle(self, find: Callable[[], Callable]) -> None:
         """`find` gives what is to be done; if it has raised questions, it is asked once more when they are answered."""
@@ -198,6 +203,7 @@ class Connection(asyncio.BufferedProtocol):
     def _answer(self, response: bytes) -> None:
         if not self.lingers:                # it has been answered, and our side is shut
             self.transport.write(response)
+            self.transport.resume_reading()     # it may have waited for its turn
             self._linger()
 
     def _decide(self, head: http11.Head, rest: bytes) -> Callable:
@@ -205,10 +211,10 @@ class Connection(asyncio.BufferedProtocol):
         limits, begin = self.server.session(self, head)     # refuses before anything is allocated
         return partial(self._enter, partial(self._upgrade, answer, limits, begin, rest))
 
-    def _enter(self, upgrade: Callable[[], None]) -> None:
-        """The upgrade waits for its turn, and what the peer sends meanwhile for the upgrade."""
+    def _enter(self, act: Callable[[], None]) -> None:
+        """What a request asks for waits for its turn, and what its peer sends meanwhile for that."""
         self.transport.pause_reading()
-        self.server.turnstile.enter(partial(self._at_last, upgrade))
+        self.server.turnstile.enter(partial(self._at_last, act))
 
     def _upgrade(self, answer: bytes, limits: Limits, begin: Callable, rest: bytes) -> None:
         self.limits = limits
@@ -235,7 +241,6 @@ class Connection(asyncio.BufferedProtocol):
         try:
             fd = os.dup(self.transport.get_extra_info("socket").fileno())
         except OSError:
-            self.transport.resume_reading()
             self.server.metrics.count("refused_connections")
             raise ProtocolError(503, "This server is full.") from None
         os.set_blocking(fd, False)
@@ -361,8 +366,9 @@ class Connection(asyncio.BufferedProtocol):
         if self.wire is not None:
             if not self.wire.backlog:       # otherwise drained() does
                 self.wire.shutdown()
-        elif self.transport is not None and self.transport.can_write_eof():
-            self.transport.write_eof()
+        elif self.transport is not None:    # TLS cannot be half closed: its close_notify goes out behind the answer
+            with suppress(OSError):         # the peer is gone already
+                self.transport.write_eof() if self._plain() else self.transport.close()
 
     # -- deadlines -----------------------------------------------------------------------------------------------------
 
@@ -398,8 +404,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _sweep_open(self, now: int, net_config) -> None:
         parser, limits = self.ws.parser, self.limits
-        received = parser.take_received()
-        if received:
+        if received := parser.take_received():
             self.heard = now
         self._spend(now, received, self.ws.take_controls())
         finished = parser.take_finished()
@@ -440,11 +445,3 @@ class Connection(asyncio.BufferedProtocol):
         seconds, self.swept = (now - (self.swept or self.began)) / SECOND, now
         self.bytes_due = spent(self.bytes_due + received, self.limits.bytes_per_second, seconds)
         self.controls_due = spent(self.controls_due + controls, self.limits.controls_per_second, seconds)
-
-
-def spent(due: float, rate: float, seconds: float) -> float:
-    """What is left of a bucket that leaks `rate` a second (0: whatever comes); ProtocolError where that is too much."""
-    due = max(0.0, due - rate * seconds) if rate else 0.0
-    if due > rate * BURST_SECONDS:
-        raise ProtocolError(1008, "more comes than a call needs")
-    return due
