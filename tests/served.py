@@ -9,6 +9,7 @@ import importlib.util
 import os
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
+
+import pytest
 
 START_SECONDS, STOP_SECONDS = 90, 15
 # one worker that starts at once and needs no extra
@@ -32,6 +35,16 @@ def missing() -> str | None:
         if importlib.util.find_spec(module) is None:
             return f"there is no {module} to start"
     return None
+
+
+def tls_flags(folder: Path) -> tuple[str, ...]:
+    """What has the server speak TLS, with a certificate that is made in this folder; skips where it cannot be made."""
+    if not shutil.which("openssl"):
+        pytest.skip("there is no openssl to make a certificate with")
+    key, certificate = str(folder / "key.pem"), str(folder / "certificate.pem")
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
+                    "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    return "--tls-cert", certificate, "--tls-key", key
 
 
 @dataclass(slots=True)

@@ -7,8 +7,6 @@ at a time.  Cases run many at once, in an event loop of their own; the tests onl
 from __future__ import annotations
 
 import asyncio
-import shutil
-import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -19,7 +17,7 @@ from conformance.faults import FAULTS
 from conformance.peer import Target
 from conformance.runner import OK, Verdict, play_all
 from conformance.script import Case
-from served import SCRIPTED, missing, serving
+from served import SCRIPTED, missing, serving, tls_flags
 
 DEFAULT = [case for case in CASES if not case.heavy]
 BY_ID = {case.id: case for case in CASES}
@@ -74,13 +72,10 @@ def test_our_server_raises_nothing(ours: Played):
 @pytest.fixture(scope="module")
 def over_tls(tmp_path_factory: pytest.TempPathFactory) -> Played:
     """The same over TLS, where the frames take another way through the server."""
-    if reason := missing() or (None if shutil.which("openssl") else "there is no openssl to make a certificate with"):
+    if reason := missing():
         pytest.skip(reason)
-    key, certificate = (str(tmp_path_factory.mktemp("tls") / name) for name in ("key.pem", "certificate.pem"))
-    subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
-                    "-keyout", key, "-out", certificate], check=True, capture_output=True)
     cases = [case for case in DEFAULT if case.id.startswith(TLS_GROUPS)]
-    return played(cases, "--tls-cert", certificate, "--tls-key", key)
+    return played(cases, *tls_flags(tmp_path_factory.mktemp("tls")))
 
 
 def test_our_server_over_tls(over_tls: Played):

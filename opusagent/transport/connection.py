@@ -366,9 +366,11 @@ class Connection(asyncio.BufferedProtocol):
         if self.wire is not None:
             if not self.wire.backlog:       # otherwise drained() does
                 self.wire.shutdown()
-        elif self.transport is not None:    # TLS cannot be half closed: its close_notify goes out behind the answer
+        elif self.transport is not None and not self._plain():
+            TransportWire(self.transport).shutdown()
+        elif self.transport is not None:
             with suppress(OSError):         # the peer is gone already
-                self.transport.write_eof() if self._plain() else self.transport.close()
+                self.transport.write_eof()
 
     # -- deadlines -----------------------------------------------------------------------------------------------------
 

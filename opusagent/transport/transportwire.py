@@ -36,8 +36,11 @@ class TransportWire:
         return False
 
     def shutdown(self) -> None:
-        """TLS cannot be half closed: the transport closes when everything is out."""
-        self.transport.close()
+        """TLS cannot be half closed: the transport closes when everything is out, and its close_notify behind that.
+
+        Not from here: the transport may be reading, and has perhaps the peer's close_notify still before it.
+        """
+        asyncio.get_running_loop().call_soon(self.transport.close)
 
     def close(self) -> None:
         self.transport.abort()
