@@ -1,5 +1,7 @@
 """The console: the page as it is sent, and in a real Chromium whose microphone plays a recording of a person."""
 import json
+import os
+import signal
 import wave
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -14,6 +16,7 @@ from test_embedded import people, recognises, recording, speaks
 
 from opusagent.dialects import pcm
 
+BROWSER = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 FLOW = """
 start = "ask"
 [states.ask]
@@ -118,7 +121,7 @@ def test_nobody_is_told_what_they_did_not_ask_for():
 
 # -- in a browser ------------------------------------------------------------------------------------------------------
 
-@pytest.mark.skipif(missing() is not None, reason=str(missing()))
+@BROWSER
 @people
 @recognises
 @speaks
@@ -162,3 +165,97 @@ def talk(browser, served):
     listed = json.loads(get(served, "/calls")[2])["calls"]
     assert [entry["id"] for entry in listed] == [name] and listed[0]["voice_to_voice_ms"] > 0
     assert not browser.failed and not browser.said
+
+
+@pytest.fixture
+def page(tmp_path):
+    """(browser, server): the page, with a microphone that hears nothing, and its sockets under `sockets`."""
+    with wave.open(str(tmp_path / "microphone.wav"), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(48000)
+        file.writeframes(bytes(2 * 48000))
+    with serving(*SCRIPTED) as served:
+        browser = Browser(tmp_path / "microphone.wav")
+        try:
+            browser.open(f"http://127.0.0.1:{served.port}/")
+            browser.until("document.getElementById('status').textContent === 'healthy'")
+            browser.run("window.sockets = []; window.press = () => document.getElementById('call').click();"
+                        "window.WebSocket = class extends WebSocket { constructor(url) {"
+                        "super(url); sockets.push(this); window.atOnce?.(); } }; 0")
+            yield browser, served
+        finally:
+            browser.close()
+
+
+def is_called(browser):
+    browser.until("document.getElementById('call').textContent === 'Hang up'")
+
+
+def is_over(browser):
+    browser.until("document.getElementById('call').textContent === 'Call'")
+
+
+@BROWSER
+def test_the_keyboards_focus_stays_where_it_was(page):
+    browser, _ = page
+    browser.run("document.getElementById('call').focus()")
+    for kind in ("keyDown", "keyUp"):
+        browser.ask("Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter", windowsVirtualKeyCode=13, text="\r")
+    is_called(browser)
+    assert browser.run("document.activeElement.id") == "call"
+    browser.until("document.querySelector('#calls .live') !== null")
+    browser.run("document.querySelector('#calls button').focus(); press()")
+    browser.until("document.querySelector('#calls .live') === null && document.querySelector('#calls button') !== null")
+    assert browser.run("document.activeElement === document.querySelector('#calls button')")
+
+
+@BROWSER
+def test_a_microphone_that_is_refused_is_told_and_another_try_is_free(page):
+    browser, _ = page
+    browser.run("window.asked = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);"
+                "navigator.mediaDevices.getUserMedia = async () => { throw new DOMException('', 'NotAllowedError'); };"
+                "press()")
+    browser.until("document.getElementById('trouble').textContent.startsWith('The microphone is not allowed')")
+    browser.run("navigator.mediaDevices.getUserMedia = asked; press()")
+    is_called(browser)
+    assert browser.run("document.getElementById('trouble').textContent") == "" and browser.run("sockets.length") == 1
+
+
+@BROWSER
+def test_a_call_that_is_given_up_while_it_is_made_is_not_made(page):
+    browser, _ = page
+    browser.run("window.atOnce = () => setTimeout(press); press()")
+    browser.until("sockets.length === 1 && sockets[0].readyState === WebSocket.CLOSED")
+    assert browser.run("document.getElementById('call').textContent") == "Call"
+    browser.run("window.atOnce = null; press()")
+    is_called(browser)
+    assert browser.run("sockets.length") == 2
+
+
+@BROWSER
+def test_the_end_of_a_call_is_not_that_of_the_next_one(page):
+    browser, _ = page
+    browser.run("press()")
+    is_called(browser)
+    browser.run("press()")
+    is_over(browser)
+    browser.run("press()")
+    is_called(browser)
+    browser.run("sockets[0].onclose({ code: 1006, reason: '' })")           # the server was slow to say so
+    assert browser.run("document.getElementById('call').textContent") == "Hang up"
+
+
+@BROWSER
+def test_a_server_that_dies_is_told_and_so_is_one_that_is_not_there(page):
+    browser, served = page
+    browser.run("press()")
+    is_called(browser)
+    for process in served.family():
+        os.kill(process, signal.SIGKILL)
+    browser.until("document.getElementById('trouble').textContent === 'The call ended (1006).'")
+    is_over(browser)
+    browser.until("document.getElementById('status').textContent === 'out of reach'")
+    browser.run("press()")
+    browser.until("document.getElementById('trouble').textContent.startsWith('The server did not take the call')")
+    is_over(browser)

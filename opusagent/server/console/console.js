@@ -9,6 +9,8 @@ const WAITS = ["transport", "endpointing", "recognition", "decision", "llm_first
 const VOICED = 10 ** -4.5;        // mean square of a window that is voiced: -45 dBFS
 const QUIET = 30;                 // windows (of 10 ms) without a voice after which a reply begins anew
 const SHOWN = 1000;               // windows in the strip
+const PATIENCE = 5000;            // ms for an answer of the server
+const REFUSED = "The server did not take the call: it is out of reach, or takes no more.";
 const LABELS = { 50: "50", 100: "100", 200: "200", 300: "300", 500: "500", 1000: "1 s", 2000: "2 s", 5000: "5 s" };
 
 const ms = (value) => (value === null || value === undefined ? "–" : `${value < 10 ? value.toFixed(1) : Math.round(value)} ms`);
@@ -137,7 +139,8 @@ const audio = {
 
 // ---- the call ---------------------------------------------------------------------------------------------------------
 
-let call = null;                  // {context, socket, line, stream, began}: while there is one
+let call = null;                  // {context, socket, line, stream, began, open}: while there is one
+let dialling = false;             // one is being made
 
 const EVENTS = {
   hypothesis: ({ text }) => transcript.say("caller", text),
@@ -150,7 +153,6 @@ const EVENTS = {
 };
 
 function receive({ data }) {
-  if (!call) return;
   if (data instanceof ArrayBuffer) return call.line.port.postMessage(data, [data]);
   const event = JSON.parse(data);
   EVENTS[event.event]?.(event);
@@ -167,32 +169,42 @@ async function openLine(stream) {
     context.close();
     context = new AudioContext({ sampleRate: 48000 });
   }
-  await context.audioWorklet.addModule("/console/line.js");
+  await context.audioWorklet.addModule("/console/line.js").catch(() => {
+    context.close();
+    throw new Error(REFUSED);
+  });
   const line = new AudioWorkletNode(context, "line", { outputChannelCount: [1] });
   context.createMediaStreamSource(stream).connect(line).connect(context.destination);
   return { context, line, stream };
 }
 
 async function dial() {
-  $("call").disabled = true;
+  if (dialling) return;
+  dialling = true;                // a button that is disabled would lose the keyboard's focus
   $("trouble").textContent = "";
+  let stream = null;
   try {
-    call = { ...(await openLine(await microphone())), began: performance.now() };
+    stream = await microphone();
+    const mine = (call = { ...(await openLine(stream)), began: performance.now() });
     const agent = $("agent").value, id = `console-${crypto.getRandomValues(new Uint32Array(1))[0].toString(36)}`;
     const url = new URL(`/ws/pcm${agent ? `/${agent}` : ""}?rate=${call.context.sampleRate}&tell=yes&call_id=${id}`, location.href);
     url.protocol = url.protocol.replace("http", "ws");
-    const socket = (call.socket = new WebSocket(url));
+    const socket = (mine.socket = new WebSocket(url));
     socket.binaryType = "arraybuffer";
-    socket.onmessage = receive;
-    socket.onclose = ({ code, reason }) => hangUp(code === 1000 ? "" : reason || `The call ended (${code}).`);
-    socket.onopen = () => begun(id);
+    socket.onmessage = (event) => { if (call === mine) receive(event); };
+    socket.onclose = ({ code, reason }) => {        // that of a call before this one may come late
+      if (call === mine) hangUp(code === 1000 ? "" : reason || (mine.open ? `The call ended (${code}).` : REFUSED));
+    };
+    socket.onopen = () => { if (call === mine) begun(id); };
   } catch (error) {
+    stream?.getTracks().forEach((track) => track.stop());
     hangUp(error.name === "NotAllowedError" ? "The microphone is not allowed; allow it beside the page's address." : error.message);
   }
-  $("call").disabled = false;
+  dialling = false;
 }
 
 function begun(id) {
+  call.open = true;
   calls.watch(null);
   audio.reset();
   transcript.clear(`This call (${id})`);
@@ -210,10 +222,8 @@ function begun(id) {
 function hangUp(why = "") {
   const over = call;
   call = null;
-  if (over?.socket?.readyState === WebSocket.OPEN) {
-    over.socket.send(JSON.stringify({ event: "end" }));
-    over.socket.close(1000);
-  }
+  if (over?.socket?.readyState === WebSocket.OPEN) over.socket.send(JSON.stringify({ event: "end" }));
+  over?.socket?.close(1000);
   over?.stream.getTracks().forEach((track) => track.stop());
   over?.context.close();
   $("trouble").textContent = why || $("trouble").textContent;
@@ -227,6 +237,7 @@ function hangUp(why = "") {
 const calls = {
   watched: null,                  // the id of a call of somebody else whose transcript is shown
   seen: "",                       // its record as it was shown last
+  shown: "",                      // the list as it was
 
   watch(id) {
     this.watched = id;
@@ -245,6 +256,9 @@ const calls = {
   },
 
   show(list) {
+    const said = JSON.stringify(list), focused = document.activeElement?.closest("#calls button")?.textContent;
+    if (said === this.shown) return;
+    this.shown = said;
     $("nocalls").hidden = list.length > 0;
     $("calls").tBodies[0].replaceChildren(...list.map((entry) => {
       const row = element("tr"), name = element("td"), open = element("button", entry.id);
@@ -256,6 +270,7 @@ const calls = {
       row.append(name, state, element("td", `${entry.turns} turn${entry.turns === 1 ? "" : "s"}, ${ms(entry.voice_to_voice_ms)}`));
       return row;
     }));
+    [...$("calls").querySelectorAll("button")].find((open) => open.textContent === focused)?.focus();
   },
 };
 
@@ -286,7 +301,7 @@ function drawHistogram(text) {
 
 async function look() {
   try {
-    const [health, metrics, list] = await Promise.all(["/health", "/metrics", "/calls"].map((path) => fetch(path)));
+    const [health, metrics, list] = await Promise.all(["/health", "/metrics", "/calls"].map((path) => fetch(path, { signal: AbortSignal.timeout(PATIENCE) })));
     const { status, active_calls, voice_to_voice, latency } = await health.json();
     $("status").textContent = $("status").className = status;
     $("active").textContent = active_calls;
