@@ -844,6 +844,17 @@ def test_a_circle_through_what_is_looked_at_on_entering(old, new, circle):
     assert said == ('a.toml:4: state "one" goes on at once to "ask", and comes back without an end.' if circle else "")
 
 
+def test_a_circle_that_hangs_on_many_facts_is_found():
+    facts = [f"fact_{i}" for i in range(10)]
+    when = ", ".join(f'{fact} = "1"' for fact in facts)
+    with pytest.raises(ConfigError) as error:
+        Flow.parse("\n".join(['start = "one"', "[facts]", *(f'{fact} = ""' for fact in facts), "[states.one]",
+                              f'enter = [{{ when = {{ {when} }}, go = "two" }}]', 'say = "Yes?"',
+                              'on = [{ yes = true, go = "three" }]', "[states.two]", 'say = "Hm."', 'go = "one"',
+                              "[states.three]", 'say = "Done."', "end = true"]), "a.toml")
+    assert str(error.value) == 'a.toml:13: state "one" goes on at once to "two", and comes back without an end.'
+
+
 def test_two_states_that_a_model_could_not_tell_apart():
     with pytest.raises(ConfigError) as error:
         Flow.parse("""start = "ask"

@@ -107,20 +107,35 @@ def dead_ends(states, graph: Graph, lost: set[str], circling: set[str]) -> Itera
 def circles(flow) -> list[list[str]]:
     """States that lead on to one another at once, for ever; the first of each circle is the first in the flow."""
     rings: list[list[str]] = []
+    before: dict[str, list[str]] = {}           # state -> those from which a call goes on there at once
+    for state in flow.states.values():
+        for target, _ in moves(state):
+            before.setdefault(target, []).append(state.name)
     for name in flow.states:
         steps = iter(range(STEPS))
-        if not any(name in known for known in rings) and (ring := circle(flow, [name], [], steps)):
+        if not any(name in known for known in rings) and name in (back := leading(before, name)) \
+                and (ring := circle(flow, [name], [], back, steps)):
             rings.append(ring)
     return rings
 
 
-def circle(flow, path: list[str], passed: list, steps: Iterator[int]) -> list[str] | None:
+def leading(before: dict[str, list[str]], name: str) -> set[str]:
+    """The states from which a call may come there at once, whatever the facts are."""
+    found, rest = set(), [name]
+    while rest:
+        new = set(before.get(rest.pop(), ())) - found
+        found |= new
+        rest += new
+    return found
+
+
+def circle(flow, path: list[str], passed: list, back: set[str], steps: Iterator[int]) -> list[str] | None:
     """The states from the first of `path` back to it, if a call can go on from its last one to there without a word
-    of the caller's; `passed` are the branches on the way, and whether each was taken."""
+    of the caller's; `passed` are the branches on the way, and whether each was taken; only `back` leads there."""
     for target, more in moves(flow.states[path[-1]]):
-        if target not in flow.states or target in path[1:] or next(steps, None) is None or not possible(passed + more):
+        if target not in back or target in path[1:] or next(steps, None) is None or not possible(passed + more):
             continue
-        ring = path if target == path[0] else circle(flow, [*path, target], passed + more, steps)
+        ring = path if target == path[0] else circle(flow, [*path, target], passed + more, back, steps)
         if ring:
             return ring
     return None
@@ -142,6 +157,9 @@ def possible(passed: list) -> bool:
     for branch, _ in passed:
         for name, value in branch.when.items():
             values.setdefault(name, {"": None, "*": None})[value] = None        # "*": known, as none of the others
+    for branch in (branch for branch, taken in passed if taken):
+        for name, value in branch.when.items():
+            values[name] = {each: None for each in values[name] if (each if value == "*" else each == value)}
     ways = islice(product(*values.values()), WAYS)
     return any(all(branch.holds(facts) is taken for branch, taken in passed)
                for facts in (dict(zip(values, way)) for way in ways))
