@@ -675,6 +675,29 @@ def test_little_audio_is_no_more_in_another_format():
     assert call.last("error").error["message"] == "The input audio buffer holds 50 ms of audio; a commit needs 100."
 
 
+@pytest.mark.parametrize("size", [1, 401, 2401])
+def test_a_stream_of_samples_may_be_cut_anywhere(size):
+    call = Client.of_model(update={"turn_detection": None, "format": {"type": "audio/pcm", "rate": 24000}})
+    dialect, heard, sent = call.call.dialect, [], np.arange(1, 4001, dtype="<i2").tobytes()
+    for at in range(0, len(sent), size):
+        audio = base64.b64encode(sent[at:at + size]).decode()
+        event = dialect.receive(TEXT, json.dumps({"type": "input_audio_buffer.append", "audio": audio}).encode())
+        heard += [] if event is None else np.array(event.pcm).tolist()
+        call.does("session.update", session={"instructions": f"{at}"})
+    assert heard == list(range(1, 4001)) and dialect.appended == 4000
+
+
+def test_half_a_sample_goes_with_the_buffer():
+    call = Client.of_model(update={"turn_detection": None, "format": {"type": "audio/pcm", "rate": 24000}})
+    odd = base64.b64encode(bytes(9601)).decode()
+    for last in ("clear", "commit"):
+        call.does("input_audio_buffer.append", audio=odd)
+        assert call.call.dialect.halved and not call.call.dialect.throttle.open
+        call.does(f"input_audio_buffer.{last}")
+        assert not call.call.dialect.halved
+    assert not call.errors
+
+
 def test_pieces_that_come_late_are_one_utterance():
     call = Client.of_model("Well.")
     call.studio.stt.silent = True

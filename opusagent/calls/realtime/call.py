@@ -123,8 +123,8 @@ class RealtimeCall(Call):
         """Plain audio of the client's may go by on_message() while that would do nothing but hear it, at once."""
         throttle, heeds = self.dialect.throttle, self.dialect.detector is not None
         throttle.ear = None if heeds else self.ear
-        throttle.open = not (self.inbox or self.quiet or self.greet_by or self.patience != PATIENCE
-                             or heeds and self.excused is math.inf)
+        throttle.open = not (self.inbox or self.quiet or self.greet_by or self.dialect.halved
+                             or self.patience != PATIENCE or heeds and self.excused is math.inf)
 
     def _take(self, pcm) -> bool:
         """Audio, into the inbox; False: that is full."""

@@ -21,12 +21,11 @@ from .edits import EDITS
 from .items import Item, Items, logprobs
 from .names import beta
 from .response import Response
-from .settings import DEFAULTS, LOGPROBS, TRANSCRIPTION, Fault, merged, shown, updated
+from .settings import DEFAULTS, LOGPROBS, TRANSCRIPTION, Fault, event_id, merged, shown, updated
 
 ENCODINGS = {settings.PCM: L16, settings.PCMU: PCMU, settings.PCMA: PCMA}
 USUAL_AUDIO = 64 << 10          # characters of base64 up to which the memory to read it into is kept
 SHORTEST_COMMIT_MS = 100
-LONGEST_NAME = 512              # characters of an event_id that is given back
 OURS = ("model", "call_id", "beta", "intent", "session")    # names in the query that are no facts
 BESIDE = ("conversation", "input", "metadata")      # what a request has besides settings
 PACE = 8                        # times as fast as it was spoken, audio is heard
@@ -39,12 +38,6 @@ AFTER_AUDIO = b'"}'
 def rate_of(audio_format: dict) -> int:
     """Hz."""
     return audio_format.get("rate", 8000)
-
-
-def event_id(message: dict) -> str:
-    """The client's name for an event; "" if it has none."""
-    name = message.get("event_id")
-    return name if isinstance(name, str) and len(name) <= LONGEST_NAME else ""
 
 
 class OpenAIRealtime(Dialect):
@@ -68,6 +61,7 @@ class OpenAIRealtime(Dialect):
         self.ignored = 0
         self.outbox: list[tuple[int, bytes]] = []
         self.throttle = Throttle(PACE, AT_ONCE)         # of what the client appends
+        self._in: Payload | None = None
         self._plain: MediaIn | None = None
         self._query = query
         self._beta = query.get("beta") == "1"
@@ -127,7 +121,9 @@ class OpenAIRealtime(Dialect):
         hears, speaks = (self.session["audio"][side]["format"] for side in ("input", "output"))
         if not self._used:
             self.rate = max(rate_of(hears), rate_of(speaks))
-        self._in, self._in_rate, self._plain = Payload(ENCODINGS[hears["type"]]), rate_of(hears), None
+        if self._in is None or self._in.encoding != ENCODINGS[hears["type"]]:
+            self._in = Payload(ENCODINGS[hears["type"]])
+        self._in_rate, self._plain = rate_of(hears), None
         self.throttle.rate, self.throttle.longest = self._in_rate, USUAL_MS * self._in_rate // 1000
         self._in_resampler = None if self._in_rate == self.rate else Resampler(self._in_rate, self.rate)
 
@@ -151,6 +147,11 @@ class OpenAIRealtime(Dialect):
     def appended(self) -> int:
         """Samples of all audio that came, at the rate of the input's format."""
         return self.throttle.appended
+
+    @property
+    def halved(self) -> bool:
+        """The last message ended in mid-sample, so the next one is not plain."""
+        return bool(self._in.half)
 
     @property
     def detector(self) -> dict | None:
@@ -253,7 +254,7 @@ class OpenAIRealtime(Dialect):
 
     def receive(self, opcode: int, payload) -> Ask | Audio | Dtmf | None:
         self.client_event = None
-        if (audio := self._in.audible.streamed(payload, APPEND, b"audio")) is not None:
+        if not self._in.half and (audio := self._in.audible.streamed(payload, APPEND, b"audio")) is not None:
             return self._hear(audio)            # as nearly always
         try:
             message = orjson.loads(payload)
@@ -311,10 +312,8 @@ class OpenAIRealtime(Dialect):
         return None
 
     def _append(self, message: dict) -> Audio | None:
-        text = message.get("audio")
         try:
-            usual = isinstance(text, str) and len(text) <= USUAL_AUDIO
-            audio = (self._in if usual else Payload(self._in.encoding)).decode(text, self.name)
+            audio = self._in.follows(message.get("audio"), self.name, USUAL_AUDIO)
         except ProtocolError:
             return self.refuse(Fault("invalid_value", "audio must be base64 of the input format's samples.", "audio"))
         return self._hear(audio) if audio is not None else None
@@ -332,11 +331,11 @@ class OpenAIRealtime(Dialect):
         if ms < SHORTEST_COMMIT_MS:
             return self.refuse(Fault("input_audio_buffer_commit_empty", f"The input audio buffer holds {ms} ms of "
                                      f"audio; a commit needs {SHORTEST_COMMIT_MS}."))
-        self._asked = self.appended
+        self._asked, self._in.half = self.appended, b""
         return Ask(ASK_COMMIT)
 
     def _clear(self, message: dict) -> Ask:
-        self._committed = self.appended
+        self._committed, self._in.half = self.appended, b""
         self._speech = None
         self.emit("input_audio_buffer.cleared")
         return Ask(ASK_DISCARD)

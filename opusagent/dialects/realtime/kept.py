@@ -22,7 +22,8 @@ def state_of(dialect: OpenAIRealtime) -> dict:
     everything = list({id(item): item for item in (*order, *shared, dialect._spoken) if item is not None}.values())
     places = {id(item): i for i, item in enumerate(everything)}
     return {
-        "query": dialect._query, "appended": dialect.appended, **{name: getattr(dialect, name) for name in PLAIN},
+        "query": dialect._query, "appended": dialect.appended, "half": dialect._in.half.hex(),
+        **{name: getattr(dialect, name) for name in PLAIN},
         "items": [{name: getattr(item, name) for name in ITEM} for item in everything], "kept": len(order),
         "response": response_state(response, places), "asides": [response_state(aside, places)
                                                                  for aside in dialect.asides],
@@ -53,6 +54,7 @@ def resumed(state: dict) -> OpenAIRealtime:
     used, dialect._used = dialect._used, True       # the line's rate stays
     dialect._tune()
     dialect._used = used
+    dialect._in.half = bytes.fromhex(state.get("half", ""))
     if response.active:
         dialect.voice_in(response.settings["audio"]["output"]["format"])
     return dialect

@@ -17,6 +17,7 @@ TRANSCRIPTION = "transcription"                 # the type of a session that ans
 PCM_RATES = (24000, 8000, 16000, 48000)         # Hz; the API itself has the first only
 LONGEST_TEXT = 100_000                          # characters of instructions, or of an item
 LARGEST = 262_144                               # bytes of JSON of a session's tools
+LONGEST_NAME = 512                              # characters of an event_id that is given back
 
 
 class Fault(NamedTuple):
@@ -25,6 +26,12 @@ class Fault(NamedTuple):
     code: str
     message: str
     param: str | None = None
+
+
+def event_id(message: dict) -> str:
+    """The client's name for an event; "" if it has none."""
+    name = message.get("event_id")
+    return name if isinstance(name, str) and len(name) <= LONGEST_NAME else ""
 
 
 @dataclass(frozen=True, slots=True)
