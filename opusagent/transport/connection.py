@@ -202,8 +202,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def _answer(self, response: bytes) -> None:
         if not self.lingers:                # it has been answered, and our side is shut
-            self.transport.write(response)
             self.transport.resume_reading()     # it may have waited for its turn
+            self.transport.write(response)
             self._linger()
 
     def _decide(self, head: http11.Head, rest: bytes) -> Callable:

@@ -4,6 +4,7 @@ On a plain connection only the head goes through this transport: behind it lies 
 goes over that, through a real Wire in a real EpollSet.  With `tls` everything goes through the transport.
 The rule: whatever escapes from the connection's callbacks fails the test, as it would end up in the event loop.
 """
+import asyncio
 import os
 import select
 import socket
@@ -37,7 +38,7 @@ class Ground(Server):
         self.turnstile = SimpleNamespace(enter=lambda begin: begin())
         self.limits = Limits(max_message, max_fragments, 5.0, 20.0)
 
-    def page(self, connection, head) -> bytes:
+    def page(self, connection, head, body: bytes = b"") -> bytes:
         return http11.response(200, "a page\n", head_only=head.method == "HEAD")
 
     def protocols(self, head) -> tuple[str, ...]:
@@ -51,6 +52,20 @@ class Ground(Server):
             if not self.epoll.poll() and not select.select([self.epoll], [], [], 0)[0]:
                 return
         raise AssertionError("the set never comes to rest")
+
+
+class Soon:
+    """The event loop, as far as a connection needs it: what it shall do a turn later."""
+
+    def __init__(self):
+        self.waiting = []
+
+    def call_soon(self, act) -> None:
+        self.waiting.append(act)
+
+    def turn(self) -> None:
+        while self.waiting:
+            self.waiting.pop(0)()
 
 
 class Transport:
@@ -149,6 +164,8 @@ class Call:
     def __init__(self, tls: bool = False, deeds=None, broken: bool = False, **limits):
         self.session: Recorder | None = None
         self.ground = Ground(self._begin, **limits)
+        self.soon = Soon()
+        asyncio._set_running_loop(self.soon)
         self.deeds = deeds or {}
         ours, self.peer = socket.socketpair()
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
@@ -180,6 +197,7 @@ class Call:
 
     def settle(self) -> None:
         """All that the event loop would do now."""
+        self.soon.turn()
         if not self.transport.open and self.transport.sock.fileno() >= 0:
             self.transport.sock.close()
             self.connection.connection_lost(None)
@@ -238,6 +256,7 @@ class Call:
 
     def __exit__(self, *_) -> None:
         """Whatever the test found, no descriptor is left."""
+        asyncio._set_running_loop(None)
         if self.wired():
             self.connection.wire.close()
         self.peer.close()
