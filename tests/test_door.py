@@ -58,7 +58,7 @@ def test_pages_that_are_asked_for_at_once_are_answered_a_few_at_each_turn_of_the
             seen.append(sum(line.write.called for line in lines))
         assert seen == [AT_A_TURN, 2 * AT_A_TURN, 2 * AT_A_TURN + 1]
         for line in lines:
-            assert [call[0] for call in line.method_calls] == ["pause_reading", "write", "resume_reading", "write_eof"]
+            assert [call[0] for call in line.method_calls] == ["pause_reading", "resume_reading", "write", "write_eof"]
     asyncio.run(scenario())
 
 
@@ -66,9 +66,9 @@ def test_an_answer_by_tls_is_not_waited_for_and_its_side_is_closed_behind_it():
     async def scenario():
         line = Line(tls="a context")
         connection(line, page=lambda connection, head, body: b"the page")._read_head(REQUEST)
-        assert [call[0] for call in line.method_calls] == ["write", "resume_reading"]   # the line is still reading
+        assert [call[0] for call in line.method_calls] == ["resume_reading", "write"]   # the line is still reading
         await asyncio.sleep(0)
-        assert [call[0] for call in line.method_calls] == ["write", "resume_reading", "close"]
+        assert [call[0] for call in line.method_calls] == ["resume_reading", "write", "close"]
     asyncio.run(scenario())
 
 
