@@ -7,7 +7,7 @@ the agent says is mouth.py's, and how that is made pipeline.py's.
 import logging
 import math
 
-from ..dialects import (FACTS, HYPOTHESIS, RECOGNITION, REPLIED, REPLYING, SPEECH_STARTED, SPEECH_STOPPED, Audio, Both,
+from ..dialects import (HYPOTHESIS, RECOGNITION, REPLIED, REPLYING, SPEECH_STARTED, SPEECH_STOPPED, Audio, Both,
                         Complaint, Dtmf, Mark, Pause, Returned, Start, Stop)
 from ..flow import ANSWERS, COMMIT, FAILURE, Dialogue, Reply
 from ..speech.turns import (BARGE_IN, DUCK, END_OF_TURN, NO_INPUT, PAUSE, PAUSED, RESTORE, RESUME, UTTERANCE_START,
@@ -399,7 +399,7 @@ class Call:
             return self.reply(self.dialogue.failure())
         if turn.reply.end or turn.reply.transfer or turn.failed:    # an apology that cannot be said ends it, too
             self.usage.leaves(turn)
-            return self._leave("" if turn.failed else turn.reply.transfer)
+            return departure.leave(self, self.mouth.out, "" if turn.failed else turn.reply.transfer)
         self.follow(self.turns.agent_done())
 
     def stop_talking(self, why: str) -> None:
@@ -418,13 +418,6 @@ class Call:
         if self.slot is not None and self.done:
             self.done, self.usage.outcome = False, ""
             self.reply(self.dialogue.failure())
-
-    def _leave(self, target: str = "") -> None:
-        """The platform ends the call, or hands it over, and has a while for that; then we close."""
-        self.done, self.due = True, 0
-        self.mouth.out.tell(FACTS, self.dialogue.facts)
-        self.leave_by = self.server.clock() + departure.patience_ms(self, target) * MS
-        self.server.departures.leave(self, target)
 
     def note(self, what: str, *details) -> None:
         """A decision, for the journal."""

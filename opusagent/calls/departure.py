@@ -10,17 +10,26 @@ from functools import partial
 from .. import ConfigError, EngineError, targets
 from ..carriers import TABLE, webhook
 from ..credentials import Carrier
-from ..dialects import SENTENCE
+from ..dialects import FACTS, SENTENCE
 
 log = logging.getLogger("opusagent")
 
 ASKED, REFUSED, IMPOSSIBLE, FAILED = "asked", "refused", "impossible", "failed"      # outcomes of a transfer
+MS = 1_000_000              # ns
 LEAVE_MS = 15_000           # that a platform may take to end the stream of a call that it hands over
 
 
 def patience_ms(call, target: str) -> int:
     """How long the platform may take to end a call itself, which is handed over to `target` or ("") ended."""
     return LEAVE_MS if target else call.dialect.parting_ms
+
+
+def leave(call, out, target: str = "") -> None:
+    """The platform ends the call, or hands it over, and has a while for that; then we close."""
+    call.done, call.due = True, 0
+    out.tell(FACTS, dict(call.dialogue.facts))
+    call.leave_by = call.server.clock() + patience_ms(call, target) * MS
+    call.server.departures.leave(call, target)
 
 
 class Departures:

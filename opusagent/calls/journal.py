@@ -10,7 +10,7 @@ list of one (its round trip, ns; or after which samples the words of a segment e
 scored while a message is taken in) stand after the one they happened in.  What concerns the other side of a
 conversation that is only listened to begins with BESIDE.  Of what passes a call by (unattended.py) Notes make the same
 lines, and a FRAME for each that went out so, of which a replay has to know.  The rule: whatever a call learns from
-outside passes here, so that replay.py can tell it the same again and get the same decisions, bit by bit.
+outside passes here, so that a replay can tell it the same again and get the same decisions, bit by bit.
 """
 import base64
 from collections.abc import AsyncIterator, Callable

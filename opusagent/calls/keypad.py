@@ -10,11 +10,10 @@ END = "#"                       # ends a number, which may have been complete wi
 
 def press(call, digit: str) -> None:
     """A key: it stops the agent, and completes an answer or begins one."""
-    turn, expect = call.mouth.turn, call.dialogue.expect
     call.usage.keys += 1
-    if ends_answered(call, digit) or turn is not None and not heeded(turn, expect, call.keys + digit):
+    if ignored(call, call.mouth.turn, digit):
         return
-    if turn is not None:
+    if call.mouth.turn is not None:
         call.stop_talking("keys")
     call.keys += digit
     expect = call.dialogue.expect
@@ -41,12 +40,16 @@ def forget(call) -> None:
     call.keys, call.keys_by = "", 0
 
 
-def heeded(turn, expect, keys: str) -> bool:
-    """Whether keys count that are pressed while the agent says this, or does what cannot be undone."""
-    reply = turn.reply
-    if turn.acting == COMMIT or not reply.interruptible:
+def ignored(call, turn, digit: str) -> bool:
+    """Whether this key does not count: it is the END of what was answered already, or the agent says what no key may
+    interrupt, or not this one, or does what cannot be undone."""
+    if ends_answered(call, digit):
+        return True
+    if turn is None:
         return False
-    return reply.interrupt != ANSWERS or expect.judge_keys(keys) != NO_MATCH
+    if turn.acting == COMMIT or not turn.reply.interruptible:
+        return True
+    return turn.reply.interrupt == ANSWERS and call.dialogue.expect.judge_keys(call.keys + digit) == NO_MATCH
 
 
 def may_end_by(call, keys: str) -> int:

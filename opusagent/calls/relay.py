@@ -8,7 +8,7 @@ platform says of it, or, while it says nothing, an estimate from the length of t
 import logging
 import secrets
 
-from ..dialects import FACTS, Complaint, Dtmf, OpenAIRealtime, Start
+from ..dialects import Complaint, Dtmf, OpenAIRealtime, Start
 from ..dialects.relay import Interrupt, Prompt, TwilioRelay
 from ..flow import ANSWERS, COMMIT, COMPLETE, FAILURE, Dialogue, Outcome, Reply
 from ..flow.phrasing import MARKUP
@@ -159,7 +159,7 @@ class RelayCall:
             elif turn.state is DONE:
                 self._heard_out(turn)           # the platform has not said that it was interrupted
                 if turn.reply.end or turn.reply.transfer:
-                    return self._leave(turn.reply.transfer)
+                    return departure.leave(self, self.out, turn.reply.transfer)
             else:
                 self._stop_talking("barge-in", self.script.heard(self.server.clock()))
         self.answered = joined(again, text)
@@ -174,13 +174,11 @@ class RelayCall:
         return not self.transaction.revocable and self.dialogue.interrupts(text) is False
 
     def on_dtmf(self, event: Dtmf) -> None:
-        keys = self.keys + event.digit
-        if keypad.ends_answered(self, event.digit) or self.turn is not None and not keypad.heeded(
-                self.turn, self.dialogue.expect, keys):
+        if keypad.ignored(self, self.turn, event.digit):
             return
         if self.turn is not None:
             self._stop_talking("keys", self.script.heard(self.server.clock()))
-        self.keys = keys
+        self.keys += event.digit
         expect = self.dialogue.expect
         if expect.judge_keys(self.keys) == COMPLETE:
             self._answer_keys()
@@ -273,7 +271,7 @@ class RelayCall:
             return self._reply(self.dialogue.failure())
         if turn.reply.end or turn.reply.transfer or turn.failed:
             self.usage.leaves(turn)
-            return self._leave("" if turn.failed else turn.reply.transfer)
+            return departure.leave(self, self.out, "" if turn.failed else turn.reply.transfer)
         self.silent_by = self.server.now + self.no_input * MS
         if self.waiting:
             text, self.waiting = self.waiting, ""
@@ -388,13 +386,6 @@ class RelayCall:
         if self.live and self.done:
             self.done, self.usage.outcome = False, ""
             self._reply(self.dialogue.failure())
-
-    def _leave(self, target: str = "") -> None:
-        """The session ends, and what is to follow is told to Twilio's `action` address; if it does not, we close."""
-        self.done, self.due = True, 0
-        self.out.tell(FACTS, dict(self.dialogue.facts))
-        self.leave_by = self.server.clock() + departure.patience_ms(self, target) * MS
-        self.server.departures.leave(self, target)
 
     def note(self, what: str, *details) -> None:
         """A decision, for the journal."""

@@ -1,6 +1,6 @@
 """A journal as it lies in a file, read back and checked, line by line.
 
-It knows the shape of every line that journal.py writes.  The rule: what replay.py is told has that shape, and what has
+It knows the shape of every line that journal.py writes.  The rule: what a replay is told has that shape, and what has
 another, because the file was damaged or edited, is refused in a sentence with its line.
 """
 from dataclasses import dataclass

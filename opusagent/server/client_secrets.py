@@ -7,7 +7,6 @@ import secrets
 
 import orjson
 
-from .. import ProtocolError
 from ..dialects.realtime import settings
 from ..dialects.realtime.names import beta_session
 from ..dialects.realtime.settings import TRANSCRIPTION, Fault, word

@@ -97,7 +97,7 @@ class Server:
         self._next_tick = self._next_sweep = self._next_tidying = self.now
         self._unswept: list = []                    # connections that this sweep has still to look at
         self._doors: list[Door] = []
-        self.turnstile = Turnstile()                # for calls that were let in and have not begun
+        self.turnstile = Turnstile()                # for what was let in and has not begun: calls, pages
         self._moved = (0, self.now)                 # samples of all calls at the last look, and when that changed
         self._whole = self.now                      # ns: when all engines answered last
         self.archive: Archive | None = None         # made by begin(), where calls are kept

@@ -13,7 +13,7 @@ from .. import ProtocolError
 from .._fastpath import LOST, framing_head, unsent_of
 from ..dialects.audiosocket import HEAD, AudioSocket, Messages
 from . import net
-from .budget import BURST_SECONDS
+from .budget import spent
 from .connection import LINGER, SECOND, STALLED
 
 log = logging.getLogger("opusagent")
@@ -180,9 +180,7 @@ class AudioSocketConnection:
 
     def _message(self, kind: int, payload: memoryview) -> None:
         now = self._heard = self.server.tock()
-        self._due += HEAD + len(payload)
-        if self._due > self.server.narrow.bytes_per_second * BURST_SECONDS:     # not even until the next sweep
-            raise ProtocolError(1008, "more comes than a call needs")
+        self._due = spent(self._due + HEAD + len(payload), self.server.narrow.bytes_per_second, 0)
         if self.session is not None:
             self.session.on_message(kind, payload)
         self.server.measure(self.server.clock() - now)
@@ -267,11 +265,9 @@ class AudioSocketConnection:
             if now - self._closing > LINGER:
                 self.ended(None)
             return
-        self._due = max(0.0, self._due - limits.bytes_per_second * (now - self._swept) / SECOND)
-        self._swept = now
-        if self._due > limits.bytes_per_second * BURST_SECONDS:
-            self.fault(ProtocolError(1008, "more comes than a call needs"))
-        elif self._stalled and now - self._stalled > STALLED:
+        seconds, self._swept = (now - self._swept) / SECOND, now
+        self._due = spent(self._due, limits.bytes_per_second, seconds)      # what is too much was refused as it came
+        if self._stalled and now - self._stalled > STALLED:
             self.fault(ProtocolError(1008, "the peer does not read"))
         elif now - self._heard > limits.idle_seconds * SECOND or self.session.overdue(now):
             self.fault(ProtocolError(1008, "nothing is heard of the call"))
