@@ -62,6 +62,15 @@ async def speak(stt, call, ms, silent=False):
         await asyncio.sleep(0)
 
 
+async def spoken(stt):
+    """A caller who has said something, and is done."""
+    call = Caller()
+    stt.listen(call, 0)
+    await speak(stt, call, 700)
+    stt.finish(call, call.slot.written)
+    return call
+
+
 def used(sessions):
     """The sessions over which somebody spoke."""
     return [session for session in sessions if session.audio]
@@ -256,10 +265,7 @@ def test_a_session_that_takes_too_long_is_not_waited_for_and_nobody_else_meets_i
     """It answers pings, and never says a word."""
     async def scenario():
         async with recogniser(says_nothing, hears("Ten of clubs.")) as (endpoint, sessions, stt):
-            call = Caller()
-            stt.listen(call, 0)
-            await speak(stt, call, 700)
-            stt.finish(call, call.slot.written)
+            call = await spoken(stt)
             told = await final(call)
             await used(sessions)[0].exchange.gone.wait()
             return told, len(endpoint.seen), len(stt.lines.busy), stt.lines.suspected
@@ -273,10 +279,7 @@ def test_an_endpoint_without_sessions_is_sent_utterances(run, part):
 
     async def scenario():
         async with recogniser(closing if part else None, hears("Ten of clubs.")) as (endpoint, _, stt):
-            call = Caller()
-            stt.listen(call, 0)
-            await speak(stt, call, 700)
-            stt.finish(call, call.slot.written)
+            call = await spoken(stt)
             return await final(call)
     assert run(scenario()) == ("final", 3, "Ten of clubs.", 1.0)
 
@@ -310,10 +313,7 @@ def test_a_session_that_is_over_as_soon_as_it_is_there_is_none(run, monkeypatch,
 
     async def scenario():
         async with recogniser(says_nothing, hears("Ten of clubs.")) as (_, sessions, stt):
-            call = Caller()
-            stt.listen(call, 0)
-            await speak(stt, call, 700)
-            stt.finish(call, call.slot.written)
+            call = await spoken(stt)
             return await final(call), used(sessions)
     assert run(scenario()) == (("final", 3, "Ten of clubs.", 1.0), [])
     assert [record for record in caplog.records if record.name == "asyncio" and record.levelname == "ERROR"] == []
