@@ -24,7 +24,6 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 from figures import percentile, table
 from interruptions import TUNED, Overlap, asked, over, overlaps, sounds, theirs
 from recordings import RATE, Caller, callers, listen, recognise

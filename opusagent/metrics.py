@@ -31,6 +31,7 @@ MEANING = {
     "turns": "Turns of a caller that were answered.",
     "barge_ins": "Replies that a caller interrupted.",
     "false_stops": "Times that the agent stopped for a voice that was no interruption, and went on.",
+    "underruns": "Times that a voice was late in mid-reply, and the caller heard a pause.",
     "turn_model": "Answers of the turn model: heeded, or too late.",
     "slow_frames": "Frames that took more than 5 ms to process.",
     "loop_stalls": "Times that the event loop was late by more than 50 ms; the log says where it stood.",
@@ -110,7 +111,7 @@ class TurnTrace:
     """The receipt of one turn while it is being written: who, what, and when."""
 
     __slots__ = ("turn", "state", "kind", "caller", "agent", "confidence", "stopped_by", "end_ms", "decided_ms",
-                 "measured", "saved_ms", "false_stops", "_at")
+                 "measured", "saved_ms", "false_stops", "underruns", "_at")
 
     def __init__(self, turn: int):
         self.turn = turn                        # 1 is the call's first
@@ -124,6 +125,7 @@ class TurnTrace:
         self.decided_ms: float | None = None    # and how much had been judged when that was known for the turn's end
         self.measured = True                    # False where nobody's voice began it: a greeting, a reprompt, keys
         self.false_stops = 0                    # times that the reply stopped for nothing, and went on
+        self.underruns = 0                      # times that the voice was late in mid-reply, and a pause was heard
         self.saved_ms = 0.0                     # by what was begun before the turn's end (speculation)
         self._at: list[int | None] = [None] * len(INDEX)
 
@@ -164,8 +166,8 @@ class TurnTrace:
         return {"turn": self.turn, "state": self.state, "kind": self.kind, "caller": self.caller, "agent": self.agent,
                 "confidence": self.confidence, "stopped_by": self.stopped_by, "end_ms": self.end_ms,
                 "decided_ms": self.decided_ms, "measured": self.measured, "saved_ms": round(self.saved_ms, 3),
-                "false_stops": self.false_stops, "voice_to_voice_ms": total(waits) if answered else None,
-                "waits": waits}
+                "false_stops": self.false_stops, "underruns": self.underruns,
+                "voice_to_voice_ms": total(waits) if answered else None, "waits": waits}
 
 
 def total(waits: Mapping[str, float]) -> float:
@@ -211,6 +213,8 @@ class Metrics:
         """Records a receipt.  Voice-to-voice and its waits count only where a voice began the turn and was answered."""
         if receipt["stopped_by"] == "barge-in":
             self.count("barge_ins")
+        if receipt["underruns"]:
+            self.count("underruns", receipt["underruns"])
         if receipt["voice_to_voice_ms"] is None or not receipt["measured"]:
             return
         self.count("turns")
@@ -314,7 +318,9 @@ def receipt_line(receipt: Mapping[str, Any], colours: bool = False, blocks: bool
     turn = f"turn {receipt['turn']:<2} {answer}"
     stopped = f"stopped by {receipt['stopped_by']}" if receipt["stopped_by"] else ""
     saved = f"begun {receipt['saved_ms']:.0f} ms early" if receipt["saved_ms"] >= 1 else ""
-    return "  ".join(filter(None, (turn, _bar(present, colours, BLOCKS if blocks else ASCII), parts, saved, stopped)))
+    late = f"voice late x{receipt['underruns']}" if receipt.get("underruns") else ""
+    bar = _bar(present, colours, BLOCKS if blocks else ASCII)
+    return "  ".join(filter(None, (turn, bar, parts, saved, late, stopped)))
 
 
 def _bar(waits: Mapping[str, float], colours: bool, shades: str) -> str:

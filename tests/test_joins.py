@@ -1,6 +1,7 @@
 """What a listener hears where speech is joined, or breaks off because the voice is late: never a click."""
 import numpy as np
 import pytest
+from conversation import Conversation
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -8,6 +9,15 @@ from opusagent.speech.playout import FADE_MS, Playout, Segment
 
 RATE, MS = 8000, 1_000_000
 LEVEL = 8000                    # of a voice that is as far from nothing as can be
+MENU = """
+start = "menu"
+[states.menu]
+say = "One or two?"
+on = [{ phrases = ["one"], go = "bye" }, { phrases = ["two"], go = "bye" }]
+[states.bye]
+say = "Goodbye."
+end = true
+"""
 STEP = LEVEL / (RATE * FADE_MS // 1000 - 1) + 1     # between two samples of a fade
 
 
@@ -51,6 +61,21 @@ def test_a_voice_that_is_late_falls_silent_and_comes_back_without_a_click(sample
     assert late.playout.underruns == 1
     assert steps(late.pcm[:-800]).max() <= STEP
     assert (late.pcm == LEVEL).sum() >= samples + 800 - 2 * RATE * FADE_MS // 1000
+
+
+def test_the_receipt_counts_the_pauses_of_a_late_voice():
+    call = Conversation(MENU, ahead=False)
+    mouth, epoch, k, _ = call.studio.tts.asked.pop()
+    for written in (RATE // 2, RATE, 3 * RATE // 2):                # half a second of speech, every second
+        mouth.on_speech(epoch, k, 0, written, written == 3 * RATE // 2)
+        call.silence(1000)
+    call.listens()
+    assert call.receipts[0]["underruns"] == call.server.metrics.counters["underruns", ()] == 2
+    call.speech(600, "one")
+    call.silence(600)
+    call.studio.tts.deliver()
+    call.listens()
+    assert call.receipts[1]["agent"] == "Goodbye." and call.receipts[1]["underruns"] == 0
 
 
 def test_a_voice_that_is_in_time_is_played_as_it_is():

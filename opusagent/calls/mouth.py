@@ -154,6 +154,7 @@ class Mouth:
     def stop(self, now: int) -> tuple[Turn, str]:
         """The agent stops within this frame, and what the platform holds is cleared: the reply, and what was heard."""
         turn, heard, silent = self.turn, self.playout.heard_text(now), self.held_back
+        turn.trace.underruns = self.playout.underruns
         self.drop()
         if not silent:
             self.out.clear(now)
@@ -323,6 +324,7 @@ class Mouth:
             unattended.follow(self, now)
         if turn.state is not SPEAKING and not playout.playing(now) and not out.late:
             self.turn = None
+            turn.trace.underruns = playout.underruns
             self.call.turn_done(turn, playout.heard_text(now), now)
 
     def reached(self, mark: str, now: int) -> None:

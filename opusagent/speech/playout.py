@@ -93,7 +93,7 @@ class Playout:
         self.lead = lead_ms * MS                    # how far ahead of the listener the platform is fed
         self.queue: deque[Segment] = deque()
         self.sent = 0                               # samples of the reply that went out
-        self.underruns = 0                          # times the voice was late in mid-reply
+        self.underruns = 0                          # times the voice was late in mid-reply, and a pause was heard
         self._frame = np.zeros(self.most, np.int16)     # the frames being filled, and handed out
         self._filled = 0                            # samples of it
         self.origin: int | None = None              # ns: when sample 0 of the reply is due; None: nothing went out
@@ -117,7 +117,7 @@ class Playout:
     def begin(self) -> None:
         """A new reply: nothing of the old one is left."""
         self.queue.clear()
-        self.sent = self._filled = self.silence = self.lag = 0
+        self.sent = self._filled = self.silence = self.lag = self.underruns = 0
         self.origin = None
         self.places.clear()
         self._marks.clear()
