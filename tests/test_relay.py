@@ -177,6 +177,7 @@ def test_a_model_is_heard_token_by_token():
         await call.thinks()
         assert call.tokens[1:] == ["I", " am", " fine.", " And", " you?", ""]
         assert [message["last"] for message in call.messages[1:]] == [False] * 5 + [True]
+        call.passes(600)
         call.interrupts("I am fine.")
         turn = call.receipts[-1]
         assert turn["agent"] == "I am fine." and turn["waits"]["llm_first_token"] >= 0
@@ -253,6 +254,32 @@ def test_keys():
     call = Relayed(FLOW.replace('on = [{ phrases', 'on = [{ dtmf = "1", go = "bye" }, { phrases'))
     call.tell("dtmf", digit="1")
     assert call.receipts[0]["stopped_by"] == "keys" and call.call.dialogue.state == "bye"
+
+
+def test_a_key_is_told_before_the_interruption_that_it_is():
+    """As Twilio sends it: the answer to the key is on its way already, and is what goes on."""
+    call = Relayed(FLOW.replace('on = [{ phrases', 'on = [{ dtmf = "1", go = "fine" }, { phrases'))
+    call.passes(1500)
+    call.tell("dtmf", digit="1")
+    call.interrupts("Hello, nobody.")
+    assert call.tokens[-1] == "Fine. Anything else?" and call.receipts[-1]["stopped_by"] == "keys"
+    call.passes(3000)
+    assert call.receipts[-1]["agent"] == "Fine. Anything else?" and call.receipts[-1]["stopped_by"] == ""
+
+
+def test_nor_does_it_stop_a_model_that_has_not_begun():
+    async def conversation():
+        call = Relayed(MODEL.replace("on = [{ free", 'on = [{ dtmf = "1" }, { free'))
+        call.passes(1000)
+        call.studio.llm.pieces = ["Yes."]
+        call.studio.llm.free.clear()
+        call.tell("dtmf", digit="1")
+        await call.thinks()
+        call.interrupts("Hel")
+        call.studio.llm.free.set()
+        await call.thinks()
+        assert call.tokens[1:] == ["Yes.", ""]
+    asyncio.run(conversation())
 
 
 def test_a_key_stops_nothing_that_nobody_may_interrupt():

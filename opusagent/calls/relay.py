@@ -190,6 +190,8 @@ class RelayCall:
         heard, turn = self.script.heard_until(event.heard), self.turn
         if turn is None:
             return self._was_cut(heard)
+        if self.script.ahead(self.server.clock()):
+            return          # it is of what was said before: a key that interrupts is told before the interruption
         if turn.acting != COMMIT and turn.reply.interruptible:
             self._stop_talking("barge-in", heard)
             self.silent_by = self.server.now + self.no_input * MS

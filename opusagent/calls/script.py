@@ -74,6 +74,10 @@ class Script:
     def audible(self, now: int) -> bool:
         return now < self.ends
 
+    def ahead(self, now: int) -> bool:
+        """Nothing of it can have been heard yet."""
+        return not self.began or now < self.began + BEFORE_NS
+
     def heard(self, now: int) -> str:
         """What can have been heard of it, in whole words."""
         if now >= self.ends:
