@@ -9,7 +9,7 @@ import pytest
 
 from opusagent import ProtocolError
 from opusagent._fastpath import EpollSet, FrameParser, ReceiveBuffer, Wire, build_frame, bytes_written
-from opusagent.calls.realtime.writeahead import taken
+from opusagent.calls.writeahead import taken
 
 KEY = b"\x01\x02\x03\x04"
 BINARY = 2

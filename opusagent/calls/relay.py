@@ -25,10 +25,12 @@ from .pipeline import DONE, SPEAKING, Stage, Turn
 from .realtime.call import RealtimeCall
 from .script import Script, Tokens, Written
 from .transaction import Transaction
+from .writeahead import WriteAhead
 
 log = logging.getLogger("opusagent")
 
 OURS = ("decision", "llm_first_token", "segment")      # the waits that are ours; the others are the platform's
+NO_RATE = 8000                  # Hz: of a slot that gets no audio
 UTTERANCE = 4_000               # characters of what a caller says in one go
 
 
@@ -37,6 +39,7 @@ class RelayCall:
 
     def __init__(self, server, connection, dialect: TwilioRelay, agent: str, kept: "journal.Journal | None" = None):
         self.journal = kept                 # what it notes; None: nothing is kept
+        self.line = connection              # as no journal sees it
         if kept is not None:
             kept.open(journal.BEGIN, ())
             server, connection = kept.seen(server, connection)
@@ -45,7 +48,8 @@ class RelayCall:
         self.connection = connection
         self.dialect = dialect
         self.agent, self.flow = agent, self.studio.flows[agent]
-        self.slot = None                    # there is no audio
+        self.slot = None                    # of the arena, for what another worker needs to know: there is no audio
+        self.ahead: WriteAhead | None = None    # keeps that before anything goes out, where there are other workers
         self.out = Outbound(connection, dialect, server.metrics)
         self.mouth = self                   # where departures look for `out`
         self.usage = Usage(server.config)
@@ -57,7 +61,6 @@ class RelayCall:
         self.leave_by = 0                   # ns: until when the platform may end the call itself, once it is done
         # made by Start
         self.id = ""
-        self.live = False                   # between Start and the end
         self.dialogue: Dialogue | None = None
         self.transaction: Transaction | None = None
         self.stage: Stage | None = None
@@ -75,9 +78,15 @@ class RelayCall:
         self.turn: Written | None = None    # being said
         self.epoch = 0                      # grows with each reply, and whenever one is dropped
         self.last: Reply | None = None      # the latest that was heard to its end, as far as we know
+        self.said: list[str] = []           # what a model has said of this part of it, as it came
         self.spoken = ""                    # the language that the platform was told
         if kept is not None:
             kept.close()
+
+    @property
+    def live(self) -> bool:
+        """Between Start and the end."""
+        return self.slot is not None
 
     # -- from the connection -------------------------------------------------------------------------------------------
 
@@ -87,7 +96,7 @@ class RelayCall:
         if event is not None and (self.live or event.__class__ in (Start, Complaint)) and not self.done:
             ON_EVENT[event.__class__](self, event)
             self.signs += 1
-            self.due = 0
+            self.keep_soon()
 
     def drained(self) -> None:
         """Nothing waits here: text is never dropped."""
@@ -108,7 +117,9 @@ class RelayCall:
         if self.turn is not None:
             self._stop_talking("hang-up", self.script.heard(self.server.clock()))
         self._finish()
-        self.live, self.stage = False, None
+        slot, self.slot, self.stage = self.slot, None, None
+        slot.free()
+        self.studio.free.append(slot.index)
         self.usage.ends(code, (self.server.now - self.began) / 1e9)
         self.server.call_ends(self)
         self.ledger.end(self.usage.outcome, (self.server.now - self.began) / 1e9, self.dialogue.state, code)
@@ -121,10 +132,20 @@ class RelayCall:
         self.server.call_begins(self, event)
         if self.journal is not None:
             self.journal.start(self.id)
-        self.live = True
+        slot = self.studio.arena.slot(self.studio.free.pop())
+        slot.take(NO_RATE, NO_RATE)
+        self.open(slot, event.facts)
+        log.info("call %s begins: %s", self.id, self.dialect.name)
+        self.reply(self.dialogue.begin())
+
+    def open(self, slot, facts: dict[str, str]) -> None:
+        """What a conversation is made with; another worker may have begun it in this slot."""
+        self.slot = slot
+        if (keeper := getattr(self.server, "keeper", None)) is not None:
+            self.connection = self.out.connection = self.ahead = WriteAhead(self.connection, keeper.keep_now)
+            self.ahead.call = self
         config, flow, studio = self.server.config, self.flow, self.studio
-        self.dialogue = Dialogue(flow, event.facts, config.history.exchanges, config.history.characters,
-                                 self.server.today)
+        self.dialogue = Dialogue(flow, facts, config.history.exchanges, config.history.characters, self.server.today)
         self.transaction = Transaction(self.dialogue, self)
         tools = studio.toolbox(flow, self.id, self.on_tool, self._late)
         filler = " ".join(flow.filler.fill({}))
@@ -134,8 +155,12 @@ class RelayCall:
         self.stage = Stage(self.script, self.script, lambda *prompt: None, Tokens(self, llm), flow.manner,
                            config.openai, (filler,) if filler else (), self.server.clock, dialogue=self.dialogue,
                            perform=tools.start, owner=self, sounds=flow.sounds)
-        log.info("call %s begins: %s", self.id, self.dialect.name)
-        self._reply(self.dialogue.begin())
+
+    def keep_soon(self) -> None:
+        """Something has happened: the clock looks at it, and another worker must know of it."""
+        self.due = 0
+        if self.ahead is not None and self.live:
+            self.ahead.soon()
 
     def on_prompt(self, event: Prompt) -> None:
         text = joined(self.saying, event.text)
@@ -164,7 +189,7 @@ class RelayCall:
                 self._stop_talking("barge-in", self.script.heard(self.server.clock()))
         self.answered = joined(again, text)
         self.ledger.begin(self.server.now).measured = True
-        self._reply(self.dialogue.answer(self.answered))
+        self.reply(self.dialogue.answer(self.answered))
 
     def _closed_to(self, turn: Written, text: str) -> bool:
         """True where these words do not interrupt what is said, or done: they wait, or are no answer."""
@@ -211,7 +236,7 @@ class RelayCall:
         keys, self.keys, self.keys_by = self.keys, "", 0
         self.ledger.begin(self.server.clock())
         self.end_by = keypad.may_end_by(self, keys)
-        self._reply(self.dialogue.dtmf(keys))
+        self.reply(self.dialogue.dtmf(keys))
 
     # -- the reply -----------------------------------------------------------------------------------------------------
 
@@ -219,7 +244,7 @@ class RelayCall:
         """A state of the flow is entered: from now on its waits apply."""
         self.no_input = waits.no_input
 
-    def _reply(self, reply: Reply) -> None:
+    def reply(self, reply: Reply) -> None:
         """A decision is made: it counts, and is said from now on."""
         now = self.server.clock()
         if self.turn is not None:
@@ -232,6 +257,7 @@ class RelayCall:
         trace.kind, trace.state, trace.caller = reply.kind, self.dialogue.state, reply.caller
         self._speak_in(reply.language)
         self.epoch += 1
+        self.said = []
         self.script.begin(reply.interruptible and reply.interrupt != ANSWERS)
         self.turn = Written(self.stage, reply, self.epoch, trace)
         self.turn.begin(now)
@@ -244,6 +270,7 @@ class RelayCall:
 
     def token(self, piece: str, first: bool) -> None:
         """A piece of a model's answer."""
+        self.said.append(piece)
         piece = piece.translate(MARKUP)
         if piece:
             self.turn.audible = True
@@ -270,7 +297,7 @@ class RelayCall:
             log.warning("call %s: %s", self.id, turn.error)
             self.server.metrics.count("failed_replies")
         if (turn.failed or turn.broken) and turn.reply.kind != FAILURE and not turn.reply.end:
-            return self._reply(self.dialogue.failure())
+            return self.reply(self.dialogue.failure())
         if turn.reply.end or turn.reply.transfer or turn.failed:
             self.usage.leaves(turn)
             return departure.leave(self, self.out, "" if turn.failed else turn.reply.transfer)
@@ -323,6 +350,7 @@ class RelayCall:
 
     def acts(self, turn: Turn) -> None:
         self.transaction.certain()
+        self.keep_soon()                    # before it does: a tool may be what ends us, and must not run twice
 
     def goes_on(self, turn: Turn) -> None:
         """What is said has another part, which counts from now on."""
@@ -331,9 +359,10 @@ class RelayCall:
             self.server.metrics.count("refused_functions")
         self.transaction.goes_on(turn.reply)
         self.note("goes on", turn.reply.next, turn.reply.say, turn.reply.facts)
+        self.said = []
         self._speak_in(turn.reply.language)
         self.script.interruptible = turn.reply.interruptible and turn.reply.interrupt != ANSWERS
-        self.due = 0
+        self.keep_soon()
 
     @entry(journal.TOOL)
     def on_tool(self, epoch: int, part: int, result: str, facts: dict[str, str], told: str, reason: str) -> None:
@@ -368,26 +397,26 @@ class RelayCall:
             self._answer_keys()
         elif now >= self.silent_by and not self.keys_by:
             self.ledger.begin(now)
-            self._reply(self.dialogue.silence())
+            self.reply(self.dialogue.silence())
         self.due = 0 if self.turn is not None or self.done else self.keys_by or self.silent_by
 
     @entry(journal.PARTED)
     def part(self) -> None:
         """The server has to end this call: it says so, and hangs up."""
         if self.live and not self.done:
-            self._reply(self.dialogue.parting())
+            self.reply(self.dialogue.parting())
 
     @entry(journal.ANSWERED_BY)
     def answered_by(self, who: str) -> None:
         if self.live and not self.done and (reply := self.dialogue.answered(who)) is not None:
-            self._reply(reply)
+            self.reply(reply)
 
     @entry(journal.NOT_HANDED_OVER)
     def not_handed_over(self) -> None:
         """It may not be: the conversation goes on."""
         if self.live and self.done:
             self.done, self.usage.outcome = False, ""
-            self._reply(self.dialogue.failure())
+            self.reply(self.dialogue.failure())
 
     def note(self, what: str, *details) -> None:
         """A decision, for the journal."""

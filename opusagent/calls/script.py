@@ -6,7 +6,7 @@ so, that is estimated from the length of the text.
 from ..flow.phrasing import KEYS
 from ..flow.signals import is_recording
 from .outbound import Outbound
-from .pipeline import Turn
+from .pipeline import Turn, going_on
 
 MS = 1_000_000                  # ns
 CHARACTER_NS = 70 * MS          # of speech; most voices are a little faster
@@ -134,14 +134,18 @@ class Written(Turn):
 class Tokens:
     """The language model; every piece of its answer is sent on at once."""
 
-    __slots__ = ("call", "llm")
+    __slots__ = ("call", "llm", "begun")
 
-    def __init__(self, call, llm):
+    def __init__(self, call, llm, begun: bool = False):
         self.call = call
         self.llm = llm
+        self.begun = begun                  # what it says follows what was said of the answer before
+
+    def going_on(self, said: str) -> "Tokens":
+        return Tokens(self.call, going_on(self.llm, said), begun=True)
 
     async def reply(self, messages, *more):
-        epoch, first = self.call.epoch, True
+        epoch, first = self.call.epoch, not self.begun
         async for piece in self.llm.reply(messages, *more):
             yield piece
             if isinstance(piece, str) and self.call.epoch == epoch:

@@ -8,6 +8,7 @@ written is heard again from the slot; and nothing that was played is played twic
 """
 import math
 import sys
+from collections.abc import Callable
 
 import numpy as np
 import orjson
@@ -18,14 +19,14 @@ from ..calls.call import Call
 from ..calls.ear import FINAL_WITHIN, Ear
 from ..calls.pipeline import DONE, SPEAKING, Turn
 from ..calls.realtime.call import RealtimeCall
-from ..calls.relay import call_of
+from ..calls.relay import RelayCall, call_of
 from ..dialects.keeping import resumed, state_of
 from ..flow.dialogue import checkpoint_of, dialogue_state
 from ..flow.phrasing import KEYS
 from ..metrics import TurnTrace
 from ..speech.playout import Segment
 from ..speech.turns import LISTENING, PAUSED, REPLYING, TurnTaking
-from . import carried
+from . import carried, textual
 from .fields import REPLY, fields, fill, reply_of
 from .resumption import tenure_of
 
@@ -104,23 +105,28 @@ def beside_state(beside: Bystander | None) -> dict | None:
 
 # -- a snapshot --------------------------------------------------------------------------------------------------------
 
-def kept_of(call: Call) -> dict:
-    """All of a call that does not lie in its slot, as JSON can hold it."""
-    mouth, trace = call.mouth, call.ledger.trace
-    tenure = tenure_of(call)
+def conversation_of(call: Call | RelayCall) -> dict:
+    """Where the conversation stands, of a call of any kind."""
+    trace, tenure = call.ledger.trace, tenure_of(call)
     return {
         "version": VERSION, "dialect": call.dialect.name, "spoken": state_of(call.dialect), "agent": call.agent,
-        "call": fields(call, CALL) | {"excused": call.excused if call.excused != math.inf else ABSENT},
-        "dialogue": dialogue_state(call.dialogue.checkpoint()),
-        "today": call.dialogue.today,
+        "dialogue": dialogue_state(call.dialogue.checkpoint()), "today": call.dialogue.today,
         "unheard": dialogue_state(call.transaction.unheard), "undo": dialogue_state(call.transaction.undo),
-        "turns": fields(call.turns, TURNS), "ear": ear_state(call.ear), "mouth": mouth_state(mouth),
-        "beside": beside_state(call.ear.beside),
-        "turn": turn_state(mouth.turn),
-        "dropped": mouth.out.dropped, "trace": fields(trace, TRACE) if trace else None,
-        "receipts": call.ledger.receipts, "tenant": call.connection.tenant,
-        "usage": call.usage.kept(), "session": carried.kept(call) if isinstance(call, RealtimeCall) else None,
-        "tenure": tenure.state if tenure is not None else None,
+        "dropped": call.mouth.out.dropped, "trace": fields(trace, TRACE) if trace else None,
+        "receipts": call.ledger.receipts, "tenant": call.connection.tenant, "usage": call.usage.kept(),
+        "tenure": tenure.state if tenure is not None else None, "session": None,
+    }
+
+
+def kept_of(call: Call | RelayCall) -> dict:
+    """All of a call that does not lie in its slot, as JSON can hold it."""
+    if isinstance(call, RelayCall):
+        return conversation_of(call) | textual.kept(call)
+    return conversation_of(call) | {
+        "call": fields(call, CALL) | {"excused": call.excused if call.excused != math.inf else ABSENT},
+        "turns": fields(call.turns, TURNS), "ear": ear_state(call.ear), "mouth": mouth_state(call.mouth),
+        "beside": beside_state(call.ear.beside), "turn": turn_state(call.mouth.turn),
+        "session": carried.kept(call) if isinstance(call, RealtimeCall) else None,
     }
 
 
@@ -132,7 +138,7 @@ def committed(call: Call) -> dict:
                             "age": call.server.epoll.now - call.began}
 
 
-def snapshot(call: Call) -> bytes:
+def snapshot(call: Call | RelayCall) -> bytes:
     """What lies beside a call's slot for another worker."""
     state = kept_of(call)
     written = orjson.dumps(state)
@@ -143,8 +149,10 @@ def snapshot(call: Call) -> bytes:
     return written
 
 
-def changed(call: Call) -> tuple:
+def changed(call: Call | RelayCall) -> tuple:
     """What a snapshot must not be older than.  What the caller has said since is heard again, and leads to the same."""
+    if isinstance(call, RelayCall):
+        return textual.changed(call)
     mouth, turn = call.mouth, call.mouth.turn
     said = (len(turn.texts), len(turn.speaking), turn.complete, len(turn.stage.playout.queue)) if turn else None
     beside = call.ear.beside
@@ -154,7 +162,7 @@ def changed(call: Call) -> tuple:
 
 # -- going on ----------------------------------------------------------------------------------------------------------
 
-def resume(server, connection, slot: Slot, state: dict) -> Call:
+def resume(server, connection, slot: Slot, state: dict) -> Call | RelayCall:
     """The call of a slot, in this worker.  LostCall where that cannot be."""
     if state.get("version") != VERSION:
         raise LostCall("its snapshot is of another version")
@@ -162,15 +170,9 @@ def resume(server, connection, slot: Slot, state: dict) -> Call:
         raise LostCall(f"there is no agent {state['agent']} here any more")
     dialect = resumed(state["dialect"], state["spoken"])
     dialect.outbox.clear()
-    call = call_of(dialect.name)(server, connection, dialect, state["agent"], begins=False)
-    fill(call, state["call"], CALL)
-    call.excused = math.inf if state["call"]["excused"] == ABSENT else state["call"]["excused"]
-    call.slot = slot
-    call.dialogue = call.new_dialogue({})
-    call.open_line()
-    fill_ear(call.ear, state["ear"])
-    call.ledger.speaker = dialect.speaker
-    fill(call.mouth, state["mouth"], MOUTH)
+    make = call_of(dialect.name)
+    call = in_text(make, server, connection, slot, dialect, state) if make is RelayCall else in_sound(
+        make, server, connection, slot, dialect, state)
     call.mouth.out.dropped = state["dropped"]
     call.ledger.call_id = call.id
     call.usage.restore(state.get("usage", {}))
@@ -181,9 +183,40 @@ def resume(server, connection, slot: Slot, state: dict) -> Call:
         call.dialogue.today = state["today"]
         call.transaction.unheard = checkpoint_of(state["unheard"])
         call.transaction.undo = checkpoint_of(state["undo"])
-        call.turns.expect(call.dialogue.expect.waits)
+        call.transaction.turns.expect(call.dialogue.expect.waits)
     except KeyError:
         raise LostCall(f"its flow has no state {state['dialogue'][0]} any more") from None
+    if isinstance(call, RelayCall):
+        textual.restore(call, state)
+    else:
+        restore(call, state)
+    return call
+
+
+def in_text(make: Callable, server, connection, slot: Slot, dialect, state: dict) -> RelayCall:
+    """The call before its conversation is as it was."""
+    call = make(server, connection, dialect, state["agent"])
+    call.id = state["call"]["id"]
+    call.open(slot, {})
+    return call
+
+
+def in_sound(make: Callable, server, connection, slot: Slot, dialect, state: dict) -> Call:
+    """The same, and its slot is listened to."""
+    call = make(server, connection, dialect, state["agent"], begins=False)
+    fill(call, state["call"], CALL)
+    call.excused = math.inf if state["call"]["excused"] == ABSENT else state["call"]["excused"]
+    call.slot = slot
+    call.dialogue = call.new_dialogue({})
+    call.open_line()
+    fill_ear(call.ear, state["ear"])
+    call.ledger.speaker = dialect.speaker
+    fill(call.mouth, state["mouth"], MOUTH)
+    return call
+
+
+def restore(call: Call, state: dict) -> None:
+    """Whose turn it was, and what of it is not over."""
     fill(call.turns, state["turns"], TURNS)
     call.turns.state = sys.intern(call.turns.state)     # it is one of turns.py's own
     if state.get("session") is not None:
@@ -191,7 +224,6 @@ def resume(server, connection, slot: Slot, state: dict) -> Call:
     if call.ear.hearing or call.ear.final_by:
         call.ear.choose(call.ear.overhearing or call.ear.afterthought or call.mouth.held_back)
     resume_beside(call, state.get("beside"))
-    return call
 
 
 def resume_beside(call: Call, state: dict | None) -> None:
@@ -209,8 +241,10 @@ def resume_beside(call: Call, state: dict | None) -> None:
         call.studio.free.remove(slot.index)
 
 
-def go_on(call: Call, state: dict, now: int) -> None:
+def go_on(call: Call | RelayCall, state: dict, now: int) -> None:
     """Everything that was under way is under way again."""
+    if isinstance(call, RelayCall):
+        return textual.go_on(call, state["turn"], now)
     turns, ear = call.turns, call.ear
     call.mouth.held_back &= state["turn"] is not None
     listen_on(ear, turns, now)

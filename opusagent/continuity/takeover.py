@@ -15,8 +15,9 @@ import orjson
 from .._fastpath import Wire, build_frame
 from ..calls.call import Call
 from ..calls.realtime.call import RealtimeCall
-from ..calls.realtime.writeahead import WriteAhead
-from ..dialects import BARE, SOUNDING
+from ..calls.relay import RelayCall
+from ..calls.writeahead import WriteAhead
+from ..dialects import BARE, SPOKEN
 from ..transport.audiosocket import AudioSocketConnection, BareWire
 from ..transport.connection import Connection
 from ..transport.websocket import CLOSE, close_payload
@@ -28,11 +29,9 @@ log = logging.getLogger("opusagent")
 EVERY_NS = 1_000_000_000        # between two snapshots of a call in which nothing happens
 
 
-def wire_of(call: Call) -> Wire | BareWire | None:
-    """The socket of a call that can move.  Not a TLS connection's, whose keys are this process's alone, nor that of a
-    call in text; and there is none while a platform is away."""
-    if not isinstance(call, Call):
-        return None
+def wire_of(call: Call | RelayCall) -> Wire | BareWire | None:
+    """The socket of a call that can move.  Not a TLS connection's, whose keys are this process's alone, and there is
+    none while a platform is away."""
     connection = call.line.connection if isinstance(call.line, Line | WriteAhead) else call.line
     wire = connection.wire if connection is not None else None
     return wire if isinstance(wire, Wire | BareWire) else None
@@ -114,7 +113,7 @@ class Keeper:
 
     def _look(self, call: Call, now: int) -> None:
         kept, wire = self._known(call)
-        if isinstance(call, RealtimeCall) and call.ahead is not None and call.ahead.waiting:
+        if isinstance(call, RealtimeCall | RelayCall) and call.ahead is not None and call.ahead.waiting:
             return                              # it is kept before that goes out
         state = changed(call)
         if state == kept.changed and now - kept.at < EVERY_NS:
@@ -183,7 +182,7 @@ def _resume(server, slot, fd: int) -> None:
     if not slot.taken or slot.kept is None:
         raise LostCall("there is no snapshot of it")
     state = orjson.loads(slot.kept)
-    dialect = SOUNDING.get(state["dialect"])
+    dialect = SPOKEN.get(state["dialect"])
     if dialect is None or state["call"]["id"] in server.calls:
         raise LostCall("its dialect is not spoken here" if dialect is None else "it is here already")
     connection = (AudioSocketConnection if dialect.name in BARE else Connection)(server)
@@ -243,16 +242,23 @@ def freeze(server) -> list[int]:
         server.limits.ends(call)
         if call.journal is not None:
             call.journal.end()
-        server.studio.stt.cancel(call.ear)
-        server.studio.tts.cancel(call.mouth)
-        call.ear.vad.close()
-        if call.ear.beside is not None:
-            call.ear.beside.let_go()
         if call.mouth.turn is not None:
             call.mouth.turn.cancel()
-        for aside in call.writing if isinstance(call, RealtimeCall) else ():
-            aside.cancel()
-        if call.recording is not None:
-            call.recording.close()
-        call.slot = call.ear.slot = call.mouth.slot = None
+        if isinstance(call, Call):
+            _hush(server.studio, call)
+        call.slot = None
     return slots
+
+
+def _hush(studio, call: Call) -> None:
+    """Nothing of its audio is this worker's any more."""
+    studio.stt.cancel(call.ear)
+    studio.tts.cancel(call.mouth)
+    call.ear.vad.close()
+    if call.ear.beside is not None:
+        call.ear.beside.let_go()
+    for aside in call.writing if isinstance(call, RealtimeCall) else ():
+        aside.cancel()
+    if call.recording is not None:
+        call.recording.close()
+    call.ear.slot = call.mouth.slot = None

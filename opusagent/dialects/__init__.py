@@ -301,8 +301,8 @@ ROWS = (
 )
 TABLE = {dialect.name: dialect for dialect, _ in ROWS}
 BARE = {AudioSocket.name: AudioSocket}          # without a request: their connection is audiosocket.py's
-SOUNDING = TABLE | BARE         # with audio
 TEXTUAL = {TwilioRelay.name: TwilioRelay}       # without audio: their session is relay.py's,
 TEXT_CALLERS = {TwilioRelayCaller.name: TwilioRelayCaller}      # and their caller texting.py's
-DIALECTS = TABLE | TEXTUAL              # all that calls may come in
+DIALECTS = TABLE | TEXTUAL              # all that calls may come in, by WebSocket
+SPOKEN = DIALECTS | BARE                # ... and all
 CALLERS = {caller.name: caller for _, caller in ROWS}

@@ -9,7 +9,7 @@ from collections import deque
 from functools import cache
 from typing import Any
 
-from . import SOUNDING, Audible, Mark, Marks
+from . import SPOKEN, Audible, Mark, Marks
 from .asterisk import Format
 from .channels import Channels
 from .jambonz import Player
@@ -53,9 +53,9 @@ def _names(kind: type) -> tuple[str, ...]:
 
 def resumed(name: str, state: dict[str, Any]):
     """The dialect `name` as state_of() found it.  What this version does not know is left out."""
-    if SOUNDING[name] in OWN:
-        return OWN[SOUNDING[name]].resumed(state)
-    dialect = SOUNDING[name]({})
+    if SPOKEN[name] in OWN:
+        return OWN[SPOKEN[name]].resumed(state)
+    dialect = SPOKEN[name]({})
     _fill(dialect, state, state.get("rate", getattr(dialect, "rate", 8000)))
     return dialect
 

@@ -42,6 +42,7 @@ class TwilioRelay(Dialect):
     platform = "twilio"
     opcode = TEXT
     max_message = 64 << 10
+    detector = None                         # no audio comes
     parting_ms = 5_000
 
     def __init__(self, query: dict[str, str]):

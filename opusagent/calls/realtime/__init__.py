@@ -2,5 +2,5 @@
 here is what such a client may ask of it.
 
 What it sends waits in the `inbox`, and what it `asks` is done; an `assistant` is the agent that it leads, an `aside` a
-response beside the conversation.  `writeahead` keeps the call's state before anything of it goes out.
+response beside the conversation.
 """

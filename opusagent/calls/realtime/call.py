@@ -20,10 +20,10 @@ from .. import journal
 from ..call import Call
 from ..journal import noted
 from ..pipeline import SPEAKING, Turn
+from ..writeahead import WriteAhead
 from . import aside, asks
 from .assistant import Assistant, ClientModel, Made, call_for
 from .inbox import INBOX_SECONDS, Inbox
-from .writeahead import WriteAhead
 
 MS = 1_000_000                  # ns
 GREETING_AFTER = 1000 * MS      # a flow begins by itself, without a word from the client, after so long

@@ -1,6 +1,7 @@
-"""What a call of the Realtime protocol takes for its connection: nothing goes out before the call's state is kept.
+"""What a call whose messages must come once takes for its connection: nothing goes out before its state is kept.
 
-Events have ids and come once, so another worker must know of each one whether the client has it.  What is sent in one
+An event of the Realtime protocol has an id, and words that are sent to be spoken are spoken; so another worker must
+know of each message whether the peer has it.  What is sent in one
 callback waits for its end, when the call is whole; then the state is kept with these messages in it, then they go out,
 one after the other, and each is counted in the slot.  The rule: a worker may die anywhere in between, in the midst of
 a write, too, and the next one sends what is left: the kernel knows what it has taken.
@@ -9,7 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
-from ..._fastpath import build_frame, bytes_written
+from .._fastpath import build_frame, bytes_written
 
 MOST = 8                        # messages that wait, beyond which no audio is added to them
 
