@@ -182,8 +182,12 @@ def more(arguments, index=0):
     ((calls({"function": {"name": "look", "arguments": {"a": 1}}}),), "", FunctionCall("look", {"a": 1}, "")),
     ((completion("<think>Shall I look?"), completion("</think>\n"), calls(begun(), more("{}"))), "",
      FunctionCall("look", {}, "call_1")),
+    ((completion("Let me look."), calls(begun(index=1)), calls(more('{"a": 1}', 1)),
+      calls(begun("other", "call_2", 2))), "Let me look.",
+     FunctionCall("look", {"a": 1}, "call_1")),                             # the text was block 0
 ], ids=["in pieces", "after words", "two at once", "without arguments", "no JSON", "two under one index",
-        "and without ids", "named in every piece", "arguments that are no text", "after thoughts"])
+        "and without ids", "named in every piece", "arguments that are no text", "after thoughts",
+        "counted from one"])
 def test_a_function_call_comes_last(run, chunks, said, call):
     async def scenario():
         end = (*chunks, completion(finish="tool_calls"), "[DONE]")
@@ -193,6 +197,67 @@ def test_a_function_call_comes_last(run, chunks, said, call):
             return pieces
     *text, last = run(scenario())
     assert "".join(text) == said and last == call
+
+
+@pytest.mark.parametrize("text, said, call", [
+    ('Let me look.\n<tool_call>\n{"name": "look", "arguments": {"a": 1}}\n</tool_call>\nDone.', "Let me look.\n",
+     FunctionCall("look", {"a": 1})),
+    ('<tool_call>\n<function=look>\n<parameter=a>\nb c\n</parameter>\n</function>\n</tool_call>', "",
+     FunctionCall("look", {"a": "b c"})),
+    ('Sure. <function=look>{"a": 1}</function>', "Sure. ", FunctionCall("look", {"a": 1})),
+    ("<function=look></function>", "", FunctionCall("look", {})),
+    ('<function=look>{"a": </function>', "", FunctionCall("look", None)),   # no JSON: the flow refuses it
+    ('<|python_tag|>{"name": "look", "parameters": {"a": 1}}', "", FunctionCall("look", {"a": 1})),
+    ('[TOOL_CALLS] [{"name": "look", "arguments": {"a": 1}}, {"name": "other"}]', "", FunctionCall("look", {"a": 1})),
+    (' {"name": "look", "parameters": {"a": 1}}', " ", FunctionCall("look", {"a": 1})),
+    ('<think>Well.</think>\n{"name": "look"}', "", FunctionCall("look", {})),
+    ("It is < 3 <b>euros</b> [today] {a}, <", "It is < 3 <b>euros</b> [today] {a}, <", None),
+], ids=["Qwen", "its coder", "Llama", "without arguments", "no JSON", "another Llama", "Mistral", "nothing but JSON",
+        "thought of", "none of these"])
+def test_a_function_call_that_is_written_into_the_text_is_one_and_is_not_spoken(run, text, said, call):
+    async def scenario(*pieces):
+        async with model(says(*pieces)) as (_, llm):
+            told = [piece async for piece in llm.reply(MESSAGES, TOOLS)]
+            found = told.pop() if isinstance(told[-1], FunctionCall) else None
+            return "".join(told), found
+    assert run(scenario(text)) == run(scenario(*text)) == (said, call)
+
+
+def test_text_is_text_where_no_functions_were_offered(run):
+    async def scenario():
+        async with model(says('<function=look>{"a": 1}')) as (_, llm):
+            return await ask(llm)
+    assert run(scenario()) == ('<function=look>{"a": 1}', "")
+
+
+UNREADABLE = "The model's answer calls a function, and it cannot be read which."
+
+
+@pytest.mark.parametrize("steps, told", [
+    ((completion("Sure."), completion(finish="tool_calls")), UNREADABLE),
+    ((completion("Sure. <tool_call> look"), completion(finish="stop")), UNREADABLE),
+    ((completion("Sure."), calls(begun(), more('{"a')), completion(finish="length")),
+     "The model's answer did not end within 150 tokens."),
+], ids=["not sent", "not readable", "cut short"])
+def test_a_function_call_that_is_none_is_a_failure_whatever_was_said_before(run, steps, told):
+    async def scenario():
+        async with model(begins(*steps, "[DONE]", then=Exchange.end)) as (_, llm):
+            with pytest.raises(EngineError) as caught:
+                async for _ in llm.reply(MESSAGES, TOOLS):
+                    pass
+            return caught.value
+    error = run(scenario())
+    assert str(error) == told and not error.whole
+
+
+def test_a_content_in_parts_is_its_text(run):
+    thought, text = {"type": "text", "text": "Hm."}, {"type": "text", "text": "Yes."}
+    parts = completion([{"type": "thinking", "thinking": [thought]}, text])
+
+    async def scenario():
+        async with model(begins(parts, completion(finish="stop"), "[DONE]", then=Exchange.end)) as (_, llm):
+            return await ask(llm)
+    assert run(scenario()) == ("Yes.", "")
 
 
 @pytest.mark.parametrize("more, said", [
@@ -240,6 +305,10 @@ FAULTS = {
                            "ended its answer in the middle."),
     "an error in the stream": (begins(completion("One."), {"error": {"message": KEY}}, then=Exchange.end), "One.",
                                "broke its answer off with an error."),
+    "one with a name": (begins({"error": {"message": KEY, "code": 503, "type": "overloaded_error"}}, then=Exchange.end),
+                        "", "broke its answer off with an error (overloaded_error)."),
+    "one of another form": (begins({"object": "error", "message": KEY, "code": 400}, "[DONE]", then=Exchange.end), "",
+                            "broke its answer off with an error."),
     "too long": (says("One.", " Two", finish="length"), "One. Two", "answer did not end within 150 tokens."),
     "a filter": (says("One.", finish="content_filter"), "One.", "answer was withheld by a filter of its endpoint."),
     **{f"nonsense {i}": (begins(completion("One."), event, then=Exchange.end), "One.",

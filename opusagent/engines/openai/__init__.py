@@ -1,3 +1,3 @@
 """The engine `openai`: it transcribes (`stt`, and `live` while the caller speaks), answers (`llm`, without its
-`thinking`) and speaks (`tts`).
+`thinking` and the function calls that are `written` into it) and speaks (`tts`).
 """

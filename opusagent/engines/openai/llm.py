@@ -17,15 +17,17 @@ from ...config import Config, OpenAI
 from ...flow import FunctionCall
 from ...usage import Question
 from ..remote.continuing import Continuing, going_on
-from ..remote.endpoint import Endpoint, Events
+from ..remote.endpoint import Endpoint, Events, code_of
 from ..remote.preference import Preference
 from ..remote.race import Attempt, CallBegins, Hedging, Race
 from .thinking import Thinking
+from .written import Written
 
 SPARE = 2                       # connections kept open ahead
 SOONER = 0.9                    # of the turn's own patience: a gap is noticed here before the turn gives up for it
 STREAM = "text/event-stream"
 DONE = b"[DONE]"
+CALLING = ("tool_calls", "function_call")       # why an answer ended, where a function is to be called
 
 
 class Llm:
@@ -127,7 +129,7 @@ class Stream:
     __slots__ = ("completion", "pieces")
 
     def __init__(self, endpoint: Endpoint, settings: OpenAI, messages: tuple[dict, ...], offer: dict):
-        self.completion = Completion()
+        self.completion = Completion("tools" in offer)
         self.pieces = self._read(endpoint, settings, messages, offer)
 
     async def _read(self, endpoint: Endpoint, settings: OpenAI, messages: tuple[dict, ...],
@@ -148,6 +150,8 @@ class Stream:
                     answer.finished = True
                     answer.rest = lambda data: [completion.count(event) for event in events.feed(data)]
                     break
+            if rest := completion.rest():
+                yield rest
             completion.check(settings.max_tokens)
 
 
@@ -196,14 +200,17 @@ class Watch:
 class Completion:
     """What the chunks of a streamed completion come to."""
 
-    __slots__ = ("over", "question", "_finish", "_empty", "_thinking", "_function", "_arguments", "_id", "_others")
+    __slots__ = ("over", "question", "_finish", "_empty", "_thinking", "_written", "_index", "_function", "_arguments",
+                 "_id", "_others")
 
-    def __init__(self):
+    def __init__(self, offers: bool = False):
         self.over = False               # no more text will come
         self.question: Question | None = None       # what it costs is told there
         self._finish = ""               # why it ended
         self._empty = True
         self._thinking = Thinking()
+        self._written = Written() if offers else None   # functions were offered
+        self._index: int | None = None  # of the first function call; some servers count from 1, the text being 0
         self._function = ""             # the first function that is called; others are not
         self._arguments = ""            # its arguments, JSON
         self._id = ""
@@ -213,7 +220,7 @@ class Completion:
     def call(self) -> FunctionCall | None:
         """The function that is called; its arguments are None where they are no JSON."""
         if not self._function:
-            return None
+            return self._written and self._written.call
         return FunctionCall(self._function, json_of(self._arguments or "{}"), self._id)
 
     def read(self, event: bytes) -> str:
@@ -223,8 +230,8 @@ class Completion:
             return ""
         try:
             chunk = orjson.loads(event)
-            if chunk.get("error"):
-                raise EngineError("The model's endpoint broke its answer off with an error.")
+            if (error := chunk.get("error")) or chunk.get("object") == "error":
+                raise EngineError(f"The model's endpoint broke its answer off with an error{code_of(error or chunk)}.")
             if self.question is not None and (usage := chunk.get("usage")):
                 self.question.told(usage)
             if not (choices := chunk.get("choices")):
@@ -232,7 +239,12 @@ class Completion:
             choice = choices[0]
             delta = choice.get("delta") or {}
             content = delta.get("content") or ""
+            if type(content) is list:
+                content = text_of(content)
             piece = self._thinking.feed(content)
+            if piece and self._written is not None:
+                piece = self._written.feed(piece)
+                piece = CallBegins() if self._written.source and not piece else piece
             if self.question is not None:
                 self.question.answered(len(content))
             if calls := delta.get("tool_calls"):
@@ -243,6 +255,12 @@ class Completion:
             return piece
         except (ValueError, TypeError, AttributeError, LookupError):
             raise EngineError("The model's endpoint sent an event that is no chunk of a completion.") from None
+
+    def rest(self) -> str:
+        """The text that was held until it is known what follows it."""
+        text = self._written.finish() if self._written is not None else ""
+        self._empty = not text.strip() and self._empty
+        return text
 
     def count(self, event: bytes) -> None:
         """An event after the end: of interest only for what it says of the tokens."""
@@ -255,7 +273,10 @@ class Completion:
         some send the arguments as what they are, not as text."""
         began = False
         for call in calls:
-            if call.get("index"):
+            index = call.get("index") or 0
+            if self._index is None:
+                self._index = index
+            if index != self._index:
                 continue
             function, id = call.get("function") or {}, str(call.get("id") or "")[:100]
             name, arguments = function.get("name"), function.get("arguments") or ""
@@ -269,18 +290,30 @@ class Completion:
                 self.question.answered(len(arguments))
         return began
 
+    @property
+    def _calls(self) -> bool:
+        """A function, or it was about to."""
+        return bool(self._function or self._written and self._written.source)
+
     def check(self, max_tokens: int) -> None:
         """It has ended.  Raises EngineError unless that was a whole answer."""
         if not self.over:
             raise EngineError("The model's endpoint ended its answer in the middle.")
         if self._finish == "length":
             error = EngineError(f"The model's answer did not end within {max_tokens} tokens.")
-            error.whole = True
+            error.whole = not self._calls           # what was said can stand, but not for what was to be done
             raise error
         if self._finish == "content_filter":
             raise EngineError("The model's answer was withheld by a filter of its endpoint.")
-        if self._empty and not self._function:
+        if self.call is None and (self._calls or self._finish in CALLING):
+            raise EngineError("The model's answer calls a function, and it cannot be read which.")
+        if self._empty and not self._calls:
             raise EngineError("The model's answer is empty.")
+
+
+def text_of(content: list[dict]) -> str:
+    """Of a content in parts, as Mistral's reasoning models send it: what they think is another kind of part."""
+    return "".join(part["text"] for part in content if part.get("type") == "text")
 
 
 def json_of(text: str) -> object:

@@ -318,8 +318,13 @@ def reason(error: Exception) -> str:
 
 
 def reason_of(status: int, refusal: dict) -> str:
-    words = (str(refusal.get(name)) for name in ("code", "type"))
-    return f"answered with status {status}" + next((f" ({word})" for word in words if CODE.fullmatch(word)), "")
+    return f"answered with status {status}{code_of(refusal)}"
+
+
+def code_of(refusal: object) -> str:
+    """What kind of error it tells of, in brackets; its message may have a key in it."""
+    words = (str(refusal.get(name)) for name in ("code", "type")) if type(refusal) is dict else ()
+    return next((f" ({word})" for word in words if CODE.fullmatch(word)), "")
 
 
 def kind_of(content_type: str) -> str:
