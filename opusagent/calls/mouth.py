@@ -268,6 +268,7 @@ class Mouth:
         turn.trace.state = turn.reply.next
         if turn.reply.refused:
             self.metrics.count("refused_functions")
+            log.warning("call %s: %s", self.call.id, turn.reply.refused)
         self.call.goes_on(turn.reply)
 
     def _late(self, facts: dict[str, str]) -> None:

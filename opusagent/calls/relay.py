@@ -357,6 +357,7 @@ class RelayCall:
         turn.trace.state = turn.reply.next
         if turn.reply.refused:
             self.server.metrics.count("refused_functions")
+            log.warning("call %s: %s", self.id, turn.reply.refused)
         self.transaction.goes_on(turn.reply)
         self.note("goes on", turn.reply.next, turn.reply.say, turn.reply.facts)
         self.said = []

@@ -86,7 +86,7 @@ class Reply:
     tools: tuple[dict, ...] = field(default=(), compare=False)      # the functions that the model may call
     asked: FunctionCall | None = field(default=None, compare=False)  # what it called, while that goes on
     rounds: int = 0                             # functions that it has called in this turn
-    refused: bool = False                       # this goes on from a function call that was not allowed
+    refused: str = ""                           # a sentence on the function call that this goes on from: not allowed
     transfer: str = ""                          # where the call is put through to when it has been spoken
     voice: str = ""                             # the engine's name of it, with rate and language (manner.py)
     rate: float = 1.0
@@ -200,7 +200,8 @@ class Dialogue:
                 return replace(after, call=ToolCall(use.tool, values), use=use, asked=call,
                                messages=(*reply.messages, calling(call, said)))
         return replace(after, messages=(*reply.messages, calling(call, said), called(call, why or REFUSED)),
-                       words=reply.words, tools=reply.tools, refused=True)
+                       words=reply.words, tools=reply.tools,
+                       refused=f"The model called {call.name!r}, which was refused. {why or REFUSED}")
 
     def outcome(self, reply: Reply, outcome: Outcome) -> Reply:
         """To what came of the tool that `reply` calls."""

@@ -87,6 +87,11 @@ class Typed:
         found = accepted(self.kind, value)
         return found if not self.choices or found in self.choices else None
 
+    @property
+    def wanted(self) -> str:
+        """What a value of it is, in words."""
+        return f"one of {', '.join(self.choices)}" if self.choices else WORDS[self.kind]
+
     def schema(self) -> dict:
         return {"type": "string", "enum": list(self.choices)} if self.choices else KINDS[self.kind]
 
@@ -112,12 +117,14 @@ class Tool:
         values = returned if type(returned) is dict else {}
         name = returned if type(returned) is str and returned in self.results else values.get("result", DONE)
         if type(name) is not str or name not in self.results:
-            return Outcome(FAILURE, {}, told, f"The tool {self.name} returned a result that it does not declare.")
+            return Outcome(FAILURE, {}, told, f"The tool {self.name} returned none of its results: "
+                                              f"{', '.join(self.results)}.")
         facts = {}
         for typed in self.results[name]:
             value = typed.accept(values.get(typed.name))
             if value is None:
-                return Outcome(FAILURE, {}, told, f"The tool {self.name} returned no {typed.kind} as `{typed.name}`.")
+                return Outcome(FAILURE, {}, told, f"The tool {self.name} returned no {typed.kind} as `{typed.name}`, "
+                                                  f"which has to be {typed.wanted}.")
             facts[typed.fact] = value
         return Outcome(name, facts, told)
 
@@ -219,9 +226,7 @@ def wrong(arguments: tuple[Typed, ...], values: object) -> str:
     if type(values) is not dict or values.keys() != asked.keys():
         return f"Its arguments are {', '.join(asked)}, and no others." if asked else "It has no arguments."
     bad = next((typed for name, typed in asked.items() if typed.accept(values[name]) is None), None)
-    if bad is None:
-        return ""
-    return f"{bad.name} must be {'one of ' + ', '.join(bad.choices) if bad.choices else WORDS[bad.kind]}."
+    return f"{bad.name} must be {bad.wanted}." if bad else ""
 
 
 def known(arguments: tuple[Typed, ...], facts: dict[str, str]) -> tuple[tuple[str, str], ...] | None:

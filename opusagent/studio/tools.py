@@ -174,9 +174,11 @@ class Toolbox:
         work = asyncio.ensure_future(function(values, self.call_id) if tool.url else function(**values))
         try:
             done, _ = await asyncio.wait({work}, timeout=tool.timeout_ms / 1000)
-            if not done:
-                return Outcome(TIMEOUT, reason=f"The tool {tool.name} took more than {tool.timeout_ms} ms.")
-            return tool.outcome(work.result())
+            outcome = tool.outcome(plain(work.result())) if done else Outcome(
+                TIMEOUT, reason=f"The tool {tool.name} took more than {tool.timeout_ms} ms.")
+            if outcome.reason:
+                log.warning("call %s: %s", self.call_id, outcome.reason)
+            return outcome
         except Exception as error:
             log.warning("call %s: the tool %s failed", self.call_id, tool.name, exc_info=error)
             return Outcome(FAILURE, reason=f"The tool {tool.name} failed: {type(error).__name__}.")
@@ -184,6 +186,15 @@ class Toolbox:
             if not work.done():
                 work.cancel()               # what does not heed that is nobody's any more
                 work.add_done_callback(lambda task: task.cancelled() or task.exception())
+
+
+def plain(value: object) -> object:
+    """What a coroutine returns, its days and times as facts have them."""
+    if type(value) is dict:
+        return {name: plain(each) for name, each in value.items()}
+    if type(value) in (list, tuple):
+        return [plain(each) for each in value]
+    return f"{value:%H:%M}" if type(value) is time else value.isoformat() if type(value) is date else value
 
 
 async def post(client, tool: Tool, values: dict, call_id: str) -> object:
