@@ -360,6 +360,7 @@ class Call:
     def _look_after(self, now: int) -> None:
         """Speech that is due, deadlines, and the sample clock when no media comes."""
         self.due, self.looked = 0, now          # what happens meanwhile may want to be looked at soon
+        self.ledger.measure()
         if self.mouth.turn is not None:
             self.mouth.play(now)
         self.ear.tick(now)

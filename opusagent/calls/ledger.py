@@ -24,7 +24,8 @@ class Ledger:
     `aside` is that of a turn of which is not known yet whether it is one: the reply before it may go on.
     """
 
-    __slots__ = ("metrics", "journal", "tell", "call_id", "speaker", "receipts", "trace", "aside", "arrivals")
+    __slots__ = ("metrics", "journal", "tell", "call_id", "speaker", "receipts", "trace", "aside", "arrivals",
+                 "_unmeasured")
 
     def __init__(self, metrics: Metrics, journal=None, tell: Callable = lambda *news: None):
         self.metrics = metrics
@@ -36,6 +37,7 @@ class Ledger:
         self.trace: TurnTrace | None = None
         self.aside: TurnTrace | None = None
         self.arrivals = Arrivals()      # of the caller's audio
+        self._unmeasured: tuple | None = None       # the receipt for which measure() has something to do, and that
 
     def arrived(self, position: int, now: int) -> None:
         """The caller's audio up to `position` is here."""
@@ -43,7 +45,8 @@ class Ledger:
 
     def begin(self, now: int, slot=None, rtt_ns: int = 0, decided: int = 0, aside: bool = False) -> TurnTrace:
         """A turn ends now.  With its audio in `slot`, of which `decided` samples have been judged, the wait for it is
-        measured; else nobody's voice began it.  `aside`: it may be none, and the one before it is not finished."""
+        measured, by measure(), which can wait until the reply is on its way; else nobody's voice began it.  `aside`: it
+        may be none, and the one before it is not finished."""
         if aside:
             self.aside = trace = TurnTrace(len(self.receipts) + 2)
         else:
@@ -51,16 +54,23 @@ class Ledger:
             self.trace = trace = TurnTrace(len(self.receipts) + 1)
         trace.measured = slot is not None
         if slot is not None:
-            heard = self._last_voiced(trace, slot, now)
-            trace.mark("speech_end", heard - rtt_ns // 2)
-            trace.mark("transport", heard)
+            self.measure()
+            self._unmeasured = trace, slot, slot.written, rtt_ns, now
             trace.decided_ms = decided * 1000 / slot.rate_in
         trace.mark("endpointing", now)
         return trace
 
-    def _last_voiced(self, trace: TurnTrace, slot, now: int) -> int:
-        """When the caller's last voiced window arrived here, ns."""
-        rate, written = slot.rate_in, slot.written
+    def measure(self) -> None:
+        """Looks up where the caller's words ended, if that has not been done: within the seconds that a slot keeps."""
+        if self._unmeasured is not None:
+            (trace, slot, written, rtt_ns, now), self._unmeasured = self._unmeasured, None
+            heard = self._last_voiced(trace, slot, written, now)
+            trace.mark("speech_end", heard - rtt_ns // 2)
+            trace.mark("transport", heard)
+
+    def _last_voiced(self, trace: TurnTrace, slot, written: int, now: int) -> int:
+        """When the caller's last voiced window of the first `written` samples arrived here, ns."""
+        rate = slot.rate_in
         count = min(LOOK_BACK_MS * rate // 1000, written)
         position = written - count + (last_voiced(slot.read(written - count, count), rate) or count)
         trace.end_ms = position * 1000 / rate
@@ -69,6 +79,7 @@ class Ledger:
 
     def finish(self, stopped_by: str = "") -> None:
         """The turn is over, if one is being written; the one aside is the next."""
+        self.measure()
         trace, self.trace, self.aside = self.trace, self.aside, None
         if trace is not None:
             trace.stopped_by = trace.stopped_by or stopped_by

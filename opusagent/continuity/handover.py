@@ -107,6 +107,7 @@ def beside_state(beside: Bystander | None) -> dict | None:
 
 def conversation_of(call: Call | RelayCall) -> dict:
     """Where the conversation stands, of a call of any kind."""
+    call.ledger.measure()
     trace, tenure = call.ledger.trace, tenure_of(call)
     return {
         "version": VERSION, "dialect": call.dialect.name, "spoken": state_of(call.dialect), "agent": call.agent,
