@@ -19,9 +19,11 @@ from hypothesis import strategies as st
 from conversation import MS, Connection, Server, Studio
 from opusagent import ConfigError, ProtocolError
 from opusagent.calls.call import Call
-from opusagent.calls.relay import RelayCall, call_of, joined
+from opusagent.calls.kinds import call_of
+from opusagent.calls.relay import RelayCall
 from opusagent.client.telephone import Line, dialect_of
 from opusagent.dialects import CALLERS, DIALECTS, TABLE, TEXT, TEXT_CALLERS, TEXTUAL, Stop, Words
+from opusagent.dialects.relay import joined
 from opusagent.flow import Flow
 from opusagent.flow.authoring import Flow as Written
 from opusagent.flow.authoring import State
@@ -69,6 +71,12 @@ class Relayed:
 
     def says(self, words, last=True):
         self.tell("prompt", voicePrompt=words, lang="en-US", last=last)
+
+    def speaks(self, who, on=True):
+        self.tell("info", name={"agent": "agentSpeaking", "caller": "clientSpeaking"}[who], value="on" if on else "off")
+
+    def spoken(self, words):
+        self.tell("info", name="tokensPlayed", value=words)
 
     def interrupts(self, heard):
         self.tell("interrupt", utteranceUntilInterrupt=heard, durationUntilInterruptMs=400)
@@ -144,6 +152,93 @@ def test_an_interruption_after_what_we_took_for_the_end():
     call.interrupts("Hello, nobody. Tea")
     assert call.receipts[-1]["agent"] == "Hello, nobody. Tea" and call.receipts[-1]["stopped_by"] == "barge-in"
     assert call.call.dialogue.history[0].agent == "Hello, nobody. Tea"
+
+
+def test_a_slow_voice_is_waited_for_and_a_quick_one_is_not():
+    """Twilio hangs up at once, in mid-word, when it is told that the session is over."""
+    call = Relayed()
+    for words in ("tea", "no"):
+        call.passes(3000)
+        call.says(words)
+    call.passes(500)
+    call.speaks("agent")
+    call.passes(5000)
+    assert call.messages[-1]["type"] == "text"
+    call.spoken("Goodbye.")
+    call.speaks("agent", False)
+    call.passes(5)
+    assert call.messages[-1]["type"] == "end"
+    call = Relayed(FLOW.replace("Goodbye.", "Thank you very much indeed, and goodbye to you, too."))
+    for words in ("tea", "no"):
+        call.passes(3000)
+        call.says(words)
+    call.passes(500)
+    call.speaks("agent")
+    for words in ("Thank you very much indeed, ", "and goodbye to you, too."):
+        assert call.messages[-1]["type"] == "text"
+        call.spoken(words)
+    call.speaks("agent", False)
+    call.passes(5)
+    assert call.messages[-1]["type"] == "end"
+
+
+def test_a_platform_that_forgets_to_say_that_it_is_silent():
+    call = Relayed()
+    for words in ("tea", "no"):
+        call.passes(3000)
+        call.says(words)
+    call.passes(500)
+    call.speaks("agent")
+    call.passes(11_000)
+    assert call.messages[-1]["type"] == "end"
+
+
+def test_what_has_been_spoken_is_what_was_heard():
+    """An interruption says the end of it only, which may be anywhere."""
+    call = Relayed(FLOW.replace("Tea or coffee?", "The tea or the coffee? The tea is good."))
+    call.passes(600)
+    call.speaks("agent")
+    call.spoken("Hello, nobody.")
+    call.spoken(" The tea or the coffee?")
+    call.spoken(" The tea")
+    call.interrupts("The tea")
+    assert call.receipts[-1]["agent"] == "Hello, nobody. The tea or the coffee? The tea"
+    call = Relayed(FLOW.replace('on = [{ phrases', 'on = [{ dtmf = "1", go = "fine" }, { phrases'))
+    call.passes(600)
+    call.spoken("Hello, nobody.")
+    call.tell("dtmf", digit="1")
+    assert call.receipts[-1]["agent"] == "Hello, nobody."
+    call.spoken(" Tea")                     # too late, and none of what is said now
+    assert call.call.script.spoken == 0
+
+
+def test_who_speaks_is_not_asked_whether_he_is_there():
+    call = Relayed()
+    call.passes(3000)
+    said = len(call.tokens)
+    call.speaks("caller")
+    call.passes(20_000)
+    assert len(call.tokens) == said
+    call.speaks("caller", False)
+    call.passes(call.call.no_input + 100)
+    assert len(call.tokens) == said + 1
+    call.passes(3000)
+    call.speaks("caller")                   # and is forgotten
+    call.passes(31_000)
+    assert len(call.tokens) == said + 2
+
+
+def test_an_answer_cuts_off_what_only_answers_interrupt():
+    call = Relayed(FLOW.replace('[states.hello]', '[states.hello]\ninterrupt = "answers"'))
+    assert (call.messages[0]["interruptible"], call.messages[0]["preemptible"]) == (False, True)
+    call.passes(900)
+    call.says("what did you say")           # would be answered afterwards
+    assert call.call.dialogue.state == "hello" and len(call.tokens) == 1
+    call.says("tea")
+    assert call.call.dialogue.state == "fine" and call.receipts[0]["agent"] == "Hello," \
+        and call.receipts[0]["stopped_by"] == "barge-in"
+    call.passes(4000)
+    assert call.call.dialogue.state == "fine"
 
 
 def test_who_says_nothing_is_asked_again():
@@ -365,9 +460,10 @@ def test_it_is_not_offered_where_audio_is_meant():
 VALUES = st.none() | st.booleans() | st.integers() | st.text(max_size=20) | st.lists(st.integers(), max_size=2)
 MESSAGES = st.fixed_dictionaries(
     {"type": st.sampled_from(["setup", "prompt", "dtmf", "interrupt", "error", "text", "info", None])},
-    optional={name: VALUES | st.sampled_from(["tea", "1", "Hello,"]) for name in (
+    optional={name: VALUES | st.sampled_from(["tea", "1", "Hello,", "on", "off"]) for name in (
         "callSid", "customParameters", "voicePrompt", "lang", "last", "digit", "utteranceUntilInterrupt",
-        "durationUntilInterruptMs", "description", "from")})
+        "durationUntilInterruptMs", "description", "from", "value")} | {
+        "name": st.sampled_from(["agentSpeaking", "clientSpeaking", "tokensPlayed"]) | VALUES})
 
 
 @settings(max_examples=150, deadline=None)
@@ -501,7 +597,8 @@ def test_what_we_send_is_what_a_simulated_twilio_takes():
     assert caller.receive(TEXT, ours.text("Hello.", False)) == Words("Hello.", False)
     for message in (ours.play("https://h/a.wav"), ours.send_digits("1w#"), ours.language("es-ES")):
         assert caller.receive(TEXT, message) is None
-    for opcode, message in (caller.prompt("tea"), caller.interrupt("Hel", 300), caller.dtmf("#")):
+    for opcode, message in (caller.prompt("tea"), caller.interrupt("Hel", 300), caller.dtmf("#"),
+                            caller.speaking("agent", True), caller.spoken("Hel")):
         assert ours.receive(opcode, memoryview(message)) is not None
     assert isinstance(caller.receive(TEXT, ours.stop()), Stop)
     with pytest.raises(ProtocolError):
@@ -538,7 +635,8 @@ def test_the_voice_webhook_connects_text_where_it_is_asked_to(server):
     connect = found.find("Connect")
     assert connect.get("action") == f"{PLACE}/twilio/handoff/demo"
     assert connect.find("ConversationRelay").attrib == {
-        "url": "wss://calls.example.com/ws/twilio-relay/demo", "dtmfDetection": "true", "language": "es-ES"}
+        "url": "wss://calls.example.com/ws/twilio-relay/demo", "dtmfDetection": "true", "language": "es-ES",
+        "reportInputDuringAgentSpeech": "any", "events": "speaker-events tokens-played"}
     assert {each.get("name"): each.get("value") for each in connect.iter("Parameter")} == {
         "campaign": "spring", "caller": "+1555", "callee": "+1666"}
     assert asked(server, "/twilio/voice", {"From": "+1555"}).find("Connect/Stream") is not None

@@ -3,27 +3,25 @@
 It has no audio, no slot of the arena, no recogniser and no voice; flow, tools, transactions and receipts are those of
 every call, and its replies are made by pipeline.py's Turn, whose segments go out as text here.  The rules: nothing that
 was sent can be taken back, so a turn is revocable until its first words go out; and what the caller heard is what the
-platform says of it, or, while it says nothing, an estimate from the length of the text.
+platform says of it, or, where it says nothing, an estimate from the length of the text.
 """
 import logging
 import secrets
 
-from ..dialects import Complaint, Dtmf, OpenAIRealtime, Start
-from ..dialects.relay import Interrupt, Prompt, TwilioRelay
-from ..flow import ANSWERS, COMMIT, COMPLETE, FAILURE, Dialogue, Outcome, Reply
+from ..dialects import AGENT, Complaint, Dtmf, Start
+from ..dialects.relay import Interrupt, Prompt, Speaking, Spoken, TwilioRelay, joined
+from ..flow import COMMIT, COMPLETE, FAILURE, Dialogue, Outcome, Reply
 from ..flow.phrasing import MARKUP
 from ..metrics import TurnTrace
 from ..usage import Usage
 from . import departure, journal, keypad
-from .call import MS, START_WITHIN, Call
+from .call import MS, START_WITHIN
 from .journal import entry, noted
 from .ledger import Ledger
-from .meter import MeteredModel
 from .mouth import NEVER
 from .outbound import Outbound
 from .pipeline import DONE, SPEAKING, Stage, Turn
-from .realtime.call import RealtimeCall
-from .script import Script, Tokens, Written
+from .script import Script, Written, staged
 from .transaction import Transaction
 from .writeahead import WriteAhead
 
@@ -31,7 +29,7 @@ log = logging.getLogger("opusagent")
 
 OURS = ("decision", "llm_first_token", "segment")      # the waits that are ours; the others are the platform's
 NO_RATE = 8000                  # Hz: of a slot that gets no audio
-UTTERANCE = 4_000               # characters of what a caller says in one go
+SPEECH = 30_000                 # ms that a caller may speak before we ask; the platform may forget to tell the end
 
 
 class RelayCall:
@@ -72,6 +70,7 @@ class RelayCall:
         self.keys_by = 0                    # ns: until when another key may follow
         self.end_by = 0                     # ns: until when # may follow what is answered
         self.no_input = 0                   # ms that the state waits for the caller
+        self.speaking = False               # the caller is, the platform says
         self.silent_by = NEVER              # ns: when the caller has said nothing for so long
         # the agent's side
         self.script = Script(self.out, dialect, server.clock)
@@ -95,7 +94,7 @@ class RelayCall:
         event = self.dialect.receive(opcode, payload)
         if event is not None and (self.live or event.__class__ in (Start, Complaint)) and not self.done:
             ON_EVENT[event.__class__](self, event)
-            self.signs += 1
+            self.signs += isinstance(event, Prompt | Dtmf)
             self.keep_soon()
 
     def drained(self) -> None:
@@ -144,17 +143,10 @@ class RelayCall:
         if (keeper := getattr(self.server, "keeper", None)) is not None:
             self.connection = self.out.connection = self.ahead = WriteAhead(self.connection, keeper.keep_now)
             self.ahead.call = self
-        config, flow, studio = self.server.config, self.flow, self.studio
-        self.dialogue = Dialogue(flow, facts, config.history.exchanges, config.history.characters, self.server.today)
+        history = self.server.config.history
+        self.dialogue = Dialogue(self.flow, facts, history.exchanges, history.characters, self.server.today)
         self.transaction = Transaction(self.dialogue, self)
-        tools = studio.toolbox(flow, self.id, self.on_tool, self._late)
-        filler = " ".join(flow.filler.fill({}))
-        llm = MeteredModel(studio.llm, self.usage)
-        if self.journal is not None:
-            llm = self.journal.watched(llm)
-        self.stage = Stage(self.script, self.script, lambda *prompt: None, Tokens(self, llm), flow.manner,
-                           config.openai, (filler,) if filler else (), self.server.clock, dialogue=self.dialogue,
-                           perform=tools.start, owner=self, sounds=flow.sounds)
+        self.stage = staged(self, self.studio.toolbox(self.flow, self.id, self.on_tool, self._late))
 
     def keep_soon(self) -> None:
         """Something has happened: the clock looks at it, and another worker must know of it."""
@@ -165,10 +157,26 @@ class RelayCall:
     def on_prompt(self, event: Prompt) -> None:
         text = joined(self.saying, event.text)
         self.saying = "" if event.last else text
-        self.silent_by = self.server.now + self.no_input * MS if self.turn is None else NEVER
+        self.speaking = self.speaking and not event.last
+        self._listen()
         if event.last and text:
             self.keys, self.keys_by = "", 0
             self._hear(text)
+
+    def on_speaking(self, event: Speaking) -> None:
+        if event.who == AGENT:
+            self.script.sounding = event.on
+        else:
+            self.speaking = event.on
+            self._listen()
+
+    def on_spoken(self, event: Spoken) -> None:
+        self.script.said(event.text, self.server.clock())
+
+    def _listen(self) -> None:
+        """From now on it counts how long the caller says nothing, unless we are speaking ourselves."""
+        ms = SPEECH if self.speaking else self.no_input
+        self.silent_by = self.server.now + ms * MS if self.turn is None else NEVER
 
     def _hear(self, text: str) -> None:
         """What the caller has said, all of it."""
@@ -181,22 +189,26 @@ class RelayCall:
                 self.transaction.take_back()
                 again = self.answered           # nobody has heard a word of the answer: the caller has just gone on
                 self._finish("going on")
-            elif turn.state is DONE:
-                self._heard_out(turn)           # the platform has not said that it was interrupted
-                if turn.reply.end or turn.reply.transfer:
-                    return departure.leave(self, self.out, turn.reply.transfer)
             else:
-                self._stop_talking("barge-in", self.script.heard(self.server.clock()))
-        self.answered = joined(again, text)
+                over = turn.state is DONE and (turn.reply.end or turn.reply.transfer)
+                if turn.state is DONE and not self.script.cut_off:
+                    self._heard_out(turn)       # the platform has not said that it was interrupted
+                else:
+                    self._stop_talking("barge-in", self.script.heard(self.server.clock()))
+                if over:
+                    return departure.leave(self, self.out, turn.reply.transfer)
+        self.answered, self.waiting = joined(again, text), ""
         self.ledger.begin(self.server.now).measured = True
         self.reply(self.dialogue.answer(self.answered))
 
     def _closed_to(self, turn: Written, text: str) -> bool:
         """True where these words do not interrupt what is said, or done: they wait, or are no answer."""
-        if turn.acting == COMMIT or not turn.reply.interruptible:
+        interrupts = self.transaction.revocable or self.dialogue.interrupts(text)
+        unclear = interrupts is None and not self.script.interruptible
+        if turn.acting == COMMIT or not turn.reply.interruptible or unclear:
             self.waiting = joined(self.waiting, text)
             return True
-        return not self.transaction.revocable and self.dialogue.interrupts(text) is False
+        return interrupts is False
 
     def on_dtmf(self, event: Dtmf) -> None:
         if keypad.ignored(self, self.turn, event.digit):
@@ -219,7 +231,7 @@ class RelayCall:
             return          # it is of what was said before: a key that interrupts is told before the interruption
         if turn.acting != COMMIT and turn.reply.interruptible:
             self._stop_talking("barge-in", heard)
-            self.silent_by = self.server.now + self.no_input * MS
+            self._listen()
 
     def _was_cut(self, heard: str) -> None:
         """What we took for heard to its end was not."""
@@ -258,7 +270,8 @@ class RelayCall:
         self._speak_in(reply.language)
         self.epoch += 1
         self.said = []
-        self.script.begin(reply.interruptible and reply.interrupt != ANSWERS)
+        self.script.begin()
+        self.script.may_be_cut(reply)
         self.turn = Written(self.stage, reply, self.epoch, trace)
         self.turn.begin(now)
         self._play(self.server.clock())
@@ -301,7 +314,7 @@ class RelayCall:
         if turn.reply.end or turn.reply.transfer or turn.failed:
             self.usage.leaves(turn)
             return departure.leave(self, self.out, "" if turn.failed else turn.reply.transfer)
-        self.silent_by = self.server.now + self.no_input * MS
+        self._listen()
         if self.waiting:
             text, self.waiting = self.waiting, ""
             self._hear(text)
@@ -362,7 +375,7 @@ class RelayCall:
         self.note("goes on", turn.reply.next, turn.reply.say, turn.reply.facts)
         self.said = []
         self._speak_in(turn.reply.language)
-        self.script.interruptible = turn.reply.interruptible and turn.reply.interrupt != ANSWERS
+        self.script.may_be_cut(turn.reply)
         self.keep_soon()
 
     @entry(journal.TOOL)
@@ -432,17 +445,6 @@ class RelayCall:
                 "ignored_messages": self.dialect.ignored, "dropped_chunks": 0}
 
 
-def joined(before: str, text: str) -> str:
-    """What was said before and now; platforms that tell an utterance as it grows say its beginning again."""
-    text = " ".join(text.split())
-    whole = text if text.lower().startswith(before.lower()) else f"{before} {text}".strip()
-    return whole[:UTTERANCE]
-
-
 ON_EVENT = {Start: RelayCall.on_start, Prompt: RelayCall.on_prompt, Dtmf: RelayCall.on_dtmf,
-            Interrupt: RelayCall.on_interrupt, Complaint: RelayCall.on_complaint}
-
-
-def call_of(dialect: str) -> "type[Call] | type[RelayCall]":
-    """What a call in a dialect is."""
-    return {TwilioRelay.name: RelayCall, OpenAIRealtime.name: RealtimeCall}.get(dialect, Call)
+            Interrupt: RelayCall.on_interrupt, Speaking: RelayCall.on_speaking, Spoken: RelayCall.on_spoken,
+            Complaint: RelayCall.on_complaint}

@@ -1,24 +1,28 @@
 """What a call in text (relay.py) has in the place of voice and playout: a reply as it is written, sent and spoken.
 
-The rule: what is written goes out in its order and at once, and only the platform knows when it is heard; until it says
-so, that is estimated from the length of the text.
+The rule: what is written goes out in its order and at once, and only the platform knows when it is heard; where it does
+not say so, that is estimated from the length of the text.
 """
+from ..flow import ANSWERS, Reply
 from ..flow.phrasing import KEYS
 from ..flow.signals import is_recording
+from .meter import MeteredModel
 from .outbound import Outbound
-from .pipeline import Turn, going_on
+from .pipeline import Stage, Turn, going_on
 
 MS = 1_000_000                  # ns
 CHARACTER_NS = 70 * MS          # of speech; most voices are a little faster
 BEFORE_NS = 400 * MS            # from the first words sent to the first heard
 KEY_NS = 250 * MS               # a key; a pause is longer, and there are few
 PLAY_NS = 2_000 * MS            # a recording, as far as we know
+DOUBT_NS = 10_000 * MS          # beyond the estimate: what the platform says it is still speaking
 
 
 class Script:
     """What is sent of one reply.  To a Turn it is slot and playout, and nothing ever waits in it."""
 
-    __slots__ = ("out", "dialect", "clock", "interruptible", "text", "pending", "open", "closed", "began", "ends")
+    __slots__ = ("out", "dialect", "clock", "interruptible", "preemptible", "text", "pending", "open", "closed",
+                 "began", "ends", "wordy", "sounding", "spoken", "since")
     rate_out = 0                            # there are no samples
     queue = ()
     held = False                            # what was sent cannot be held, as a Playout can be
@@ -27,16 +31,25 @@ class Script:
         self.out = out
         self.dialect = dialect
         self.clock = clock
-        self.begin(True)
+        self.begin()
 
-    def begin(self, interruptible: bool) -> None:
+    def begin(self) -> None:
         """Another reply."""
-        self.interruptible = interruptible
+        self.interruptible = self.preemptible = True    # by the caller, and by our own next words
         self.text = ""                      # all that was written
         self.pending = ""                   # of it what is not sent yet
         self.open = False                   # words were sent, and that more of them follow
         self.closed = False                 # its last words were sent
         self.began = self.ends = 0          # ns: between which it is spoken, as far as we know
+        self.wordy = True                   # it is words only
+        self.sounding = False               # the platform says that it is speaking
+        self.spoken = 0                     # characters of it that the platform says it has spoken,
+        self.since = 0                      # and, ns, when it said so
+
+    def may_be_cut(self, reply: Reply) -> None:
+        """Who may interrupt what is written now.  Only we can tell an answer from other words, and cut ourselves off."""
+        self.preemptible = reply.interruptible
+        self.interruptible = reply.interruptible and reply.interrupt != ANSWERS
 
     def write(self, text: str, spaced: bool = False) -> None:
         """More of the reply; `spaced`: it begins a sentence of its own."""
@@ -54,7 +67,7 @@ class Script:
             if heard:
                 self._takes(len(self.pending) * CHARACTER_NS)
             words = self.pending if self.open else self.pending.lstrip()
-            self.out.text(self.dialect.text(words, last, self.interruptible))
+            self.out.text(self.dialect.text(words, last, self.interruptible, self.preemptible))
             self.pending, self.open, self.closed = "", not last, last
         return heard
 
@@ -65,14 +78,32 @@ class Script:
         self.ends = max(self.ends, now + BEFORE_NS) + ns
 
     def send(self, message: bytes, told: str, ns: int) -> None:
-        """Something that is no words, which takes so long; `told` is what is known of it afterwards."""
+        """Something that is no words, which takes so long; `told` is what is known of it afterwards.  It must not cut
+        off the words before it."""
+        preemptible, self.preemptible = self.preemptible, False
         self.flush(False)
+        self.preemptible, self.wordy = preemptible, False
         self._takes(ns)
         self.out.text(message)
         self.text += f" {told}" if self.text else told
 
+    def said(self, words: str, now: int) -> None:
+        """The platform has spoken these; how long the rest takes is estimated anew."""
+        words = words.strip()
+        place = self.text.find(words, self.spoken)
+        if place < 0 or self.ahead(now):
+            return          # they are none of this reply's
+        self.spoken, self.since = place + len(words), now
+        if self.wordy:
+            self.ends = now + (len(self.text) - len(self.pending) - self.spoken) * CHARACTER_NS
+
     def audible(self, now: int) -> bool:
-        return now < self.ends
+        return now < self.ends or self.sounding and now < self.ends + DOUBT_NS
+
+    @property
+    def cut_off(self) -> bool:
+        """Our next words end it in its middle, and the platform will not say so."""
+        return self.preemptible and (self.sounding or not self.interruptible)
 
     def ahead(self, now: int) -> bool:
         """Nothing of it can have been heard yet."""
@@ -80,15 +111,17 @@ class Script:
 
     def heard(self, now: int) -> str:
         """What can have been heard of it, in whole words."""
-        if now >= self.ends:
+        if self.began and not self.audible(now):
             return self.text
-        share = self.text[:max(0, now - self.began - BEFORE_NS) // CHARACTER_NS] if self.began else ""
-        return share.rpartition(" ")[0]
+        since = self.since or self.began + BEFORE_NS
+        share = self.text[:self.spoken + max(0, now - since) // CHARACTER_NS] if self.began else ""
+        return max(share.rpartition(" ")[0], self.text[:self.spoken], key=len)
 
     def heard_until(self, said: str) -> str:
         """The same by what the platform says it had spoken last, which may be the end of it only."""
-        place = self.text.find(said.strip())
-        return self.text[:place + len(said.strip())] if place >= 0 else said[:len(self.text)]
+        said = said.strip()
+        place = self.text.find(said, max(0, self.spoken - len(said)))
+        return self.text[:place + len(said)] if place >= 0 else self.text[:self.spoken] or said[:len(self.text)]
 
 
 class Written(Turn):
@@ -151,3 +184,15 @@ class Tokens:
             if isinstance(piece, str) and self.call.epoch == epoch:
                 self.call.token(piece, first)
                 first = False
+
+
+def staged(call, tools) -> Stage:
+    """What the turns of a call in text are made with."""
+    studio, flow, script = call.studio, call.flow, call.script
+    filler = " ".join(flow.filler.fill({}))
+    llm = MeteredModel(studio.llm, call.usage)
+    if call.journal is not None:
+        llm = call.journal.watched(llm)
+    return Stage(script, script, lambda *prompt: None, Tokens(call, llm), flow.manner, call.server.config.openai,
+                 (filler,) if filler else (), call.server.clock, dialogue=call.dialogue, perform=tools.start,
+                 owner=call, sounds=flow.sounds)

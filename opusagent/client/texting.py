@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from .. import ConfigError
-from ..dialects import TEXT_CALLERS, Stop, Words
+from ..dialects import AGENT, TEXT_CALLERS, Stop, Words
 from .localserver import fetch_json
 from .telephone import Line, address, ending, shown
 from .terminal import Terminal, summary, summary_line
@@ -56,12 +56,19 @@ class Texter:
                 yield exchange
                 if self.closed:
                     break
-                await asyncio.sleep(BEFORE_SECONDS + len(exchange.agent) * CHARACTER_SECONDS)
+                await self._listen(line, exchange.agent)
             if not self.closed:
                 await self._answer("", time.monotonic(), PARTING_SECONDS)
             await line.hang_up()
         finally:
             line.abort()
+
+    async def _listen(self, line: Line, words: str) -> None:
+        """The agent's words are spoken, and that they are is told."""
+        line.send(*self.dialect.speaking(AGENT, True))
+        await asyncio.sleep(BEFORE_SECONDS + len(words) * CHARACTER_SECONDS)
+        line.send(*self.dialect.spoken(words))
+        line.send(*self.dialect.speaking(AGENT, False))
 
     async def _answer(self, words: str, since: float, patience: float = PATIENCE_SECONDS) -> Exchange:
         """What comes up to the end of the answer, or of the call."""

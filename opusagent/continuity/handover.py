@@ -19,7 +19,8 @@ from ..calls.call import Call
 from ..calls.ear import FINAL_WITHIN, Ear
 from ..calls.pipeline import DONE, SPEAKING, Turn
 from ..calls.realtime.call import RealtimeCall
-from ..calls.relay import RelayCall, call_of
+from ..calls.kinds import call_of
+from ..calls.relay import RelayCall
 from ..dialects.keeping import resumed, state_of
 from ..flow.dialogue import checkpoint_of, dialogue_state
 from ..flow.phrasing import KEYS

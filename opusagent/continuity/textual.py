@@ -10,8 +10,9 @@ from ..calls.script import Written
 from .fields import REPLY, fields, fill, reply_of
 
 CALL = ("id", "signs", "began", "done", "leave_by", "saying", "waiting", "answered", "keys", "keys_by", "end_by",
-        "no_input", "silent_by", "epoch", "said", "spoken")
-SCRIPT = ("interruptible", "text", "pending", "open", "closed", "began", "ends")
+        "no_input", "speaking", "silent_by", "epoch", "said", "spoken")
+SCRIPT = ("interruptible", "preemptible", "text", "pending", "open", "closed", "began", "ends", "wordy", "sounding",
+          "spoken", "since")
 TURN = ("epoch", "texts", "complete", "error", "broken", "audible", "began", "last_piece", "kept")
 
 

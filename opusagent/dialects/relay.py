@@ -1,8 +1,12 @@
 """Twilio ConversationRelay (<Connect><ConversationRelay>): Twilio recognises and speaks, and both sides send text.
 
 JSON text messages, told apart by `type`.  No audio passes here, so this is a dialect of a session of its own
-(calls/relay.py) and stands in TEXTUAL, not in TABLE: whoever looks there for an audio dialect does not find it.  The
-rule: whatever a peer sends, out come events or a ProtocolError; a message that comes at the wrong time, or that
+(calls/relay.py) and stands in TEXTUAL, not in TABLE: whoever looks there for an audio dialect does not find it.
+Who speaks, and what has been spoken, is told by `info` where the TwiML says events="speaker-events tokens-played";
+what is said and pressed while the agent speaks, where it says reportInputDuringAgentSpeech="any".
+Uncertain: the shape of `info`, which calls show and no page describes; whether a `play` cuts off words that may be cut
+off, in the reply that it is part of, or is cut off by them (no words before one, and none itself, are sent as such).
+The rule: whatever a peer sends, out come events or a ProtocolError; a message that comes at the wrong time, or that
 says nothing we know, is ignored and counted.
 """
 import itertools
@@ -12,11 +16,13 @@ from urllib.parse import SplitResult
 import orjson
 
 from .. import ProtocolError
-from . import FACTS, SENTENCE, TEXT, Complaint, Dialect, Dtmf, Start, Stop, digit_of, facts_of, parse, text_of
+from . import (AGENT, CALLER, FACTS, SENTENCE, TEXT, Complaint, Dialect, Dtmf, Start, Stop, digit_of, facts_of, parse,
+               text_of)
 
 LONGEST = 4_000             # characters that are looked at of what a caller said, or heard
 DIGITS = frozenset("0123456789w#*")
 END, TRANSFER = "end", "transfer"       # what handoffData says is to be done
+SPEAKERS = {"agentSpeaking": AGENT, "clientSpeaking": CALLER}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +38,26 @@ class Interrupt:
     """The caller has interrupted: Twilio has stopped speaking and thrown away what it had been sent."""
     heard: str              # what it had spoken by then
     ms: int = 0             # of speech
+
+
+@dataclass(frozen=True, slots=True)
+class Speaking:
+    """The caller, or the agent, has begun to speak, or (not `on`) stopped."""
+    who: str                # CALLER or AGENT
+    on: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Spoken:
+    """Twilio has spoken these of our words, behind those that it told before."""
+    text: str
+
+
+def joined(before: str, text: str) -> str:
+    """What was said before and now; platforms that tell an utterance as it grows say its beginning again."""
+    text = " ".join(text.split())
+    whole = text if text.lower().startswith(before.lower()) else f"{before} {text}".strip()
+    return whole[:LONGEST]
 
 
 class TwilioRelay(Dialect):
@@ -56,15 +82,24 @@ class TwilioRelay(Dialect):
 
     # -- what comes in -------------------------------------------------------------------------------------------------
 
-    def receive(self, opcode: int, payload) -> Start | Prompt | Dtmf | Interrupt | Complaint | None:
+    def receive(self, opcode: int, payload) \
+            -> Start | Prompt | Dtmf | Interrupt | Speaking | Spoken | Complaint | None:
         if opcode != TEXT:
             raise ProtocolError(1003, "twilio-relay: messages are text")
-        event = self._read(parse(payload, self.name))
-        self.ignored += event is None
+        message = parse(payload, self.name)
+        kind = message.get("type")
+        event = self._told(message) if kind == "info" else self._read(kind, message)
+        self.ignored += event is None and kind != "info"
         return event
 
-    def _read(self, message: dict) -> Start | Prompt | Dtmf | Interrupt | Complaint | None:
-        kind = message.get("type")
+    def _told(self, message: dict) -> Speaking | Spoken | None:
+        """What happens, as it happens; some of it is for people who look for faults."""
+        name, value = text_of(message.get("name")), message.get("value")
+        if name in SPEAKERS and value in ("on", "off") and self._live:
+            return Speaking(SPEAKERS[name], value == "on")
+        return Spoken(value[:LONGEST]) if name == "tokensPlayed" and isinstance(value, str) and self._live else None
+
+    def _read(self, kind, message: dict) -> Start | Prompt | Dtmf | Interrupt | Complaint | None:
         if kind == "setup" and not self._live:
             self._live = True
             parties = {"caller": text_of(message.get("from")), "callee": text_of(message.get("to")),
@@ -91,16 +126,17 @@ class TwilioRelay(Dialect):
     # -- what goes out -------------------------------------------------------------------------------------------------
 
     @staticmethod
-    def text(token: str, last: bool, interruptible: bool = True) -> bytes:
-        """Words to be spoken; `last` ends what is said in one go.  What may be interrupted, our next words may, too."""
+    def text(token: str, last: bool, interruptible: bool = True, preemptible: bool = True) -> bytes:
+        """Words to be spoken; `last` ends what is said in one go.  The caller may interrupt them, and what we say
+        afterwards may cut them off."""
         return orjson.dumps({"type": "text", "token": token, "last": last, "interruptible": interruptible,
-                             "preemptible": interruptible})
+                             "preemptible": preemptible})
 
     @staticmethod
     def play(source: str, loop: int = 1, interruptible: bool = True) -> bytes:
-        """A recording, by its address, so many times; 0: a thousand times."""
+        """A recording, by its address, so many times; 0: a thousand times.  Words that follow it wait for its end."""
         return orjson.dumps({"type": "play", "source": source, "loop": loop, "interruptible": interruptible,
-                             "preemptible": interruptible})
+                             "preemptible": False})
 
     @staticmethod
     def send_digits(digits: str) -> bytes:
@@ -162,6 +198,13 @@ class TwilioRelayCaller:
 
     def interrupt(self, heard: str, ms: int) -> tuple[int, bytes]:
         return self._message("interrupt", utteranceUntilInterrupt=heard, durationUntilInterruptMs=ms)
+
+    def speaking(self, who: str, on: bool) -> tuple[int, bytes]:
+        name = next(name for name, each in SPEAKERS.items() if each == who)
+        return self._message("info", name=name, value="on" if on else "off")
+
+    def spoken(self, words: str) -> tuple[int, bytes]:
+        return self._message("info", name="tokensPlayed", value=words)
 
     def dtmf(self, digit: str) -> tuple[int, bytes]:
         return self._message("dtmf", digit=digit)

@@ -21,7 +21,7 @@ from .._fastpath import Arena
 from ..calls import journal
 from ..calls.call import Call
 from ..calls.departure import Departures
-from ..calls.relay import call_of
+from ..calls.kinds import call_of
 from ..config import Config
 from ..continuity import resumption
 from ..dialects import DIALECTS, TEXT, TEXTUAL

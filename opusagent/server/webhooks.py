@@ -34,6 +34,7 @@ ANSWERED = {"human": HUMAN, "machine_start": MACHINE, "machine_end_beep": MACHIN
 SHOWN_IN = {"twilio": "x-twilio-signature", "plivo": "x-plivo-signature-v3", "vonage": "authorization",
             "telnyx": "telnyx-signature-ed25519", "jambonz": "jambonz-signature"}
 NO_FACTS = ("token", "ticket", "relay", "again")    # of a webhook's query
+RELAY = {"dtmfDetection": "true", "reportInputDuringAgentSpeech": "any", "events": "speaker-events tokens-played"}
 RELAYED = ("language", "voice", "ttsProvider", "transcriptionProvider", "speechModel", "hints")   # Twilio's settings
 FACT_CHARACTERS = 200       # of one fact that is passed on
 
@@ -114,7 +115,7 @@ def twilio_voice(hook: Hook) -> tuple[int, str | bytes, str]:
 
 def twilio_relay(hook: Hook, facts: dict[str, str]) -> tuple[int, str | bytes, str]:
     """TwiML for a call of which Twilio recognises and speaks the words: `relay` stands in the webhook's query."""
-    named = {"url": hook.stream("twilio-relay"), "dtmfDetection": "true",
+    named = {"url": hook.stream("twilio-relay"), **RELAY,
              **{name: facts.pop(name) for name in RELAYED if name in facts}}
     attributes = " ".join(f"{name}={quoteattr(value)}" for name, value in named.items())
     return 200, (f'<?xml version="1.0" encoding="UTF-8"?>\n<Response><Connect action='

@@ -20,7 +20,7 @@ from ..calls import journal
 from ..calls.call import Call
 from ..calls.departure import Departures
 from ..calls.echo import EchoCall, EchoSession
-from ..calls.relay import call_of
+from ..calls.kinds import call_of
 from ..config import Config
 from ..continuity.resumption import Resumable
 from ..continuity.returning import meet
