@@ -47,7 +47,7 @@ class Script:
         self.since = 0                      # and, ns, when it said so
 
     def may_be_cut(self, reply: Reply) -> None:
-        """Who may interrupt what is written now.  Only we can tell an answer from other words, and cut ourselves off."""
+        """Who may interrupt what is written now.  Only we can tell an answer from other words, and cut it off."""
         self.preemptible = reply.interruptible
         self.interruptible = reply.interruptible and reply.interrupt != ANSWERS
 
