@@ -1,10 +1,11 @@
-"""Usage: what a call takes of what costs money or time, by engine and endpoint, and how it ended.
+"""Usage: what a call takes of what costs money or time, by engine and endpoint, when it began and how it ended.
 
 It asks nobody for anything.  An engine whose endpoints are paid says itself what it was asked for (`current`); what the
 others do is counted by ear.py, mouth.py and meter.py.  The rule: what was asked for counts when it is asked, also where
 nobody ever hears it, so that a budget that is spent stops the next request and not the one after it.
 """
 import math
+import time
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, fields
 from operator import attrgetter
@@ -41,12 +42,13 @@ READ = attrgetter(*ITEM)
 class Usage:
     """One call's."""
 
-    __slots__ = ("items", "telephone_seconds", "outcome", "most_tokens", "most_spoken", "refused", "tell", "keys",
-                 "payers", "engines", "_heights")
+    __slots__ = ("items", "telephone_seconds", "began_at", "outcome", "most_tokens", "most_spoken", "refused", "tell",
+                 "keys", "payers", "engines", "_heights")
 
-    def __init__(self, config):
+    def __init__(self, config, began_at: str = ""):
         self.items: dict[tuple[str, ...], Item] = {}
         self.telephone_seconds = 0.0
+        self.began_at = began_at                        # as in 2026-03-03T14:15:16Z; "" until the call begins
         self.outcome = ""                               # how the call came to its end, as far as that is known
         self.most_tokens = config.limits.tokens         # 0: as many as there are
         self.most_spoken = config.limits.spoken_seconds
@@ -106,7 +108,11 @@ class Usage:
         self.refused = True
         self.tell()
 
-    # -- the end -------------------------------------------------------------------------------------------------------
+    # -- the beginning and the end -------------------------------------------------------------------------------------
+
+    def begins(self, wall: float) -> None:
+        """At this time of day, s since 1970, if it has not begun elsewhere."""
+        self.began_at = self.began_at or time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(wall))
 
     def leaves(self, turn) -> None:
         """The conversation is over with this turn; a limit that has ended it stays what has ended it."""
@@ -124,10 +130,10 @@ class Usage:
     # -- what is told --------------------------------------------------------------------------------------------------
 
     def told(self, slot=None) -> dict:
-        """`outcome` and `usage` of a call's record; `slot` has the audio of one that is live."""
+        """`began_at`, `outcome` and `usage` of a call's record; `slot` has the audio of one that is live."""
         if slot is not None:
             self.telephone_seconds = slot.written / slot.rate_in
-        return {"outcome": self.outcome, "usage": self.record()}
+        return {"began_at": self.began_at, "outcome": self.outcome, "usage": self.record()}
 
     def record(self) -> dict:
         """Sums, then `items` by engine and endpoint."""
@@ -158,13 +164,14 @@ class Usage:
     # -- for another worker --------------------------------------------------------------------------------------------
 
     def kept(self) -> dict:
-        return {"outcome": self.outcome, "payers": self.payers, "items": [
+        return {"began_at": self.began_at, "outcome": self.outcome, "payers": self.payers, "items": [
             dict(zip(ITEM, READ(item))) for item in self.items.values()]}
 
     def restore(self, kept: dict) -> None:
         for values in kept.get("items", ()):
             item = Item(**{name: value for name, value in values.items() if name in ITEM})
             self.items[item.stage, item.engine, item.endpoint, item.model] = item
+        self.began_at = kept.get("began_at", self.began_at)
         self.outcome = kept.get("outcome", "")
         self.payers = tuple(kept.get("payers", ()))
 

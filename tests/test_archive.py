@@ -1,4 +1,5 @@
 """What calls leave behind: written beside the loop, in order, and never at its cost."""
+import asyncio
 import signal
 import subprocess
 import sys
@@ -9,14 +10,19 @@ from pathlib import Path
 import orjson
 import pytest
 from opusagent import ConfigError
+from opusagent.client.telephone import Line
 from opusagent.config import Config
+from opusagent.dialects import BINARY
 from opusagent.metrics import Metrics
 from opusagent.server import archive
+from served import SCRIPTED, serving
+
+BEGAN = "2026-03-03T14:15:16Z"
 
 
 def test_files_are_written_in_order_and_whole(tmp_path):
     kept = archive.Archive(str(tmp_path / "calls"), Metrics())
-    files = [kept.file(f"{i}.jsonl") for i in range(3)]
+    files = [kept.file(f"{i}.jsonl", BEGAN) for i in range(3)]
     for number in range(100):
         for file in files:
             file.append(b"%d\n" % number)
@@ -29,9 +35,10 @@ def test_files_are_written_in_order_and_whole(tmp_path):
 
 def test_names_that_peers_choose_stay_in_the_folder(tmp_path):
     kept = archive.Archive(str(tmp_path), Metrics())
-    for name in ("../../etc/passwd", "..", "/abs", "a" * 500, "\x00\n", "CA1-x_y.jsonl"):
-        file = kept.file(name)
+    for name in ("../../etc/passwd", "..", "/abs", "a" * 500, "a" * 500 + ".jsonl", "\x00\n", "CA1-x_y.jsonl"):
+        file = kept.file(name, BEGAN)
         assert file.path.parent.parent == tmp_path and "/" not in file.path.name and len(file.path.name) < 140
+        assert not name.endswith(".jsonl") or archive.KEPT.fullmatch(file.path.name)
     kept.close()
 
 
@@ -39,7 +46,7 @@ def test_a_disk_that_stands_still_costs_what_is_kept_and_nothing_else(tmp_path, 
     monkeypatch.setattr(archive, "MOST_WAITING", 1000)
     metrics, going = Metrics(), threading.Event()
     kept = archive.Archive(str(tmp_path), metrics)
-    file, other = kept.file("a"), kept.file("b")
+    file, other = kept.file("a", BEGAN), kept.file("b", BEGAN)
     write = archive.File.write
     monkeypatch.setattr(archive.File, "write", lambda self, data: (going.wait(10), write(self, data)))
     for _ in range(30):
@@ -52,17 +59,17 @@ def test_a_disk_that_stands_still_costs_what_is_kept_and_nothing_else(tmp_path, 
     assert not other.path.exists()
 
 
-def test_a_full_disk_is_told_once_a_second_every_file_counts_and_calls_go_on(caplog):
+def test_a_full_disk_is_told_once_a_second_every_file_counts_and_calls_go_on(caplog, monkeypatch):
+    monkeypatch.setattr(archive.File, "_new", lambda file: open("/dev/full", "ab"))
     metrics, began = Metrics(), time.monotonic()
     kept = archive.Archive("/dev/shm", metrics)
     for _ in range(20):
-        file = kept.file("full")
-        file.path = archive.Path("/dev/full")
+        file = kept.file("full", BEGAN)
         for _ in range(5):
             file.append(b"x" * 100_000)
         file.close()
     kept.close()
-    told = sum("/dev/full cannot be written" in line.getMessage() for line in caplog.records)
+    told = sum("141516-full cannot be written: No space" in line.getMessage() for line in caplog.records)
     assert 1 <= told <= 1 + (time.monotonic() - began)
     assert metrics.counters["archive_failures", ()] == 20
 
@@ -109,7 +116,7 @@ def test_a_disk_with_too_little_space_keeps_nothing_more(tmp_path, caplog):
         if kept.tight:
             break
         threading.Event().wait(0.01)
-    file = kept.file("CA1.jsonl")
+    file = kept.file("CA1.jsonl", BEGAN)
     file.append(b"x")
     file.append(b"x")
     file.close()
@@ -121,15 +128,30 @@ def test_a_disk_with_too_little_space_keeps_nothing_more(tmp_path, caplog):
 def test_a_call_that_ended_leaves_its_record(tmp_path):
     kept = archive.kept(Config.load({"archive.directory": str(tmp_path), "archive.transcripts": True}, {}).archive,
                         Metrics())
-    kept.ended({"id": "CA/1", "facts": {"name": "J\u00f6rg"}, "turns": []})
+    record = {"id": "CA/1", "began_at": BEGAN, "facts": {"name": "J\u00f6rg"}, "turns": []}
+    kept.ended(record)
     kept.close()
-    found, = tmp_path.glob("*/*-CA_1.json")
-    assert orjson.loads(found.read_bytes())["facts"] == {"name": "J\u00f6rg"}
+    found, = tmp_path.glob("*/*.json")
+    assert str(found.relative_to(tmp_path)) == "2026-03-03/141516-CA_1.json"        # not when it ended
+    assert orjson.loads(found.read_bytes()) == record
+
+
+def test_files_of_the_same_name_are_numbered(tmp_path):
+    """A call that another worker takes over has a second recording, and one that comes back elsewhere, too."""
+    kept = archive.Archive(str(tmp_path), Metrics())
+    for number in range(3):
+        file = kept.file("CA1.2.wav", BEGAN, lambda size: b"%20d" % size)
+        file.append(b"%d" % number)
+        file.close()
+    kept.close()
+    assert {path.name: path.read_bytes()[20:] for path in tmp_path.glob("*/*")} == {
+        "141516-CA1.2.wav": b"0", "141516-CA1.2-2.wav": b"1", "141516-CA1.2-3.wav": b"2"}
+    assert all(archive.KEPT.fullmatch(path.name) for path in tmp_path.glob("*/*"))
 
 
 def test_a_file_with_a_head_says_in_the_end_how_long_it_is(tmp_path):
     kept = archive.Archive(str(tmp_path), Metrics())
-    file, cut = (kept.file(f"{name}.wav", lambda size: size.to_bytes(8, "little")) for name in ("whole", "cut"))
+    file, cut = (kept.file(f"{name}.wav", BEGAN, lambda size: size.to_bytes(8, "little")) for name in ("whole", "cut"))
     for each in (file, cut):
         each.append(b"abc")
         each.append(b"de")
@@ -144,7 +166,7 @@ KILLED = """
 import os, signal, sys, time
 from opusagent.metrics import Metrics
 from opusagent.server import archive
-file = archive.Archive(sys.argv[1], Metrics()).file("a.jsonl")
+file = archive.Archive(sys.argv[1], Metrics()).file("a.jsonl", "2026-03-03T14:15:16Z")
 for turn in range(20):
     file.append(b"a turn\\n")
     time.sleep(0.02)
@@ -172,7 +194,7 @@ def test_what_comes_within_a_moment_is_written_file_by_file(tmp_path, monkeypatc
     written, write = [], archive.File.write
     monkeypatch.setattr(archive.File, "write", lambda file, data: (written.append(data), write(file, data)))
     kept = archive.Archive(str(tmp_path), Metrics())
-    files = [kept.file(f"{name}.jsonl") for name in "ab"]
+    files = [kept.file(f"{name}.jsonl", BEGAN) for name in "ab"]
     lines = [f"{number}\n".encode() for number in range(500)]
     for line in lines:
         for file in files:
@@ -181,3 +203,25 @@ def test_what_comes_within_a_moment_is_written_file_by_file(tmp_path, monkeypatc
         file.close()
     kept.close()
     assert [file.path.read_bytes() for file in files] == 2 * [b"".join(lines)] and len(written) < 100
+
+
+def test_all_files_of_a_call_are_named_by_its_beginning(tmp_path):
+    """Its record is written when it ends, its recording when its first second has been heard."""
+    async def call(url):
+        line = await Line.dial(url, lambda *message: None, lambda *ending: None)
+        for _ in range(150):
+            line.send(BINARY, bytes(320))
+            await asyncio.sleep(0.02)
+        await line.hang_up()
+
+    with serving(*SCRIPTED, "--archive-directory", str(tmp_path), "--archive-transcripts",
+                 "--archive-recordings") as server:
+        asyncio.run(call(server.ws("/ws/pcm?rate=8000&call_id=CA1")))
+        until = time.monotonic() + 20
+        while len(files := list(tmp_path.glob("*/*"))) < 3:
+            assert time.monotonic() < until, files
+            time.sleep(0.05)
+    assert sorted(path.suffix for path in files) == [".json", ".jsonl", ".wav"]
+    record, = (orjson.loads(path.read_bytes()) for path in files if path.suffix == ".json")
+    day, second = record["began_at"].rstrip("Z").split("T")
+    assert {path.with_suffix("") for path in files} == {tmp_path / day / f"{second.replace(':', '')}-CA1"}

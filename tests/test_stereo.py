@@ -53,7 +53,7 @@ def frame(value):
 
 def test_the_two_sides_stand_where_they_were_heard(kept):
     slot = Slot()
-    tape = stereo.Stereo(kept, "CA1", slot, RATE)
+    tape = stereo.Stereo(kept, "CA1", slot, RATE, "2026-03-03T14:15:16Z")
     for number in range(200):                       # 4 s of the caller, a number for each 20 ms
         slot.write(frame(number))
         tape.heard()
@@ -123,7 +123,7 @@ def test_the_agents_side_is_as_its_plain_twin(steps):
 
 def test_two_clocks_that_differ_by_a_frame_leave_no_hole(kept):
     slot = Slot()
-    tape = stereo.Stereo(kept, "CA1", slot, RATE)
+    tape = stereo.Stereo(kept, "CA1", slot, RATE, "2026-03-03T14:15:16Z")
     for number in range(0, 100, 2):                 # the caller's frames come two at a time, and late
         slot.write(frame(1))
         if number >= 10:
@@ -139,7 +139,7 @@ def test_two_clocks_that_differ_by_a_frame_leave_no_hole(kept):
 
 def test_a_file_that_a_crash_has_cut_still_opens(kept, tmp_path):
     slot = Slot()
-    tape = stereo.Stereo(kept, "CA1", slot, RATE)
+    tape = stereo.Stereo(kept, "CA1", slot, RATE, "2026-03-03T14:15:16Z")
     for _ in range(50):
         slot.write(frame(3))
         tape.heard()
@@ -152,6 +152,7 @@ def test_a_file_that_a_crash_has_cut_still_opens(kept, tmp_path):
 def test_a_call_is_recorded(kept):
     talk = Conversation('start = "hello"\n[states.hello]\nsay = "Good morning."\nend = true\n', begin=False)
     talk.server.archive = kept
+    talk.call.usage.begins(0)
     talk.receive(b'{"event":"start","streamSid":"MZ1","start":{"callSid":"CA1","customParameters":{}}}')
     talk.speech(1000)
     talk.listens()

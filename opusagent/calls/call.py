@@ -42,7 +42,7 @@ class Call:
         self.connection = connection
         self.dialect = dialect
         self.agent, self.flow = agent, self.studio.flows[agent]
-        self.usage = Usage(server.config)
+        self.usage = Usage(server.config, earlier.began_at(self.earlier))
         # made by Start
         self.id = ""
         self.slot = None                    # of the arena; None before Start and after the end

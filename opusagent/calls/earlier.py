@@ -27,6 +27,11 @@ def name(state: dict | None) -> str:
     return state["call"]["id"] if state is not None else secrets.token_hex(8)
 
 
+def began_at(state: dict | None) -> str:
+    """The time of day at which it began, as its record says it; "" for one that begins now."""
+    return state.get("usage", {}).get("began_at", "") if state is not None else ""
+
+
 def recalled(call, dialogue):
     """The dialogue, which stands where it stood; so do the receipts, the call's age and what it has used."""
     state = call.earlier

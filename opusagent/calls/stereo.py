@@ -35,7 +35,7 @@ def begin(archive, call, before: "Stereo | None" = None) -> "Stereo | None":
         return None
     if before is not None:
         before.file.close()
-    stereo = Stereo(archive, call.id + ("-2" if before is not None else ""), call.slot, call.dialect.rate)
+    stereo = Stereo(archive, call.id, call.slot, call.dialect.rate, call.usage.began_at)
     if call.ear.beside is not None:
         stereo.other, stereo.right = call.ear.beside.slot, call.ear.beside.speaker != CALLER
     return stereo
@@ -46,12 +46,12 @@ class Stereo:
 
     __slots__ = ("slot", "other", "right", "file", "track", "_resampler")
 
-    def __init__(self, archive, name: str, slot, wire_rate: int):
+    def __init__(self, archive, name: str, slot, wire_rate: int, began_at: str):
         rate = slot.rate_in
         self.slot = slot
         self.other = None                               # the slot of the other side, in place of the agent's audio
         self.right = True                               # that one is the agent
-        self.file = archive.file(name + ".wav", lambda size: wav_head(rate, size))
+        self.file = archive.file(name + ".wav", began_at, lambda size: wav_head(rate, size))
         self.track = Track(slot.written, JITTER_MS * rate // 1000, LONGEST_AHEAD * rate)    # the agent's
         self._resampler = Resampler(wire_rate, rate) if wire_rate != rate else None
 

@@ -177,7 +177,6 @@ def resume(server, connection, slot: Slot, state: dict) -> Call | RelayCall:
         make, server, connection, slot, dialect, state)
     call.mouth.out.dropped = state["dropped"]
     call.ledger.call_id = call.id
-    call.usage.restore(state.get("usage", {}))
     call.ledger.receipts = state["receipts"]
     call.ledger.trace = trace_of(state["trace"]) if state["trace"] else None
     try:
@@ -198,6 +197,7 @@ def resume(server, connection, slot: Slot, state: dict) -> Call | RelayCall:
 def in_text(make: Callable, server, connection, slot: Slot, dialect, state: dict) -> RelayCall:
     """The call before its conversation is as it was."""
     call = make(server, connection, dialect, state["agent"])
+    call.usage.restore(state.get("usage", {}))
     call.id = state["call"]["id"]
     call.open(slot, {})
     return call
@@ -206,6 +206,7 @@ def in_text(make: Callable, server, connection, slot: Slot, dialect, state: dict
 def in_sound(make: Callable, server, connection, slot: Slot, dialect, state: dict) -> Call:
     """The same, and its slot is listened to."""
     call = make(server, connection, dialect, state["agent"], begins=False)
+    call.usage.restore(state.get("usage", {}))
     fill(call, state["call"], CALL)
     call.excused = math.inf if state["call"]["excused"] == ABSENT else state["call"]["excused"]
     call.slot = slot

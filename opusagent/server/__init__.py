@@ -2,5 +2,6 @@
 
 `worker` has the connections, the calls and the tick, `routes` reads what an address names.  `gate`, `limits` and
 `admission` say who may call and how much is too much; `pages`, `console`, `webhooks` and `client_secrets` answer HTTP;
-`archive` and `notices` are what calls leave behind; `garbage` and `stalls` look after the loop itself.
+`archive` and `notices` are what calls leave behind; `garbage` and `stalls` look after the loop itself, and
+`pulse` shows that it turns.
 """

@@ -1,8 +1,8 @@
 """The archive: files that calls leave behind, written by a thread of its own.
 
 It knows nothing of what it writes.  The rule: append() never blocks and never grows without bound; when the disk is too
-slow or full, what cannot be kept is dropped and counted, and the file it belongs to ends there.  What is removed for
-its age are files of calls in folders of days, and nothing else.
+slow or full, what cannot be kept is dropped and counted, and the file it belongs to ends there.  All files of a call
+are dated by the call's beginning.  What is removed for its age are files of calls in folders of days, and nothing else.
 """
 import logging
 import os
@@ -31,6 +31,7 @@ REMOVE_SECONDS = 3600           # between two looks for what is too old
 TOLD_EVERY_SECONDS = 1.0        # between two lines of the log about files that the disk refuses
 DAY = re.compile(r"\d{4}-\d\d-\d\d")
 KEPT = re.compile(r"\d{6}-.*\.(jsonl|json|wav)")      # our files in a day's folder
+LONGEST_NAME, LONGEST_KIND = 110, 10    # characters of a file's name, before its last dot and behind it
 ORDERLY = str.maketrans({c: c for c in "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_."})
 
 
@@ -72,18 +73,19 @@ class Archive:
         self._thread = threading.Thread(target=self._work, name="archive", daemon=True)
         self._thread.start()
 
-    def file(self, name: str, head: Callable[[int], bytes] | None = None) -> "File":
-        """A new file in the folder of the day (UTC); what is no letter, digit, - _ or . of its name becomes _.
+    def file(self, name: str, began_at: str, head: Callable[[int], bytes] | None = None) -> "File":
+        """A new file of a call that began then (UTC, as in 2026-03-03T14:15:16Z), in the folder of that day; what is no
+        letter, digit, - _ or . of its name becomes _.  Where there is one of that name, it is called -2, and so on.
 
         `head` makes what the file begins with, always of the same length, from the bytes behind it; at first of HUGE.
         """
-        day, second = time.strftime("%Y-%m-%d %H%M%S", time.gmtime()).split()
-        return File(self, self.directory / day / f"{second}-{orderly(name)}", head)
+        day, _, second = began_at.rstrip("Z").partition("T")
+        return File(self, self.directory / day / f"{second.replace(':', '')}-{orderly(name)}", head)
 
     def ended(self, record: dict) -> None:
         """A call is over: what GET /calls/<id> says of it."""
         if self.transcripts:
-            file = self.file(record["id"] + ".json")
+            file = self.file(record["id"] + ".json", record["began_at"])
             file.append(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_INDENT_2))
             file.close()
 
@@ -161,7 +163,8 @@ class Archive:
 
 
 class File:
-    """One file.  append() and close() are the loop's, write() and end() are the thread's."""
+    """One file.  append() and close() are the loop's, write() and end() are the thread's, which knows its `path` once
+    there is something in it."""
 
     __slots__ = ("path", "failed", "waiting", "_archive", "_stream", "_cut", "_head")
 
@@ -196,11 +199,21 @@ class File:
             return
         if self._stream is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._stream = open(self.path, "ab")
+            self._stream = self._new()
             if self._head is not None:
                 self._stream.write(self._head(HUGE))
         self._stream.write(data)
         self._stream.flush()
+
+    def _new(self):
+        """A file that there was not.  OSError."""
+        first, number = self.path, 1
+        while True:
+            try:
+                return open(self.path, "xb")
+            except FileExistsError:                 # of the same call, which another worker had, or at another rate
+                number += 1
+                self.path = first.with_name(f"{first.stem}-{number}{first.suffix}")
 
     def end(self) -> None:
         """Nothing more comes; what its beginning says of its length is true now.  OSError."""
@@ -213,8 +226,9 @@ class File:
 
 
 def orderly(name: str) -> str:
-    """A file's name made of what a peer may have chosen."""
-    return "".join(c if ord(c) in ORDERLY else "_" for c in name)[:120].lstrip(".") or "_"
+    """A file's name made of what a peer may have chosen; a long one keeps its end, which says what is in it."""
+    stem, dot, kind = "".join(c if ord(c) in ORDERLY else "_" for c in name).lstrip(".").rpartition(".")
+    return f"{stem[:LONGEST_NAME]}{dot}{kind[:LONGEST_KIND]}" or "_"
 
 
 def remove_old(directory: Path, days: int, now: float) -> None:

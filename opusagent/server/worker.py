@@ -30,7 +30,7 @@ from ..studio.studio import Studio
 from ..tally import Tally
 from ..transport import http11, net
 from ..transport.audiosocket import AudioSocketConnection
-from ..transport.connection import SECOND, Connection, Limits
+from ..transport.connection import Connection, Limits
 from ..transport.door import Door, Turnstile
 from ..transport.loop import attach, detach
 from ..trust.auth import offered_keys
@@ -40,6 +40,7 @@ from .admission import Admission
 from .archive import Archive, kept
 from .gate import Gate
 from .limits import Limits as CallLimits, caller_of
+from .pulse import Pulse
 from .routes import dialect_of, realtime_query, without_secrets, without_ticket
 
 log = logging.getLogger("opusagent")
@@ -52,7 +53,6 @@ TIDY_NS = 1_000_000_000         # between two collections of garbage, and looks 
 FASTEST_CALL = 128 << 10        # bytes a second on a telephony route: four times what the widest of them needs
 CONTROL_RATE = 8                # control frames a second on a telephony route
 LONGEST_ID = 1000               # of a call that another worker is asked about
-BROKEN_NS = 30_000_000_000      # without engines that answer, a worker is as good as dead
 WARN_EVERY_NS = 1_000_000_000   # between two warnings of slow wake-ups
 KEPT_CALLS = 256                # records of ended calls kept for GET /calls/<id>
 MOVING_NS = 2_000_000_000       # for platforms to take back what another node goes on with
@@ -98,8 +98,7 @@ class Server:
         self._unswept: list = []                    # connections that this sweep has still to look at
         self._doors: list[Door] = []
         self.turnstile = Turnstile()                # for what was let in and has not begun: calls, pages
-        self._moved = (0, self.now)                 # samples of all calls at the last look, and when that changed
-        self._whole = self.now                      # ns: when all engines answered last
+        self.pulse = Pulse(self.now)                # for the supervisor
         self.archive: Archive | None = None         # made by begin(), where calls are kept
         self.notices: notices.Notices | None = None     # ... and where somebody is told of their ends
         net_config = config.net
@@ -271,7 +270,7 @@ class Server:
             self._next_tidying = now + TIDY_NS
             self.broken = self.studio.fault()
             if not self.broken:
-                self._whole = now
+                self.pulse.whole = now
             self.admission.look(now)
             for session in list(self.waiting):
                 session.sweep(now)
@@ -293,12 +292,9 @@ class Server:
                 connection.sweep(now)
 
     def _beat(self, now: int) -> None:
-        """The supervisor sees that we live.  One whose calls stand still, or whose engines do, is as good as dead."""
+        """The supervisor sees that we live, and the other workers what we count."""
         self.seat.publish(self.metrics)
-        heard = [call.slot.written for call in self.calls.values() if call.slot is not None and not stands(call)]
-        if sum(heard) != self._moved[0] or not heard:
-            self._moved = sum(heard), now
-        if now - self._moved[1] < SECOND and now - self._whole < BROKEN_NS:
+        if self.pulse.beats(self.calls.values(), now):
             self.seat.put("beat", now)
         self.show()
 
@@ -387,8 +383,11 @@ class Server:
         """What a new call notes; None where nothing is kept."""
         if self.archive is None or not self.config.archive.journals:
             return None
-        return journal.Journal(lambda call_id: self.archive.file(call_id + ".jsonl"), journal.header(
+        return journal.Journal(self._journal_file, journal.header(
             dialect.name, query, agent, self.studio.flows[agent], self.config, settings.SETTINGS, self.today))
+
+    def _journal_file(self, call_id: str):
+        return self.archive.file(call_id + ".jsonl", self.calls[call_id].usage.began_at)
 
     def _check_call(self, connection: Connection, head: http11.Head, agent: str, platform: str,
                     opened: Opened | None) -> None:
@@ -413,6 +412,7 @@ class Server:
         if call.id in self.calls:
             raise ProtocolError(1008, "this call is already here")
         self.limits.begins(call, start, self.now)
+        call.usage.begins(self.gate.wall())
         self.calls[call.id] = call
         self.metrics.count("calls")
         self.calls_changed()
@@ -443,8 +443,3 @@ class Server:
             self.calls_changed()
             if self.keeper is not None:
                 self.keeper.ended(call)
-
-
-def stands(call: Call) -> bool:
-    """Whether nothing of a call has to move: its end is the platform's, or the client sends audio when it likes."""
-    return call.done or call.dialect.detector is None
