@@ -199,6 +199,14 @@ def unread() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def place_of(stream) -> str:
+    """The file that a stream leads to."""
+    try:
+        return os.readlink(f"/proc/self/fd/{stream.fileno()}")
+    except OSError:
+        return "the output"
+
+
 def main(argv: list[str] | None = None) -> int:
     open_streams()
     args = parser().parse_args(argv)
@@ -224,8 +232,9 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
+        where = error.filename or place_of(sys.stdout)
         unread()
-        print(f"opusagent: There is no room to write what there is to say: {error.strerror}.", file=sys.stderr)
+        print(f"opusagent: There is no room in {where} for what there is to write: {error.strerror}.", file=sys.stderr)
         return 1
 
 

@@ -50,5 +50,5 @@ def test_no_file_or_socket_takes_the_place_of_a_stream_that_is_closed():
 
 def test_a_full_disk_is_one_sentence():
     code, said = run("config > /dev/full")
-    assert code == 1 and said == ("opusagent: There is no room to write what there is to say: "
+    assert code == 1 and said == ("opusagent: There is no room in /dev/full for what there is to write: "
                                   "No space left on device.\n")

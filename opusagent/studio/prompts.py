@@ -328,6 +328,7 @@ def open_store(config, environ: Mapping[str, str]) -> Store | None:
     settings = config.prompts
     if not settings.megabytes:
         return None
+    directory = None
     try:
         directory = Path(settings.directory) if settings.directory else usual_directory(environ)
         directories.made(directory, 0o700)
@@ -337,7 +338,7 @@ def open_store(config, environ: Mapping[str, str]) -> Store | None:
         if not os.access(directory, os.W_OK | os.X_OK):
             raise PermissionError(0, "it may not be written to")
     except (OSError, RuntimeError) as error:
-        reason = f"Prompts cannot be kept in {settings.directory or 'the cache'}: {getattr(error, 'strerror', error)}."
+        reason = f"Prompts cannot be kept in {directory or 'the cache'}: {getattr(error, 'strerror', error)}."
         if settings.directory:
             raise ConfigError(f"{config.origin('prompts.directory')}: {reason}") from None
         log.warning("%s They are spoken at every start; set prompts.directory.", reason)
