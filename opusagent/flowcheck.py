@@ -16,6 +16,7 @@ from .engines.embedded import espeak, voices
 from .engines.embedded.flite import VOICES, ascii_text
 from .engines.embedded.recogniser import model_path
 from .flow import Flow
+from .flow.check import unfit
 from .flow.drawing import draw
 from .flow.sounds import alike, close
 from .flow.states import refuse
@@ -75,7 +76,8 @@ def pronunciations(flow) -> dict[str, tuple[tuple[str, ...], ...]] | None:
 def remarks(flow, config: Config) -> list[str]:
     """What is no fault, and worth a look."""
     spoken = pronunciations(flow) if config.stt == "embedded" else None
-    found = {*unallowed(flow, config), *(close(flow, lambda word: spoken.get(word, ())) if spoken else ())}
+    sometimes = (fault for fault, _ in unfit(flow))
+    found = {*unallowed(flow, config), *sometimes, *(close(flow, lambda word: spoken.get(word, ())) if spoken else ())}
     return [f"{getattr(line, 'file', flow.file)}:{line}: {sentence}" for line, sentence in sorted(found)]
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from opusagent import ConfigError
 from opusagent.flow import COMPLETE, FREE, INCOMPLETE, NO_MATCH, Cutter, Dialogue, Flow, Waits, cut
+from opusagent.flow.check import unfit
 from opusagent.flow.phrases import bare, words
 from opusagent.flow.phrasing import LIMIT
 from opusagent.flow.reader import Reader
@@ -946,6 +947,10 @@ CALL_FAULTS = [
                                                'mean `number`?).'),
     ('call = "book"', 'call = "book"\nprompt = "Hm"', 9, 'state "two" goes on at once, so its `prompt` would never be '
                                                         'answered.'),
+    ("{ date = true,", "{ time = true,", 9, 'the tool "book" takes date as `day`, and the fact "day" can be "15:30": '
+                                            'then it fails.'),
+    ("{ date = true,", '{ phrases = ["now", "soon"],', 9, 'the tool "book" takes date as `day`, and the fact "day" can '
+                                                          'be "now": then it fails.'),
 ]
 
 
@@ -955,6 +960,18 @@ def test_what_is_wrong_with_tools(old, new, line, sentence):
     with pytest.raises(ConfigError) as error:
         Flow.parse(CALLING.replace(old, new), "my.toml")
     assert f"my.toml:{line}: {sentence}" in str(error.value).splitlines()
+
+
+@pytest.mark.parametrize("old, new, wrong", [
+    ("{ date = true,", "{ free = true,", []), ('[transfers]', '[facts]\nday = ""\n[transfers]', []),
+    ("{ date = true,", '{ date = true, dtmf = "1",', ["1"]),
+    ('[transfers]', '[facts]\nday = "soon"\n[transfers]', ["soon"]),
+    ('day = "date" }\nres', 'day = ["2026-03-03", "2026-03-04"] }\nres', []),
+    ('day = "date" }\nres', 'day = { fact = "number", kind = "number" } }\nres', [])])
+def test_what_a_tool_takes_now_and_then_only_is_worth_a_remark(old, new, wrong):
+    flow = Flow.parse(CALLING.replace(old, new), "my.toml")
+    assert [sentence for (_, sentence), _ in unfit(flow)] == [
+        f'the tool "book" takes date as `day`, and the fact "day" can be "{value}": then it fails.' for value in wrong]
 
 
 LINES = '''a = 1

@@ -450,9 +450,11 @@ def test_an_endpoint_gets_json_and_gives_json():
     (http("{}", "500 Oops"), "failure"), (http("nonsense"), "failure"), (http('{"result": "open"}'), "failure"),
     (http("", "302 Found"), "failure"), (b"SSH-2.0\r\n", "failure"), (http('"' + "x" * 70_000 + '"'), "failure"),
     (None, "timeout")], ids=["status", "no JSON", "not declared", "redirect", "not HTTP", "too long", "silence"])
-def test_an_endpoint_that_does_not_answer_properly_has_failed(answer, result):
+def test_an_endpoint_that_does_not_answer_properly_has_failed(answer, result, caplog):
     outcome, _ = asyncio.run(served(answer))
     assert outcome.result == result and outcome.reason
+    [line] = [line for line in caplog.records if line.name == "opusagent"]
+    assert line.exc_info is None and line.getMessage().startswith("call C1: ")          # a line, and no traceback
 
 
 # A turn is a transaction: whatever is dropped leaves nothing
@@ -603,6 +605,23 @@ on = [{ yes = true, go = "bye" }, { no = true, go = "home" }]
 say = "Goodbye."
 end = true
 """
+
+
+def test_an_argument_that_is_always_the_same_fact_needs_to_be_said_only_of_that_one():
+    flow = Written(start="chat", facts={"member": "47"})
+    flow.state("chat", prompt="Sell.", tools=["refund"], may_go={"bye": {}}, on=[{"free": True}])
+    flow.state("bye", say="Goodbye.", end=True)
+
+    @flow.tool(arguments={"member": {"fact": "member", "kind": "digits"}})
+    async def refund(member, reason: Literal["broken", "late"]):
+        """Gives the money back."""
+
+    chat = Dialogue(flow.compile())
+    reply = chat.begin()
+    assert reply.tools[0]["function"]["parameters"]["required"] == ["reason"]
+    assert chat.asked(reply, FunctionCall("refund", {"reason": "late", "member": "48"})).refused
+    assert chat.asked(reply, FunctionCall("refund", {"reason": "late"})).call.arguments == (
+        ("member", "47"), ("reason", "late"))
 
 
 def test_a_flow_within_a_flow_returns_with_facts(tmp_path):

@@ -75,14 +75,17 @@ class Flow:
     def tool(self, function=None, **values):
         """Decorates a coroutine function: a tool of its name, whose arguments have the types of their annotations.
 
-        `values` as under [tools.NAME].  str is text, int a number, bool yes or no, datetime.date and datetime.time
-        themselves, Literal["am", "pm"] these values, and "digits" or "amount" (as a string) those kinds.
+        `values` as under [tools.NAME]; its `arguments` are those that the annotations do not say.  str is text, int a
+        number, bool yes or no, datetime.date and datetime.time themselves, Literal["am", "pm"] these values, and
+        "digits" or "amount" (as a string) those kinds.
         """
         def declare(function):
             line, name = function.__code__.co_firstlineno, function.__name__
             about = inspect.getdoc(function)
             found = {"about": about.partition("\n\n")[0].replace("\n", " ")} if about else {}
-            found |= {"run": f"python:{name}", "arguments": arguments(function)} | values
+            found |= {"run": f"python:{name}"} | values
+            given = values.get("arguments", {})
+            found["arguments"] = arguments(function) | given if isinstance(given, dict) else given
             self.tools[name] = found
             self.functions[name] = function
             self.lines["tools", name] = line

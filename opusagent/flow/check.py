@@ -8,8 +8,9 @@ misspelt target counts as the one that was meant.
 from collections.abc import Iterator
 from itertools import chain, islice, product
 
-from .phrases import MORE, bare
+from .phrases import MORE, Digits, bare
 from .phrasing import TODAY
+from .quantities import Quantity
 from .sounds import alike
 from .tomlfile import did_you_mean, nearest
 from .tools import FAILURE, TIMEOUT
@@ -18,6 +19,9 @@ SPELLED = 300               # ways of saying a row that are compared with the ot
 STEPS = 500                 # that are looked at, from a state on, to find a circle,
 WAYS = 500                  # and ways that the facts on it can be
 
+# kind -> a value of it; text can be anything
+SAMPLES = {"digits": "7", "number": "7", "amount": "23.50 EUR", "date": "2026-03-03", "time": "15:30", "yes_no": "yes"}
+
 Fault = tuple[int, str]
 Graph = dict[str, list[tuple[str, frozenset[str]]]]     # state -> (target, facts set on the way) of each way out
 
@@ -25,7 +29,8 @@ Graph = dict[str, list[tuple[str, frozenset[str]]]]     # state -> (target, fact
 def faults(flow, unread: set[str]) -> list[Fault]:
     """All of them.  `unread`: the states that the file has, but with something in them that could not be read."""
     states = [state for state in flow.states.values() if state.name not in unread]
-    found = [*targets(flow), *silent(states), *confusions(states), *alike(states), *unused(flow, states)]
+    found = [*targets(flow), *silent(states), *confusions(states), *alike(states), *unused(flow, states),
+             *(fault for fault, always in unfit(flow) if always)]
     if flow.start in flow.states:
         graph = {state.name: [*meant(flow, state)] for state in flow.states.values()}
         lost = {name for name in unread & flow.states.keys() if not flow.states[name].on}
@@ -216,6 +221,40 @@ def unused(flow, states) -> Iterator[Fault]:
     for tool in flow.tools.values():
         if (tool.name, tool.line) not in called and (tool.run or tool.url) and len(states) == len(flow.states):
             yield tool.line, f"the tool \"{tool.name}\" is never called."
+
+
+def unfit(flow) -> Iterator[tuple[Fault, bool]]:
+    """Arguments whose facts can be, or always are, what the tool does not take."""
+    found = samples(flow)
+    for state in flow.states.values():
+        for use in state.uses():
+            for typed in use.tool.arguments:
+                if use in state.tools and not typed.fixed or typed.fact == TODAY:
+                    continue
+                values = found.get(typed.fact, {})
+                wrong = [value for value in values if value is not None and typed.accept(value) is None]
+                if wrong:
+                    takes = f"one of {', '.join(typed.choices)}" if typed.choices else typed.kind
+                    yield (use.line, f"the tool \"{use.tool.name}\" takes {takes} as `{typed.name}`, and the fact "
+                           f"\"{typed.fact}\" can be \"{wrong[0]}\": then it fails."), len(wrong) == len(values)
+
+
+def samples(flow) -> dict[str, dict[str | None, None]]:
+    """Fact -> what it can be, by examples; None among them is anything."""
+    found: dict[str, dict[str | None, None]] = {}
+    for state in flow.states.values():
+        for row in (row for row in state.on if row.fact):
+            values = [None] if row.answer.free else [row.answer.pressed] if row.answer.keys else []
+            for option in row.answer.spoken:
+                values += ([SAMPLES[option.kind]] if isinstance(option, Quantity) else ["7" * option.low]
+                           if isinstance(option, Digits) else islice(option.values(), SPELLED))
+            found.setdefault(row.fact, {}).update(dict.fromkeys(values))
+        given = chain.from_iterable(facts for use in state.uses() for facts in use.tool.results.values())
+        for typed in chain(given, *(target.given for target in state.targets)):
+            found.setdefault(typed.fact, {}).update(dict.fromkeys(typed.choices or [SAMPLES.get(typed.kind)]))
+    for name, value in flow.facts.items():                  # the platform can give it another value
+        found.setdefault(name, {}).update({None: None, **({value: None} if value else {})})
+    return found
 
 
 def settable(flow) -> set[str]:

@@ -29,6 +29,7 @@ from ..flow.tools import FAILURE, TIMEOUT
 log = logging.getLogger("opusagent")
 
 LARGEST = 65_536                # bytes of an endpoint's answer
+REASON = 200                    # characters of what the log says of an endpoint that failed
 PYTHON = re.compile(r"(?P<module>.+?\.py|[\w.]+):(?P<name>[a-z_]\w*)\Z", re.IGNORECASE)
 
 # kind -> what a value of it becomes: for a coroutine, for JSON
@@ -180,7 +181,11 @@ class Toolbox:
                 log.warning("call %s: %s", self.call_id, outcome.reason)
             return outcome
         except Exception as error:
-            log.warning("call %s: the tool %s failed", self.call_id, tool.name, exc_info=error)
+            if tool.url:
+                what = str(error)[:REASON] or type(error).__name__
+                log.warning("call %s: the tool %s failed: %s", self.call_id, tool.name, what)
+            else:                               # where in it that was, whose code it is wants to know
+                log.warning("call %s: the tool %s failed", self.call_id, tool.name, exc_info=error)
             return Outcome(FAILURE, reason=f"The tool {tool.name} failed: {type(error).__name__}.")
         finally:
             if not work.done():
