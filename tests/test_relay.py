@@ -27,6 +27,7 @@ from opusagent.dialects.relay import joined
 from opusagent.flow import Flow
 from opusagent.flow.authoring import Flow as Written
 from opusagent.flow.authoring import State
+from opusagent.flow.phrasing import Plain
 from opusagent.trust import signing
 from served import SCRIPTED, serving
 
@@ -281,6 +282,35 @@ def test_a_model_is_heard_token_by_token():
         assert call.call.dialogue.history[1].agent == "I am fine." \
             and len(call.studio.llm.asked) == 2, call.studio.llm.asked
     asyncio.run(conversation())
+
+
+@pytest.mark.parametrize("written, said", [
+    (["It is **", "ten** of *clubs", "*."], "It is ten of clubs."),
+    (["We are #", "1, room #12b, in #mu", "sic."], "We are #1, room #12b, in music."),
+    (["Rated 5", "* by C# users"], "Rated 5* by C# users"),
+    (["*From 4 to 5*, say"], "From 4 to 5, say"),
+    (["Dial *", "67 or #31#, then press # or *."], "Dial *67 or #31#, then press # or *."),
+    (["# Two\n* 3*4", "\n* a_b"], "Two  3*4  a_b"),
+    (["It costs 5*"], "It costs 5*")])
+def test_signs_for_the_eye_are_not_spoken_and_others_are(written, said):
+    async def conversation():
+        call = Relayed(MODEL)
+        call.passes(2000)
+        call.studio.llm.pieces = written
+        call.says("how much")
+        await call.thinks()
+        assert "".join(call.tokens[1:]) == said == call.call.script.text
+    asyncio.run(conversation())
+
+
+@given(st.lists(st.sampled_from(["*", "**", "_", "#", " ", "\n", "a", "5", ".", "word"]), max_size=12), st.data())
+def test_what_is_plain_does_not_depend_on_the_pieces_in_which_it_comes(parts, data):
+    text = "".join(parts)
+    whole, cut, pieces = Plain(), Plain(), []
+    while text[len("".join(pieces)):]:
+        at = len("".join(pieces))
+        pieces.append(text[at:at + data.draw(st.integers(1, 3))])
+    assert whole.feed(text) + whole.finish() == "".join(map(cut.feed, pieces)) + cut.finish()
 
 
 def test_who_goes_on_before_anything_was_said_is_answered_once():

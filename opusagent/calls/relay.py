@@ -11,7 +11,6 @@ import secrets
 from ..dialects import AGENT, Complaint, Dtmf, Start
 from ..dialects.relay import Interrupt, Prompt, Speaking, Spoken, TwilioRelay, joined
 from ..flow import COMMIT, COMPLETE, FAILURE, Dialogue, Outcome, Reply
-from ..flow.phrasing import MARKUP
 from ..metrics import TurnTrace
 from ..usage import Usage
 from . import departure, journal, keypad
@@ -284,10 +283,8 @@ class RelayCall:
     def token(self, piece: str, first: bool) -> None:
         """A piece of a model's answer."""
         self.said.append(piece)
-        piece = piece.translate(MARKUP)
-        if piece:
+        if self.script.take(piece, first):
             self.turn.audible = True
-            self.script.write(piece, spaced=first)
             self._send(False)
 
     def _send(self, last: bool) -> None:
@@ -341,8 +338,7 @@ class RelayCall:
         turn, self.turn, self.last = self.turn, None, None
         self.epoch += 1
         turn.cancel()
-        self.script.pending = ""
-        self.script.flush(True)
+        self.script.give_up()
 
     def _finish(self, why: str = "") -> None:
         """The turn's receipt.  Of its waits only ours are known, so it has no voice-to-voice."""

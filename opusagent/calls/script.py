@@ -4,7 +4,7 @@ The rule: what is written goes out in its order and at once, and only the platfo
 not say so, that is estimated from the length of the text.
 """
 from ..flow import ANSWERS, Reply
-from ..flow.phrasing import KEYS
+from ..flow.phrasing import KEYS, Plain
 from ..flow.signals import is_recording
 from .meter import MeteredModel
 from .outbound import Outbound
@@ -22,7 +22,7 @@ class Script:
     """What is sent of one reply.  To a Turn it is slot and playout, and nothing ever waits in it."""
 
     __slots__ = ("out", "dialect", "clock", "interruptible", "preemptible", "text", "pending", "open", "closed",
-                 "began", "ends", "wordy", "sounding", "spoken", "since")
+                 "began", "ends", "plain", "spaced", "wordy", "sounding", "spoken", "since")
     rate_out = 0                            # there are no samples
     queue = ()
     held = False                            # what was sent cannot be held, as a Playout can be
@@ -41,6 +41,8 @@ class Script:
         self.open = False                   # words were sent, and that more of them follow
         self.closed = False                 # its last words were sent
         self.began = self.ends = 0          # ns: between which it is spoken, as far as we know
+        self.plain = Plain()                # what a model writes,
+        self.spaced = False                 # and whether a sentence of its own begins there
         self.wordy = True                   # it is words only
         self.sounding = False               # the platform says that it is speaking
         self.spoken = 0                     # characters of it that the platform says it has spoken,
@@ -60,8 +62,18 @@ class Script:
         self.text += text
         self.pending += text
 
+    def take(self, piece: str, first: bool) -> bool:
+        """More of what a model writes; True if there is something to be heard in it."""
+        self.spaced = self.spaced or first
+        if words := self.plain.feed(piece):
+            self.write(words, self.spaced)
+            self.spaced = False
+        return bool(words)
+
     def flush(self, last: bool) -> bool:
         """Sends what was written; True if there was something to be heard in it."""
+        if last:
+            self.write(self.plain.finish())
         heard = bool(self.pending)
         if not self.closed and (heard or last and self.open):
             if heard:
@@ -70,6 +82,11 @@ class Script:
             self.out.text(self.dialect.text(words, last, self.interruptible, self.preemptible))
             self.pending, self.open, self.closed = "", not last, last
         return heard
+
+    def give_up(self) -> None:
+        """What is not sent yet will not be."""
+        self.pending, self.plain = "", Plain()
+        self.flush(True)
 
     def _takes(self, ns: int) -> None:
         """What is sent now will be heard for so long, behind what was sent before."""

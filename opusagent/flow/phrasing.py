@@ -26,7 +26,7 @@ PLAIN = re.compile(r" ?[\w']+(?: [\w']+)*")     # words with nothing between or 
 PLAY, KEYS = "\N{BEAMED EIGHTH NOTES} ", "\N{KEYBOARD} "       # what a segment begins with that is no words: signals.py
 UNSEEN = {*range(9), *range(14, 32), *range(127, 160), 0x200B, 0x2060, 0xFEFF}     # control characters, no white space
 MARKS = dict.fromkeys({*UNSEEN, *map(ord, f"`~{PLAY[0]}{KEYS[0]}")}) | {ord("|"): " "}     # what is never spoken
-MARKUP = MARKS | dict.fromkeys(map(ord, "*#"))      # ... and what is mostly meant for the eye
+RUN = re.compile(r"[*_]+|#+")                               # what is mostly meant for the eye
 LINK = re.compile(r"\[([^][\n]{0,200})\]\([^()\s]{0,400}\)")                        # [text](address)
 LINK_BEGINS = re.compile(r"\[[^][\n]{0,200}(?:\](?:\([^()\s]{0,400})?)?\Z")         # ... that may go on
 PICTURE = "\u2600-\u27bf\u2b00-\u2bff\ufe0f\u20e3\U0001f000-\U0001faff"             # emoji
@@ -186,3 +186,52 @@ def last_break(held: str, limit: int) -> int:
             return places[-1]
     space = held.rfind(" ", 1, limit + 1)
     return space if space > 0 else limit
+
+
+class Plain:
+    """A text as it is written, without what is for the eye alone: **emphasis**, # headings, the stars of a list.
+
+    It holds back such signs only, until the next character says what they are.  A sign that is spoken stays: "#1",
+    "C#", "dial *67", "rated 5*", "press # or *".
+    """
+
+    __slots__ = ("_held", "_before", "_open")
+
+    def __init__(self):
+        self._held = ""         # signs of which the next character is not known
+        self._before = "\n"     # the character before them
+        self._open = False      # an emphasis has begun
+
+    def feed(self, piece: str) -> str:
+        return self._read(self._held + piece.translate(MARKS), False)
+
+    def finish(self) -> str:
+        return self._read(self._held, True)
+
+    def _read(self, text: str, whole: bool) -> str:
+        found, at, self._held = [], 0, ""
+        for run in RUN.finditer(text):
+            if run.end() == len(text) and not whole:
+                self._held = run[0]
+                break
+            before = text[run.start() - 1] if run.start() else self._before
+            found.append(text[at:run.start()])
+            if self._spoken(run[0], before, text[run.end():run.end() + 1] or "\n"):
+                found.append(run[0])
+            at = run.end()
+        known = text.removesuffix(self._held)
+        self._before = known[-1:] or self._before
+        return "".join(found) + known[at:]
+
+    def _spoken(self, run: str, before: str, after: str) -> bool:
+        if before == "\n" and after.isspace():
+            return False                        # of a heading, or a list
+        if run[0] == "#":
+            return before.isalnum() or not after.isalpha()
+        if not (before.isalnum() or after.isspace() or after in ".,;:!?)"):
+            self._open = True
+            return run == "*" and after.isdigit()
+        if not (before.isspace() or after.isalnum()):
+            was, self._open = self._open, False
+            return run == "*" and before.isdigit() and not was
+        return True
