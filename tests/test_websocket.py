@@ -144,6 +144,13 @@ def test_a_broken_protocol_has_its_close_code(wire, code):
     assert error.value.code == code
 
 
+def test_who_sends_too_much_is_told_how_much_is_taken():
+    parser = FrameParser(16 << 20)
+    parser.feed_bytes(b"\x81\xff" + (20 << 20).to_bytes(8) + KEY)      # 15 MiB of audio, in base64
+    with pytest.raises(ProtocolError, match="^message too long: at most 16777216 bytes$"):
+        parser.next_message()
+
+
 @pytest.mark.parametrize("refused", [b"\x89\xfe", b"\x83\x80", masked(BINARY, bytes(300), fin=False) + b"\x82\x80"])
 def test_a_parser_that_has_refused_reads_nothing_more_and_keeps_nothing(refused):
     parser = FrameParser(1000)

@@ -342,7 +342,7 @@ cdef class FrameParser:
                 raise self.refuse(1002, "length not in its shortest form")
         # max_message - spilled cannot wrap: no more than max_message bytes are ever gathered
         if not self.head[0] & 0x8 and n > self.max_message - <uint64_t>self.spilled:
-            raise self.refuse(1009, "message too long")
+            raise self.refuse(1009, f"message too long: at most {self.max_message} bytes")
         self.length = n
         return 0
 
