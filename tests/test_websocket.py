@@ -147,7 +147,7 @@ def test_a_broken_protocol_has_its_close_code(wire, code):
 def test_who_sends_too_much_is_told_how_much_is_taken():
     parser = FrameParser(16 << 20)
     parser.feed_bytes(b"\x81\xff" + (20 << 20).to_bytes(8) + KEY)      # 15 MiB of audio, in base64
-    with pytest.raises(ProtocolError, match="^message too long: at most 16777216 bytes$"):
+    with pytest.raises(ProtocolError, match="message too long: at most 16777216 bytes$"):
         parser.next_message()
 
 
