@@ -2,18 +2,21 @@
 
 Each worker has a seat: a few numbers that change with every call, its histograms, its counters and gauges as it
 published them last, and the records of its latest calls.  /metrics, /health and /calls are answered by any worker
-from all seats.  The rule: a seat has one writer, and nobody ever waits for anybody.
+from all seats, those of a predecessor that still finishes calls among them.  The rule: a seat has one writer, and
+nobody ever waits for anybody.
 """
 import mmap
 import os
-from collections.abc import Iterator
-from itertools import chain, islice, zip_longest
+import time
+from collections.abc import Container, Iterable, Iterator
+from itertools import chain, zip_longest
 
 import orjson
 
 from ._fastpath import Histogram
 from .metrics import WAITS, Metrics
 from .tally import Tally
+from .usage import LOST
 
 # The numbers of a seat, int64 each, by their place.
 NUMBERS = ("pid", "state", "calls", "connections", "full", "started", "beat", "published", "records", "stalls")
@@ -28,7 +31,12 @@ RECORDS = 256                   # of calls, the latest
 RECORD = 65536                  # bytes of one; memory is only taken for what is written
 RECORD_HEAD = 8
 SEAT = HEADER + 2 * PUBLISHED + len(HISTOGRAMS) * HISTOGRAM + RECORDS * RECORD
+LAYOUT = [list(NUMBERS), SEAT, HEADER, PUBLISHED, len(HISTOGRAMS), HISTOGRAM, RECORDS, RECORD]  # who has it can read us
 PAGE = 4096
+STRIDE = (SEAT + PAGE - 1) // PAGE * PAGE       # from one seat to the next
+GONE_NS = 10_000_000_000        # without a beat, after which a predecessor's worker is no more
+LIVE = b'"live":true'           # in a record of a call that goes on,
+LIVE_WITHIN = 4096              # ... in its first bytes: what comes before it is short
 
 
 def slots(config) -> int:
@@ -111,11 +119,18 @@ class Seat:
 
     def write_record(self, number: int, record: dict) -> None:
         """The record of a call as it is now; of very many turns only the last fit, and `turns_left_out` says so."""
+        self._write(number, self._fitting(record))
+
+    @staticmethod
+    def _fitting(record: dict) -> bytes:
         text = orjson.dumps(record)
         turns, out = record["turns"], 0
         while len(text) > RECORD - RECORD_HEAD and out < len(turns):
             out += max(1, (len(turns) - out) // 8)
             text = orjson.dumps({**record, "turns": turns[out:], "turns_left_out": out})
+        return text
+
+    def _write(self, number: int, text: bytes) -> None:
         if len(text) > RECORD - RECORD_HEAD:
             return
         at = self.first_record + number % RECORDS * RECORD
@@ -131,6 +146,30 @@ class Seat:
             if self.memory[body:body + len(wanted)] == wanted:
                 return self.write_record(number, record)
 
+    def erase_record(self, number: int) -> None:
+        """The call is another's to tell of."""
+        at = self.first_record + number % RECORDS * RECORD
+        self.memory[at:at + RECORD_HEAD] = bytes(RECORD_HEAD)
+
+    def bury(self, but: Container[int] = ()) -> None:
+        """The worker that had this seat is dead: calls that it had are lost, unless another record says otherwise, such
+        as those `but` with these numbers."""
+        for number in range(max(0, self.records - RECORDS), self.records):
+            record = self._at(number)
+            if number not in but and record is not None and LIVE in bytes(record[:LIVE_WITHIN]):
+                told = orjson.loads(record)
+                self.write_record(number, told | {"live": False, "outcome": told.get("outcome") or LOST})
+
+    def inherit(self, other: "Seat") -> None:
+        """The records of another seat, which will be another worker's."""
+        for record in reversed(list(other.latest())):
+            self._write(self.new_record(), bytes(record))
+
+    def _at(self, number: int) -> memoryview | None:
+        at = self.first_record + number % RECORDS * RECORD
+        size = int.from_bytes(self.memory[at:at + RECORD_HEAD], "little")
+        return self.memory[at + RECORD_HEAD:at + RECORD_HEAD + size] if size else None
+
     def record(self, call_id: str) -> bytes | None:
         """The latest record of a call, as JSON."""
         wanted = b'{"id":' + orjson.dumps(call_id) + b","
@@ -140,30 +179,34 @@ class Seat:
         """The records there are, as JSON, the newest first."""
         newest = self.records
         for number in range(newest - 1, max(-1, newest - 1 - RECORDS), -1):
-            at = self.first_record + number % RECORDS * RECORD
-            body = at + RECORD_HEAD
-            if size := int.from_bytes(self.memory[at:body], "little"):
-                yield self.memory[body:body + size]
+            if (record := self._at(number)) is not None:
+                yield record
 
 
 class Board:
-    """All seats.  Seat 0 is nobody's: it keeps the counts of workers that have left for good."""
+    """All seats.  Seat 0 is nobody's: it keeps the counts, and the last calls, of workers that have left for good."""
 
-    def __init__(self, seats: int, slots: int = 1):
-        """`slots`: calls that a worker can have."""
-        fd = os.memfd_create("opusagent-board", os.MFD_CLOEXEC)
-        os.ftruncate(fd, (seats + 1) * self.stride())
+    def __init__(self, seats: int, slots: int = 1, before: Iterable[int] = ()):
+        """`slots`: calls that a worker can have; `before`: the boards of predecessors, descriptors of this LAYOUT."""
+        self.fd = os.memfd_create("opusagent-board", os.MFD_CLOEXEC)
+        os.ftruncate(self.fd, (seats + 1) * STRIDE)
         self.tally = Tally(seats + 1, slots)        # of calls by caller and tenant
-        memory = memoryview(mmap.mmap(fd, (seats + 1) * self.stride()))
-        self.seats = [Seat(memory[i * self.stride():i * self.stride() + SEAT]) for i in range(seats + 1)]
+        self.seats = seats_of(self.fd)
         self.past = self.seats[0]
-
-    @staticmethod
-    def stride() -> int:
-        return (SEAT + PAGE - 1) // PAGE * PAGE
+        self.before = {fd: seats_of(fd) for fd in before}
 
     def living(self) -> Iterator[Seat]:
         return (seat for seat in self.seats[1:] if seat.alive)
+
+    def finishing(self, of: Iterable[int] | None = None) -> Iterator[Seat]:
+        """Those of predecessors' workers, who have calls still and tell nobody but this board."""
+        now = time.monotonic_ns()
+        return (seat for fd in (self.before if of is None else of) for seat in self.before[fd][1:]
+                if seat.alive and now - seat.beat < GONE_NS)
+
+    def passed_on(self) -> list[int]:
+        """What a successor's workers have to see: this board, and those before it that are written still."""
+        return [self.fd, *(fd for fd in self.before if any(self.finishing([fd])))]
 
     def free_seat(self) -> int | None:
         return next((i for i, seat in enumerate(self.seats) if i and not seat.alive), None)
@@ -197,24 +240,40 @@ class Board:
         kept.add(seat.read()[0], {}, seat.histograms)
         kept.gauges.clear()
         self.past.publish(kept)
+        seat.bury()
+        self.past.inherit(seat)
         self.past.put("stalls", self.past.stalls + seat.stalls)
         for histogram in seat.histograms.values():
             histogram.reset()
         seat.numbers[:] = memoryview(bytes(HEADER)).cast("q")
 
     def latest(self, most: int) -> list[dict]:
-        """The records of the latest calls, about so many from all workers in turn, a call once: live if it is."""
-        turns = chain.from_iterable(zip_longest(*(seat.latest() for seat in self.seats[1:])))
-        records = [orjson.loads(record) for record in islice(filter(None, turns), most)]
-        live = {record["id"] for record in records if record["live"]}
-        return [record for record in records if record["live"] or record["id"] not in live]
+        """The records of so many calls, each once: those that are live, then those that began last."""
+        turns = list(filter(None, chain.from_iterable(zip_longest(*(seat.latest() for seat in self._seats())))))
+        found: dict[str, dict] = {}
+        for live in (True, False):
+            for text in turns:
+                if len(found) < most and (LIVE in bytes(text[:LIVE_WITHIN])) is live:
+                    record = orjson.loads(text)
+                    found.setdefault(record["id"], record)
+        return sorted(found.values(), key=lambda record: (record["live"], record.get("began_at", "")), reverse=True)
+
+    def _seats(self) -> list[Seat]:
+        """Where there are records."""
+        return [*self.seats[1:], *self.finishing(), self.past, *(seats[0] for seats in self.before.values())]
 
     def sum(self, name: str) -> int:
-        return sum(getattr(seat, name) for seat in self.living())
+        return sum(getattr(seat, name) for seat in chain(self.living(), self.finishing()))
 
     def record(self, call_id: str) -> bytes | None:
         """A call's record, from whichever worker has it: the live one, else that of a conversation that came to its
         end, or the longest, for a call that has gone from one worker to another took its receipts along."""
-        found = [record for seat in self.seats[1:] if (record := seat.record(call_id)) is not None]
+        found = [record for seat in self._seats() if (record := seat.record(call_id)) is not None]
         return max(found, default=None,
                    key=lambda record: (b'"live":true' in record, b'"done":true' in record, len(record)))
+
+
+def seats_of(fd: int) -> list[Seat]:
+    """Those of a board."""
+    memory = memoryview(mmap.mmap(fd, os.fstat(fd).st_size))
+    return [Seat(memory[at:at + SEAT]) for at in range(0, len(memory), STRIDE)]

@@ -354,10 +354,12 @@ def test_a_call_whose_state_cannot_be_kept_stays_and_holds_up_no_other(monkeypat
         return b"{}"
     monkeypatch.setattr(takeover, "wire_of", lambda call: call)
     monkeypatch.setattr(takeover, "snapshot", snapshot)
-    keeper = takeover.Keeper(None, None)
-    keeper.known = dict.fromkeys(calls)
+    erased = []
+    keeper = takeover.Keeper(SimpleNamespace(erase_record=erased.append), None)
+    keeper.known = {call: takeover.Kept(slot=0, record=call.slot.index) for call in calls}
     assert [call.id for call in keeper.freeze()] == ["good", "fine"]
-    assert [call.id for call in keeper.known] == ["bad"] and "call bad could not be taken over" in caplog.text
+    assert [call.id for call in keeper.known] == ["bad"] and erased == [0, 2]
+    assert "call bad could not be taken over" in caplog.text
 
 
 def test_what_a_tool_gave_after_the_end_of_its_call_is_told_too():

@@ -4,7 +4,7 @@ import itertools
 import time
 from types import SimpleNamespace
 
-from opusagent.board import Board
+from opusagent.board import GONE_NS, SERVING, Board
 from opusagent.config import Config
 from opusagent.metrics import Metrics
 from opusagent.server.worker import Server
@@ -68,12 +68,27 @@ def test_a_worker_gives_no_sign_of_life_whose_calls_do_not_move_but_some_may_sta
         dialect = SimpleNamespace(detector=detector)
         return SimpleNamespace(slot=SimpleNamespace(written=8000), done=done, dialect=dialect)
 
-    seconds = itertools.count(server._whole, 1_000_000_000)
-    server._whole += 60_000_000_000
+    seconds = itertools.count(server.pulse.whole, 1_000_000_000)
+    server.pulse.whole += 60_000_000_000
     assert seconds_of_life() == 10
     assert seconds_of_life(client=call(detector=None), leaving=call(done=True)) == 10
     assert seconds_of_life(client=call(detector=None), stuck=call(detector={}), other=call()) == 1
     server.epoll.close()
+
+
+def test_a_predecessors_calls_count_while_its_workers_give_a_sign_of_life_and_its_records_stay():
+    before = Board(2)
+    for number, live in enumerate((True, False)):
+        before.seats[1].write_record(before.seats[1].new_record(), {"id": f"CA{number}", "live": live, "turns": []})
+    for name, value in (("state", SERVING), ("calls", 1), ("beat", time.monotonic_ns())):
+        before.seats[1].put(name, value)
+    board = Board(2, before=before.passed_on())
+    assert board.sum("calls") == 1 and [call["id"] for call in board.latest(10)] == ["CA0", "CA1"]
+    assert board.passed_on() == [board.fd, before.fd] and b"CA0" in board.record("CA0")
+    before.seats[1].put("beat", time.monotonic_ns() - GONE_NS)      # it was killed, and says nothing of that
+    assert board.sum("calls") == 0 and board.passed_on() == [board.fd] and not board.latest(10)
+    before.leave(1)                                                 # it ends as it should
+    assert {call["id"]: call["live"] for call in board.latest(10)} == {"CA0": False, "CA1": False}
 
 
 def test_a_worker_gives_no_sign_of_life_whose_engines_have_been_silent_for_long():

@@ -229,6 +229,48 @@ def test_a_reload_serves_new_calls_anew_and_leaves_the_live_ones_alone(started):
     assert record is None or "Thank you very much" in str(record)
 
 
+def told_of(server):
+    """(calls that are live, those that were) as whoever answers lists them, and how many are live by /health."""
+    listed = json.loads(get(server, "/calls")[1])
+    ids = sorted(call["id"] for call in listed["calls"])
+    live = [name for name in ids if json.loads(get(server, f"/calls/{name}")[1])["live"]]
+    over = sorted(call["id"] for call in listed["calls"] if not call["live"])
+    return live, over, {listed["active_calls"], health(server)["active_calls"]}
+
+
+def test_calls_of_before_a_reload_are_told_of_while_they_live_and_after(started):
+    """They stay in their process when the server is upgraded, too."""
+    server = started()
+    ids = ["caller-0", "caller-1", "caller-2"]
+
+    async def then(callers):
+        server.process.send_signal(signal.SIGHUP)
+        await asyncio.to_thread(until, lambda: "no new calls here" in server.said())
+        await asyncio.to_thread(until, lambda: told_of(server) == (ids, [], {3}))
+        server.process.send_signal(signal.SIGUSR2)
+        await asyncio.to_thread(until, lambda: "has taken over" in server.said())
+        await asyncio.to_thread(until, lambda: told_of(server) == (ids, [], {3}))
+        for over, caller in enumerate(callers.callers, 1):
+            caller.transport.abort()
+            await asyncio.to_thread(until, lambda over=over: told_of(server) == (ids[over:], ids[:over], {3 - over}))
+    calling(server, 3, then)
+    assert "Traceback" not in server.said()
+
+
+def test_a_call_that_its_workers_death_has_moved_is_told_of_once(started):
+    server = started()
+
+    async def then(callers):
+        for _ in range(2):
+            before = server.workers()
+            os.kill(before[0], signal.SIGKILL)
+            await asyncio.to_thread(until, lambda before=before: server.workers() not in (before, []))
+            await asyncio.to_thread(until, lambda: told_of(server) == (["caller-0", "caller-1"], [], {2}))
+        callers.callers[0].transport.abort()
+        await asyncio.to_thread(until, lambda: told_of(server) == (["caller-1"], ["caller-0"], {1}))
+    calling(server, 2, then)
+
+
 def test_a_worker_of_the_settings_before_a_reload_that_dies_is_replaced_with_its_calls(started):
     server = started()
 

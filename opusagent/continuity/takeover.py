@@ -61,6 +61,11 @@ class Keeper:
         self.known: dict[Call, Kept] = {}
         self.complaints: deque[str] = deque(maxlen=1000)    # ids of calls whose state could not be kept
 
+    @property
+    def records(self) -> set[int]:
+        """The numbers of ours on the board."""
+        return {kept.record for kept in self.known.values()}
+
     def keep(self, calls, now: int) -> None:
         """Told at every tick of the calls that were due, as a call is in which anything has happened."""
         for call in calls:
@@ -155,7 +160,7 @@ class Keeper:
         except Exception as error:                  # it finishes here, and holds up no other
             self._complain(call, error)
             return False
-        del self.known[call]
+        self.seat.erase_record(self.known.pop(call).record)
         return True
 
 

@@ -237,6 +237,7 @@ class Life:
         for index in self.studio.free if message["all"] else ():
             self.studio.arena.slot(index).free()
         self.studio.free = [index for index in self.studio.free if not self.studio.arena.slot(index).taken]
+        self.seat.bury(self.server.keeper.records)
         log.info("%d calls were taken over", len(self.server.calls))
 
     def freeze(self, message: dict, fds: list[int]) -> None:

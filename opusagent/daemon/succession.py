@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .. import ConfigError
+from ..board import LAYOUT
 from ..transport.net import FIRST_INHERITED
 from .control import Control, adopted, pair, portions
 
@@ -48,6 +49,8 @@ class Succession:
         supervisor.selector.register(self.control, selectors.EVENT_READ, self._hear)
         self.control.send({"do": "sockets", "names": [name for name, _ in supervisor.sockets]},
                           [fd for _, fd in supervisor.sockets])
+        for fd in supervisor.board.passed_on():
+            self.control.send({"do": "board", "layout": LAYOUT}, [fd])
         for worker in self._movable():
             self.control.send({"do": "arena", "seat": worker.seat}, [worker.arena])
         self.control.send({"do": "begin"})
@@ -191,6 +194,7 @@ class Inheritance:
     def __init__(self, environ: MutableMapping[str, str] = os.environ):
         self.estates: dict[str, Estate] = {}
         self.sockets: list[tuple[str, int]] = []
+        self.boards: list[int] = []                     # of predecessors, whose calls are told of, too
         self.control: Control | None = None
         self.supervisor = None
         self.finishing = False                          # the predecessor is still there, for calls that could not move
@@ -228,6 +232,8 @@ class Inheritance:
                 for message, fds in self.control.messages():
                     if message["do"] == "sockets":
                         self.sockets = list(zip(message["names"], fds, strict=True))
+                    elif message["do"] == "board":
+                        self._see(message["layout"], fds[0])
                     elif message["do"] == "arena":
                         self.estates[str(message["seat"])] = Estate(fds[0], complete=False)
                     elif message["do"] == "begin":
@@ -235,6 +241,13 @@ class Inheritance:
             except EOFError:
                 break
         raise ConfigError("The server that was to be succeeded has not passed its sockets.")
+
+    def _see(self, layout: list, board: int) -> None:
+        """One of another version cannot be read; it is told of nothing then."""
+        if layout == LAYOUT:
+            self.boards.append(board)
+        else:
+            os.close(board)
 
     def next(self) -> Estate | None:
         return self._left.pop(0) if self._left else None

@@ -67,7 +67,7 @@ class Supervisor:
         self.announce = announce                # everything is ready: said once
         self.notify = notify
         self.notify.heard = inherited.control is None
-        self.board = Board(max(16, 4 * count), slots)
+        self.board = Board(max(16, 4 * count), slots, inherited.boards)
         self.workers: list[Worker] = []
         self.coming: list[Worker] = []          # a generation that is not ready yet: those before it serve
         self.selector = selectors.DefaultSelector()

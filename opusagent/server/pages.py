@@ -56,7 +56,7 @@ def health(server, head) -> tuple[int, bytes, str]:
         **state(workers),
         "uptime_seconds": round((server.clock() - (server.started if alone else server.board.past.started)) / 1e9, 3),
         "active_connections": len(server.connections) if alone else server.board.sum("connections"),
-        "active_calls": len(server.calls) if alone else server.board.sum("calls"),
+        "active_calls": active(server),
         "version": __version__,
     }), JSON
 
@@ -92,17 +92,23 @@ def total(server):
 def calls(server, head) -> tuple[int, bytes, str]:
     """The calls that are live, and the latest that have ended, in a line each."""
     if server.board is None:
-        records = [*(call.record() for call in server.calls.values()), *reversed(server.records)]
+        records = [*(call.record() for call in server.calls.values()), *reversed(server.records)][:LISTED]
     else:
-        records = sorted(server.board.latest(LISTED), key=lambda record: not record["live"])
-    return 200, orjson.dumps({"calls": [line(record) for record in records[:LISTED]]}), JSON
+        records = server.board.latest(LISTED)
+    return 200, orjson.dumps({"active_calls": active(server), "calls": [line(record) for record in records]}), JSON
+
+
+def active(server) -> int:
+    """Calls that are live, of the whole service."""
+    return len(server.calls) if server.board is None else server.board.sum("calls")
 
 
 def line(record: dict) -> dict:
     """What a list of calls says of one; `voice_to_voice_ms` is the median of its turns that were measured."""
     measured = [turn["voice_to_voice_ms"] for turn in record["turns"] if turn["measured"]]
     answered = [ms for ms in measured if ms is not None]
-    return {**{key: record[key] for key in ("id", "dialect", "state", "done", "live")}, "turns": len(record["turns"]),
+    told = ("id", "dialect", "state", "began_at", "done", "live")
+    return {**{key: record[key] for key in told}, "turns": len(record["turns"]),
             "voice_to_voice_ms": round(median(answered), 1) if answered else None}
 
 
