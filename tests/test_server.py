@@ -32,6 +32,24 @@ def test_the_clock_ticks_on_whatever_goes_wrong_at_a_tick():
     assert {type(error) for error in told} == {ZeroDivisionError}
 
 
+def test_the_clock_ticks_however_many_calls_begin_and_end():
+    """At each turn of the loop one does, for as long as that takes: those that are here have their frames to send."""
+    async def three_ticks():
+        server._arm(server.clock())
+        async with asyncio.timeout(10):
+            while len(ticks) < 3:
+                server.calls_changed()
+                await asyncio.sleep(0)
+        server._timer.cancel()
+
+    ticks = []
+    server = Server(Config(), SimpleNamespace(hearing=SimpleNamespace(run=None)), Metrics())
+    server.calls["a call"] = None
+    server._look_after = lambda now, late: ticks.append(now)
+    asyncio.run(three_ticks())
+    server.epoll.close()
+
+
 def test_getting_ready_is_no_load():
     """Prompts are rendered and models loaded before the worker listens: the first callers are not refused for that."""
     async def started() -> float:

@@ -418,8 +418,9 @@ class Server:
         self.calls_changed()
 
     def calls_changed(self) -> None:
-        if self.calls:
-            self._arm(min(self._next_tick, self.clock() + TICK_NS))
+        soon = self.clock() + TICK_NS
+        if self.calls and self._next_tick > soon:       # armed anew each time, it would never come while calls do
+            self._arm(soon)
         self.metrics.gauge("active_calls", len(self.calls))
 
     def answered_by(self, call_id: str, who: str, asked: Sequence[int] | None = ()) -> None:
