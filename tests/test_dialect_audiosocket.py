@@ -18,10 +18,12 @@ from hypothesis import strategies as st
 
 from opusagent import ConfigError, ProtocolError
 from opusagent.client.people import person
+from opusagent.config import Config
 from opusagent.dialects import TABLE, Audio, Dtmf, Start, Stop
 from opusagent.dialects.audiosocket import AUDIO, DTMF, ERROR, HANGUP, UUID, AudioSocket, Messages, message
 from opusagent.server.worker import Server
 from opusagent.transport.audiosocket import MOST_RECEIVED, AudioSocketConnection, BareWire
+from opusagent.transport.door import AT_A_TURN, Turnstile
 from served import SCRIPTED, serving
 
 RAW = bytes.fromhex("40325ec25efd4bd38bc3b7f7a4c1e6d0")
@@ -141,6 +143,7 @@ def test_another_process_reads_on_wherever_a_message_was_cut_and_sends_what_was_
             made = BareWire(sock, lambda kind, payload: heard.append((kind, bytes(payload))), errors.append,
                             errors.append, lambda: None)
             made.keeper = kept
+            made.listen()
             return made
         before = wire(ours.dup())
         sent = bytes(range(256)) * 60
@@ -176,6 +179,7 @@ def test_a_flood_of_empty_messages_leaves_the_others_their_turn():
         ours, peer = socket.socketpair()
         heard, ends = [], []
         wire = BareWire(ours, lambda kind, payload: heard.append(kind), ends.append, ends.append, lambda: None)
+        wire.listen()
         peer.sendall(message(AUDIO) * 10000)
         seen = []
         while len(heard) < 10000:
@@ -198,6 +202,33 @@ def bare_connection(session):
                                             narrow=SimpleNamespace(bytes_per_second=1000)))
     connection.wire, connection.session = Mock(backlog=0), session
     return connection
+
+
+def test_calls_that_come_at_once_begin_a_few_at_each_turn_of_the_loop():
+    async def scenario():
+        sessions, pairs = [], [socket.socketpair() for _ in range(3 * AT_A_TURN)]
+        server = Mock(tock=lambda: 1, clock=lambda: 1, turnstile=Turnstile(), config=Config(), connections=set(),
+                      narrow=SimpleNamespace(bytes_per_second=1000, idle_seconds=60),
+                      bare_session=lambda *made: sessions.append(Mock(overdue=lambda now: False)) or sessions[-1])
+        made = [AudioSocketConnection(server) for _ in pairs]
+        for connection, (ours, peer) in zip(made, pairs):
+            connection.accepted(ours)
+            peer.send(message(UUID, bytes(16)))
+        made[1].close()                             # who leaves before that does not begin,
+        made[2].ended(None)
+        begun = []
+        for _ in range(10):
+            for connection in made:
+                connection.sweep(2)                 # ... and who waits is not overdue
+            begun.append((len(sessions), sum(session.on_message.called for session in sessions)))
+            await asyncio.sleep(0)
+        counts, read = zip(*begun)
+        assert counts[:4] == (0, AT_A_TURN - 2, 2 * AT_A_TURN - 2, 3 * AT_A_TURN - 2) and counts[-1] == read[-1]
+        assert all(after - before <= AT_A_TURN for before, after in zip(read, read[1:]))
+        for connection, (ours, peer) in zip(made, pairs):
+            connection.ended(None)
+            peer.close()
+    asyncio.run(scenario())
 
 
 def test_the_budget_is_not_waited_for_until_the_next_look():

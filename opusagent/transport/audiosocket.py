@@ -43,7 +43,10 @@ class BareWire:
         self._kept = False                  # there is something of it in that slot
         self._loop = asyncio.get_running_loop()
         sock.setblocking(False)
-        self._loop.add_reader(sock, self._readable)
+
+    def listen(self) -> None:
+        """From now on what comes is read."""
+        self._loop.add_reader(self.sock, self._readable)
 
     @property
     def fd(self) -> int:
@@ -150,9 +153,17 @@ class AudioSocketConnection:
         self._why = (1006, "")              # the code and the reason that the call is told
 
     def accepted(self, sock: socket.socket) -> None:
-        """Somebody has connected."""
+        """Somebody has connected: the call begins when it is its turn, and is not read before."""
         self._open(sock)
-        net.tune(sock, self.server.config.net)
+        self.server.turnstile.enter(self._begin)
+
+    def _begin(self) -> None:
+        if self.wire.fd < 0:                # the server has ended meanwhile
+            return
+        self.wire.listen()
+        if self._closing:
+            return
+        net.tune(self.wire.sock, self.server.config.net)
         try:
             self.session = self.server.bare_session(self, AudioSocket({}))
         except Exception as error:
@@ -166,6 +177,7 @@ class AudioSocketConnection:
         except ValueError:
             self.forget()
             raise
+        self.wire.listen()
 
     def _open(self, sock: socket.socket) -> None:
         try:
@@ -264,6 +276,8 @@ class AudioSocketConnection:
         if self._closing:
             if now - self._closing > LINGER:
                 self.ended(None)
+            return
+        if self.session is None:            # its turn comes
             return
         seconds, self._swept = (now - self._swept) / SECOND, now
         self._due = spent(self._due, limits.bytes_per_second, seconds)      # what is too much was refused as it came
