@@ -64,7 +64,7 @@ class Spoken:
 
     def _talk(self, caller, waiting: list) -> None:
         """The two sides talk until neither has anything left to say; `waiting` is what the platform says first."""
-        box = getattr(caller, "outbox", [])
+        box = caller.outbox
         while waiting or box or self.ours.outbox:
             for message in (*waiting, *box):
                 self.read(message)

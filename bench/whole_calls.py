@@ -83,9 +83,8 @@ class Peer:
         self.send(message for message in (self.platform.audio(pcm), *messages, *self.outbox()) if message is not None)
 
     def outbox(self) -> list[tuple[int, bytes]]:
-        box = getattr(self.platform, "outbox", [])
-        messages = list(box)
-        box.clear()
+        messages = list(self.platform.outbox)
+        self.platform.outbox.clear()
         return messages
 
     def listen(self, data: bytes = b"") -> int:

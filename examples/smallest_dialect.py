@@ -6,7 +6,7 @@ called by `opusagent call ws://HOST:PORT/ws/tiny --wav one.wav`.  The rule: only
 from urllib.parse import SplitResult
 
 from opusagent._fastpath import MediaIn, MediaOut, codes_of
-from opusagent.dialects import BINARY, TEXT, Audible, Audio, Dialect, Start, Stop
+from opusagent.dialects import BINARY, TEXT, Audible, Audio, Dialect, PlatformSide, Start, Stop
 
 
 class Tiny(Dialect):
@@ -45,7 +45,7 @@ class Tiny(Dialect):
         return b"bye"
 
 
-class TinyCaller:
+class TinyCaller(PlatformSide):
     """The platform's side, for tests and `opusagent call`."""
 
     name, rate = "tiny", 8000

@@ -14,7 +14,7 @@ from opusagent.client.caller import Say
 from opusagent.client.commands import call_command
 from opusagent.client.localserver import fetch_json, matching
 from opusagent.client.probe import Probe
-from opusagent.client.telephone import Caller, Line, dialect_of
+from opusagent.client.telephone import Caller, Line, spoken_to
 from opusagent.dialects import TABLE, Audio, Mark, Start, Stop
 from opusagent.recording import read_wav, write_wav
 from opusagent.transport import http11
@@ -120,7 +120,7 @@ def says(*plans, rate=8000):
 
 
 async def hold(url, *plans, rate=8000):
-    simulated = Caller(url, dialect_of(url), says(*plans, rate=rate))
+    simulated = Caller(url, spoken_to(url), says(*plans, rate=rate))
     return simulated, [turn async for turn in simulated.converse()]
 
 
@@ -221,17 +221,17 @@ async def test_calls_have_ids_of_their_own():
                                  "ws://h/ws/p c", "ws://h/ws/pcm\n", "ws://[h/ws/pcm", "h"])
 def test_what_is_no_address_is_one_sentence(url):
     with pytest.raises(ConfigError, match="is not a WebSocket address"):
-        dialect_of(url)
+        spoken_to(url)
 
 
 def test_a_dialect_is_named_by_the_path_or_by_the_user():
-    assert dialect_of("ws://h/ws/twilio/echo") == "twilio"
-    assert dialect_of("ws://h/media", "pcm") == "pcm"
+    assert spoken_to("ws://h/ws/twilio/echo") == "twilio"
+    assert spoken_to("ws://h/media", "pcm") == "pcm"
     with pytest.raises(ConfigError, match="does not say what dialect"):
-        dialect_of("ws://h/media")
+        spoken_to("ws://h/media")
     for named in (("ws://h/ws/pcm", "morse"), ("ws://h/ws/morse",)):
         with pytest.raises(ConfigError, match="no caller for the dialect morse"):
-            dialect_of(*named)
+            spoken_to(*named)
 
 
 def test_nobody_dials_again_less_than_never():

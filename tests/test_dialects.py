@@ -131,7 +131,7 @@ def test_a_simulated_call_from_start_to_stop(name, query):
     assert ours.receive(*caller.mark("one")) == Mark("one")
     assert caller.receive(TEXT, ours.mark("two")) == Mark("two")
     assert caller.receive(TEXT, ours.clear()) == Clear()
-    for message in getattr(caller, "outbox", ()):
+    for message in caller.outbox:
         assert ours.receive(*message) is None
     if (message := caller.mark("two")) is not None:         # some say nothing of what they have cleared
         assert ours.receive(*message) == Mark("two", cleared=True)

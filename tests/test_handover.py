@@ -64,7 +64,7 @@ def test_a_dialect_goes_on_as_it_was(name):
     for message in dialect.outbox:              # the platform hears our answers, as some of them insist
         caller.receive(message[0], memoryview(message[1]))
     dialect.outbox.clear()
-    said = [message for message in (*getattr(caller, "outbox", ()), caller.audio(sound)) if message is not None]
+    said = [message for message in (*caller.outbox, caller.audio(sound)) if message is not None]
     hear(dialect, said)
     dialect.audio(np.zeros(dialect.rate // 50, np.int16))
     dialect.mark("1:160")

@@ -7,7 +7,7 @@ import pytest
 from opusagent import ConfigError, ProtocolError
 from opusagent.client.localserver import fetch_json
 from opusagent.client.people import person
-from opusagent.client.telephone import Caller, Line, dialect_of
+from opusagent.client.telephone import Caller, Line, spoken_to
 from opusagent.dialects import TEXT
 from opusagent.replay.tape import load
 from served import SCRIPTED, serving
@@ -17,7 +17,7 @@ KEY = "openai-insecure-api-key."
 
 
 async def converse(url, says):
-    caller = Caller(url, dialect_of(url), says)
+    caller = Caller(url, spoken_to(url), says)
     turns = [turn async for turn in caller.converse()]
     for _ in range(100):
         record = await fetch_json(caller.url, f"/calls/{caller.call_id}")

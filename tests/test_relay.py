@@ -21,7 +21,7 @@ from opusagent import ConfigError, ProtocolError
 from opusagent.calls.call import Call
 from opusagent.calls.kinds import call_of
 from opusagent.calls.relay import RelayCall
-from opusagent.client.telephone import Line, dialect_of
+from opusagent.client.telephone import Line, spoken_to
 from opusagent.dialects import CALLERS, DIALECTS, TABLE, TEXT, TEXT_CALLERS, TEXTUAL, Stop, Words
 from opusagent.dialects.relay import joined
 from opusagent.flow import Flow
@@ -480,9 +480,9 @@ def test_it_is_not_offered_where_audio_is_meant():
     assert call_of("twilio-relay") is RelayCall and call_of("twilio") is Call
     assert "twilio-relay" in DIALECTS and not {"twilio-relay"} & (set(TABLE) | set(CALLERS))
     with pytest.raises(ConfigError, match="carries text"):
-        dialect_of("ws://h:1/ws/twilio-relay")
+        spoken_to("ws://h:1/ws/twilio-relay")
     with pytest.raises(ConfigError, match="carries text"):
-        dialect_of("ws://h:1/ws/twilio", "twilio-relay")
+        spoken_to("ws://h:1/ws/twilio", "twilio-relay")
     with pytest.raises(ValueError, match="are no keys"):
         TABLE_OF.send_digits("1a")
 

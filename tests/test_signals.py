@@ -73,7 +73,7 @@ class Called(WithChime, Dialled):
         super().__init__(*of)
 
     def exchange(self):
-        outbox = getattr(self.caller, "outbox", [])
+        outbox = self.caller.outbox
         while self.read < len(self.sent) or outbox:
             while self.read < len(self.sent):
                 event = self.caller.receive(self.sent[self.read][0], memoryview(self.sent[self.read][1]))

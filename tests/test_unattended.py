@@ -134,7 +134,7 @@ class Compared(Conversation):
 
     def make(self, server, connection, *more):
         server.pacer = Pacer()
-        server.archive = SimpleNamespace(recordings=self.kept, file=lambda name, head: SimpleNamespace(
+        server.archive = SimpleNamespace(recordings=self.kept, file=lambda name, began_at, head: SimpleNamespace(
             append=self.recorded.extend, close=lambda: None))
         self.connection = self.line(server.clock, lambda: self.call.drained())
         self.connection.tenant = ""
@@ -149,9 +149,7 @@ class Compared(Conversation):
         while waiting:
             for opcode, content in waiting:
                 self.receives(opcode, content)
-            box = getattr(self.platform, "outbox", [])
-            waiting = list(box)
-            box.clear()
+            waiting = self.drain()
 
     def receives(self, opcode, content):
         intake = self.connection.socket.intake
@@ -180,9 +178,8 @@ class Compared(Conversation):
                 self.takes(message)
 
     def drain(self):
-        box = getattr(self.platform, "outbox", [])
-        messages = list(box)
-        box.clear()
+        messages = list(self.platform.outbox)
+        self.platform.outbox.clear()
         return messages
 
     # -- the caller

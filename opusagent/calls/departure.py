@@ -76,7 +76,7 @@ class Departures:
         account = self.account_of(call)
         if not targets.allowed(target, self.config.targets):
             self._not(call, REFUSED, "`targets` does not allow whom its flow names")
-        elif (message := getattr(call.dialect, "transfer", None)) is not None:
+        elif (message := call.dialect.transfer) is not None:
             self.metrics.count("transfers", outcome=ASKED)
             call.mouth.out.text(message(target))
         elif account is None or self.rest is None:

@@ -36,7 +36,7 @@ class EchoCall:
         self.dialect = dialect
         connection.wire.lockstep = True
         dialect.open()
-        if not hasattr(dialect, "audio"):
+        if dialect.audio is None:
             raise ProtocolError(1008, "this dialect has no audio that could be given back")
 
     def on_message(self, opcode: int, payload: memoryview) -> None:

@@ -87,7 +87,7 @@ class Mouth:
         self.stage = Stage(slot, self.playout, prompt, llm, flow.manner, deadlines, flow.filler.fill({}), self.clock,
                            speak=partial(speak, self, self.usage), played=partial(self.voice.played, self),
                            dialogue=dialogue, perform=self._perform, owner=self, sounds=flow.sounds,
-                           mute=self.dialect.mute, presses=hasattr(self.dialect, "send_digits"))
+                           mute=self.dialect.mute, presses=self.dialect.send_digits is not None)
 
     def close(self) -> None:
         """The call is over."""

@@ -36,7 +36,7 @@ class Outbound:
         self._blamed: set[str] = set()                          # codes of complaints that were logged
         self._deaf_ns = dialect.deaf_ms * MS
         self._deaf_until = 0                                    # ns: what is sent before then may be dropped
-        self._tell = getattr(dialect, "tell", None)
+        self._tell = dialect.tell
         self._told: tuple = ()                                  # the last news
         self._patient = dialect.patient                         # what is not taken waits
         self._metrics = metrics
@@ -47,7 +47,7 @@ class Outbound:
 
     def deaf(self, now: int) -> bool:
         """True while the platform itself says so."""
-        return now < self._deaf_until or getattr(self.dialect, "held", False)
+        return now < self._deaf_until or bool(self.dialect.held)
 
     def answers(self) -> None:
         if self.dialect.outbox:

@@ -23,10 +23,10 @@ def begin(call) -> None:
     if wire is None:
         return
     notes = call.journal and call.journal.notes
-    if hasattr(dialect, "media_in"):
+    if dialect.media_in is not None:
         wire.intake = MediaIntake(call, call.ear, call.slot, call.ear.vad, call.ear.resampler, call.ledger.arrivals,
                                   notes)
-    if hasattr(dialect, "media_out"):
+    if dialect.media_out is not None:
         recording = call.recording
         call.mouth.stretch = Stretch(call.mouth, wire, call.server.pacer, recording.as_sent if recording else None,
                                     notes)

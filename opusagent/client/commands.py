@@ -9,14 +9,14 @@ import os
 from pathlib import Path
 
 from .. import ConfigError, credentials
-from ..dialects import TEXT_CALLERS
+from ..dialects import TEXT_CALLERS, dialect_of
 from ..metrics import receipt_line
 from ..recording import read_wav, resample, write_wav
 from .caller import Measured, Say
 from .demo import demo_command
 from .latency import latency_test_command
 from .localserver import receipt
-from .telephone import Caller, address, dialect_of, run
+from .telephone import Caller, address, run, spoken_to
 from .terminal import CUT_OFF, TOO_BUSY, Terminal, summary, summary_line, too_late, waited
 from .texting import text
 
@@ -29,10 +29,10 @@ def call_command(args: argparse.Namespace) -> int:
 
 
 async def call(args: argparse.Namespace, terminal: Terminal) -> int:
-    name = args.dialect or written_in(args.url)
+    name = args.dialect or dialect_of(address(args.url).path)
     if name in TEXT_CALLERS:
         return await text(args, name, terminal, credentials_of(args.secret))
-    dialect = dialect_of(args.url, args.dialect)
+    dialect = spoken_to(args.url, args.dialect)
     if args.save and not Path(args.save).parent.is_dir():
         raise ConfigError(f"{args.save} cannot be written: there is no such directory.")
     if not args.wav or args.say:
@@ -59,11 +59,6 @@ async def call(args: argparse.Namespace, terminal: Terminal) -> int:
             terminal.say(f"The connection broke; the agent was heard again after {(back - broke) / 1e6:.0f} ms.")
         print_end(terminal, caller.closed, waits, cut_off, late)
     return 0 if len(gaps) == len(args.wav) else 1
-
-
-def written_in(url: str) -> str:
-    """The dialect that a URL's path names, "" where it names none."""
-    return ([*address(url).path.split("/"), "", ""])[2]
 
 
 def whole(away: list[list[int]]) -> list[list[int]]:

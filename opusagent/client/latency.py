@@ -12,7 +12,7 @@ from .caller import Say
 from .localserver import LocalServer
 from .people import person
 from .probe import Probe
-from .telephone import Caller, address, dialect_of, line_rate, run
+from .telephone import Caller, address, line_rate, run, spoken_to
 from .terminal import CUT_OFF, TOO_BUSY, Terminal, histogram, summary, summary_line, too_late, waited
 
 PROBES = 2                      # echo calls that time frames while the others talk
@@ -54,7 +54,7 @@ async def latency_test(args: argparse.Namespace, terminal: Terminal) -> int:
 
 
 async def latency_test_at(url: str, args: argparse.Namespace, terminal: Terminal) -> int:
-    dialect = dialect_of(url)
+    dialect = spoken_to(url)
     who, says = person(line_rate(url, dialect))
     echo = echo_beside(url, dialect)
     if not args.json:

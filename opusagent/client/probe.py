@@ -9,7 +9,7 @@ from collections import deque
 import numpy as np
 
 from ..dialects import Audio
-from .telephone import Line, Metronome, answer, place, protocols_of, samples_of
+from .telephone import Line, Metronome, answer, place, samples_of
 
 
 class Probe:
@@ -26,7 +26,7 @@ class Probe:
     async def run(self, seconds: float) -> None:
         """Raises as Line.dial does."""
         self._line = await Line.dial(self.url, self._heard, lambda code, reason: self.clock.stop(),
-                                     protocols_of(self.dialect))
+                                     self.dialect.protocols)
         try:
             for message in self.dialect.open():
                 self._line.send(*message)

@@ -18,7 +18,7 @@ import numpy as np
 import uvloop
 
 from .. import ConfigError, ProtocolError
-from ..dialects import CALLERS, TEXTUAL, Audio, Clear, Mark, Stop
+from ..dialects import CALLERS, TEXTUAL, Audio, Clear, Mark, Stop, dialect_of
 from ..transport.http11 import ClientHandshake
 from ..transport.websocket import ABNORMAL, CLOSED, WebSocket
 from ..trust import signing
@@ -50,15 +50,11 @@ def port_of(parts: SplitResult) -> int:
     return parts.port or (443 if parts.scheme == "wss" else 80)
 
 
-def dialect_of(url: str, name: str | None = None) -> str:
+def spoken_to(url: str, name: str | None = None) -> str:
     """The dialect that `url` is to be called in: the one named, or the one its path names."""
-    if name is None:
-        path = address(url).path.split("/")
-        if path == ["", "v1", "realtime"]:
-            return "openai-realtime"
-        if len(path) < 3 or path[1] != "ws":
-            raise ConfigError(f"{url} does not say what dialect to call in; --dialect does: {', '.join(CALLERS)}.")
-        name = path[2]
+    name = name or dialect_of(address(url).path)
+    if not name:
+        raise ConfigError(f"{url} does not say what dialect to call in; --dialect does: {', '.join(CALLERS)}.")
     if name in TEXTUAL:
         raise ConfigError(f"{name} carries text, not audio: `opusagent call` speaks it, with --say WORDS.")
     if name not in CALLERS:
@@ -101,11 +97,6 @@ def place(url: str, name: str):
     return url, dialect
 
 
-def protocols_of(dialect) -> tuple[str, ...]:
-    """The subprotocols that the platform offers."""
-    return getattr(dialect, "protocols", ())
-
-
 def shown(name: str, url: str, credentials: str) -> dict[str, str]:
     """The headers by which the platform says who calls; none without credentials."""
     if not credentials:
@@ -115,10 +106,10 @@ def shown(name: str, url: str, credentials: str) -> dict[str, str]:
 
 def answer(line: "Line", dialect) -> None:
     """Sends what the platform's protocol itself wants sent now, if it has anything of the kind."""
-    if outbox := getattr(dialect, "outbox", ()):
-        for message in outbox:
+    if dialect.outbox:
+        for message in dialect.outbox:
             line.send(*message)
-        outbox.clear()
+        dialect.outbox.clear()
 
 
 class Line(asyncio.Protocol):
@@ -286,7 +277,7 @@ class Caller:
         it dials again when its connection breaks, as its platform does; ConfigError for a dialect whose does not."""
         if returns < 0:
             raise ConfigError("--returns must be 0 or more: how often to dial again.")
-        if returns and not hasattr(CALLERS[dialect], "again"):
+        if returns and CALLERS[dialect].again is None:
             raise ConfigError(f"A call in {dialect} does not come back when its connection breaks.")
         if returns and dialect == "pcm" and "resume=" not in url:
             url += ("&" if address(url).query else "?") + f"resume={secrets.token_hex(16)}"
@@ -296,7 +287,7 @@ class Caller:
         self._credentials = credentials
         self.rate: int = self.dialect.rate
         self.ear = Ear(self.rate)
-        self.script = Script(says, self.ear, getattr(self.dialect, "patience_ms", PATIENCE_MS))
+        self.script = Script(says, self.ear, self.dialect.patience_ms or PATIENCE_MS)
         self.clock = Metronome(self._tick)
         self.over = False               # the conversation has ended
         self.closed = ""                # how, if we did not hang up
@@ -313,7 +304,7 @@ class Caller:
 
     async def converse(self) -> AsyncIterator[Measured]:
         """Dials, speaks, hangs up; yields each turn when it is finished.  Raises as Line.dial does."""
-        self._line = await Line.dial(self.url, self._heard, self._lost, protocols_of(self.dialect),
+        self._line = await Line.dial(self.url, self._heard, self._lost, self.dialect.protocols,
                                      shown(self.dialect.name, self.url, self._credentials))
         try:
             for message in self.dialect.open():
@@ -333,7 +324,7 @@ class Caller:
         self.ear.clear(self._position(time.monotonic_ns()))
         for _ in range(int(COME_BACK_SECONDS / REDIAL_SECONDS)):
             try:
-                line = await Line.dial(self.url, self._heard, self._lost, protocols_of(self.dialect),
+                line = await Line.dial(self.url, self._heard, self._lost, self.dialect.protocols,
                                        shown(self.dialect.name, self.url, self._credentials))
             except (OSError, ProtocolError):
                 await asyncio.sleep(REDIAL_SECONDS)

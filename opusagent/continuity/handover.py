@@ -135,7 +135,7 @@ def kept_of(call: Call | RelayCall) -> dict:
 def committed(call: Call) -> dict:
     """The same for a node that has neither slot nor socket of the call: where the conversation stands, and no reply
     that is under way.  `age`: ns since the call began.  The receipts are told beside it."""
-    spoken = state_of(call.dialect) if hasattr(call.dialect, "come_back") else {}
+    spoken = state_of(call.dialect) if call.dialect.come_back is not None else {}
     return kept_of(call) | {"turn": None, "receipts": [], "tenure": None, "spoken": spoken,
                             "age": call.server.epoll.now - call.began}
 

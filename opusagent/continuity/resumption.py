@@ -85,7 +85,7 @@ class Resumable:
     def on_message(self, opcode: int, payload: memoryview) -> None:
         if self.moved is not None:
             return self.moved.call.on_message(opcode, payload)
-        if self.call.slot is None and hasattr(self.call.dialect, "resumes") and self.line.earlier is None and (
+        if self.call.slot is None and self.call.dialect.resumes is not None and self.line.earlier is None and (
                 name := self.call.dialect.resumes(payload)):
             earlier = self._earlier(name)
             if earlier is not None:
@@ -102,7 +102,7 @@ class Resumable:
     def lost(self, code: int, reason: str) -> None:
         """The connection is over; the call may not be."""
         call, seconds = self.call, self.server.config.net.resume_seconds
-        waits = hasattr(call.dialect, "resumes") and call.dialect.resumable and not (
+        waits = call.dialect.resumes is not None and call.dialect.resumable and not (
             self.line.tenure is not None and self.line.tenure.lost)
         if call.slot is None or call.done or not waits or not seconds or self.server.draining:
             return call.lost(code, reason)

@@ -69,14 +69,14 @@ def key_of(dialect: str, agent: str, tenant: str, name: str) -> str:
 
 def concerns(dialect) -> bool:
     """Whether the platform of a dialect may come back."""
-    return bool(dialect.token) or hasattr(dialect, "came")
+    return bool(dialect.token) or dialect.came is not None
 
 
 def meet(server, connection, dialect, agent: str, make: Callable):
     """The session of a connection that has come; `make(line)` is a call."""
     if server.continuity is not None and concerns(dialect):
         return server.continuity.meet(connection, dialect, agent, make)
-    return Resumable(server, connection, make) if hasattr(dialect, "resumes") else make(connection)
+    return Resumable(server, connection, make) if dialect.resumes is not None else make(connection)
 
 
 class Continuity:
@@ -324,7 +324,7 @@ class Arrival:
         continuity = self.continuity
         key = key_of(self.dialect.name, self.agent, self.connection.tenant, name)
         here = continuity.calls.get(key)
-        if here is not None and hasattr(self.dialect, "resumes"):
+        if here is not None and self.dialect.resumes is not None:
             return self._begin(None, None)          # resumption.py: it has not ended here
         if here is not None and here.slot is not None:
             return self._begin(*continuity.displace(here))
@@ -353,7 +353,7 @@ class Arrival:
 
     def _begin(self, tenure: Tenure | None, state: dict | None) -> None:
         connection, server = self.connection, self.connection.server
-        if state is not None and hasattr(self.dialect, "resumes") and not self.dialect.resumes(self.held[0][1]):
+        if state is not None and self.dialect.resumes is not None and not self.dialect.resumes(self.held[0][1]):
             state, tenure.written, tenure.anew = None, 0, True      # it begins a conversation of that name anew
         flow = server.studio.flows[self.agent]
         if state is not None and (state["version"] != VERSION or state["dialogue"][0] not in flow.states):

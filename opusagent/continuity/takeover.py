@@ -194,7 +194,7 @@ def _resume(server, slot, fd: int) -> None:
     connection.go_on(os.dup(fd), server.allowance(dialect, state["agent"]), slot.framing)
     connection.tenant = state["tenant"]
     try:
-        if state.get("tenure") or hasattr(dialect, "resumes"):
+        if state.get("tenure") or dialect.resumes is not None:
             connection.session = Resumable(server, connection, lambda line: resume(server, line, slot, state))
             call = connection.session.call
         else:

@@ -18,14 +18,14 @@ A class in TABLE is made from the query of the peer's URL (ProtocolError(400) if
     audio(pcm) -> bytes                         one message of int16 samples
     mark(name), clear(), stop() -> bytes | None     "tell me when this has been heard", "drop what you have buffered",
                                                 "we hang up"; None where the dialect has no message for it
-It is a Dialect, whose fields say what else may be so of a platform, and may have (one in TEXTUAL has no audio, and
-other events and messages: see relay.py)
+It is a Dialect, whose fields say what else may be so of a platform.  What is None there it may have (one in TEXTUAL has
+no audio, and other events and messages: see relay.py):
     media_in        a MediaIn: which messages of the caller's are audio and nothing else; they pass without receive().
                     It holds until the next message that is another one; None: at the moment none is.  And
     media_out       a MediaOut: how the frames look that follow one of a reply, which pass without audio(); see
                     unattended.py.  `held` may change meanwhile, and nothing else that it depends on; None: none passes
-    held            True while the platform asks us to send no audio; what is due waits.  Each frame looks at it, so
-                    only a dialect whose platform may do that has it
+    held            whether the platform asks us, at the moment, to send no audio; what is due waits.  Each frame looks
+                    at it, so only a dialect whose platform may do that has it
     came(opcode, payload) -> str | None         the call that a connection's first messages say it is of, where its
                                                 platform comes back with the same over a new connection; "": it
                                                 begins; None while they do not say; or the field `token`; and
@@ -39,16 +39,16 @@ other events and messages: see relay.py)
                                                 wants to hear of it goes into the outbox
 
 A class in CALLERS is the platform's side of the same, for our simulated callers.  It is made from the split URL that
-is dialled and has `name`, `rate`, `call_id`; its messages are (opcode, bytes):
+is dialled, is a PlatformSide and has `name`, `rate`, `call_id`; its messages are (opcode, bytes):
     open() -> list of messages                  how it begins
     audio(pcm) -> message | None                None while the platform sends none
     dtmf(digit) -> message
     mark(name), stop() -> message | None        "this has been played, or cleared", "the caller hangs up"; None where
                                                 the platform is silent about it
-    again() -> list of messages                 and how it begins anew, over a connection that follows one that broke; a
-                                                platform that has none does not come back
+    again() -> list of messages                 and how it begins anew, over a connection that follows one that broke;
+                                                None of a platform that does not come back
     receive(opcode, payload) -> Audio | Mark (to be given back when played) | Clear | Pressed | Stop | None
-    patience_ms                                 without an answer for so long, the caller goes on (usually 12 s)
+    patience_ms                                 without an answer for so long, the caller goes on; None: for 12 s
     outbox                                      as above, where the platform's protocol has answers of its own
 """
 from collections import deque
@@ -182,6 +182,18 @@ class Dialect:
     detector: object = ()   # None while the peer sends audio when it likes, and what does not come is no silence
     parting_ms = 0          # how long after stop() the platform may end the call itself, before we close
     hangs_up = False        # the stream's address wants the call ended by the platform's REST interface, too
+    rate = 8000             # Hz, before anything is known of it
+    audio = media_in = media_out = held = None      # what is None a dialect may have: see above
+    came = come_back = resumes = transfer = send_digits = tell = None
+
+
+class PlatformSide:
+    """The same of a simulated platform."""
+
+    __slots__ = ()
+    protocols: tuple[str, ...] = ()     # subprotocols that it offers
+    outbox: list[tuple[int, bytes]] = []    # stays empty: who puts something in has one of its own
+    patience_ms = again = None
 
 
 class Audible(Room):
@@ -306,3 +318,11 @@ TEXT_CALLERS = {TwilioRelayCaller.name: TwilioRelayCaller}      # and their call
 DIALECTS = TABLE | TEXTUAL              # all that calls may come in, by WebSocket
 SPOKEN = DIALECTS | BARE                # ... and all
 CALLERS = {caller.name: caller for _, caller in ROWS}
+
+
+def dialect_of(path: str) -> str:
+    """The dialect that the path of a request names; "" where it is none of a call's."""
+    if path == "/v1/realtime":
+        return OpenAIRealtime.name
+    parts = path.split("/")
+    return parts[2] if len(parts) > 2 and parts[1] == "ws" else ""

@@ -16,8 +16,8 @@ import orjson
 
 from .. import ProtocolError
 from .._fastpath import MediaIn, MediaOut
-from . import (BINARY, SENTENCE, TEXT, Audio, Clear, Complaint, Dialect, Dtmf, Mark, Marks, Start, Stop, digit_of,
-               facts_of, parse, text_of)
+from . import (BINARY, SENTENCE, TEXT, Audio, Clear, Complaint, Dialect, Dtmf, Mark, Marks, PlatformSide, Start, Stop,
+               digit_of, facts_of, parse, text_of)
 from .channels import SAMPLE_BYTES, Channels
 
 FORMATS = {"ulaw": 8000, "alaw": 8000, "slin": 8000, "slin16": 16000, "slin24": 24000, "slin48": 48000}     # Hz
@@ -146,7 +146,7 @@ class Asterisk(Dialect):
         return self._command("HANGUP")
 
 
-class AsteriskCaller:
+class AsteriskCaller(PlatformSide):
     """Asterisk's side: ?format=slin16 (default) or another of FORMATS, ?control=json for JSON.
 
     Stricter than Asterisk, which only logs: what it would not play or not read ends the call.

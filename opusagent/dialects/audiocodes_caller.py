@@ -7,7 +7,7 @@ from urllib.parse import SplitResult, parse_qsl
 
 from .. import ProtocolError
 from .._fastpath import base64_encode
-from . import TEXT, Audio, Clear, Pressed, Stop, parse, text_of
+from . import TEXT, Audio, Clear, PlatformSide, Pressed, Stop, parse, text_of
 from .audiocodes import AFTER_CHUNK, MOST_DIGITS, USUAL, message_of
 from .payload import Payload
 from .wav import FORMATS, RIFF, bytes_of, wav_content
@@ -15,7 +15,7 @@ from .wav import FORMATS, RIFF, bytes_of, wav_content
 MOST_UNPLAYED_MS = 2000         # it holds no more
 
 
-class AudioCodesCaller:
+class AudioCodesCaller(PlatformSide):
     """The platform's side: ?format=raw/mulaw,... (default raw/lpcm16) is its offer.  It stops playing when told to;
     with ?bargeIn=off, VoiceAI Connect's default, it does not hear the caller from a recognition to the reply's end;
     with ?transfer=busy (or no-answer, declined, error) nobody takes a call that is handed over."""

@@ -10,7 +10,7 @@ import numpy as np
 import orjson
 
 from .. import ProtocolError
-from . import BINARY, TEXT, Audio, Clear, Stop, parse, text_of
+from . import BINARY, TEXT, Audio, Clear, PlatformSide, Stop, parse, text_of
 from .audiohook import EXTERNAL, INTERNAL, RATE
 from .channels import Channels
 
@@ -22,7 +22,7 @@ BURST = 10                              # messages that may come at once where t
 DURATION = re.compile(r"PT\d+(\.\d{1,3})?S")
 
 
-class AudioHookCaller:
+class AudioHookCaller(PlatformSide):
     """Genesys's side: ?media=L16 (default PCMU), ?channels=both for a stream with two, ?frame_ms=200 for messages as
     the reference client sends them (default 20), ?limit=5 to end the call at more messages a second, ?mode=monitor to
     listen only; with ?later_ms=2000 the other one of two channels says the same so much later."""

@@ -21,7 +21,7 @@ import orjson
 
 from .. import ProtocolError
 from .._fastpath import RATES, MediaIn, MediaOut, base64_decode, codes_of, media_message
-from . import BINARY, TEXT, Audio, Clear, Dialect, Dtmf, Mark, Start, Stop, facts_of, parse, text_of
+from . import BINARY, TEXT, Audio, Clear, Dialect, Dtmf, Mark, PlatformSide, Start, Stop, facts_of, parse, text_of
 from .jambonz import DEAF_MS, DISCONNECT, KILL, LEAD_MS, Played, Player, dtmf_of
 from .channels import Channels
 
@@ -136,7 +136,7 @@ class FreeSwitch(Dialect):
         return orjson.dumps({"type": "transfer", "data": {"target": target}})
 
 
-class FreeSwitchCaller:
+class FreeSwitchCaller(PlatformSide):
     """The modules' side, with the modes of the URL that is called; for the fork, ?player=chunked as in jambonz.py."""
 
     __slots__ = ("rate", "call_id", "protocols", "_play", "_channel", "_played", "_codes")

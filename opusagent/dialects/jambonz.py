@@ -15,7 +15,8 @@ import orjson
 
 from .. import ProtocolError
 from .._fastpath import RATES, MediaIn, MediaOut, codes_of
-from . import BINARY, TEXT, Audio, Clear, Dialect, Dtmf, Mark, Marks, Start, Stop, digit_of, facts_of, parse, text_of
+from . import (BINARY, TEXT, Audio, Clear, Dialect, Dtmf, Mark, Marks, PlatformSide, Start, Stop, digit_of, facts_of,
+               parse, text_of)
 from .channels import Channels
 
 KILL = b'{"type":"killAudio"}'
@@ -265,7 +266,7 @@ class Played:
         return TEXT, orjson.dumps({"type": "mark", "data": {"name": name, "event": event}})
 
 
-class JambonzCaller:
+class JambonzCaller(PlatformSide):
     """jambonz's side of a listen verb: ?rate=8000 (default), 16000, 24000 or 48000, both ways.
 
     With ?player=chunked it passes audio on as the real player does; by default at once, so that an echo can be timed.

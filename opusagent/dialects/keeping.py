@@ -56,14 +56,14 @@ def resumed(name: str, state: dict[str, Any]):
     if SPOKEN[name] in OWN:
         return OWN[SPOKEN[name]].resumed(state)
     dialect = SPOKEN[name]({})
-    _fill(dialect, state, state.get("rate", getattr(dialect, "rate", 8000)))
+    _fill(dialect, state, state.get("rate", dialect.rate))
     return dialect
 
 
 def come_back(dialect, state: dict[str, Any]) -> None:
     """The platform goes on, over a new connection, with what was spoken up to `state`: where that needs no more than
     what it says again (a dialect without come_back), nothing."""
-    if hasattr(dialect, "come_back"):
+    if dialect.come_back is not None:
         _fill(dialect, state, state.get("rate", dialect.rate))
         dialect.come_back()
 

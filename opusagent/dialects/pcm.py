@@ -32,7 +32,7 @@ import orjson
 from .. import ProtocolError
 from .._fastpath import RATES, MediaIn, MediaOut, codes_of
 from . import (BINARY, HYPOTHESIS, RECEIPT, RECOGNITION, REPLYING, SPEECH_STARTED, SPEECH_STOPPED, TEXT, Audio, Clear,
-               Dialect, Dtmf, Mark, Marks, Start, Stop, digit_of, facts_of, parse, text_of)
+               Dialect, Dtmf, Mark, Marks, PlatformSide, Start, Stop, digit_of, facts_of, parse, text_of)
 from .channels import Channels
 
 CLEAR = b'{"event":"clear"}'
@@ -152,7 +152,7 @@ class Pcm(Dialect):
             self.outbox.append((TEXT, orjson.dumps(TOLD[news](*details))))
 
 
-class PcmCaller:
+class PcmCaller(PlatformSide):
     """A client of the plain protocol."""
 
     __slots__ = ("rate", "call_id", "_channel", "_announce")

@@ -15,8 +15,8 @@ import orjson
 
 from .. import ProtocolError
 from .._fastpath import MediaIn, MediaOut
-from . import (SENTENCE, TEXT, Audio, Clear, Complaint, Dialect, Dtmf, Mark, Marks, Pressed, Start, Stop, digit_of,
-               digits_of, facts_of, parse, text_of)
+from . import (SENTENCE, TEXT, Audio, Clear, Complaint, Dialect, Dtmf, Mark, Marks, PlatformSide, Pressed, Start, Stop,
+               digit_of, digits_of, facts_of, parse, text_of)
 from .payload import L16, PCMU, Payload, part
 
 ENCODINGS = {                               # as Plivo names them: the encoding, and the rates of each, Hz
@@ -156,7 +156,7 @@ class Plivo(Dialect):
         return None
 
 
-class PlivoCaller:
+class PlivoCaller(PlatformSide):
     """Plivo's side of a stream: ?codec=PCMU (default) or L16, &rate= of L16 (8000)."""
 
     __slots__ = ("rate", "call_id", "stream", "outbox", "_content", "_payload", "_number", "_chunk", "_samples",

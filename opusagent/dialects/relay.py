@@ -16,8 +16,8 @@ from urllib.parse import SplitResult
 import orjson
 
 from .. import ProtocolError
-from . import (AGENT, CALLER, FACTS, SENTENCE, TEXT, Complaint, Dialect, Dtmf, Start, Stop, digit_of, facts_of, parse,
-               text_of)
+from . import (AGENT, CALLER, FACTS, SENTENCE, TEXT, Complaint, Dialect, Dtmf, PlatformSide, Start, Stop, digit_of,
+               facts_of, parse, text_of)
 
 LONGEST = 4_000             # characters that are looked at of what a caller said, or heard
 DIGITS = frozenset("0123456789w#*")
@@ -172,7 +172,7 @@ class Words:
     last: bool
 
 
-class TwilioRelayCaller:
+class TwilioRelayCaller(PlatformSide):
     """Twilio's side, for calls in text.  Stricter than Twilio: what it would answer with error 64107 ends the call."""
 
     __slots__ = ("call_id", "_over")

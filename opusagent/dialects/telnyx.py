@@ -17,8 +17,8 @@ import orjson
 
 from .. import ProtocolError
 from .._fastpath import MediaIn, MediaOut
-from . import (SENTENCE, TEXT, Audible, Audio, Clear, Complaint, Dialect, Dtmf, Mark, Marks, Start, Stop, digit_of,
-               facts_of, number_of, parse, text_of)
+from . import (SENTENCE, TEXT, Audible, Audio, Clear, Complaint, Dialect, Dtmf, Mark, Marks, PlatformSide, Start, Stop,
+               digit_of, facts_of, number_of, parse, text_of)
 from .payload import L16, PCMA, PCMU, ROOM, Payload, part
 
 ENCODINGS = {PCMU: (8000,), PCMA: (8000,), L16: (8000, 16000, 24000, 48000)}       # and the rates of each, Hz
@@ -221,7 +221,7 @@ class Telnyx(Dialect):
         return None
 
 
-class TelnyxCaller:
+class TelnyxCaller(PlatformSide):
     """Telnyx's side of a stream: ?codec=PCMU (default), PCMA or L16, &rate= of L16 (16000), and &disorder=N, with which
     every Nth frame comes after its successor, and the one before it twice."""
 

@@ -16,7 +16,8 @@ import orjson
 
 from .. import ProtocolError
 from .._fastpath import MediaIn, MediaOut
-from . import TEXT, Audio, Clear, Dialect, Dtmf, Mark, Marks, Start, Stop, digit_of, facts_of, parse, text_of
+from . import (TEXT, Audio, Clear, Dialect, Dtmf, Mark, Marks, PlatformSide, Start, Stop, digit_of, facts_of, parse,
+               text_of)
 from .payload import L16, PCMU, Payload, part
 
 NAMES = {                                   # of the encodings; "base64" is Exotel's word for its samples
@@ -177,7 +178,7 @@ class Twilio(Dialect):
         return None
 
 
-class TwilioCaller:
+class TwilioCaller(PlatformSide):
     """Twilio's side of a stream; with ?exotel=8000 (or 16000, 24000) Exotel's: 16-bit samples at that rate, in messages
     of 100 ms.  Stricter than both, which only warn, or play badly: what they would not play ends the call."""
 

@@ -15,7 +15,8 @@ import orjson
 
 from .. import ProtocolError
 from .._fastpath import MediaIn, MediaOut, codes_of
-from . import BINARY, TEXT, Audio, Clear, Dialect, Dtmf, Mark, Marks, Start, Stop, digit_of, facts_of, parse, text_of
+from . import (BINARY, TEXT, Audio, Clear, Dialect, Dtmf, Mark, Marks, PlatformSide, Start, Stop, digit_of, facts_of,
+               parse, text_of)
 from .channels import Channels
 from .payload import part
 
@@ -118,7 +119,7 @@ class Vonage(Dialect):
         return None
 
 
-class VonageCaller:
+class VonageCaller(PlatformSide):
     """Vonage's side of a websocket: ?rate=8000, 16000 (default) or 24000.  It takes 20 ms a message, and what fits."""
 
     __slots__ = ("rate", "call_id", "outbox", "_channel", "_frame", "_queued", "_waiting")

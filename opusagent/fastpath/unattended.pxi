@@ -190,7 +190,7 @@ cdef class Stretch:
         self.mouth, self.line, self.playout, self.slot = mouth, mouth.call.line, mouth.playout, mouth.slot
         self.sounded, self.kept = None if mouth.echo is None else mouth.echo.past, mouth.playout.kept
         self.wire, self.pacer, self.track, self.notes = wire, pacer, track, notes
-        self.holder = mouth.dialect if hasattr(mouth.dialect, "held") else None
+        self.holder = mouth.dialect if mouth.dialect.held is not None else None
         self.rate, self.size, self.lead = self.playout.rate, self.playout.size, self.playout.lead
         if self.size > FRAME_ROOM:
             raise ValueError("a frame is 20 ms at 48000 Hz at most")

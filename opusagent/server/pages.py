@@ -11,10 +11,9 @@ from statistics import median
 import orjson
 
 from .. import ProtocolError, __version__
-from ..dialects import DIALECTS
+from ..dialects import DIALECTS, dialect_of
 from . import console
 from .admission import state
-from .routes import dialect_of
 
 JSON = "application/json"
 PLAIN = "text/plain; charset=utf-8"

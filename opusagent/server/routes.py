@@ -7,18 +7,9 @@ from collections.abc import Mapping
 
 import orjson
 
-from ..dialects import OpenAIRealtime
 from ..trust.ephemeral import Opened
 
 BETA = "openai-beta.realtime-v1"        # a subprotocol
-
-
-def dialect_of(path: str) -> str:
-    """The dialect that a path is of; "" for a path that is none of a call's."""
-    if path == "/v1/realtime":
-        return OpenAIRealtime.name
-    parts = path.split("/")
-    return parts[2] if len(parts) > 2 and parts[1] == "ws" else ""
 
 
 def without_ticket(path: str) -> tuple[str, str]:

@@ -24,7 +24,7 @@ from ..calls.kinds import call_of
 from ..config import Config
 from ..continuity.resumption import Resumable
 from ..continuity.returning import meet
-from ..dialects import DIALECTS, Dialect, OpenAIRealtime, Start
+from ..dialects import DIALECTS, Dialect, OpenAIRealtime, Start, dialect_of
 from ..metrics import Metrics
 from ..studio.studio import Studio
 from ..tally import Tally
@@ -41,7 +41,7 @@ from .archive import Archive, kept
 from .gate import Gate
 from .limits import Limits as CallLimits, caller_of
 from .pulse import Pulse
-from .routes import dialect_of, realtime_query, without_secrets, without_ticket
+from .routes import realtime_query, without_secrets, without_ticket
 
 log = logging.getLogger("opusagent")
 

@@ -10,7 +10,7 @@ from urllib.parse import SplitResult, parse_qsl
 import orjson
 
 from ... import ProtocolError
-from .. import TEXT, Audio, Clear, parse
+from .. import TEXT, Audio, Clear, PlatformSide, parse
 from ..payload import L16, PCMA, PCMU, Payload
 
 FORMATS = {"pcm": (L16, 24000, {"type": "audio/pcm", "rate": 24000}, "pcm16"),
@@ -30,7 +30,7 @@ PLACE = ("response_id", "item_id", "output_index", "content_index")
 DELTAS = ("response.output_audio.delta", "response.audio.delta")
 
 
-class OpenAIRealtimeCaller:
+class OpenAIRealtimeCaller(PlatformSide):
     """The client's side.  It ends its call at an `error` event, too: it asks for nothing that could be refused."""
 
     __slots__ = ("rate", "call_id", "outbox", "_payload", "_player", "_beta", "_names", "_events", "_response",
