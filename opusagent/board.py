@@ -211,10 +211,14 @@ class Board:
     def free_seat(self) -> int | None:
         return next((i for i, seat in enumerate(self.seats) if i and not seat.alive), None)
 
-    def least(self, full: int, connections: int) -> bool:
-        """True if no other worker has less to look after."""
-        mine = full, connections
-        return all(mine <= (seat.full, seat.connections) for seat in self.living() if seat.state == SERVING)
+    def least(self, full: int, connections: int, waiting: int = 0) -> bool:
+        """True if no other worker has less to look after, or would not have, had each taken its share of those who are
+        `waiting`."""
+        mine, serving = (full, connections), [seat for seat in self.living() if seat.state == SERVING]
+        if all(mine <= (seat.full, seat.connections) for seat in serving):
+            return True
+        taking = [seat.connections for seat in serving if not seat.full]
+        return not full and bool(taking) and connections < (sum(taking) + waiting) // len(taking)
 
     def total(self) -> Metrics:
         """What all workers have counted, together with those that have left."""

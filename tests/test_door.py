@@ -1,12 +1,18 @@
-"""The turnstile: in what order what was asked for begins, beside everything else that the loop has to do."""
+"""The door: who takes whom, and in what order what was asked for begins, beside all else that the loop has to do."""
 import asyncio
+import os
+import socket
+import urllib.request
+from contextlib import ExitStack
 from types import SimpleNamespace
 from unittest.mock import Mock
 
 from opusagent import ProtocolError
+from opusagent.board import SERVING, Board
 from opusagent.config import Config
 from opusagent.transport.connection import Connection
 from opusagent.transport.door import AT_A_TURN, Turnstile
+from served import SCRIPTED, serving, stat_parent
 
 
 def test_calls_that_come_at_once_begin_a_few_at_each_turn_of_the_loop():
@@ -25,6 +31,33 @@ def test_calls_that_come_at_once_begin_a_few_at_each_turn_of_the_loop():
     begun, seen = asyncio.run(scenario())
     assert begun == [*range(2 * AT_A_TURN), "late", "last"]
     assert seen == [AT_A_TURN, 2 * AT_A_TURN, 2 * AT_A_TURN, 2 * AT_A_TURN + 1]
+
+
+def test_each_worker_takes_its_share_of_those_who_wait_and_of_one_alone_the_least_busy():
+    board = Board(3)
+    for seat, (state, full, connections) in zip(board.seats[1:], ((SERVING, 0, 10), (SERVING, 0, 4), (SERVING, 1, 2))):
+        for name, value in (("state", state), ("full", full), ("connections", connections)):
+            seat.put(name, value)
+    assert not board.least(0, 10, 1) and board.least(0, 4, 1)
+    assert not board.least(0, 10, 6) and board.least(0, 10, 8)      # then both would have eleven
+    assert not board.least(1, 2, 1000)                              # a full one takes none
+    board.seats[2].put("full", 1)
+    assert board.least(0, 10, 1)
+
+
+def test_a_thousand_who_come_at_once_are_spread_evenly():
+    """Nobody among them says a word, and whoever comes behind them is answered."""
+    with serving(*SCRIPTED[2:], "--workers", "3") as server, ExitStack() as lines:
+        workers = [pid for pid in server.family() if stat_parent(pid) == server.process.pid]
+        before = [len(os.listdir(f"/proc/{pid}/fd")) for pid in workers]
+        for _ in range(1000):
+            line = lines.enter_context(socket.socket())
+            line.setblocking(False)
+            line.connect_ex((server.host, server.port))
+        with urllib.request.urlopen(f"http://{server.host}:{server.port}/livez", timeout=30) as page:
+            assert page.status == 200
+        taken = [len(os.listdir(f"/proc/{pid}/fd")) - count for pid, count in zip(workers, before)]
+        assert sum(taken) >= 1000 and min(taken) >= 320, taken
 
 
 class Line(Mock):

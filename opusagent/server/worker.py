@@ -138,9 +138,9 @@ class Server:
         refused = partial(self.metrics.count, "refused_connections")
         self._doors.append(Door(sock.dup(), protocol, ssl, self._is_ours, refused, bare))
 
-    def _is_ours(self) -> bool:
-        """True if a connection is ours to take: no other worker has less to look after."""
-        return self.board is None or self.board.least(self.seat.full, self._count_connections())
+    def _is_ours(self, waiting: int) -> bool:
+        """True if one of so many connections is ours to take: no other worker has less to look after."""
+        return self.board is None or self.board.least(self.seat.full, self._count_connections(), waiting)
 
     def _count_connections(self) -> int:
         count = len(self.connections) + sum(len(door.opening) for door in self._doors)

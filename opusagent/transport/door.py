@@ -1,7 +1,7 @@
 """A listening socket that the workers share: the one with the fewest connections accepts.
 
 All of them wake up when somebody connects; who has more than another steps back for a moment, and takes it after all
-when the other one does not.  The rule: whatever accept() says, the calls that are here never notice, and the log
+when the other one does not.  Of many who wait at once each worker takes its share without that.  The rule: whatever accept() says, the calls that are here never notice, and the log
 gets a line a second at most.
 """
 import asyncio
@@ -9,6 +9,7 @@ import errno
 import logging
 import os
 import socket
+import struct
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,6 +21,7 @@ log = logging.getLogger("opusagent")
 AT_ONCE = 32                    # connections accepted in one callback
 AT_A_TURN = 4                   # calls that begin together: what their peers send next comes together, and costs
 STEP_BACK = 0.002               # seconds for which another worker may take it
+UNACKED = struct.Struct("24xI")  # of tcp_info
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 PAUSE = 0.02                    # seconds until accept() is tried again after that
 HANDSHAKE_SECONDS = 10          # for TLS
@@ -28,10 +30,10 @@ REFUSAL = (b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nContent-Lengt
 
 
 class Door:
-    """`mine()` says whether a connection is this worker's to take; what `protocol()` gives has it: an asyncio protocol,
+    """`mine(waiting)` says whether one of so many is this worker's to take; what `protocol()` gives has it: an asyncio protocol,
     or where `bare`, what takes the socket itself (`accepted(socket)`)."""
 
-    def __init__(self, sock: socket.socket, protocol: Callable, ssl, mine: Callable[[], bool], refused: Callable,
+    def __init__(self, sock: socket.socket, protocol: Callable, ssl, mine: Callable[[int], bool], refused: Callable,
                  bare: bool = False):
         self.sock = sock
         self.protocol = protocol
@@ -57,7 +59,7 @@ class Door:
             os.close(self._spare)
 
     def _knock(self) -> None:
-        if self.mine():
+        if self.mine(waiting(self.sock)):
             self._accept()
         else:
             self._wait(STEP_BACK, self._accept)
@@ -81,7 +83,7 @@ class Door:
             except OSError as error:
                 return self._cannot(error)
             self._open(connection)
-            if not self.mine():
+            if not self.mine(waiting(self.sock)):
                 return
 
     def _open(self, connection: socket.socket) -> None:
@@ -135,6 +137,14 @@ class Door:
             self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             self._spare = -1
+
+
+def waiting(sock: socket.socket) -> int:
+    """Connections that nobody has accepted yet, as far as the kernel says: a listening socket's tcpi_unacked."""
+    try:
+        return UNACKED.unpack_from(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, UNACKED.size))[0]
+    except OSError:                                 # one of another kind
+        return 0
 
 
 class Turnstile:
