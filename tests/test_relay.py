@@ -183,6 +183,22 @@ def test_a_slow_voice_is_waited_for_and_a_quick_one_is_not():
     assert call.messages[-1]["type"] == "end"
 
 
+def test_keys_are_pressed_before_the_call_ends():
+    """Twilio takes two seconds for that, and says when it has."""
+    flow = FLOW.replace('say = "Goodbye."', 'send_digits = "1234#"')
+    for told in (False, True):
+        call = Relayed(flow)
+        for words in ("tea", "no"):
+            call.passes(3000)
+            call.says(words)
+        call.passes(1900)
+        assert call.messages[-1] == {"type": "sendDigits", "digits": "1234#"}
+        if told:
+            call.spoken("1234#")
+        call.passes(5 if told else 2000)
+        assert call.messages[-1]["type"] == "end"
+
+
 def test_a_platform_that_forgets_to_say_that_it_is_silent():
     call = Relayed()
     for words in ("tea", "no"):

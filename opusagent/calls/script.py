@@ -13,6 +13,7 @@ from .pipeline import Stage, Turn, going_on
 MS = 1_000_000                  # ns
 CHARACTER_NS = 70 * MS          # of speech; most voices are a little faster
 BEFORE_NS = 400 * MS            # from the first words sent to the first heard
+KEYS_NS = 2_000 * MS            # until the first key is heard; Twilio takes its time
 KEY_NS = 250 * MS               # a key; a pause is longer, and there are few
 PLAY_NS = 2_000 * MS            # a recording, as far as we know
 DOUBT_NS = 10_000 * MS          # beyond the estimate: what the platform says it is still speaking
@@ -107,12 +108,15 @@ class Script:
     def said(self, words: str, now: int) -> None:
         """The platform has spoken these; how long the rest takes is estimated anew."""
         words = words.strip()
-        place = self.text.find(words, self.spoken)
+        if (place := self.text.find(words, self.spoken)) < 0:
+            words = " ".join(words.replace(" ", ""))        # keys, as a flow writes them
+            place = self.text.find(words, self.spoken)
         if place < 0 or self.ahead(now):
             return          # they are none of this reply's
         self.spoken, self.since = place + len(words), now
-        if self.wordy:
-            self.ends = now + (len(self.text) - len(self.pending) - self.spoken) * CHARACTER_NS
+        rest = len(self.text) - len(self.pending) - self.spoken
+        if self.wordy or not rest:
+            self.ends = now + rest * CHARACTER_NS
 
     def audible(self, now: int) -> bool:
         return now < self.ends or self.sounding and now < self.ends + DOUBT_NS
@@ -161,7 +165,7 @@ class Written(Turn):
     def _press(self, text: str) -> None:
         """The platform presses them, and knows our pauses."""
         digits = text.removeprefix(KEYS).replace(" ", "")
-        self._send(self.stage.playout.dialect.send_digits(digits), text, len(digits) * KEY_NS)
+        self._send(self.stage.playout.dialect.send_digits(digits), text, KEYS_NS + len(digits) * KEY_NS)
 
     def _play(self, recording) -> None:
         """The platform fetches it, and does not say how long it takes."""
