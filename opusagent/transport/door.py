@@ -1,8 +1,8 @@
 """A listening socket that the workers share: the one with the fewest connections accepts.
 
 All of them wake up when somebody connects; who has more than another steps back for a moment, and takes it after all
-when the other one does not.  Of many who wait at once each worker takes its share without that.  The rule: whatever accept() says, the calls that are here never notice, and the log
-gets a line a second at most.
+when the other one does not.  Of many who wait at once each worker takes its share without that.  The rule: whatever
+accept() says, the calls that are here never notice, and the log gets a line a second at most.
 """
 import asyncio
 import errno
@@ -30,8 +30,8 @@ REFUSAL = (b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nContent-Lengt
 
 
 class Door:
-    """`mine(waiting)` says whether one of so many is this worker's to take; what `protocol()` gives has it: an asyncio protocol,
-    or where `bare`, what takes the socket itself (`accepted(socket)`)."""
+    """`mine(waiting)` says whether one of so many is this worker's to take; what `protocol()` gives has it: an asyncio
+    protocol, or where `bare`, what takes the socket itself (`accepted(socket)`)."""
 
     def __init__(self, sock: socket.socket, protocol: Callable, ssl, mine: Callable[[int], bool], refused: Callable,
                  bare: bool = False):
