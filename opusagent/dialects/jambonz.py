@@ -2,12 +2,15 @@
 
 The first text message holds what is known of the call, sampleRate and mixType beside it, and begins it; binary messages
 are 16-bit little-endian samples both ways; other texts are JSON with a `type` (a key press has an `event` instead).
+FreeSWITCH takes a level of backslashes out of that first one, and the module cuts it off at 8 KiB; where it is no JSON
+any more, what can still be read of it counts.
 The verb must say mixType "mono", passDtmf true, and bidirectionalAudio enabled, streaming, with the same sampleRate as
 its own, which nothing on the wire repeats.  An empty binary message says that the stream is being ended.
 Uncertain: what stands below of the module's player is read from its source of 2024-10, and later ones may be better.
 The rule: what comes in may be anything that can be read; what goes out is what that player plays without a blemish.
 """
 import itertools
+import re
 from urllib.parse import SplitResult, parse_qsl
 
 import numpy as np
@@ -27,6 +30,7 @@ IDLE_MESSAGES = 5               # of the caller's without one of ours, 100 ms: t
 DEAF_MS = 60                    # after killAudio it may drop what comes for three of its beats
 MARKS = 30                      # that it remembers
 TAKEN_FOR_MARK = b"\xff\xff"    # a sample of -1
+MEMBER = re.compile(r'"(\w{1,64})":("(?:[^"\\]|\\.)*"|-?\d{1,15}|true|false)(?=[,}])')     # of what is no whole JSON
 
 
 def mark_message(name: str) -> bytes:
@@ -123,6 +127,23 @@ def dtmf_of(message: dict) -> Dtmf | None:
     return Dtmf(digit) if digit else None
 
 
+def attributes_of(payload) -> dict:
+    """The first text; of one that is broken what can be read, the first of each name.  ProtocolError(1007) where that
+    is too little."""
+    try:
+        return parse(payload, "jambonz")
+    except ProtocolError:
+        found: dict = {}
+        for name, value in MEMBER.findall(str(payload, "utf-8", "replace")):
+            try:
+                found.setdefault(name, orjson.loads(value))
+            except orjson.JSONDecodeError:
+                continue
+        if "sampleRate" not in found:
+            raise
+        return found
+
+
 class Jambonz(Dialect):
     """jambonz, the listen verb: raw 16-bit samples both ways, commands in JSON."""
 
@@ -149,7 +170,7 @@ class Jambonz(Dialect):
     @classmethod
     def came(cls, opcode: int, payload) -> str | None:
         """A call whose stream has ended goes on to its next verb: where that is a redirect, a new stream follows."""
-        message = parse(payload, cls.name) if opcode == TEXT else {}
+        message = attributes_of(payload) if opcode == TEXT else {}
         return text_of(message.get("callSid")) if "sampleRate" in message else None
 
     @property
@@ -171,13 +192,15 @@ class Jambonz(Dialect):
                 return Stop()
             self._player.beat(self.outbox)
             return self._channel.decode(payload)
-        event = self._read(parse(payload, self.name)) if opcode == TEXT else None
+        event = self._told(payload) if opcode == TEXT else None
         self.ignored += event is None
         return event
 
-    def _read(self, message: dict) -> Start | Dtmf | Mark | None:
+    def _told(self, payload) -> Start | Dtmf | Mark | None:
         if not self._live:
+            message = attributes_of(payload)
             return self._start(message) if "sampleRate" in message and not self._over else None
+        message = parse(payload, self.name)
         if message.get("type") == "mark":
             return self._player.echoed(message.get("data"))
         return dtmf_of(message) if message.get("event") == "dtmf" else None
