@@ -1,14 +1,17 @@
 """The flows in examples/: each is checked, drawn, and held as a conversation to its end."""
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
 from talking import Line, scenario
 
 from opusagent import cli
+from opusagent.config import Config, Scripted
 from opusagent.flow import FunctionCall
 from opusagent.flow.drawing import draw
 from opusagent.studio import tools
+from opusagent.studio.studio import Studio
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 FILES = sorted(EXAMPLES.glob("*.toml"))
@@ -48,6 +51,15 @@ def test_a_picture_has_every_state_once(path, tmp_path):
     assert all(0 <= x and x + w <= width and 0 <= y and y + h <= height for x, y, w, h in boxes)
     for place, (x, y, w, h) in enumerate(boxes):
         assert all(x + w <= a or a + c <= x or y + h <= b or b + d <= y for a, b, c, d in boxes[:place])
+
+
+@pytest.mark.parametrize("settings, warns", [({"llm": "scripted"}, True), ({"llm": "openai"}, False),
+                                             ({"llm": "scripted", "scripted": Scripted(llm="answers.toml")}, False)])
+def test_who_serves_a_flow_that_asks_a_model_and_names_none_is_warned(settings, warns, caplog):
+    flow, config = tools.load(str(EXAMPLES / "appointments.toml")), Config(flow="my.toml", **settings)
+    Studio._miss_model(SimpleNamespace(flows={"": flow}, config=config))
+    assert [line.getMessage() for line in caplog.records] == warns * [
+        'state "question" of my.toml asks a language model, and there is none: say which by `llm`, as in --llm openai.']
 
 
 def example(name, **settings):

@@ -912,6 +912,20 @@ def test_the_manual_names_every_key_and_its_example_loads():
         assert re.search(rf"`(\[\[?)?{key}\b", manual), key
 
 
+def test_a_model_is_told_which_day_of_the_week_a_date_is():
+    flow = Flow.parse('''start = "chat"
+[facts]
+day = "2026-12-04"
+part = "noon"
+[states.chat]
+prompt = "Sell."
+facts = ["today", "day", "part"]
+on = [{ free = true }]
+''', "my.toml")
+    told = Dialogue(flow, today="2026-11-30").begin().messages[0]["content"]
+    assert told.endswith("Known:\ntoday: 2026-11-30 (Monday)\nday: 2026-12-04 (Friday)\npart: noon")
+
+
 CALLING = """start = "one"
 [tools.book]
 url = "http://localhost/book"

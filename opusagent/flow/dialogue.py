@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from json import dumps
 
 from .expect import Expect, clip
-from .numerals import number_of_day
+from .numerals import number_of_day, with_weekday
 from .phrases import bare, murmured, words
 from .phrasing import TODAY
 from .states import ALWAYS, ANSWERS, FAILED, HISTORY, NEVER, Flow, Ladder, State, Transition
@@ -364,7 +364,7 @@ class Dialogue:
         profile = self.flow.profile if state.profile else ()
         parts = [RULES, self.flow.persona, state.prompt]
         for title, names in (("Caller", profile), ("Known", (name for name in state.facts if name not in profile))):
-            lines = [f"{name.rpartition('/')[2]}: {known[name]}" for name in names if known.get(name)]
+            lines = [f"{name.rpartition('/')[2]}: {with_weekday(known[name])}" for name in names if known.get(name)]
             parts.append("\n".join([f"{title}:", *lines]) if lines else "")
         turns: list[list[str]] = []
         before = [exchange for exchange in self.history if exchange.turn < reply.turn]

@@ -122,6 +122,12 @@ def number_of_day(date: str) -> int | None:
     return day_number(*map(int, found.groups())) if found and exists(*map(int, found.groups())) else None
 
 
+def with_weekday(value: str) -> str:
+    """A date as in 2026-03-03 (Tuesday), which models do not work out reliably; anything else as it is."""
+    number = number_of_day(value)
+    return value if number is None else f"{value} ({WEEKDAYS[(number + 3) % 7].title()})"
+
+
 @dataclass(frozen=True, slots=True)
 class Day:
     """A day as it was said: what is missing in it, the date of the call tells."""

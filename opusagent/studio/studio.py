@@ -59,9 +59,17 @@ class Studio:
             await self.turn_model.open(self.arena)
         for flow in self._distinct():
             await self._prepare(flow)
+        self._miss_model()
         for rate in RATES:
             Resampler(rate, HEARD_RATE)             # a filter is designed once; no call waits for that
             Resampler(SPOKEN_RATE, rate)
+
+    def _miss_model(self) -> None:
+        """Whoever runs a flow that asks a language model hears that there is none, and not the callers alone."""
+        asking = [state.name for state in self.flows[""].states.values() if state.prompt] if self.config.flow else []
+        if asking and self.config.llm == "scripted" and not self.config.scripted.llm:
+            log.warning("state \"%s\" of %s asks a language model, and there is none: say which by `llm`, as in "
+                        "--llm openai.", asking[0], self.config.flow)
 
     def _distinct(self) -> list[Flow]:
         return list({id(flow): flow for flow in self.flows.values()}.values())
