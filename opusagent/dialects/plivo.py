@@ -122,7 +122,8 @@ class Plivo(Dialect):
         return None
 
     def _start(self, message: dict) -> Start:
-        start = part(message, "start", self.name)
+        flat = "start" not in message and "streamId" in message         # as Vobiz may have it
+        start = message if flat else part(message, "start", self.name)
         content, self.rate = format_of(start.get("mediaFormat"))
         stream = text_of(start.get("streamId", message.get("streamId")))
         self._agree(content, {"streamId": stream} if stream else {})

@@ -4,8 +4,9 @@ Binary messages are audio, 16-bit little-endian mono, 20 ms each, at the rate th
 8, 16 or 24 kHz.  That message, websocket:connected, begins the call; the endpoint's `headers` stand in it beside the
 rest and are the facts.  Vonage knows the call's id but does not say it: put it into the headers as `uuid`.
 Vonage buffers what it is sent, 3072 messages, and loses the rest.  A mark is its `notify`.
-Uncertain: whether what a clear drops is notified too (taken as cleared, if it is); what it does with messages that are
-not 20 ms (we send none); whether a text tells the end (taken if one does, the close of the socket says the same).
+Uncertain: whether what a clear drops is notified too (taken as cleared, if it is); whether the module that Nexmo once
+published is still like what runs (it cuts longer messages off at 20 ms, and names no event in its first text and of a
+key: both are read); whether a text tells the end (taken if one does, the close of the socket says the same).
 The rule: only what makes audio impossible ends a call; anything else is ignored and counted.
 """
 import itertools
@@ -79,11 +80,12 @@ class Vonage(Dialect):
 
     def _read(self, message: dict) -> Start | Dtmf | Mark | Stop | None:
         name = message.get("event")
-        if name == "websocket:connected" and not self._live and not self._over:
+        begins = name == "websocket:connected" or name is None and "content-type" in message
+        if begins and not self._live and not self._over:
             return self._start(message)
         if not self._live:
             return None
-        if name == "websocket:dtmf":
+        if name == "websocket:dtmf" or name is None and "digit" in message:
             nested = message.get("dtmf")
             digit = digit_of(nested.get("digit") if isinstance(nested, dict) else message.get("digit"))
             return Dtmf(digit) if digit else None
