@@ -43,7 +43,7 @@ class Usage:
     """One call's."""
 
     __slots__ = ("items", "telephone_seconds", "began_at", "outcome", "most_tokens", "most_spoken", "refused", "tell",
-                 "keys", "payers", "engines", "_heights")
+                 "keys", "heard_at", "payers", "engines", "_heights")
 
     def __init__(self, config, began_at: str = ""):
         self.items: dict[tuple[str, ...], Item] = {}
@@ -55,6 +55,7 @@ class Usage:
         self.refused = False                            # something was not asked for, because a budget is spent
         self.tell = lambda: None                        # is called then
         self.keys = 0                                   # that the caller has pressed
+        self.heard_at = 0                               # ns: when the caller last gave a sign, as limits.py knows them
         self.payers: tuple[str, ...] = ()               # whose call it is: see limits.py
         self.engines = {"stt": config.stt, "llm": config.llm, "tts": config.tts}
         self._heights: dict[int, tuple[int, int, int]] = {}     # segment buffer -> epoch, begin, samples written
@@ -164,7 +165,8 @@ class Usage:
     # -- for another worker --------------------------------------------------------------------------------------------
 
     def kept(self) -> dict:
-        return {"began_at": self.began_at, "outcome": self.outcome, "payers": self.payers, "items": [
+        return {"began_at": self.began_at, "outcome": self.outcome, "payers": self.payers, "keys": self.keys,
+                "heard_at": self.heard_at, "items": [
             dict(zip(ITEM, READ(item))) for item in self.items.values()]}
 
     def restore(self, kept: dict) -> None:
@@ -174,6 +176,7 @@ class Usage:
         self.began_at = kept.get("began_at", self.began_at)
         self.outcome = kept.get("outcome", "")
         self.payers = tuple(kept.get("payers", ()))
+        self.keys, self.heard_at = kept.get("keys", 0), kept.get("heard_at", 0)
 
 
 class Question:

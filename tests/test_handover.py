@@ -293,6 +293,44 @@ def test_history_facts_and_receipts_go_along():
     assert call.agent_says[-1] == "goodbye yes." and call.call.done
 
 
+NUMBER = """
+start = "number"
+[states.number]
+say = "your number?"
+on = [{ digits = 3, fact = "number", go = "thanks" }]
+[states.thanks]
+say = "one two three four five six seven eight nine ten. thank you."
+on = [{ phrases = ["more"], go = "number" }]
+"""
+
+
+def press(call, keys):
+    for key in keys:
+        call.receive(b'{"event":"dtmf","dtmf":{"digit":"%s"}}' % key.encode())
+
+
+def test_the_end_of_a_number_that_was_answered_without_it_is_none_in_the_next_worker_either():
+    call = Conversation(NUMBER)
+    call.listens()
+    press(call, "123")
+    assert call.state == "thanks"
+    call.silence(100)
+    press(moved(call), "#")
+    assert call.state == "thanks" and call.call.mouth.turn is not None     # nobody was interrupted
+
+
+def test_the_callers_pace_and_what_had_no_sound_go_along():
+    call = Conversation(STORY, ahead=False)
+    call.call.turns.pace.paused(900)
+    pace = call.call.turns.pace.factor
+    call.studio.tts.deliver()
+    call.studio.tts.deliver(sounds=False)
+    call.silence(100)
+    assert pace != 1.0 and call.call.mouth.turn.broken
+    turn = moved(call).call.mouth.turn
+    assert call.call.turns.pace.factor == pace and turn.broken and turn.told.endswith("nine ten.")
+
+
 def test_another_version_or_another_flow_is_said_not_guessed():
     call = Conversation(STORY)
     state = orjson.loads(handover.snapshot(call.call))

@@ -11,6 +11,7 @@ import pytest
 from conversation import MS, Conversation
 from lines import WebSocketLine
 from served import SCRIPTED, serving
+from test_handover import moved
 
 from opusagent import EngineError, ProtocolError
 from opusagent.config import Bounds, Config
@@ -283,6 +284,26 @@ def test_a_worker_that_dies_leaves_no_calls_behind_once_its_own_are_taken_over()
     assert tally.at_once(digest("caller +491")) == 1 and tally.at_once(digest("caller +492")) == 0
     tally.leave(1)
     assert tally.at_once(digest("caller +491")) == 0
+
+
+@pytest.mark.parametrize("limit", ["call_seconds", "silence_seconds"])
+def test_a_call_that_another_worker_goes_on_with_gets_no_time_anew(limit):
+    """Thirty seconds are thirty seconds, however often it is taken over."""
+    def seconds(deaths):
+        talk = Conversation(TALK)
+        talk.server.call_ends = lambda call: None
+        guard, ends = limits(**{limit: 30}), 0
+        guard.goes_on(talk.call, talk.server.now)
+        while not talk.call.usage.outcome and ends < 60:
+            ends += 1
+            talk.silence(1000)
+            if ends in deaths:
+                moved(talk)
+                guard = limits(**{limit: 30})
+                guard.goes_on(talk.call, talk.server.now)
+            guard.look(talk.server.now)
+        return ends, talk.call.usage.outcome
+    assert seconds(()) == seconds((10, 20)) == seconds((29,)) and seconds((29,))[1] == limit
 
 
 def test_memory_of_callers_is_bounded_and_the_busiest_are_remembered(monkeypatch):

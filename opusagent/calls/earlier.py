@@ -40,5 +40,6 @@ def recalled(call, dialogue):
         dialogue.today = state["today"]
         call.ledger.receipts = state["receipts"]
         call.began -= state["age"]
-        call.usage.restore(state.get("usage", {}) | {"outcome": "", "payers": call.usage.payers})
+        call.usage.restore(state.get("usage", {}) | {
+            "outcome": "", "payers": call.usage.payers, "heard_at": call.usage.heard_at})
     return dialogue

@@ -36,12 +36,13 @@ LONGEST = 60_000                # bytes of a snapshot; the oldest receipts are l
 NO_MORE = 1 << 30               # replies that were begun in a pause: as many as there can be
 ABSENT = -1                     # in place of infinity and of None, where a number is kept
 
-CALL = ("id", "keys", "keys_by", "began", "done", "leave_by")
+CALL = ("id", "keys", "keys_by", "end_by", "began", "done", "leave_by")
 EAR = ("utterance", "hearing", "overhearing", "weighed", "afterthought", "heard_from", "floor", "final_by")
 MOUTH = ("epoch", "audible", "thrown", "held_back")
 TURNS = ("state", "position", "speaking", "onset", "spoken", "last", "ended", "began", "wait", "reciting", "meant",
-         "dismissed", "_answers_only")
-TURN = ("epoch", "texts", "complete", "error", "audible", "began", "last_piece")
+         "dismissed", "swayed", "_judgement", "_silent", "_answers_only")
+PACE = ("mean", "deviation")
+TURN = ("epoch", "texts", "complete", "error", "broken", "audible", "began", "last_piece", "_silent", "_fillers")
 TRACE = ("turn", "state", "kind", "caller", "agent", "confidence", "stopped_by", "end_ms", "measured", "saved_ms",
          "false_stops", "_at")
 SEGMENT = ("text", "lead", "pause_ms", "supplied", "start", "read", "written", "done", "keys")
@@ -57,6 +58,15 @@ def trace_of(state: dict) -> TurnTrace:
     trace = TurnTrace(state["turn"])
     fill(trace, state, TRACE)
     return trace
+
+
+def turns_state(turns: TurnTaking) -> dict:
+    return fields(turns, TURNS) | fields(turns.pace, PACE)
+
+
+def fill_turns(turns: TurnTaking, state: dict) -> None:
+    fill(turns, state, TURNS)
+    fill(turns.pace, state, PACE)
 
 
 def ear_state(ear: Ear) -> dict:
@@ -100,7 +110,7 @@ def beside_state(beside: Bystander | None) -> dict | None:
     """The other side of a conversation of others; its audio lies in a slot of its own."""
     if beside is None:
         return None
-    return {"slot": beside.slot.index, "turns": fields(beside.turns, TURNS), "ear": ear_state(beside.ear),
+    return {"slot": beside.slot.index, "turns": turns_state(beside.turns), "ear": ear_state(beside.ear),
             "ended": beside.ended, "waiting": beside.waiting}
 
 
@@ -126,7 +136,7 @@ def kept_of(call: Call | RelayCall) -> dict:
         return conversation_of(call) | textual.kept(call)
     return conversation_of(call) | {
         "call": fields(call, CALL) | {"excused": call.excused if call.excused != math.inf else ABSENT},
-        "turns": fields(call.turns, TURNS), "ear": ear_state(call.ear), "mouth": mouth_state(call.mouth),
+        "turns": turns_state(call.turns), "ear": ear_state(call.ear), "mouth": mouth_state(call.mouth),
         "beside": beside_state(call.ear.beside), "turn": turn_state(call.mouth.turn),
         "session": carried.kept(call) if isinstance(call, RealtimeCall) else None,
     }
@@ -220,7 +230,7 @@ def in_sound(make: Callable, server, connection, slot: Slot, dialect, state: dic
 
 def restore(call: Call, state: dict) -> None:
     """Whose turn it was, and what of it is not over."""
-    fill(call.turns, state["turns"], TURNS)
+    fill_turns(call.turns, state["turns"])
     call.turns.state = sys.intern(call.turns.state)     # it is one of turns.py's own
     if state.get("session") is not None:
         carried.restore(call, state["session"])
@@ -235,7 +245,7 @@ def resume_beside(call: Call, state: dict | None) -> None:
     if slot is None or not slot.taken:
         return
     beside = call.ear.beside = Bystander(call, slot)
-    fill(beside.turns, state["turns"], TURNS)
+    fill_turns(beside.turns, state["turns"])
     fill_ear(beside.ear, state["ear"])
     beside.ended, beside.waiting = state["ended"], state["waiting"] and tuple(state["waiting"])
     expect = beside.dialogue.expect

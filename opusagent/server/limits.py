@@ -50,12 +50,11 @@ def nobody() -> None:
 class Seen:
     """What is known of a live call."""
 
-    __slots__ = ("row", "sign", "heard_at", "over_since")
+    __slots__ = ("row", "sign", "over_since")
 
-    def __init__(self, row: int, now: int):
+    def __init__(self, row: int):
         self.row = row                  # in the tally
-        self.sign: tuple | None = None  # the caller's latest
-        self.heard_at = now             # ns
+        self.sign: tuple | None = ()    # the caller's latest; (): it was not looked for yet
         self.over_since = 0             # ns; 0: it is within its limits
 
 
@@ -103,7 +102,8 @@ class Limits:
         self._watch(call, self.entries.begins(call.usage.payers), now)
 
     def _watch(self, call, row: int, now: int) -> None:
-        self.live[call] = Seen(row, now)
+        self.live[call] = Seen(row)
+        call.usage.heard_at = call.usage.heard_at or now
         call.usage.tell = lambda: self.over.add(call)
 
     def ends(self, call) -> None:
@@ -162,10 +162,11 @@ class Limits:
 
     def _exceeded(self, call, seen: Seen, now: int) -> str:
         bounds, sign = self.bounds, sign_of(call)
-        if sign is None or sign != seen.sign:
-            seen.sign, seen.heard_at = sign, now
+        if sign is None or sign != seen.sign != ():
+            call.usage.heard_at = now
+        seen.sign = sign
         if bounds.call_seconds and now - call.began >= bounds.call_seconds * SECOND:
             return "call_seconds"
-        if bounds.silence_seconds and now - seen.heard_at >= bounds.silence_seconds * SECOND:
+        if bounds.silence_seconds and now - call.usage.heard_at >= bounds.silence_seconds * SECOND:
             return "silence_seconds"
         return call.usage.spent()
