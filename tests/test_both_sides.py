@@ -226,7 +226,7 @@ def test_a_hole_in_the_media_is_silence_on_both_sides():
 
 def test_both_sides_are_recorded(tmp_path):
     written = bytearray()
-    archive = SimpleNamespace(recordings=True, file=lambda name, head: SimpleNamespace(
+    archive = SimpleNamespace(recordings=True, file=lambda name, began_at, head: SimpleNamespace(
         append=written.extend, close=lambda: None))
     call = Monitored(recorded=archive)
     call.talk(1000, caller="ten of clubs")
