@@ -677,12 +677,13 @@ def asked(server, target, form):
 
 
 def test_the_voice_webhook_connects_text_where_it_is_asked_to(server):
-    found = asked(server, "/twilio/voice/demo?relay=1&language=es-ES&campaign=spring", {"From": "+1555", "To": "+1666"})
+    found = asked(server, "/twilio/voice/demo?relay=1&language=es-ES&speechTimeout=600&campaign=spring",
+                  {"From": "+1555", "To": "+1666"})
     connect = found.find("Connect")
     assert connect.get("action") == f"{PLACE}/twilio/handoff/demo"
     assert connect.find("ConversationRelay").attrib == {
         "url": "wss://calls.example.com/ws/twilio-relay/demo", "dtmfDetection": "true", "language": "es-ES",
-        "reportInputDuringAgentSpeech": "any", "events": "speaker-events tokens-played"}
+        "speechTimeout": "600", "reportInputDuringAgentSpeech": "any", "events": "speaker-events tokens-played"}
     assert {each.get("name"): each.get("value") for each in connect.iter("Parameter")} == {
         "campaign": "spring", "caller": "+1555", "callee": "+1666"}
     assert asked(server, "/twilio/voice", {"From": "+1555"}).find("Connect/Stream") is not None

@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 import pytest
 
 from opusagent import ProtocolError
-from opusagent.client.telephone import Line, protocols_of
+from opusagent.client.telephone import Line
 from opusagent.config import Config
 from opusagent.dialects import CALLERS
 from opusagent.flow import Dialogue, Flow
@@ -176,7 +176,7 @@ def test_the_stream_that_follows_is_let_in_by_its_ticket_once(server, name):
 
     async def dial():
         try:
-            line = await Line.dial(local, lambda *message: None, lambda *ending: None, protocols_of(caller))
+            line = await Line.dial(local, lambda *message: None, lambda *ending: None, caller.protocols)
         except ProtocolError as error:
             return error.code
         await line.hang_up()

@@ -35,7 +35,8 @@ SHOWN_IN = {"twilio": "x-twilio-signature", "plivo": "x-plivo-signature-v3", "vo
             "telnyx": "telnyx-signature-ed25519", "jambonz": "jambonz-signature"}
 NO_FACTS = ("token", "ticket", "relay", "again")    # of a webhook's query
 RELAY = {"dtmfDetection": "true", "reportInputDuringAgentSpeech": "any", "events": "speaker-events tokens-played"}
-RELAYED = ("language", "voice", "ttsProvider", "transcriptionProvider", "speechModel", "hints")   # Twilio's settings
+RELAYED = ("language", "voice", "ttsProvider", "transcriptionProvider", "speechModel", "hints", "speechTimeout",
+           "interruptSensitivity", "ignoreBackchannel")     # Twilio's settings
 FACT_CHARACTERS = 200       # of one fact that is passed on
 
 
