@@ -63,6 +63,24 @@ async def test_a_tool_runs_while_the_agent_speaks_and_its_result_is_spoken_next(
 
 
 @scenario
+async def test_nobody_listens_to_dead_air_while_a_tool_takes_its_time():
+    desk = Desk(timeout=60_000)
+    await desk.line.listens()
+    await desk.line.speech(400, "yes")
+    await desk.line.silence(2000)
+    sent = desk.line.talk.connection.sent
+    for _ in range(10):                                 # whoever waits hears something, as long as it lasts
+        before = len(sent)
+        await desk.line.silence(1500)
+        assert len(sent) > before
+    assert desk.call.mouth.turn is not None and not desk.cancelled
+    desk.go.set()
+    await desk.line.silence(100)
+    await desk.line.listens()
+    assert desk.line.heard == "One moment, I am booking it for you now. Your number is four seven one one."
+
+
+@scenario
 async def test_what_changes_something_waits_until_the_turn_is_certain():
     desk = Desk(ahead=False)
     voice = desk.line.talk.studio.tts

@@ -31,7 +31,7 @@ log = logging.getLogger("opusagent")
 
 HELD, SPEAKING, DONE, CANCELLED = "held", "speaking", "done", "cancelled"
 
-MOST_FILLERS = 3                # in a row
+MOST_FILLERS = 3                # in a row, for a model or a voice
 DEAD_AIR_SECONDS = 1.3          # that a listener is left with while something is on its way
 SENTENCE_PAUSE_MS = 220         # between two segments when the first ends a sentence
 CLAUSE_PAUSE_MS = 90            # ... when it does not
@@ -393,8 +393,8 @@ class Turn:
             return
         if self.complete and not self.waiting and not playout.queue:
             return                              # that was all
-        if self._fillers == MOST_FILLERS:
-            if self._task is not None and not self.acting:
+        if self._fillers >= MOST_FILLERS and not self.acting:       # a tool has the time that the flow gives it
+            if self._task is not None:
                 self._give_up("The model is too slow to be listened to.")
             return
         self._fillers += 1
