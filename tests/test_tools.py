@@ -548,6 +548,38 @@ async def look(day: "day", *more, **others):
         '7: the tool "look" is never called.']
 
 
+IN_PYTHON = '''from __future__ import annotations
+from datetime import date
+from typing import Literal
+from opusagent.flow.authoring import Flow
+flow = Flow(start="chat")
+flow.state("chat", prompt="Sell.", tools=["look"], may_go={"bye": {}}, on=[{"free": True}])
+flow.state("bye", say="Goodbye.", end=True)
+'''
+
+
+def test_annotations_may_be_put_off(tmp_path):
+    good = IN_PYTHON + '@flow.tool\nasync def look(day: date, part: Literal["am", "pm"], code: "digits"): ...'
+    (tmp_path / "late.py").write_text(good.replace("):", ", far: Unknown):"))
+    with pytest.raises(ConfigError, match='`tools.look.arguments.far` must be one of .*, not "Unknown"'):
+        tools.load(str(tmp_path / "late.py"))
+    (tmp_path / "good.py").write_text(good)
+    look = tools.load(str(tmp_path / "good.py")).tools["look"]
+    assert [(typed.kind, typed.choices) for typed in look.arguments] == [
+        ("date", ()), ("text", ("am", "pm")), ("digits", ())]
+
+
+@pytest.mark.parametrize("written, sentence", [
+    ("@flow.tool\nasync def look(day: str, /): ...", 'the tool "look" cannot call look with its arguments: '),
+    ('@flow.tool(arguments={"part": "text"})\nasync def look(day: str): ...', "cannot call look with its arguments: "),
+    ("@flow.tool\nasync def look(): ...\n@flow.tool\nasync def look(): ...", 'there are two tools "look".')])
+def test_a_function_that_is_not_what_its_tool_says_is_found_when_the_flow_is_loaded(tmp_path, written, sentence):
+    (tmp_path / "bad.py").write_text(IN_PYTHON + written)
+    with pytest.raises(ConfigError) as error:
+        tools.load(str(tmp_path / "bad.py"))
+    assert sentence in str(error.value)
+
+
 def test_what_is_no_value_of_a_flow_is_a_mistake_as_any():
     flow = Written(start="one")
     flow.state("one", say=object(), facts=date(2026, 3, 3), persona=None, end=True)

@@ -13,11 +13,13 @@ and goes the same way from there; nothing can be said here that a file could not
 
 import inspect
 import sys
+from contextlib import suppress
 from typing import Literal, get_args, get_origin
 
 from .expect import Waits
 from .states import Flow as Compiled
 from .tomlfile import Document
+from .tools import KINDS
 
 # the name of an argument's type -> its kind
 TYPES = {"str": "text", "int": "number", "bool": "yes_no", "date": "date", "time": "time"}
@@ -85,6 +87,8 @@ class Flow:
             found = {"about": about.partition("\n\n")[0].replace("\n", " ")} if about else {}
             found |= {"run": f"python:{name}"} | values
             given = values.get("arguments", {})
+            if name in self.tools:
+                self.twice.append((line, f"there are two tools \"{name}\"."))
             found["arguments"] = arguments(function) | given if isinstance(given, dict) else given
             self.tools[name] = found
             self.functions[name] = function
@@ -113,7 +117,7 @@ def arguments(function) -> dict[str, object]:
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
-        kind = parameter.annotation
+        kind = meant(parameter.annotation, function)
         if get_origin(kind) is Literal:
             found[name] = list(get_args(kind))
         elif kind is inspect.Parameter.empty:
@@ -122,6 +126,14 @@ def arguments(function) -> dict[str, object]:
             written = kind if isinstance(kind, str) else getattr(kind, "__name__", str(kind))
             found[name] = TYPES.get(written.rpartition(".")[2], written)
     return found
+
+
+def meant(annotation: object, function) -> object:
+    """What an annotation that is text stands for: with `from __future__ import annotations`, every one is."""
+    if isinstance(annotation, str) and annotation not in KINDS:
+        with suppress(Exception):
+            return eval(annotation, function.__globals__)
+    return annotation
 
 
 def plain(value: object) -> object:

@@ -63,7 +63,7 @@ def functions(flow: Flow) -> Functions:
                 client = client or http_client()
                 found[tool.name, tool.line] = partial(post, client, tool)
             else:
-                found[tool.name, tool.line] = flow.functions.get(tool.name) or function(tool)
+                found[tool.name, tool.line] = taking(tool, flow.functions.get(tool.name) or function(tool))
         except ConfigError as error:
             faults.append((tool.line, str(error)))
     refuse(flow.file, faults)
@@ -94,10 +94,16 @@ def function(tool: Tool) -> Callable:
     called = getattr(imported(module, Path(tool.folder), f"the tool \"{tool.name}\""), name, None)
     if not inspect.iscoroutinefunction(called):
         raise ConfigError(f"the tool \"{tool.name}\" runs {tool.run}, which is no `async def` function.")
+    return called
+
+
+def taking(tool: Tool, called: Callable) -> Callable:
+    """The same function.  Raises ConfigError where it does not take the tool's arguments by their names."""
     try:
         inspect.signature(called).bind(**dict.fromkeys(typed.name for typed in tool.arguments))
     except TypeError as error:
-        raise ConfigError(f"the tool \"{tool.name}\" cannot call {tool.run} with its arguments: {error}.") from None
+        name = tool.run.rpartition(":")[2]
+        raise ConfigError(f"the tool \"{tool.name}\" cannot call {name} with its arguments: {error}.") from None
     return called
 
 
