@@ -34,6 +34,7 @@ SEAT = HEADER + 2 * PUBLISHED + len(HISTOGRAMS) * HISTOGRAM + RECORDS * RECORD
 LAYOUT = [list(NUMBERS), SEAT, HEADER, PUBLISHED, len(HISTOGRAMS), HISTOGRAM, RECORDS, RECORD]  # who has it can read us
 PAGE = 4096
 STRIDE = (SEAT + PAGE - 1) // PAGE * PAGE       # from one seat to the next
+OF_ALL = ("active_calls", "active_connections")     # gauges that count what a predecessor finishes, too
 GONE_NS = 10_000_000_000        # without a beat, after which a predecessor's worker is no more
 LIVE = b'"live":true'           # in a record of a call that goes on,
 LIVE_WITHIN = 4096              # ... in its first bytes: what comes before it is short
@@ -43,6 +44,11 @@ def slots(config) -> int:
     """Of a worker's arena: two for each call, since both sides of a conversation of others are heard, and the voice's.
     One that no call has taken costs no memory."""
     return 2 * config.max_calls + 1
+
+
+def calls_in(slots: int) -> int:
+    """That fit into an arena of so many."""
+    return (slots - 1) // 2
 
 
 class Seat:
@@ -227,6 +233,8 @@ class Board:
             if seat.alive or seat is self.past:
                 total.add(*seat.read(), seat.histograms)
                 total.count("loop_stalls", seat.stalls)
+        for seat in self.finishing():
+            total.add({}, {key: value for key, value in seat.read()[1].items() if key[0] in OF_ALL}, {})
         return total
 
     def count(self, name: str, by: int = 1, **labels) -> None:

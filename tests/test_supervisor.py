@@ -229,6 +229,25 @@ def test_a_reload_serves_new_calls_anew_and_leaves_the_live_ones_alone(started):
     assert record is None or "Thank you very much" in str(record)
 
 
+def test_a_reload_says_what_it_leaves_alone_and_refuses_calls_that_have_no_slot(started, tmp_path):
+    config = tmp_path / "server.toml"
+    config.write_text("max_calls = 2\n")
+    server = started("--config", str(config))
+    config.write_text("max_calls = 9\nadmin = '127.0.0.1:0'\n")
+    server.process.send_signal(signal.SIGHUP)
+    until(lambda: "new calls get the settings as they are now" in server.said())
+    assert f"{config}:1: max_calls stays 2 until the server is started anew" in server.said()
+    assert f"{config}:2: admin stays '' until the server is started anew" in server.said()
+
+    async def then(callers):
+        late = restart.Callers(server.port)
+        with pytest.raises(AssertionError, match="1 calls were refused"):
+            await late.dial(1, 0.01)
+        late.stop()
+    calling(server, 2, then)
+    assert "Traceback" not in server.said()
+
+
 def told_of(server):
     """(calls that are live, those that were) as whoever answers lists them, and how many are live by /health."""
     listed = json.loads(get(server, "/calls")[1])

@@ -13,11 +13,12 @@ import socket
 import ssl
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 from .. import ConfigError, EngineError, logs
 from .. import config as settings
-from ..board import Board, slots
+from ..board import Board, calls_in, slots
 from ..config import Config
 from ..continuity import registry, takeover
 from ..flow import Flow
@@ -32,6 +33,7 @@ log = logging.getLogger("opusagent")
 MOST_PER_CORE = 4               # workers; more only wait for each other
 FILES_BESIDES = 256             # descriptors of whatever is no call
 CORES_TO_PIN = 4                # with fewer, the engines and the kernel need all of them
+AT_THE_START = ("host", "port", "admin", "audiosocket", "net.backlog", "workers")   # is read what a reload leaves alone
 
 
 class Listening(NamedTuple):
@@ -77,6 +79,10 @@ def serve(config: Config, flow: Flow, again: Callable[[], tuple[Config, Flow]]) 
     def reload() -> Callable[[Worker, Board], int]:
         new, flow = again()
         logs.begin(new)
+        for key in AT_THE_START:
+            if new.get(key) != config.get(key):
+                log.warning("%s: %s stays %r until the server is started anew: a reload leaves it alone",
+                            new.origin(key), key, config.get(key))
         log.info("the configuration and the flow are read anew: calls get them when new workers are ready")
         return work(new, flow, tls_context(new))
 
@@ -144,6 +150,15 @@ def run_worker(config: Config, flow: Flow, listening: Listening, mine: Worker, b
         return 2 if isinstance(error, ConfigError) else 1
 
 
+def fitting(config: Config, arena) -> Config:
+    """As many calls at once as there are slots: an arena is made when the server is started, and outlives upgrades."""
+    most = calls_in(arena.slots)
+    if config.max_calls <= most:
+        return config
+    log.warning("%s: max_calls stays %d until the server is started anew", config.origin("max_calls"), most)
+    return replace(config, max_calls=most)
+
+
 def settle(config: Config, seat: int) -> None:
     """A core and a priority of its own, as far as they are to be had."""
     cores = sorted(os.sched_getaffinity(0))
@@ -170,6 +185,7 @@ class Life:
         self.control = mine.control
         self.seat = board.seats[mine.seat]
         arena = Arena(os.fstat(mine.arena).st_size // SLOT_SIZE, mine.arena)
+        config = fitting(config, arena)
         self.studio = Studio(config, flow, arena)
         metrics = self.seat.metrics()
         seconds = config.net.resume_seconds

@@ -209,7 +209,9 @@ class Supervisor:
             if worker not in self.coming and not worker.retiring:
                 self._retire(worker)
         serving, self.coming = len(self.coming), []
-        if not self.announced:
+        if self.announced:
+            log.info("new calls get the settings as they are now; those of before finish with theirs")
+        else:
             self.announced = True
             self.inherited.warm(self)
             self.announce()
