@@ -154,7 +154,7 @@ def _put(table: Table, name: str, value: str) -> None:
 
 def from_file(settings: Mapping[str, Setting], path: Path, readers: Mapping[str, Callable] = {}) -> Given:
     """A TOML file's settings; the place is FILE:LINE.  A key of `readers` is no setting: its reader makes of what
-    stands there, the file's text and its path what it is to be."""
+    stands there, the file's text and its path what it is to be.  ConfigError has a line for each mistake."""
     try:
         text = path.read_text(encoding="utf-8-sig")         # some editors put a mark before it
         table = tomllib.loads(text)
@@ -167,19 +167,29 @@ def from_file(settings: Mapping[str, Setting], path: Path, readers: Mapping[str,
     except RecursionError:
         raise ConfigError(f"{path}: something in it is nested too deep.") from None
     names = {known.section for known in settings.values() if known.section}
-    given = {}
+    given, mistakes = {}, []
     for key in readers.keys() & table.keys():
         given[key] = readers[key](table.pop(key), text, path), str(path)
     for key, value in _flat(table, names, {known.key for known in settings.values() if known.kind is Table}):
         place = f"{path}:{_line(text, key)}"
-        if key in names:
-            raise ConfigError(f"{place}: {key} is a section, to be written as [{key}].")
-        if key == "config":
-            raise ConfigError(f"{place}: a configuration file cannot name another.")
-        if key not in settings:
-            raise ConfigError(f"{place}: there is no setting {key!r}{_meant(key, settings)}.")
-        given[key] = settings[key].read(value, place, text=False), place
+        try:
+            given[key] = _read(settings, names, key, value, place), place
+        except ConfigError as error:
+            mistakes.append(str(error))
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
     return given
+
+
+def _read(settings: Mapping[str, Setting], sections: set[str], key: str, value: Any, place: str) -> Any:
+    """The value of a setting of a file.  ConfigError."""
+    if key in sections:
+        raise ConfigError(f"{place}: {key} is a section, to be written as [{key}].")
+    if key == "config":
+        raise ConfigError(f"{place}: a configuration file cannot name another.")
+    if key not in settings:
+        raise ConfigError(f"{place}: there is no setting {key!r}{_meant(key, settings)}.")
+    return settings[key].read(value, place, text=False)
 
 
 def joined(below: Given, above: Given) -> Given:

@@ -124,6 +124,16 @@ def test_what_others_put_into_the_environment_is_left_alone():
 
 # -- what is refused -------------------------------------------------------------------------------------------------
 
+def test_all_mistakes_of_a_file_are_told_at_once(tmp_path):
+    path = tmp_path / "opusagent.toml"
+    path.write_text("prot = 1\nport = '80'\n")
+    with pytest.raises(ConfigError) as refused:
+        Config.load({}, {}, path)
+    assert str(refused.value).replace(str(tmp_path) + "/", "").split("\n") == [
+        "opusagent.toml:1: there is no setting 'prot' (did you mean port?).",
+        "opusagent.toml:2: port must be a whole number from 0 to 65535, not '80'."]
+
+
 @pytest.mark.parametrize(("toml", "sentence"), [
     ("prot = 1", "opusagent.toml:1: there is no setting 'prot' (did you mean port?)."),
     ("\n[net]\ndscpp = 1", "opusagent.toml:3: there is no setting 'net.dscpp' (did you mean net.dscp?)."),
