@@ -52,6 +52,13 @@ def test_what_finds_no_room_is_told_later_and_in_order(systemd):
     ours.close()
 
 
+def test_what_is_said_in_several_lines_is_one_to_systemd(systemd):
+    ours = notify(systemd)
+    ours.tell("READY=1", "STATUS=Not reloaded: flow.toml:5: a mistake.\nMAINPID=1\r\nand another.")
+    assert told(systemd) == ["READY=1\nSTATUS=Not reloaded: flow.toml:5: a mistake. MAINPID=1 and another."]
+    ours.close()
+
+
 def test_the_last_word_of_one_that_goes_is_not_lost_in_a_crowd(systemd):
     ours, heard = crowded(systemd), []
     ours.tell("READY=1", "MAINPID=4711")

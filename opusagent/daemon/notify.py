@@ -35,9 +35,11 @@ class Notify:
             self.sock.setblocking(False)
 
     def tell(self, *lines: str, fds: Iterable[int] = ()) -> None:
-        """One message, such as tell("READY=1"): now, or as soon as there is room."""
+        """One message, such as tell("READY=1"): now, or as soon as there is room.  What a line says may have several:
+        systemd would take each for a variable of its own."""
         if self.sock is not None and self.heard and not (self.unsent and lines[0] == "WATCHDOG=1"):
-            self.unsent.append(("\n".join(lines).encode(), [os.dup(fd) for fd in fds]))
+            told = "\n".join(" ".join(line.splitlines()) for line in lines)
+            self.unsent.append((told.encode(), [os.dup(fd) for fd in fds]))
             self.flush()
 
     def flush(self) -> None:
