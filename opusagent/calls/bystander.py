@@ -79,7 +79,7 @@ class Bystander:
         """The call goes on in another worker, which has the slot from now on."""
         self.ear.stt.cancel(self.ear)
         self.ear.vad.close()
-        self.slot = self.ear.slot = None
+        self.slot = self.ear.slot = self.ear.call = None
 
     # -- for its ear ---------------------------------------------------------------------------------------------------
 

@@ -95,6 +95,7 @@ class Call:
             self.ends(code, reason)
             if self.journal is not None:
                 self.journal.end()
+        self.ear.call = self.mouth.call = None      # nothing leads back here, so that no collector is waited for
 
     @noted(journal.LOST)
     def ends(self, code: int, reason: str) -> None:

@@ -231,6 +231,8 @@ class Ear:
     @entry(journal.COMPLETE)
     def on_complete(self, utterance: int, position: int, probability: float) -> None:
         """The turn model has heard it up to `position`: probably it is complete, or it is not."""
+        if self.call is None:
+            return
         turns = self.call.turns
         late = utterance != self.utterance or not self.hearing or turns.state != PAUSED or position < turns.ended
         self.call.server.metrics.count("turn_model", outcome="late" if late else "heeded")

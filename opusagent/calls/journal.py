@@ -80,11 +80,10 @@ class Journal:
     """One call's, while it is held.  `file(call id)` opens what it is kept in: append(bytes), which must not block, and
     close().  A call that never starts leaves none."""
 
-    __slots__ = ("today", "beside", "notes", "_file", "_kept", "_lines", "_open", "_loose", "_known", "_asked")
+    __slots__ = ("today", "notes", "_file", "_kept", "_lines", "_open", "_loose", "_known", "_asked")
 
     def __init__(self, file: Callable, header: dict[str, Any]):
         self.today = header["today"]
-        self.beside = Beside(self)
         self.notes = Notes()                    # for what passes the call by: see unattended.py
         self._file = file
         self._kept = None                       # the file; None until the call has an id
@@ -93,6 +92,11 @@ class Journal:
         self._loose = False                     # the open entry is over as soon as another begins
         self._known: set[tuple] = set()         # prompts that were noted
         self._asked = 0                         # questions to the model
+
+    @property
+    def beside(self) -> "Beside":
+        """As the other side of a conversation has it."""
+        return Beside(self)
 
     def open(self, kind: str, args: tuple) -> None:
         if self._loose:

@@ -83,7 +83,7 @@ class Mouth:
         in_text = getattr(self.call, "assistant", False)    # its client wants to see every word before it is spoken
         self.model = studio.llm.of(self) if hasattr(studio.llm, "of") and not in_text else studio.llm
         prompt, llm = watch(studio.prompt, MeteredModel(self.model, self.usage))
-        self.tools = studio.toolbox(flow, self.call.id, self.on_tool, self._late)
+        self.tools = studio.toolbox(flow, self.call.id, self.on_tool, partial(tool_is_late, self.call))
         self.stage = Stage(slot, self.playout, prompt, llm, flow.manner, deadlines, flow.filler.fill({}), self.clock,
                            speak=partial(speak, self, self.usage), played=partial(self.voice.played, self),
                            dialogue=dialogue, perform=self._perform, owner=self, sounds=flow.sounds,
@@ -229,10 +229,10 @@ class Mouth:
 
     @entry(journal.SPEECH_FAILED)
     def on_speech_failed(self, epoch: int, k: int, sentence: str) -> None:
-        self.call.due = 0
         self.metrics.count("voice_failures")
         turn = self.turn or self.held
         if epoch == self.epoch and turn is not None:
+            self.call.due = 0
             turn.on_speech_failed(k, sentence)
 
     # -- from the tools ------------------------------------------------------------------------------------------------
@@ -270,14 +270,6 @@ class Mouth:
             self.metrics.count("refused_functions")
             log.warning("call %s: %s", self.call.id, turn.reply.refused)
         self.call.goes_on(turn.reply)
-
-    def _late(self, facts: dict[str, str]) -> None:
-        """A tool that could not be stopped has done its work, though its turn is gone, and maybe the caller."""
-        if self.slot is not None:
-            return self.on_late_tool(facts)
-        self.call.transaction.keep(facts)
-        if (keeper := getattr(self.call.server, "keeper", None)) is not None:
-            keeper.amended(self.call)
 
     @entry(journal.LATE_TOOL)
     def on_late_tool(self, facts: dict[str, str]) -> None:
@@ -334,3 +326,12 @@ class Mouth:
         if epoch == str(self.epoch) and position.isdecimal():
             self.playout.reached(int(position), now)
             self.slot.note(*self.playout.place)
+
+
+def tool_is_late(call, facts: dict[str, str]) -> None:
+    """A tool that could not be stopped has done its work, though its turn is gone, and maybe the caller."""
+    if call.slot is not None:
+        return call.mouth.on_late_tool(facts)
+    call.transaction.keep(facts)
+    if (keeper := getattr(call.server, "keeper", None)) is not None:
+        keeper.amended(call)

@@ -40,15 +40,13 @@ class RelayCall:
         if kept is not None:
             kept.open(journal.BEGIN, ())
             server, connection = kept.seen(server, connection)
-        self.server = server                # what it is made with
-        self.studio = server.studio
+        self.server, self.studio = server, server.studio        # what it is made with
         self.connection = connection
         self.dialect = dialect
         self.agent, self.flow = agent, self.studio.flows[agent]
         self.slot = None                    # of the arena, for what another worker needs to know: there is no audio
         self.ahead: WriteAhead | None = None    # keeps that before anything goes out, where there are other workers
         self.out = Outbound(connection, dialect, server.metrics)
-        self.mouth = self                   # where departures look for `out`
         self.usage = Usage(server.config)
         self.signs = 0                      # of the caller's: words and keys
         self.ledger = Ledger(server.metrics, kept)
@@ -66,8 +64,7 @@ class RelayCall:
         self.waiting = ""                   # what was said over words that nobody may interrupt
         self.answered = ""                  # the latest utterance
         self.keys = ""                      # DTMF pressed since the agent's last word
-        self.keys_by = 0                    # ns: until when another key may follow
-        self.end_by = 0                     # ns: until when # may follow what is answered
+        self.keys_by = self.end_by = 0      # ns: until when another key may follow; # may, after what is answered
         self.no_input = 0                   # ms that the state waits for the caller
         self.speaking = False               # the caller is, the platform says
         self.silent_by = NEVER              # ns: when the caller has said nothing for so long
@@ -85,6 +82,10 @@ class RelayCall:
     def live(self) -> bool:
         """Between Start and the end."""
         return self.slot is not None
+
+    @property
+    def mouth(self) -> "RelayCall":         # where others look for `out`
+        return self
 
     # -- from the connection -------------------------------------------------------------------------------------------
 
@@ -108,6 +109,9 @@ class RelayCall:
             self.ends(code, reason)
             if self.journal is not None:
                 self.journal.end()
+            self.transaction.turns = None       # nothing leads back here, so that no collector is waited for
+            if self.ahead is not None:
+                self.ahead.call = None
 
     @noted(journal.LOST)
     def ends(self, code: int, reason: str) -> None:

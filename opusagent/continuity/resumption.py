@@ -27,7 +27,7 @@ class Line:
         self.connection = connection            # None while nobody is there
         self.tenure = tenure                    # by which the call is ours (returning.py); None: nobody asks
         self.earlier = earlier                  # where the conversation stood when it was held elsewhere
-        self.session: Resumable | None = None
+        self.session: Resumable | None = None   # until it is over
         self.tenant = connection.tenant
 
     @property
@@ -54,7 +54,7 @@ class Line:
     def close(self, code: int = 1000, reason: str = "") -> None:
         if self.connection is not None:
             self.connection.close(code, reason)
-        else:
+        elif self.session is not None:
             self.session.gone(code, reason)
 
     def fault(self, error: Exception) -> None:
@@ -62,7 +62,7 @@ class Line:
             return self.connection.fault(error)
         if not isinstance(error, ProtocolError):
             log.exception("a call without a connection ended by an error of ours", exc_info=error)
-        self.session.gone(1011, "")
+        self.close(1011)
 
 
 class Resumable:
@@ -89,8 +89,9 @@ class Resumable:
                 name := self.call.dialect.resumes(payload)):
             earlier = self._earlier(name)
             if earlier is not None:
-                self.moved = earlier
-                return earlier.move(self.line.connection, opcode, payload)
+                self.moved, connection = earlier, self.line.connection
+                self._ends(1000, "")
+                return earlier.move(connection, opcode, payload)
         self.call.on_message(opcode, payload)
 
     def drained(self) -> None:
@@ -105,7 +106,7 @@ class Resumable:
         waits = call.dialect.resumes is not None and call.dialect.resumable and not (
             self.line.tenure is not None and self.line.tenure.lost)
         if call.slot is None or call.done or not waits or not seconds or self.server.draining:
-            return call.lost(code, reason)
+            return self._ends(code, reason)
         self.line.connection = None
         self.until = self.server.now + int(seconds * SECOND)
         self.server.waiting.add(self)
@@ -155,7 +156,11 @@ class Resumable:
         """The call is over, too."""
         self.server.waiting.discard(self)
         self.server.metrics.count("resumptions", outcome="given up")
+        self._ends(code, reason)
+
+    def _ends(self, code: int, reason: str) -> None:
         self.call.lost(code, reason)
+        self.line.session = None                # it leads to us, and we to it
 
 
 def tenure_of(call: Call):

@@ -36,7 +36,7 @@ from ..transport.loop import attach, detach
 from ..trust.auth import offered_keys
 from ..trust.ephemeral import Opened
 from . import client_secrets, garbage, notices, pages, stalls, webhooks
-from .admission import Admission
+from .admission import Admission, Memory
 from .archive import Archive, kept
 from .gate import Gate
 from .limits import Limits as CallLimits, caller_of
@@ -265,7 +265,7 @@ class Server:
             self.keeper.keep(due, now)
         self.studio.hearing.run()
         self._sweep(now)
-        garbage.look(now >= self._next_tidying, busy=bool(self.calls) or len(self.connections) > SWEPT)
+        garbage.look(now >= self._next_tidying, bool(self.calls) or len(self.connections) > SWEPT, Memory.used)
         if now >= self._next_tidying:
             self._next_tidying = now + TIDY_NS
             self.broken = self.studio.fault()

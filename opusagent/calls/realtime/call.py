@@ -95,6 +95,12 @@ class RealtimeCall(Call):
             each.cancel()
         super().ends(code, reason)
 
+    def lost(self, code: int, reason: str) -> None:
+        super().lost(code, reason)
+        self.dialect.response = None            # these lead back to us, too
+        if self.ahead is not None:
+            self.ahead.call = None
+
     # -- from the client -----------------------------------------------------------------------------------------------
 
     @noted(journal.MESSAGE)
