@@ -233,11 +233,12 @@ def test_a_reload_says_what_it_leaves_alone_and_refuses_calls_that_have_no_slot(
     config = tmp_path / "server.toml"
     config.write_text("max_calls = 2\n")
     server = started("--config", str(config))
-    config.write_text("max_calls = 9\nadmin = '127.0.0.1:0'\n")
+    config.write_text("max_calls = 9\nadmin = '127.0.0.1:0'\n[net]\nbacklog = 7\n")
     server.process.send_signal(signal.SIGHUP)
     until(lambda: "new calls get the settings as they are now" in server.said())
     assert f"{config}:1: max_calls stays 2 until the server is started anew" in server.said()
     assert f"{config}:2: admin stays '' until the server is started anew" in server.said()
+    assert f"{config}:4: net.backlog stays " in server.said() and "workers stays" not in server.said()
 
     async def then(callers):
         late = restart.Callers(server.port)

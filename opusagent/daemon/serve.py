@@ -33,7 +33,9 @@ log = logging.getLogger("opusagent")
 MOST_PER_CORE = 4               # workers; more only wait for each other
 FILES_BESIDES = 256             # descriptors of whatever is no call
 CORES_TO_PIN = 4                # with fewer, the engines and the kernel need all of them
-AT_THE_START = ("host", "port", "admin", "audiosocket", "net.backlog", "workers")   # is read what a reload leaves alone
+A_START, AN_UPGRADE = "the server is started anew", "the server is upgraded, or started anew"
+LEFT_ALONE = {"host": A_START, "port": A_START, "admin": A_START, "audiosocket": A_START, "net.backlog": A_START,
+              "workers": AN_UPGRADE}        # by a reload, until then
 
 
 class Listening(NamedTuple):
@@ -79,10 +81,9 @@ def serve(config: Config, flow: Flow, again: Callable[[], tuple[Config, Flow]]) 
     def reload() -> Callable[[Worker, Board], int]:
         new, flow = again()
         logs.begin(new)
-        for key in AT_THE_START:
+        for key, when in LEFT_ALONE.items():
             if new.get(key) != config.get(key):
-                log.warning("%s: %s stays %r until the server is started anew: a reload leaves it alone",
-                            new.origin(key), key, config.get(key))
+                log.warning("%s: %s stays %r until %s", new.origin(key), key, config.get(key), when)
         log.info("the configuration and the flow are read anew: calls get them when new workers are ready")
         return work(new, flow, tls_context(new))
 
@@ -155,7 +156,7 @@ def fitting(config: Config, arena) -> Config:
     most = calls_in(arena.slots)
     if config.max_calls <= most:
         return config
-    log.warning("%s: max_calls stays %d until the server is started anew", config.origin("max_calls"), most)
+    log.warning("%s: max_calls stays %d until %s", config.origin("max_calls"), most, A_START)
     return replace(config, max_calls=most)
 
 
