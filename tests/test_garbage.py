@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from opusagent.client.localserver import fetch_json
-from opusagent.client.telephone import Line, Metronome, answer, place, protocols_of, samples_of
+from opusagent.client.telephone import Line, Metronome, answer, place, samples_of
 from opusagent.dialects import CALLERS, TEXT
 from opusagent.server import garbage
 from served import SCRIPTED, serving
@@ -58,7 +58,7 @@ async def spoken(server, route, leaves):
             line.send(*message)
         answer(line, dialect)
     silence, clock = np.zeros(samples_of(dialect.rate), np.int16), Metronome(tick)
-    line = await Line.dial(url, on_message, lambda *ending: None, protocols_of(dialect))
+    line = await Line.dial(url, on_message, lambda *ending: None, dialect.protocols)
     for message in dialect.open():
         line.send(*message)
     await asyncio.sleep(0.2)                    # some platforms speak only when we have answered
@@ -84,8 +84,8 @@ async def written(server, leaves):
 
 async def unbegun(server, route):
     """One that never begins."""
-    offered = protocols_of(place(server.ws(f"/ws/{route}"), route)[1])
-    line = await Line.dial(server.ws(f"/ws/{route}"), lambda *message: None, lambda *ending: None, offered)
+    _, dialect = place(server.ws(f"/ws/{route}"), route)
+    line = await Line.dial(server.ws(f"/ws/{route}"), lambda *message: None, lambda *ending: None, dialect.protocols)
     await asyncio.sleep(LIVES_MS / 1000)
     await leave(line, "breaks off")
 
