@@ -395,6 +395,18 @@ async def test_a_refused_call_is_counted_and_the_model_answers_again():
     assert line.heard == "I can not do that." and line.count("refused_functions") == 1 and line.state == "chat"
 
 
+def test_a_tool_that_cannot_be_called_is_told_of_in_the_log(caplog):
+    async def told():
+        flow = HTTP.replace('many = "2"', 'many = "two"').replace("PORT", "9").replace("EFFECT", "pure")
+        line = Line(Flow.parse(flow, "x.toml"))
+        await line.listens()
+        await line.says("yes")
+        return line.heard
+    assert asyncio.run(told()) == "I am sorry, something went wrong. Please say that again."
+    assert [line.getMessage() for line in caplog.records] == [
+        'call CA1: The tool look was not called: the fact "many" has to be a whole number.']
+
+
 # Tools behind an endpoint
 
 

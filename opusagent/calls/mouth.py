@@ -268,7 +268,8 @@ class Mouth:
         turn.trace.state = turn.reply.next
         if turn.reply.refused:
             self.metrics.count("refused_functions")
-            log.warning("call %s: %s", self.call.id, turn.reply.refused)
+        if why := turn.reply.refused or turn.reply.missed:
+            log.warning("call %s: %s", self.call.id, why)
         self.call.goes_on(turn.reply)
 
     @entry(journal.LATE_TOOL)

@@ -15,7 +15,7 @@ from .numerals import number_of_day, with_weekday
 from .phrases import bare, murmured, words
 from .phrasing import TODAY
 from .states import ALWAYS, ANSWERS, FAILED, HISTORY, NEVER, Flow, Ladder, State, Transition
-from .tools import FunctionCall, Outcome, ToolCall, Use, given, known, wrong
+from .tools import FunctionCall, Outcome, ToolCall, Use, given, known, unfit, wrong
 
 SIDE = 100                  # characters of each side of an exchange that are kept
 CALLER = 1_000              # characters of the caller's latest words that a model gets
@@ -87,6 +87,7 @@ class Reply:
     asked: FunctionCall | None = field(default=None, compare=False)  # what it called, while that goes on
     rounds: int = 0                             # functions that it has called in this turn
     refused: str = ""                           # a sentence on the function call that this goes on from: not allowed
+    missed: str = field(default="", compare=False)      # a sentence on the tool that could not be called on the way
     transfer: str = ""                          # where the call is put through to when it has been spoken
     voice: str = ""                             # the engine's name of it, with rate and language (manner.py)
     rate: float = 1.0
@@ -355,7 +356,8 @@ class Dialogue:
         reply = replace(reply, use=use, go=go)
         if arguments is None:
             after = self.outcome(reply, Outcome(FAILURE))
-            return replace(after, part=reply.part, say=reply.say + after.say)
+            return replace(after, part=reply.part, say=reply.say + after.say,
+                           missed=unfit(use.tool, self._known(reply.facts)))
         return replace(reply, call=ToolCall(use.tool, arguments))
 
     def _messages(self, state: State, known: dict[str, str], reply: Reply) -> tuple[dict, ...]:

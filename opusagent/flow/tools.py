@@ -233,3 +233,10 @@ def known(arguments: tuple[Typed, ...], facts: dict[str, str]) -> tuple[tuple[st
     """The same where the flow itself calls: every argument is a fact."""
     found = [(typed.name, typed.accept(facts.get(typed.fact))) for typed in arguments]
     return None if any(value is None for _, value in found) else tuple(found)
+
+
+def unfit(tool: Tool, facts: dict[str, str]) -> str:
+    """A sentence on what known() does not take.  The value may be anything that a caller said, and is not told."""
+    bad = next(typed for typed in tool.arguments if typed.accept(facts.get(typed.fact)) is None)
+    why = f"has to be {bad.wanted}" if facts.get(bad.fact) else "is not known"
+    return f"The tool {tool.name} was not called: the fact \"{bad.fact}\" {why}."
