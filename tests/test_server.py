@@ -4,9 +4,11 @@ import itertools
 import time
 from types import SimpleNamespace
 
+import orjson
 from opusagent.board import GONE_NS, SERVING, Board
 from opusagent.config import Config
 from opusagent.metrics import Metrics
+from opusagent.server import pages
 from opusagent.server.worker import Server
 
 
@@ -107,6 +109,16 @@ def test_a_predecessors_calls_count_while_its_workers_give_a_sign_of_life_and_it
     assert board.sum("calls") == 0 and board.passed_on() == [board.fd] and not board.latest(10)
     before.leave(1)                                                 # it ends as it should
     assert {call["id"]: call["live"] for call in board.latest(10)} == {"CA0": False, "CA1": False}
+
+
+def test_a_list_of_calls_counts_those_of_this_moment():
+    """Not those that the worker had when it gave its last sign of life."""
+    board = Board(2)
+    server = Server(Config(), SimpleNamespace(hearing=SimpleNamespace(run=None)), Metrics(), board, board.seats[1])
+    board.seats[1].put("state", SERVING)
+    board.seats[1].put("calls", 7)
+    assert orjson.loads(pages.calls(server, None)[1]) == {"active_calls": 0, "calls": []}
+    server.epoll.close()
 
 
 def test_a_worker_gives_no_sign_of_life_whose_engines_have_been_silent_for_long():

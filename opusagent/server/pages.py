@@ -99,7 +99,10 @@ def calls(server, head) -> tuple[int, bytes, str]:
 
 def active(server) -> int:
     """Calls that are live, of the whole service."""
-    return len(server.calls) if server.board is None else server.board.sum("calls")
+    if server.board is None:
+        return len(server.calls)
+    server.show()
+    return server.board.sum("calls")
 
 
 def line(record: dict) -> dict:
