@@ -334,8 +334,7 @@ class Call:
         trace = self.ledger.trace or self.ledger.begin(now)
         self.transaction.begin(reply)
         self.note("reply", reply.kind, reply.next, reply.caller, reply.say, reply.facts)
-        if reply.missed:
-            log.warning("call %s: %s", self.id, reply.missed)
+        self.ledger.remark(reply)
         trace.mark("decision", self.server.clock())
         trace.kind, trace.state, trace.caller = reply.kind, self.dialogue.state, reply.caller
         self.mouth.say(reply, trace, now)

@@ -108,6 +108,13 @@ class Ledger:
         log.info("call %s begins: %s at %d Hz", call_id, dialect.name, dialect.rate,
                  extra=about(call_id, "begin", dialect=dialect.name, rate=dialect.rate))
 
+    def remark(self, reply) -> None:
+        """What the reply goes on without, for who has written the flow: a function or a tool that was not called."""
+        if reply.refused:
+            self.metrics.count("refused_functions")
+        if why := reply.refused or reply.missed:
+            log.warning("call %s: %s", self.call_id, why)
+
     def end(self, outcome: str, seconds: float, state: str, code: int) -> None:
         """The call is over."""
         log.info("call %s ended: %s, %d turns, %.1f s, state %s", self.call_id, outcome, len(self.receipts), seconds,

@@ -266,10 +266,7 @@ class Mouth:
     def goes_on(self, turn: Turn) -> None:
         """What is spoken has another part, which counts from now on."""
         turn.trace.state = turn.reply.next
-        if turn.reply.refused:
-            self.metrics.count("refused_functions")
-        if why := turn.reply.refused or turn.reply.missed:
-            log.warning("call %s: %s", self.call.id, why)
+        self.call.ledger.remark(turn.reply)
         self.call.goes_on(turn.reply)
 
     @entry(journal.LATE_TOOL)

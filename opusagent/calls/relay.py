@@ -268,8 +268,7 @@ class RelayCall:
         trace: TurnTrace = self.ledger.trace or self.ledger.begin(now)
         self.transaction.begin(reply)
         self.note("reply", reply.kind, reply.next, reply.caller, reply.say, reply.facts)
-        if reply.missed:
-            log.warning("call %s: %s", self.id, reply.missed)
+        self.ledger.remark(reply)
         trace.mark("decision", self.server.clock())
         trace.kind, trace.state, trace.caller = reply.kind, self.dialogue.state, reply.caller
         self._speak_in(reply.language)
@@ -370,10 +369,7 @@ class RelayCall:
     def goes_on(self, turn: Turn) -> None:
         """What is said has another part, which counts from now on."""
         turn.trace.state = turn.reply.next
-        if turn.reply.refused:
-            self.server.metrics.count("refused_functions")
-        if why := turn.reply.refused or turn.reply.missed:
-            log.warning("call %s: %s", self.id, why)
+        self.ledger.remark(turn.reply)
         self.transaction.goes_on(turn.reply)
         self.note("goes on", turn.reply.next, turn.reply.say, turn.reply.facts)
         self.said = []
