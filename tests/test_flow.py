@@ -912,6 +912,18 @@ def test_the_manual_names_every_key_and_its_example_loads():
         assert re.search(rf"`(\[\[?)?{key}\b", manual), key
 
 
+@pytest.mark.parametrize("row, said, value", [
+    ('amount = "EUR"', "about fifty euros", "50.00 EUR"), ("number = true", "I'd say four", "4"),
+    ("number = true", "it was around a hundred", "100"), ('date = "past"', "it was yesterday", "2026-11-29"),
+    ("yes = true", "yeah sure", "yes"), ("yes = true", "yes I would", "yes"), ("yes = true", "yes you may", "yes"),
+    ("yes = true", "of course", "yes"), ("yes = true", "of course not", None), ("yes = true", "I would", None),
+    ("yes = true", "yes I would not", None)])
+def test_what_people_say_around_an_answer_does_not_count(row, said, value):
+    flow = Flow.parse(f'start = "a"\n[states.a]\nsay = "Well?"\non = [{{ {row}, fact = "x", go = "b" }}]\n'
+                      '[states.b]\nsay = "{x}."\nend = true\n', "my.toml")
+    assert Dialogue(flow, today="2026-11-30").answer(said).facts.get("x") == value
+
+
 def test_a_model_is_told_which_day_of_the_week_a_date_is():
     flow = Flow.parse('''start = "chat"
 [facts]

@@ -31,8 +31,12 @@ LEAD_INS = (*SPOKEN_LEAD_INS, *map(words, (
     "that is", "this is", "I'd like", "I would like", "I want", "I'll take", "I will take", "I'll have", "I have",
     "I've got", "I think", "I said", "I mean", "I need", "give me", "let me have", "can I have", "could I have",
     "may I have", "I choose", "number", "okay", "so", "then", "my name is", "my answer is",
+    "about", "around", "roughly", "it was", "I'd say", "I would say",
 )))
-TAILS = tuple(map(words, ("thank you", "thanks", "sir", "madam", "that's it", "that is it")))
+TAILS = tuple(map(words, (
+    "thank you", "thanks", "sir", "madam", "that's it", "that is it", "sure", "of course", "I would", "I will", "I can",
+    "we can", "you can", "you may",
+)))
 UNFINISHED = frozenset((
     "and or but the a an of to is are was my your his her our their with for from at in on because so if that this um "
     "uh er erm hmm than as i it's that's i'm i'd i'll like want need have think mean said me number then").split())
