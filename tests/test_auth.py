@@ -256,7 +256,7 @@ def test_a_stranger_costs_nothing():
     peer = SimpleNamespace(peer=("192.0.2.1", 1), tenant="", inquiry=Inquiry(None))
     for path in ("/ws/twilio", "/ws/twilio/nobody", "/ws/pcm?rate=nonsense", "/ws/telnyx?token=wrong"):
         with pytest.raises(ProtocolError) as refused:
-            server.session(peer, head_of(path))
+            server.routes.session(peer, head_of(path))
         assert refused.value.code == 401
     server.epoll.close()
 

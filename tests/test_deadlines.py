@@ -42,7 +42,7 @@ class Line:
         self.wary, self.now, self.looks, self.ended_at = wary, SECOND, 0, None
         self.server = SimpleNamespace(
             clock=lambda: self.now, config=Config(), metrics=Metrics(), connections=set(), buffer=ReceiveBuffer(),
-            epoll=EpollSet(ReceiveBuffer()), takes_post=lambda path: False, continuity=None)
+            epoll=EpollSet(ReceiveBuffer()), routes=SimpleNamespace(takes_post=lambda path: False), continuity=None)
         self.peer, ours = socket.socketpair()
         ours.setblocking(False)
         self.connection = Connection(self.server)

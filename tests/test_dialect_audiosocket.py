@@ -21,7 +21,7 @@ from opusagent.client.people import person
 from opusagent.config import Config
 from opusagent.dialects import TABLE, Audio, Dtmf, Start, Stop
 from opusagent.dialects.audiosocket import AUDIO, DTMF, ERROR, HANGUP, UUID, AudioSocket, Messages, message
-from opusagent.server.worker import Server
+from opusagent.server.routes import Routes
 from opusagent.transport.audiosocket import MOST_RECEIVED, AudioSocketConnection, BareWire
 from opusagent.transport.door import AT_A_TURN, Turnstile
 from served import SCRIPTED, serving
@@ -199,7 +199,7 @@ def test_a_flood_of_empty_messages_leaves_the_others_their_turn():
 def bare_connection(session):
     """A connection in a server that has no other, at a standing clock."""
     connection = AudioSocketConnection(Mock(tock=lambda: 1, clock=lambda: 1,
-                                            narrow=SimpleNamespace(bytes_per_second=1000)))
+                                            routes=Mock(narrow=SimpleNamespace(bytes_per_second=1000))))
     connection.wire, connection.session = Mock(backlog=0), session
     return connection
 
@@ -207,9 +207,10 @@ def bare_connection(session):
 def test_calls_that_come_at_once_begin_a_few_at_each_turn_of_the_loop():
     async def scenario():
         sessions, pairs = [], [socket.socketpair() for _ in range(3 * AT_A_TURN)]
-        server = Mock(tock=lambda: 1, clock=lambda: 1, turnstile=Turnstile(), config=Config(), connections=set(),
-                      narrow=SimpleNamespace(bytes_per_second=1000, idle_seconds=60),
+        routes = Mock(narrow=SimpleNamespace(bytes_per_second=1000, idle_seconds=60),
                       bare_session=lambda *made: sessions.append(Mock(overdue=lambda now: False)) or sessions[-1])
+        server = Mock(tock=lambda: 1, clock=lambda: 1, turnstile=Turnstile(), config=Config(), connections=set(),
+                      routes=routes)
         made = [AudioSocketConnection(server) for _ in pairs]
         for connection, (ours, peer) in zip(made, pairs):
             connection.accepted(ours)
@@ -392,10 +393,10 @@ def test_messages_of_any_kind_end_at_most_their_own_call(server):
     (("127.0.0.1", 1), False, True), (("192.0.2.1", 1), False, False), (("192.0.2.1", 1), True, True),
     ((), False, False)])
 def test_strangers_are_refused_for_nothing_says_who_they_are(peer, insecure, allowed):
-    room = Mock(config=SimpleNamespace(insecure=insecure))
+    room = Mock(config=Config(insecure=insecure))
     room.admission.check.side_effect = EOFError             # it got as far as that
     with pytest.raises(EOFError if allowed else ProtocolError):
-        Server.bare_session(room, SimpleNamespace(peer=peer), None)
+        Routes(room).bare_session(SimpleNamespace(peer=peer), None)
 
 
 def test_more_than_a_call_can_say_is_refused(server):

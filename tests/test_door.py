@@ -70,8 +70,8 @@ class Line(Mock):
 
 def connection(line, **server):
     """One that has come by this line."""
-    made = Connection(SimpleNamespace(takes_post=lambda path: False, continuity=None, metrics=Mock(), config=Config(),
-                                      tock=lambda: 1, clock=lambda: 1, connections=set(), **server))
+    made = Connection(SimpleNamespace(routes=Mock(takes_post=lambda path: False), continuity=None, metrics=Mock(),
+                                      config=Config(), tock=lambda: 1, clock=lambda: 1, connections=set(), **server))
     made.transport = line
     return made
 

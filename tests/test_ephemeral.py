@@ -6,7 +6,7 @@ import time
 
 import orjson
 import pytest
-from hypothesis import event, given, settings
+from hypothesis import event, example, given, settings
 from hypothesis import strategies as st
 
 import browser
@@ -229,6 +229,7 @@ VALUES = st.recursive(st.none() | st.booleans() | st.integers(-5, 9000) | st.sam
 @settings(deadline=None)
 @given(st.dictionaries(st.sampled_from([*SESSION_SHAPE]), VALUES, max_size=4), VALUES,
        st.sampled_from([None, "realtime", "transcription"]))
+@example({"turn_detection": {"type": None}}, None, None)
 def test_whatever_is_asked_for_is_a_key_that_opens_a_session_or_a_sentence(session, expiry, older):
     content = {"session": session, "expires_after": expiry} if older is None else session
     request = client_secrets.read(orjson.dumps(content), older)

@@ -191,7 +191,7 @@ def _resume(server, slot, fd: int) -> None:
     if dialect is None or state["call"]["id"] in server.calls:
         raise LostCall("its dialect is not spoken here" if dialect is None else "it is here already")
     connection = (AudioSocketConnection if dialect.name in BARE else Connection)(server)
-    connection.go_on(os.dup(fd), server.allowance(dialect, state["agent"]), slot.framing)
+    connection.go_on(os.dup(fd), server.routes.allowance(dialect, state["agent"]), slot.framing)
     connection.tenant = state["tenant"]
     try:
         if state.get("tenure") or dialect.resumes is not None:

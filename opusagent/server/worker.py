@@ -1,4 +1,4 @@
-"""One worker: its listening sockets, its connections and calls, its clock tick, its routes.
+"""One worker: its listening sockets, its connections and calls, its clock tick.
 
 It parses nothing and decides nothing about a conversation.  The rule: everything a call needs is made before the
 worker listens, so that no call ever waits for a model, a file or an import.
@@ -8,40 +8,31 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import partial
 from datetime import date
+from functools import partial
 
 from .. import ProtocolError
-from .. import config as settings
 from .._fastpath import EpollSet, Pacer, ReceiveBuffer
 from ..board import Board, Seat
-from ..calls import journal
 from ..calls.call import Call
 from ..calls.departure import Departures
-from ..calls.echo import EchoCall, EchoSession
-from ..calls.kinds import call_of
 from ..config import Config
 from ..continuity.resumption import Resumable
-from ..continuity.returning import meet
-from ..dialects import DIALECTS, Dialect, OpenAIRealtime, Start, dialect_of
+from ..dialects import Start
 from ..metrics import Metrics
 from ..studio.studio import Studio
 from ..tally import Tally
-from ..transport import http11, net
 from ..transport.audiosocket import AudioSocketConnection
-from ..transport.connection import Connection, Limits
+from ..transport.connection import Connection
 from ..transport.door import Door, Turnstile
 from ..transport.loop import attach, detach
-from ..trust.auth import offered_keys
-from ..trust.ephemeral import Opened
-from . import client_secrets, garbage, notices, pages, stalls, webhooks
+from . import garbage, notices, stalls
 from .admission import Admission, Memory
 from .archive import Archive, kept
 from .gate import Gate
-from .limits import Limits as CallLimits, caller_of
+from .limits import Limits
 from .pulse import Pulse
-from .routes import realtime_query, without_secrets, without_ticket
+from .routes import Routes
 
 log = logging.getLogger("opusagent")
 
@@ -50,14 +41,11 @@ IDLE_TICK_NS = 50_000_000       # between two ticks while there are none
 SWEEP_NS = 250_000_000          # between two looks at a connection's deadlines, and two signs of life
 SWEPT = 64                      # connections looked at in one tick, at least
 TIDY_NS = 1_000_000_000         # between two collections of garbage, and looks at the load
-FASTEST_CALL = 128 << 10        # bytes a second on a telephony route: four times what the widest of them needs
-CONTROL_RATE = 8                # control frames a second on a telephony route
 LONGEST_ID = 1000               # of a call that another worker is asked about
 WARN_EVERY_NS = 1_000_000_000   # between two warnings of slow wake-ups
 KEPT_CALLS = 256                # records of ended calls kept for GET /calls/<id>
 MOVING_NS = 2_000_000_000       # for platforms to take back what another node goes on with
 PARTING_NS = 10_000_000_000     # for the last words to callers whose calls must end
-POSTED = (webhooks, client_secrets)     # what answers a POST: takes_post(), check(), respond() of each
 
 
 class Server:
@@ -72,6 +60,7 @@ class Server:
         self.studio = studio                        # what calls are made with: flow, engines, arena, prompts
         self.metrics = metrics
         self.gate = Gate(config, metrics.count)     # who may come in
+        self.routes = Routes(self)                  # what they may ask for
         self.departures = Departures(config, metrics)   # how calls are handed over
         self.board, self.seat = board, seat         # what all workers know of one another, and our place there
         self.keeper = keeper                        # takeover.Keeper: of what another worker needs for our calls
@@ -92,7 +81,7 @@ class Server:
         self._warned = 0                            # ns: when a slow wake-up was last warned of
         self.admission = Admission(self)            # whether there is room for new calls
         tally = board.tally if board else Tally(1, config.max_calls + 1)
-        self.limits = CallLimits(config.limits, metrics, tally, board.seats.index(seat) if board else 0)
+        self.limits = Limits(config.limits, metrics, tally, board.seats.index(seat) if board else 0)
         self._timer: asyncio.TimerHandle | None = None
         self._next_tick = self._next_sweep = self._next_tidying = self.now
         self._unswept: list = []                    # connections that this sweep has still to look at
@@ -101,11 +90,6 @@ class Server:
         self.pulse = Pulse(self.now)                # for the supervisor
         self.archive: Archive | None = None         # made by begin(), where calls are kept
         self.notices: notices.Notices | None = None     # ... and where somebody is told of their ends
-        net_config = config.net
-        self.wide = Limits(net_config.max_message, 1 << 17, 60.0, net_config.ping_timeout_seconds)
-        self.narrow = Limits(net_config.max_message_telephony, 16, 5.0, net_config.media_timeout_seconds,
-                             FASTEST_CALL, CONTROL_RATE)
-        self.diagnostic = replace(self.narrow, bytes_per_second=0)
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
@@ -309,101 +293,6 @@ class Server:
             self._timer.cancel()
         self._next_tick = self.epoll.due = at
         self._timer = asyncio.get_running_loop().call_later(max(0, at - self.clock()) / 1e9, self._tick)
-
-    # -- routes --------------------------------------------------------------------------------------------------------
-
-    @staticmethod
-    def posted(path: str):
-        """The module that answers what is posted to a path; None where nothing can be."""
-        return next((module for module in POSTED if module.takes_post(path)), None)
-
-    takes_post = posted
-
-    def check_post(self, connection: Connection, head: http11.Head) -> None:
-        """Raises ProtocolError for a POST that need not be read."""
-        self.posted(head.path).check(self, head)
-
-    def page(self, connection: Connection, head: http11.Head, body: bytes = b"") -> bytes:
-        """The answer to a plain GET or HEAD, or to a POST.  Raises ProtocolError(status, sentence)."""
-        if (posted := self.posted(head.path)) is not None:
-            return http11.response(*posted.respond(self, connection, head, body))
-        name = head.path if head.path in pages.PAGES else "/" + head.path[1:].partition("/")[0] + "/"
-        page = pages.PAGES.get(name)
-        if page is None or not (connection.pages or page.open):
-            raise pages.missing(head.path)
-        if not page.open:
-            self.gate.check_trusted(connection, head)
-        return http11.response(*page.render(self, head), head_only=head.method == "HEAD")
-
-    @staticmethod
-    def protocols(head: http11.Head) -> tuple[str, ...]:
-        """The subprotocols of which a peer may have the first that it offers: those of its route's dialect."""
-        return DIALECTS.get(dialect_of(head.path), Dialect).protocols
-
-    def session(self, connection: Connection, head: http11.Head) -> tuple[Limits, Callable]:
-        """What an upgrade asks for: its limits, and the function that begins its session once the 101 is out."""
-        parts = without_ticket(head.path)[0].split("/")
-        if parts[1:] == ["ws", "echo"]:
-            self.gate.check_diagnostics(connection, head)
-            self.gate.check_origin(connection, head)
-            return self.wide, EchoSession
-        name = dialect_of(head.path)
-        if len(parts) not in (3, 4) or not name:
-            raise ProtocolError(404, "There is no such route here; calls come to /ws/<dialect>[/<agent>].")
-        dialect = DIALECTS.get(name)
-        if dialect is None:
-            raise ProtocolError(404, f"There is no such dialect here; there are {', '.join(DIALECTS)}.")
-        agent, query, opened = parts[3] if len(parts) == 4 else "", without_secrets(head.query), None
-        if name == OpenAIRealtime.name:
-            opened = self.gate.opened(head, self.studio.agent_of)
-            query = realtime_query(head, query, opened)
-            agent = agent or self.studio.agent_of(query.get("model", ""))
-        self._check_call(connection, head, agent, dialect.platform or dialect.name, opened)
-        limits = self.allowance(dialect, agent)
-        spoken = dialect(query)
-        if agent == "echo":
-            return limits, lambda connection: EchoCall(self, connection, spoken, agent)
-        make = call_of(name)
-        return limits, lambda connection: meet(self, connection, spoken, agent, lambda line: make(
-            self, line, spoken, agent, self._journal(spoken, query, agent)))
-
-    def allowance(self, dialect, agent: str) -> Limits:
-        """What the peer of such a call may do."""
-        telephony = dialect.max_message <= self.narrow.max_message
-        return self.wide if not telephony else self.diagnostic if agent == "echo" else self.narrow
-
-    def bare_session(self, connection: AudioSocketConnection, dialect) -> Call:
-        """A call without a request, so without a token, to the flow that the server was started with."""
-        if not (net.is_loopback(connection.peer) or self.config.insecure):
-            raise ProtocolError(401, "A call without authentication from another machine needs --insecure.")
-        self.admission.check(connection)
-        return Call(self, connection, dialect, "", self._journal(dialect, {}, ""))
-
-    def _journal(self, dialect, query: dict[str, str], agent: str) -> "journal.Journal | None":
-        """What a new call notes; None where nothing is kept."""
-        if self.archive is None or not self.config.archive.journals:
-            return None
-        return journal.Journal(self._journal_file, journal.header(
-            dialect.name, query, agent, self.studio.flows[agent], self.config, settings.SETTINGS, self.today))
-
-    def _journal_file(self, call_id: str):
-        return self.archive.file(call_id + ".jsonl", self.calls[call_id].usage.began_at)
-
-    def _check_call(self, connection: Connection, head: http11.Head, agent: str, platform: str,
-                    opened: Opened | None) -> None:
-        if agent == "echo":
-            self.gate.check_diagnostics(connection, head)
-        if opened is not None and agent != self.studio.agent_of(opened.model):
-            self.gate.refuse(platform)
-        key = opened.key if opened is not None else self.gate.admit(connection, head, platform, agent)
-        if key is None or not offered_keys(head.get):       # no other site's page could offer our key
-            self.gate.check_origin(connection, head)
-        connection.tenant = key.tenant if key else ""
-        if agent != "echo" and agent and agent not in self.studio.flows:
-            raise ProtocolError(404, "There is no such agent here.")
-        if agent != "echo":
-            self.limits.check(caller_of(head.query), connection.tenant)
-        self.admission.check(connection)
 
     # -- calls ---------------------------------------------------------------------------------------------------------
 

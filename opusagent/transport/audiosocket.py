@@ -165,7 +165,7 @@ class AudioSocketConnection:
             return
         net.tune(self.wire.sock, self.server.config.net)
         try:
-            self.session = self.server.bare_session(self, AudioSocket({}))
+            self.session = self.server.routes.bare_session(self, AudioSocket({}))
         except Exception as error:
             self.fault(error)
 
@@ -192,7 +192,7 @@ class AudioSocketConnection:
 
     def _message(self, kind: int, payload: memoryview) -> None:
         now = self._heard = self.server.tock()
-        self._due = spent(self._due + HEAD + len(payload), self.server.narrow.bytes_per_second, 0)
+        self._due = spent(self._due + HEAD + len(payload), self.server.routes.narrow.bytes_per_second, 0)
         if self.session is not None:
             self.session.on_message(kind, payload)
         self.server.measure(self.server.clock() - now)
@@ -272,7 +272,7 @@ class AudioSocketConnection:
 
     def sweep(self, now: int) -> None:
         """Looked at a few times a second: every deadline of this connection is here."""
-        limits = self.server.narrow
+        limits = self.server.routes.narrow
         if self._closing:
             if now - self._closing > LINGER:
                 self.ended(None)

@@ -61,7 +61,7 @@ class Connection(asyncio.BufferedProtocol):
         self.transport: asyncio.Transport | None = None     # None once handed over or lost
         self.wire: Wire | TransportWire | None = None       # set by the upgrade
         self.peer: tuple = ()
-        self.head: http11.HeadParser | None = http11.HeadParser(server.takes_post)   # until the head is whole
+        self.head: http11.HeadParser | None = http11.HeadParser(server.routes.takes_post)   # until the head is whole
         self.bodiless = False               # it asked for a head only: a refusal has no body either
         self.ws: WebSocket | None = None
         self.session = None
@@ -154,7 +154,7 @@ class Connection(asyncio.BufferedProtocol):
         if head.upgrade:
             self._settle(partial(self._decide, head, bytes(rest)))
         elif head.method == "POST":
-            self.server.check_post(self, head)              # refuses what it can before it is read
+            self.server.routes.check_post(self, head)              # refuses what it can before it is read
             if head.get("expect", "").lower() == "100-continue":
                 self.transport.write(http11.CONTINUE)
             self.posted = head, bytearray()
@@ -175,7 +175,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _ask(self, head: http11.Head, body: bytes = b"") -> None:
         """For a page, or for what answers a POST.  By TLS at once: asyncio ends that when its peer's half is closed."""
-        act = partial(self._settle, lambda: partial(self._answer, self.server.page(self, head, body)))
+        act = partial(self._settle, lambda: partial(self._answer, self.server.routes.page(self, head, body)))
         self._enter(act) if self._plain() else act()
 
     def _settle(self, find: Callable[[], Callable]) -> None:
@@ -207,8 +207,8 @@ class Connection(asyncio.BufferedProtocol):
             self._linger()
 
     def _decide(self, head: http11.Head, rest: bytes) -> Callable:
-        answer = http11.accept(head, self.server.protocols(head))
-        limits, begin = self.server.session(self, head)     # refuses before anything is allocated
+        answer = http11.accept(head, self.server.routes.protocols(head))
+        limits, begin = self.server.routes.session(self, head)     # refuses before anything is allocated
         return partial(self._enter, partial(self._upgrade, answer, limits, begin, rest))
 
     def _enter(self, act: Callable[[], None]) -> None:

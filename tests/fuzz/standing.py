@@ -12,9 +12,9 @@ from types import SimpleNamespace
 
 from opusagent.config import Config
 from opusagent.metrics import Metrics
-from opusagent.server.worker import Limits, Server
+from opusagent.server.worker import Server
 from opusagent.transport import http11
-from opusagent.transport.connection import Connection
+from opusagent.transport.connection import Connection, Limits
 from opusagent.transport.websocket import BINARY
 
 SECOND = 1_000_000_000
@@ -34,18 +34,12 @@ class Ground(Server):
         self.time = SECOND              # ns
         self.clock = lambda: self.time
         self.tock()
-        self.begin = begin
+        limits = Limits(max_message, max_fragments, 5.0, 20.0)
+        self.routes = SimpleNamespace(
+            takes_post=self.routes.takes_post, check_post=self.routes.check_post, protocols=lambda head: (),
+            page=lambda connection, head, body=b"": http11.response(200, "a page\n", head_only=head.method == "HEAD"),
+            session=lambda connection, head: (limits, begin))
         self.turnstile = SimpleNamespace(enter=lambda begin: begin())
-        self.limits = Limits(max_message, max_fragments, 5.0, 20.0)
-
-    def page(self, connection, head, body: bytes = b"") -> bytes:
-        return http11.response(200, "a page\n", head_only=head.method == "HEAD")
-
-    def protocols(self, head) -> tuple[str, ...]:
-        return ()
-
-    def session(self, connection, head):
-        return self.limits, self.begin
 
     def serve(self) -> None:
         for _ in range(1000):

@@ -263,7 +263,7 @@ def _placed(name: str, value, before):
     if name in ("transcription", "noise_reduction") and value is not None:
         return {**(before or {}), **{key: inner for key, inner in value.items() if inner is not None}}
     if name == "turn_detection" and value is not None:
-        kind = value.get("type", (before or {}).get("type", "server_vad"))
+        kind = value.get("type") or (before or {}).get("type", "server_vad")
         start = before if before and before["type"] == kind else DETECTORS[kind]
         given = {key: inner for key, inner in value.items() if inner is not None or key == "idle_timeout_ms"}
         return {**start, **{key: inner for key, inner in given.items() if key in DETECTORS[kind]}, "type": kind}
