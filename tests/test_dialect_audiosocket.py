@@ -16,7 +16,7 @@ from conversation import Conversation
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opusagent import ConfigError, ProtocolError
+from opusagent import ConfigError, ProtocolError, cli
 from opusagent.client.people import person
 from opusagent.config import Config
 from opusagent.dialects import TABLE, Audio, Dtmf, Start, Stop
@@ -335,6 +335,23 @@ def test_a_call_from_greeting_to_goodbye(server):
         record = json.load(page)
     assert (record["dialect"], record["done"], record["state"]) == ("audiosocket", True, "bye")
     assert "Traceback" not in served.written()
+
+
+def test_calls_are_kept_whatever_bytes_name_them_and_taken_once_more(tmp_path, capsys):
+    (tmp_path / "flow.toml").write_text(FLOW)
+    port, names = free_port(), [b"\xff" * 16, b"sixteen letters!"]
+    with serving(*SCRIPTED, "--flow", str(tmp_path / "flow.toml"), "--audiosocket", str(port), "--archive-directory",
+                 str(tmp_path / "kept"), "--archive-recordings") as served:
+        for name in names:
+            with Asterisk(port, name) as call:
+                call.passes(1000)
+                call.line.sendall(message(DTMF, b"1"))
+                call.passes(4000)
+            assert call.heard[-1] == (HANGUP, b"")
+        assert "Traceback" not in served.written()
+    for name in names:
+        [journal] = tmp_path.glob(f"kept/*/*-{Uuid(bytes=name)}.jsonl")
+        assert cli.main(["replay", str(journal)]) == 0, capsys.readouterr()
 
 
 def test_a_caller_is_heard(server):

@@ -21,7 +21,7 @@ import orjson
 
 from .. import EngineError, __version__
 from .._fastpath import Notes
-from ..dialects import TEXT
+from ..dialects import BARE, TEXT
 from ..engines.spoken import Spoken
 
 VERSION = 1                     # of the format
@@ -80,10 +80,11 @@ class Journal:
     """One call's, while it is held.  `file(call id)` opens what it is kept in: append(bytes), which must not block, and
     close().  A call that never starts leaves none."""
 
-    __slots__ = ("today", "notes", "_file", "_kept", "_lines", "_open", "_loose", "_known", "_asked")
+    __slots__ = ("today", "notes", "_text", "_file", "_kept", "_lines", "_open", "_loose", "_known", "_asked")
 
     def __init__(self, file: Callable, header: dict[str, Any]):
         self.today = header["today"]
+        self._text = text_of(header["dialect"])
         self.notes = Notes()                    # for what passes the call by: see unattended.py
         self._file = file
         self._kept = None                       # the file; None until the call has an id
@@ -106,7 +107,7 @@ class Journal:
             args = (self._since(args[0]),)
         elif kind == MESSAGE:
             opcode, payload = args
-            args = (opcode, str(payload, "utf-8") if opcode == TEXT else base64.b64encode(payload).decode())
+            args = (opcode, str(payload, "utf-8") if opcode == self._text else base64.b64encode(payload).decode())
         self.notes.ready = False
         self._lines.append([kind, args, readings])
         self._open.append(readings)
@@ -273,6 +274,11 @@ class _Model:
             raise
         journal.open(ANSWERED, (number,))
         journal._loose = True
+
+
+def text_of(dialect: str) -> int | None:
+    """The opcode of messages that are text; None where a message's kind stands in its place, and none is."""
+    return None if dialect in BARE else TEXT
 
 
 def header(dialect: str, query: dict[str, str], agent: str, flow, config, known, today: str) -> dict[str, Any]:

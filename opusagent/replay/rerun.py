@@ -24,7 +24,7 @@ from ..calls.departure import Departures
 from ..calls.kinds import call_of
 from ..config import Config
 from ..continuity import resumption
-from ..dialects import DIALECTS, TEXT, TEXTUAL
+from ..dialects import SPOKEN, TEXTUAL
 from ..engines.spoken import Spoken
 from ..flow import Flow, FunctionCall
 from ..metrics import Metrics
@@ -288,11 +288,12 @@ class Replay:
         header = self.tape.header
         self.world.connection.earlier = earlier
         self.call = call_of(header["dialect"])(self.world, self.world.connection,
-                                               DIALECTS[header["dialect"]](header["query"]), header["agent"],
+                                               SPOKEN[header["dialect"]](header["query"]), header["agent"],
                                                self.rehearsal)
 
     async def _message(self, opcode: int, payload: str) -> None:
-        octets = payload.encode() if opcode == TEXT else base64.b64decode(payload)
+        textual = opcode == journal.text_of(self.tape.header["dialect"])
+        octets = payload.encode() if textual else base64.b64decode(payload)
         try:
             self.call.on_message(opcode, memoryview(octets))
         except ProtocolError as error:

@@ -12,7 +12,7 @@ import orjson
 
 from .. import ConfigError
 from ..calls import journal
-from ..dialects import DIALECTS
+from ..dialects import SPOKEN
 
 HEADER = {"opusagent": str, "dialect": str, "query": dict, "agent": str, "flow": str, "flow_text": str,
           "settings": dict}
@@ -96,7 +96,7 @@ def _header(line: bytes) -> dict[str, Any]:
     for key, kind in HEADER.items():
         if type(header.get(key)) is not kind:
             raise Amiss(f"the journal's header has no {key!r}, or a wrong one")
-    if header["dialect"] not in DIALECTS:
+    if header["dialect"] not in SPOKEN:
         raise Amiss(f"there is no dialect {header['dialect'][:60]!r}")
     if not _texts(header["query"]):
         raise Amiss("the journal's header has a 'query' that is not of texts")
