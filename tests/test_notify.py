@@ -1,8 +1,10 @@
 """What systemd is told, where it does not read in time, and where it does not listen yet."""
+import errno
 import os
 import socket
 import threading
 import time
+from unittest.mock import Mock
 
 import pytest
 
@@ -49,6 +51,30 @@ def test_what_finds_no_room_is_told_later_and_in_order(systemd):
     assert "READY=1" not in told(systemd)
     ours.flush()
     assert told(systemd) == ["FDSTORE=1\nFDNAME=arena-1", "READY=1"] and not ours.unsent
+    ours.close()
+
+
+def test_a_systemd_that_reads_nothing_for_ever_costs_no_descriptor_for_calls_that_are_over(systemd):
+    ours = crowded(systemd)
+    before = len(os.listdir("/proc/self/fd"))
+    for i in range(1000):
+        ours.store(f"call-1-{i % 3}", 0)
+        if i >= 2:
+            ours.forget(f"call-1-{(i - 2) % 3}")
+    assert len(os.listdir("/proc/self/fd")) == before + 2 and len(ours.unsent) <= 1 + 3 + 2
+    told(systemd)
+    ours.flush()
+    last = {name: what for what, name in map(str.splitlines, told(systemd)) if "call" in name}
+    assert last == {"FDNAME=call-1-0": "FDSTORE=1", "FDNAME=call-1-1": "FDSTOREREMOVE=1", "FDNAME=call-1-2": "FDSTORE=1"}
+    ours.close()
+
+
+def test_without_descriptors_systemd_keeps_nothing_and_the_server_goes_on(systemd, monkeypatch):
+    ours = notify(systemd)
+    monkeypatch.setattr(os, "dup", Mock(side_effect=OSError(errno.EMFILE, "Too many open files")))
+    ours.store("call-1-1", 0)
+    ours.tell("WATCHDOG=1")
+    assert told(systemd) == ["WATCHDOG=1"]
     ours.close()
 
 

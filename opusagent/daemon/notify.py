@@ -27,7 +27,7 @@ class Notify:
         usec = self.environ.get("WATCHDOG_USEC", "")
         mine = pid in ("", str(os.getpid())) and usec.isascii() and usec.isdigit()
         self.watchdog_seconds = int(usec) / 1e6 if mine and self.address else 0.0     # 0: nobody watches
-        self.unsent: deque[tuple[bytes, list[int]]] = deque(maxlen=MOST_UNSENT)    # messages, duplicates of descriptors
+        self.unsent: deque[tuple[bytes, list[int]]] = deque()      # messages, duplicates of descriptors
         self.heard = True               # systemd listens to us: to a successor it does not before that was named
         self.sock = None
         if self.address:
@@ -39,7 +39,15 @@ class Notify:
         systemd would take each for a variable of its own."""
         if self.sock is not None and self.heard and not (self.unsent and lines[0] == "WATCHDOG=1"):
             told = "\n".join(" ".join(line.splitlines()) for line in lines)
-            self.unsent.append((told.encode(), [os.dup(fd) for fd in fds]))
+            kept: list[int] = []
+            try:
+                kept += map(os.dup, fds)
+            except OSError as error:            # no descriptors are left: better not kept than not served
+                close_all(kept)
+                return log.warning("systemd cannot be told %r: %s", told, error.strerror)
+            if len(self.unsent) >= MOST_UNSENT:
+                close_all(self.unsent.popleft()[1])
+            self.unsent.append((told.encode(), kept))
             self.flush()
 
     def flush(self) -> None:
@@ -54,14 +62,17 @@ class Notify:
             except OSError as error:
                 log.debug("systemd could not be told %r: %s", message, error.strerror)
             self.unsent.popleft()
-            for fd in fds:
-                os.close(fd)
+            close_all(fds)
 
     def store(self, name: str, *fds: int) -> None:
         """systemd keeps a duplicate of each against our death, and passes them to our successor by this name."""
         self.tell("FDSTORE=1", "FDNAME=" + name, fds=fds)
 
     def forget(self, name: str) -> None:
+        """What has not been told of it yet need not be: however long systemd reads nothing, what waits is bounded."""
+        for waiting in [each for each in self.unsent if each[0].endswith(b"\nFDNAME=" + name.encode())]:
+            self.unsent.remove(waiting)
+            close_all(waiting[1])
         self.tell("FDSTOREREMOVE=1", "FDNAME=" + name)
 
     def close(self) -> None:
@@ -72,6 +83,11 @@ class Notify:
             self.sock.close()
         self.sock = None
         self.watchdog_seconds = 0.0
+
+
+def close_all(fds: Iterable[int]) -> None:
+    for fd in fds:
+        os.close(fd)
 
 
 def stored(what: str, arena: int, *slot: int) -> str:
