@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from itertools import islice, product
 
 MARK = "~"                  # begins such an entry
+ANSWER = "1e-8"             # an answer, to a murmur or an interruption: any sound is some answer
 AGAIN = "1e-4"              # a second murmur, to one; more are none
 HOLD = 4                    # frames (10 ms) that an answer must stand, once somebody has asked, before it is told
 LONGEST = 44                # frames from then on in which a murmur is told: it is over by then
@@ -49,7 +50,8 @@ def grammar(search, known: set[str]) -> str:
                        for said in (search.murmurs, search.interruptions))
     if not murmurs:
         return search.jsgf
-    rules = (f"public <all-heard> = {' | '.join(('<an-answer>', *others, '<murmurs>'))};",
+    rules = (f"public <all-heard> = /{ANSWER}/ <an-answer> | /1/ <no-answer>;",
+             f"<no-answer> = {' | '.join((*others, '<murmurs>'))};",
              f"<murmurs> = /1/ <a-murmur> | /{AGAIN}/ <a-murmur> <a-murmur>;", f"<a-murmur> = {' | '.join(murmurs)};")
     return search.jsgf.replace("public <an-answer>", "\n".join((*rules, "<an-answer>")), 1)
 

@@ -17,6 +17,7 @@ import numpy as np
 from ... import ConfigError, EngineError
 from . import murmurs
 from .cepstra import CEPSTRA, Cepstra
+from .narrowing import narrowed
 
 # Decoders by kind: idle ones to have beside those in use, and while nobody speaks; and the most that are made, beyond
 # which an utterance waits for another one's end: of those with a language model, 99 MB each, a core serves no more.
@@ -25,20 +26,24 @@ CALM = {"grammar": 8, "free": 2}
 MOST = {"grammar": 64, "free": 6}
 POLL = 4                    # frames between two looks at a hypothesis (one takes 6 us, 100 us with a language model)
 CERTAIN = 0.5               # confidence below which a result of a grammar counts as none of its sentences
-LOUD = 20.0                 # of a cepstrum's first number: frames so near to the loudest (17 dB) are somebody's voice
+LOUD = 17.0                 # of a cepstrum's first number: frames so near to the loudest (17 dB) are somebody's voice
 POLL_OVERHEARD = 2          # ... while the agent speaks
 STEP = 6                    # frames that an utterance may decode before the next one has its turn
 FRAME_BYTES = 4 * CEPSTRA
 
 RARE = {"oh": 1e-21}        # words that any vowel sounds like -> how much rarer than its neighbours in a choice
 # What the telephone leaves of a word, beside what the model's dictionary has.
-SOUNDS = {"six": ("S IH K", "IH K S")}
+SOUNDS = {
+    "six": ("S IH K", "IH K S", "S IY K S"),
+    "zero": ("IH R OW", "IY R OW", "S IH R OW", "S IY R OW"),
+}
 
 MODEL = "model/en-us"
 INSTALL = "The embedded recogniser needs pocketsphinx: pip install 'opusagent[local]'."
 
 # Cepstra are normalised before they come here, so the decoder's own normalisation is off.
-FEATURES = "-feat 1s_c_d_dd\n-svspec 0-12/13-25/26-38\n-agc none\n-cmn none\n-varnorm no\n-model ptm\n"
+FEATURES = (f"-feat 1s_c_d_dd\n-ncep {CEPSTRA}\n-ceplen {CEPSTRA}\n-svspec 0-8/9-17/18-26\n"
+            "-agc none\n-cmn none\n-varnorm no\n-model ptm\n")
 LANGUAGE_MODEL = "_default"     # what pocketsphinx calls the search it makes of a language model
 GRAMMAR = {"lm": None, "fwdflat": False, "bestpath": False}
 # The lookahead by phones ("pl_window") fails on blocks of many frames, and costs a sixth of the words at 8 kHz.
@@ -101,7 +106,8 @@ class Recogniser:
             phrase for search in self.grammars for phrase in (*search.murmurs, *search.interruptions)))
         known = {line.partition(" ")[0] for line in lines.splitlines()}
         self.jsgf = {search.id: weighed(murmurs.grammar(search, known)) for search in self.grammars}
-        self.files = [memory_file(FEATURES), memory_file(lines)]
+        gaussians = narrowed(model_path() / "en-us")
+        self.files = [memory_file(each) for each in (FEATURES.encode(), lines.encode(), *gaussians)]
         self.idle: dict[str, list] = {"grammar": [], "free": []}
         self.made = {"grammar": 0, "free": 0}
         self.import_decoder()
@@ -125,12 +131,13 @@ class Recogniser:
 
     def make(self, kind: str) -> None:
         """Make a decoder.  20 ms for grammars, 0.3 s with a language model.  EngineError where that cannot be done."""
-        features, words = (f"/proc/self/fd/{file}" for file in self.files)
+        features, words, means, variances = (f"/proc/self/fd/{file}" for file in self.files)
+        model = {"featparams": features, "mean": means, "var": variances, "loglevel": "FATAL"}
         try:
             if kind == "free":
-                decoder = self.decoder(featparams=features, loglevel="FATAL", **LANGUAGE)
+                decoder = self.decoder(**model, **LANGUAGE)
             else:
-                decoder = self.decoder(featparams=features, dict=words, loglevel="FATAL", **GRAMMAR)
+                decoder = self.decoder(**model, dict=words, **GRAMMAR)
                 for search in self.grammars:
                     decoder.add_jsgf_string(str(search.id), self.jsgf[search.id])
         except (RuntimeError, ValueError) as error:
@@ -151,8 +158,7 @@ class Recogniser:
             return None
         decoder = idle.pop()
         decoder.activate_search(str(search_id) if search.kind == "grammar" else LANGUAGE_MODEL)
-        centred = search.kind == "grammar"  # a language model does without: it knows what is likely
-        return Utterance(decoder, search, idle, Cepstra(rate, level, centred=centred))
+        return Utterance(decoder, search, idle, Cepstra(rate, level))
 
 
 class Utterance:
@@ -240,35 +246,28 @@ def fit(segments: Iterable, loudness: np.ndarray) -> float:
     """How well the words of a result fit what was heard, from 0 to 1, in place of a model of everything else.
 
     `loudness` is the first of the cepstra of every frame.  pocketsphinx scores every frame against the best of all
-    sounds at that frame: words that were not said fit badly.  And where words were said that no grammar expected,
-    the silence between those that were has swallowed them: it fits badly as well, and is loud.  Weights by logistic
-    regression over recordings of people: answers that were expected, against sentences from books and other answers.
+    sounds at that frame: a word that was not said fits badly.  And where words were said that no grammar expected,
+    the silence between those that were has swallowed them, and is loud.  Weights by logistic regression over recordings
+    of people: answers that were understood, against sentences from books, other answers, and misunderstandings.
     """
-    words, fillers, swallowed = [], [], 0       # (log score, frames) of each; loud frames that are no word's
+    worst, swallowed, said = 0.0, 0, False      # log score of a frame; loud frames that are no word's
     loud = loudness > loudness.max(initial=-np.inf) - LOUD
     for segment in segments:
         first, after = segment.start_frame, segment.end_frame + 1
         if first >= 0 and after > first and segment.word != "(NULL)":
-            score = (1000 * math.log(max(segment.ascore, 1e-300)), after - first)
             if segment.word[0] in "<[(":
-                fillers.append(score)
                 swallowed += int(loud[first:after].sum())
             else:
-                words.append(score)
-    if not words:
+                said = True
+                worst = min(worst, 1000 * math.log(max(segment.ascore, 1e-300)) / (after - first))
+    if not said:
         return 0.0
-    worst = min(score / frames for score, frames in words)
-    evidence = 16.7 + 1.55 * _mean(words) + 1.9 * worst + 2.3 * _mean(fillers) - 4 * swallowed / max(1, loud.sum())
+    evidence = 10 + 2.3 * worst - 6.7 * swallowed / max(1, loud.sum())
     return 1 / (1 + math.exp(-max(-50.0, min(50.0, evidence))))
 
 
-def _mean(scores: list[tuple[float, int]]) -> float:
-    """Of a frame."""
-    return sum(score for score, _ in scores) / max(1, sum(frames for _, frames in scores))
-
-
-def memory_file(text: str) -> int:
+def memory_file(contents: bytes) -> int:
     """A file without a name: its descriptor, which /proc/self/fd turns into a path."""
     file = os.memfd_create("opusagent-pocketsphinx", os.MFD_CLOEXEC)
-    os.write(file, text.encode())
+    os.write(file, contents)
     return file
