@@ -60,7 +60,7 @@ def test_the_answers_stand_beside_what_is_known():
     search = SimpleNamespace(jsgf="#JSGF V1.0;\ngrammar g;\npublic <an-answer> = one;\n", murmurs=("mm hm", "qqzz"),
                              interruptions=("stop", "wait"))
     assert murmurs.grammar(search, {"~mm_hm", "~stop", "one"}).splitlines()[2:] == [
-        "public <all-heard> = /1e-8/ <an-answer> | /1/ <no-answer>;", "<no-answer> = ~stop | <murmurs>;",
+        "public <all-heard> = /1e-9/ <an-answer> | /1/ <no-answer>;", "<no-answer> = ~stop | <murmurs>;",
         "<murmurs> = /1/ <a-murmur> | /1e-4/ <a-murmur> <a-murmur>;", "<a-murmur> = ~mm_hm;", "<an-answer> = one;"]
     assert murmurs.grammar(search, {"one"}) == search.jsgf
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from itertools import islice, product
 
 MARK = "~"                  # begins such an entry
-ANSWER = "1e-8"             # an answer, to a murmur or an interruption: any sound is some answer
+ANSWER = "1e-9"             # an answer, to a murmur or an interruption: any sound is some answer
 AGAIN = "1e-4"              # a second murmur, to one; more are none
 HOLD = 4                    # frames (10 ms) that an answer must stand, once somebody has asked, before it is told
 LONGEST = 44                # frames from then on in which a murmur is told: it is over by then
