@@ -65,7 +65,8 @@ def test_a_systemd_that_reads_nothing_for_ever_costs_no_descriptor_for_calls_tha
     told(systemd)
     ours.flush()
     last = {name: what for what, name in map(str.splitlines, told(systemd)) if "call" in name}
-    assert last == {"FDNAME=call-1-0": "FDSTORE=1", "FDNAME=call-1-1": "FDSTOREREMOVE=1", "FDNAME=call-1-2": "FDSTORE=1"}
+    assert last == {"FDNAME=call-1-0": "FDSTORE=1", "FDNAME=call-1-2": "FDSTORE=1",
+                    "FDNAME=call-1-1": "FDSTOREREMOVE=1"}
     ours.close()
 
 
