@@ -161,6 +161,38 @@ def test_prompts_of_a_voice_that_was_replaced_are_spoken_again(run, models, tmp_
 
 
 @speaks
+def test_a_voice_that_is_replaced_while_it_speaks_is_not_mixed_with_the_one_before(run, models, tmp_path):
+    """Until a process has to load it, all goes on as before; then the rest of them end, and prompts are spoken anew."""
+    def lies_there(name):
+        for suffix in ("onnx.json", "onnx"):
+            (tmp_path / f"coming.{suffix}").write_bytes((models / f"{name}.{suffix}").read_bytes())
+            os.replace(tmp_path / f"coming.{suffix}", tmp_path / f"tones.{suffix}")
+
+    async def settled(tts):
+        while len(tts.idle[tts.own]) < 2:
+            await asyncio.sleep(0.01)
+        return {speaker.process.pid for speaker in tts.idle[tts.own]}
+
+    async def told(tts):
+        prompts = Prompts(tts, Store(tmp_path, 1 << 24))
+        await prompts.prepare(["Yes."], "")
+        before = await settled(tts)
+        lies_there("other")                                             # 16 kHz, where it had 22.05
+        kept = prompts.get("", "Yes.", 8000)
+        os.kill(tts.idle[tts.own][-1].process.pid, signal.SIGKILL)
+        while tts.idle[tts.own] or tts.started < 4:                     # that one, and the other that has to go
+            await asyncio.sleep(0.01)
+            if len(tts.idle[tts.own]) == 2 and not before & await settled(tts):
+                break
+        gone = prompts.get("", "Yes.", 8000)
+        pcm, _ = await heard(tts, Listener(), text=TEXT)
+        return kept is not None, gone, phonemes(pcm, 8000), await prompts.prepare(["Yes."], "")
+
+    lies_there("tones")
+    assert run(with_piper(tmp_path, told)) == (True, None, SOUNDS, 1)
+
+
+@speaks
 def test_a_voice_that_piper_cannot_load_is_a_sentence(run, models, tmp_path):
     (tmp_path / "tones.onnx").write_bytes(b"onnx")
     (tmp_path / "tones.onnx.json").write_bytes((models / "tones.onnx.json").read_bytes())

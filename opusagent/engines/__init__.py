@@ -2,7 +2,8 @@
 
 What several of them need is in `processes` (engines that run in processes of their own), in `remote` (endpoints that
 are asked over the network), and beside this file: how `speech` goes out, in `segments`, at the listener's `level` and
-`rates`; `spoken` pieces of a model that speaks itself; and the `turn` model, which goes by `prosody`.
+`rates`; `spoken` pieces of a model that speaks itself; a `piper_process`; and the `turn` model, which goes by
+`prosody`.
 
 A stage of an engine is a class made from the configuration; it lives in the worker and never blocks its loop.
     all     async open(...), async close(), measure(metrics); may have fault(): a sentence while it cannot serve, else

@@ -11,14 +11,12 @@ import json
 import logging
 import os
 import re
-import resource
 import shutil
 import sys
-from asyncio.subprocess import DEVNULL, PIPE, STDOUT, Process
-from collections.abc import AsyncIterator, Callable, Coroutine
+from asyncio.subprocess import PIPE
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import aclosing, suppress
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -27,56 +25,16 @@ from ..config import Config
 from ..flow.manner import manner_of
 from .level import Level, levelled
 from .openai.tts import EDGE_MS, LEARNING, MS_PER_CHARACTER, split, unspoken
+from .piper_process import COMPILED, LOAD_SECONDS, PACKAGE, Speaker, keep_in_bounds, program_of
 from .processes.delays import Delays
 from .processes.host import RESTART_SECONDS
-from .processes.vitals import Watch
 from .rates import of_speech
 from .segments import Voice
 from .speech import Speech
 
 log = logging.getLogger("opusagent")
 
-NICE = 5                        # below the loop, as engine processes are
-MEMORY = 2 << 30                # bytes of a process's own; it has a thread for each core
-LOAD_SECONDS = 30.0             # for a process to load its voice and say a word
-FIRST_SECONDS = 2.0             # for the first samples of a text
-GAP_SECONDS = 2.0               # from piece to piece
-IDLE_SECONDS = 0.4              # asleep or stopped, with a text to speak: it hangs
-LOOK_SECONDS = 0.1              # between two looks at that
-PIECE = 4096                    # bytes read at once
-LONGEST = 2000                  # characters of a text
-MOST_BYTES = 1 << 24            # of a text's samples: minutes
-WRITTEN_SECONDS = 0.005         # in which what it has written is read: it is in the pipe by then
 TRIES = 2                       # processes that are asked for one text
-
-
-class Program(NamedTuple):
-    """One of the programs that are called piper."""
-
-    flags: tuple[str, ...]
-    line: Callable[[str], str]  # what it is given for a text
-    spoken: bytes               # is in what it says when it has written that
-
-
-MARK = "[[ ]]"                  # phonemes, and none of them: nothing is sounded, and the log tells when it is its turn
-COMPILED = Program(("--json-input",), lambda text: json.dumps({"text": text}) + "\n", b"Real-time factor")
-PACKAGE = Program(("--debug",), lambda text: re.sub(r"\[\[+", "[", text) + f"\n{MARK}\n",
-                  f"text={MARK}, ".encode())
-
-
-async def program_of(command: str) -> Program:
-    """Which of them it is, as its help says: the package piper-tts takes no JSON.  Raises EngineError."""
-    try:
-        process = await asyncio.create_subprocess_exec(command, "--help", stdin=DEVNULL, stdout=PIPE, stderr=STDOUT)
-    except OSError as error:
-        raise EngineError(f"Piper cannot be started: {error.strerror}.") from None
-    try:
-        told, _ = await asyncio.wait_for(process.communicate(), LOAD_SECONDS)
-    except TimeoutError:
-        process.kill()
-        await process.wait()
-        raise EngineError(f"{command} --help does not end: this is not Piper.") from None
-    return COMPILED if b"json" in told else PACKAGE
 
 
 class Tts(Voice):
@@ -97,6 +55,7 @@ class Tts(Voice):
         self.described: dict[str, dict] = {}                # by voice file: what the file beside it says
         self.describe("")
         self.digests: dict[str, str] = {}                   # by voice file: of what lies in it
+        self.stamps: dict[str, tuple] = {}                  # by voice file: which one it was when last loaded
         self.idle: dict[tuple[str, float], list[Speaker]] = {}      # by voice file and speed
         self.busy: set[Speaker] = set()
         self.levels: dict[str, Level] = {}                  # by voice file
@@ -117,12 +76,12 @@ class Tts(Voice):
         return str(own.with_name(voice.removesuffix(".onnx") + ".onnx"))
 
     def identity(self, voice: str) -> str:
-        """With what lies in the voice's file and the one beside it when it is first asked for: another file under the
-        same name is another voice, and all that are trained alike are of one size.  Reads all of them, 0.1 s."""
+        """With what lies in the voice's file and the one beside it when it is first asked for, or was replaced: another
+        file under the same name is another voice, and all that are trained alike are of one size.  Reads all, 0.1 s."""
         try:
             file = self.file_of(manner_of(voice).voice)
             if file not in self.digests:
-                self.digests[file] = " ".join(map(digest, (file, file + ".json")))
+                self.digests[file] = contents(file)
         except (EngineError, OSError):
             return "piper"                                  # which speaks nothing in that voice
         return f"piper {Path(file).name} {self.digests[file]}"
@@ -211,13 +170,13 @@ class Tts(Voice):
         Raises EngineError.
         """
         manner, tries = manner_of(voice), TRIES
-        file, own_rate = self.file_of(manner.voice), self.describe(manner.voice)["rate"]
+        file = self.file_of(manner.voice)
         async with self.gate:
             while True:
                 spoken, tail = 0, np.zeros(0, np.int16)     # samples, and the last few, which may be a break's edge
                 speaker = await self._take(file, manner.rate)
                 try:
-                    async with aclosing(self._said_by(speaker, text, own_rate, rate)) as pieces:
+                    async with aclosing(self._said_by(speaker, text, rate)) as pieces:
                         async for pcm in pieces:
                             spoken += len(pcm)
                             pcm, tail = split(np.concatenate((tail, pcm)), rate * EDGE_MS // 1000)
@@ -237,14 +196,14 @@ class Tts(Voice):
                 finally:
                     await self._give_back(speaker)
 
-    async def _said_by(self, speaker: "Speaker", text: str, own_rate: int, rate: int) -> AsyncIterator[np.ndarray]:
-        """What one process makes of it, from `own_rate` to `rate`, levelled and without the silence around it."""
+    async def _said_by(self, speaker: "Speaker", text: str, rate: int) -> AsyncIterator[np.ndarray]:
+        """What one process makes of it, from its voice's rate to `rate`, levelled and without the silence around it."""
         out: list[np.ndarray] = []
         level = self.levels.setdefault(speaker.file, Level())
         speech = Speech(rate, level, lambda pcm: out.append(pcm) or True)
         async with aclosing(speaker.say(text)) as pieces:
             async for data in pieces:
-                speech.push(np.frombuffer(data, "<i2"), own_rate)
+                speech.push(np.frombuffer(data, "<i2"), speaker.described["rate"])
                 while out:
                     yield out.pop(0)
         speech.finish()
@@ -267,11 +226,12 @@ class Tts(Voice):
 
     async def _give_back(self, speaker: "Speaker") -> None:
         """It is used again; one that is still speaking, once it has done that, and one that has failed not at all."""
-        if speaker.rested:
+        replaced = speaker.described is not self.described.get(speaker.file)
+        if speaker.rested and not replaced:
             self._rest(speaker)
-        elif speaker.failed or not speaker.alive:
+        elif replaced or speaker.failed or not speaker.alive:
             self.busy.discard(speaker)
-            self.lost += 1
+            self.lost += not replaced
             await speaker.end()
         else:
             self._begin(self._let_finish(speaker))
@@ -300,9 +260,30 @@ class Tts(Voice):
             log.warning("the Piper process %d died (%s)", speaker.process.pid, speaker.process.returncode)
             self.lacking.set()
 
+    async def _look(self, file: str) -> None:
+        """A file that was replaced is another voice: what has loaded the one before says nothing more, and its prompts
+        are none of this one's."""
+        stamp = await asyncio.to_thread(stamp_of, file)
+        if self.stamps.setdefault(file, stamp) == stamp or not stamp:
+            return
+        log.warning("%s was replaced: its new voice speaks from now on", file)
+        self.stamps[file] = stamp
+        self.described.pop(file, None)
+        if file in self.digests:
+            with suppress(OSError):
+                self.digests[file] = await asyncio.to_thread(contents, file)
+        for (name, _), idle in self.idle.items():
+            while name == file and idle:
+                self._begin(idle.pop().end())
+        self.lacking.set()
+
     async def _start(self, file: str, speed: float) -> "Speaker":
         """A process that has loaded its voice.  Raises EngineError."""
-        said = self.describe(Path(file).name if file != self.own[0] else "")
+        await self._look(file)
+        try:
+            said = self.describe(Path(file).name if file != self.own[0] else "")
+        except ConfigError as error:            # it is no more what it was when the server began
+            raise EngineError(str(error)) from None
         if self.program is PACKAGE and said["phonemes"] != "espeak":
             raise EngineError(f"{file}: piper-tts is used with voices whose phonemes are espeak's; these are "
                               f"{said['phonemes']!r}.")
@@ -316,7 +297,7 @@ class Tts(Voice):
         with suppress(OSError):
             keep_in_bounds(process.pid)
         self.started += 1
-        speaker = Speaker(process, file, speed, self.program, self._exited)
+        speaker = Speaker(process, file, speed, said, self.program, self._exited)
         try:
             async for _ in speaker.say("Hello.", LOAD_SECONDS):
                 pass
@@ -327,111 +308,21 @@ class Tts(Voice):
         return speaker
 
 
+def contents(file: str) -> str:
+    """What lies in a voice's file and the one beside it, as digests.  Raises OSError."""
+    return " ".join(map(digest, (file, file + ".json")))
+
+
 def digest(file: str) -> str:
     """Of its contents.  Raises OSError."""
     with open(file, "rb") as contents:
         return hashlib.file_digest(contents, "sha256").hexdigest()
 
 
-def keep_in_bounds(pid: int) -> None:
-    """As an engine process keeps itself (process.py): below the worker, beside its cores, and within its memory."""
-    os.setpriority(os.PRIO_PROCESS, pid, NICE)
-    resource.prlimit(pid, resource.RLIMIT_DATA, (MEMORY, MEMORY))
-    if cores := os.environ.get("OA_CORES"):
-        os.sched_setaffinity(pid, set(map(int, cores.split(","))))
-
-
-class Speaker:
-    """One process."""
-
-    def __init__(self, process: Process, file: str, speed: float, program: Program, on_exit: Callable):
-        self.process = process
-        self.file = file
-        self.speed = speed
-        self.program = program
-        self.on_exit = on_exit                  # it died by itself
-        self.loaded = False                     # it has spoken: from now on it is not asleep while it should speak
-        self.rested = True                      # it has said all that it was asked for
-        self.failed = False                     # it did not, and is asked for nothing more
-        self.told = asyncio.Event()             # it has written all of the present text
-        self.reading = asyncio.ensure_future(self._listen())
-
-    @property
-    def alive(self) -> bool:
-        return self.process.returncode is None
-
-    async def say(self, text: str, first: float = FIRST_SECONDS) -> AsyncIterator[bytes]:
-        """Its samples, 16 bit, whole ones.  Raises EngineError."""
-        if not any(map(str.isalnum, text)):
-            return                              # there is nothing to say
-        self.rested, odd = False, b""
-        self.told.clear()
-        line = self.program.line(" ".join(text[:LONGEST].split())).encode()
-        try:
-            self.process.stdin.write(line)
-        except (OSError, RuntimeError):
-            self.failed = True
-            raise EngineError("Piper takes no text any more.") from None
-        async with aclosing(self.finish(first)) as pieces:
-            async for data in pieces:
-                data = odd + data
-                odd = data[len(data) & ~1:]
-                if len(data) > 1:
-                    yield data[:len(data) & ~1]
-
-    async def finish(self, first: float = GAP_SECONDS) -> AsyncIterator[bytes]:
-        """What it has still to say of its text, bytes.  Raises EngineError."""
-        got = 0
-        try:
-            while data := await self._next(GAP_SECONDS if got else first):
-                got += len(data)
-                if got > MOST_BYTES:
-                    raise EngineError("Piper speaks without an end.")
-                yield data
-        except EngineError:
-            self.failed = True
-            raise
-        self.rested = True
-
-    async def _next(self, seconds: float) -> bytes:
-        """More of its samples, or b"" when all of them were read.  Raises EngineError."""
-        reading = asyncio.ensure_future(self.process.stdout.read(PIECE))
-        telling = asyncio.ensure_future(self.told.wait())
-        try:
-            await self._patiently((reading, telling), seconds)
-            if not reading.done() and telling.done():       # what it has written is on its way here, if there is any
-                await asyncio.wait((reading,), timeout=WRITTEN_SECONDS)
-                if not reading.done():
-                    return b""
-            if not (data := reading.result()):
-                raise EngineError("Piper ended in the middle of a text.")
-            return data
-        finally:
-            for each in (reading, telling):
-                each.cancel()
-            await asyncio.gather(reading, telling, return_exceptions=True)
-
-    async def _patiently(self, awaited: tuple[asyncio.Future, ...], seconds: float) -> None:
-        """Until one of these is done, if the process works for it.  What we were kept from looking does not count.
-        Raises EngineError."""
-        silent, watch = 0.0, Watch(self.process.pid)
-        while not (await asyncio.wait(awaited, timeout=LOOK_SECONDS, return_when=asyncio.FIRST_COMPLETED))[0]:
-            silent += LOOK_SECONDS
-            if silent > seconds or self.loaded and watch.idles(silent) > IDLE_SECONDS:
-                raise EngineError(f"Piper said nothing for {silent:.1f} s.")
-
-    async def _listen(self) -> None:
-        """What it says on its standard error: that a text is written, and much that is of no interest."""
-        while line := await self.process.stderr.readline():
-            if self.program.spoken in line:
-                self.told.set()
-            elif not line.startswith(b"DEBUG:"):
-                log.debug("piper: %s", line.decode(errors="replace").strip())
-        await self.process.wait()
-        self.on_exit(self)
-
-    async def end(self) -> None:
-        self.reading.cancel()
-        if self.alive:
-            self.process.kill()
-        await self.process.wait()
+def stamp_of(file: str) -> tuple:
+    """Which file lies there now; () for none."""
+    try:
+        found = os.stat(file)
+    except OSError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
