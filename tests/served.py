@@ -43,7 +43,8 @@ def tls_flags(folder: Path) -> tuple[str, ...]:
         pytest.skip("there is no openssl to make a certificate with")
     key, certificate = str(folder / "key.pem"), str(folder / "certificate.pem")
     subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
-                    "-keyout", key, "-out", certificate], check=True, capture_output=True)
+                    "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", key, "-out", certificate],
+                   check=True, capture_output=True)
     return "--tls-cert", certificate, "--tls-key", key
 
 

@@ -12,7 +12,7 @@ from opusagent.client.localserver import fetch_json
 from opusagent.client.telephone import Line, Metronome, answer, place, samples_of
 from opusagent.dialects import CALLERS, TEXT
 from opusagent.server import garbage
-from served import SCRIPTED, serving
+from served import SCRIPTED, serving, tls_flags
 
 FLOW = """
 start = "wait"
@@ -124,13 +124,16 @@ async def census(url, line, dialect):
     raise AssertionError("the tool was not run")
 
 
-@pytest.mark.parametrize("kept", [(), ("--archive-directory", "kept", "--archive-recordings")], ids=["plain", "kept"])
-def test_nothing_of_a_call_is_left_when_it_is_over(tmp_path, kept):
+@pytest.mark.parametrize("way", ["plain", "kept", "tls"])
+def test_nothing_of_a_call_is_left_when_it_is_over(tmp_path, monkeypatch, way):
     (tmp_path / "flow.toml").write_text(FLOW)
     (tmp_path / "census.py").write_text(CENSUS)
-    kept = [str(tmp_path / flag) if flag == "kept" else flag for flag in kept]
+    flags = ("--archive-directory", str(tmp_path / "kept"), "--archive-recordings") if way == "kept" else ()
+    if way == "tls":
+        flags = tls_flags(tmp_path)
+        monkeypatch.setenv("SSL_CERT_FILE", flags[1])
     with serving(*SCRIPTED, "--flow", str(tmp_path / "flow.toml"), "--admission-refuse-above", "1",
-                 "--net-resume-seconds", "1", *kept) as server:
+                 "--net-resume-seconds", "1", *flags) as server:
         objects, calls = asyncio.run(grown(server))
         assert objects < calls
         assert "Traceback" not in server.written()

@@ -7,6 +7,21 @@ import asyncio
 from .._fastpath import build_frame
 
 
+class Gone(asyncio.Transport):
+    """What is left of a transport that was aborted."""
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def write(self, data) -> None:
+        pass
+
+    close = abort = lambda self: None
+
+
+GONE = Gone()
+
+
 class TransportWire:
     """The functions of a Wire over an asyncio transport: for TLS, which only the transport can read."""
 
@@ -44,3 +59,4 @@ class TransportWire:
 
     def close(self) -> None:
         self.transport.abort()
+        self.transport = GONE                   # it leads back to the connection, which is gone at once without it
