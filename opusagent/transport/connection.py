@@ -418,8 +418,8 @@ class Connection(asyncio.BufferedProtocol):
             raise ProtocolError(1008, "a message took too long to arrive")
         if self.session.overdue(now):
             raise ProtocolError(1008, "the call never started")
-        if self._stalled(now):
-            log.info("a connection ended: its peer does not read")
+        if self._stalled(now) or self.transport is not None and self.wire.floods(received, now):
+            log.info("a connection ended: its peer does not read, or sends much in which there is nothing")
             return self.ended(None)
         if now - self.heard > limits.idle_seconds * SECOND:
             log.info("a connection ended: nothing heard for %g s", limits.idle_seconds)

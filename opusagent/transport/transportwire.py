@@ -3,8 +3,16 @@
 It cuts no frame and owns no connection.  The rule: a session cannot tell the two kinds of wire apart.
 """
 import asyncio
+import fcntl
+import socket
+import struct
+import termios
 
 from .._fastpath import build_frame
+
+TRAFFIC = struct.Struct("<120xQQ")      # of tcp_info: bytes that the peer has acknowledged, bytes that came of it
+WORTH = 8                               # bytes on the line to each inside of TLS, a record around every small frame
+EMPTY_PER_SECOND, EMPTY_AT_ONCE = 8 << 10, 64 << 10     # bytes on the line that nothing was in
 
 
 class Gone(asyncio.Transport):
@@ -25,11 +33,14 @@ GONE = Gone()
 class TransportWire:
     """The functions of a Wire over an asyncio transport: for TLS, which only the transport can read."""
 
-    __slots__ = ("transport", "lockstep")
+    __slots__ = ("transport", "lockstep", "_came", "_looked", "_empty")
 
     def __init__(self, transport: asyncio.Transport):
         self.transport = transport
         self.lockstep = False
+        self._came: int | None = None   # bytes on the line at the last look; None: it was not read from since
+        self._looked = 0                # ns: when that was
+        self._empty = 0.0               # bytes on the line that nothing was in, beyond what is allowed
 
     @property
     def backlog(self) -> int:
@@ -37,7 +48,28 @@ class TransportWire:
 
     @property
     def taken(self) -> int:
-        return -self.backlog
+        """What the peer has acknowledged: TLS may have more to say all the while that it takes nothing."""
+        return self._traffic()[0]
+
+    def floods(self, carried: int, now: int) -> bool:
+        """Told a few times a second how many bytes inside of TLS have come since.  True where too much comes that has
+        nothing in it, such as updates of the keys: the transport answers each, whether its peer reads or not."""
+        before, self._came = self._came, self._traffic()[1] if self.transport.is_reading() else None
+        seconds, self._looked = (now - self._looked) / 1e9, now
+        if before is not None and self._came is not None:
+            empty = max(0, self._came - before - WORTH * carried)
+            self._empty = max(0.0, self._empty + empty - EMPTY_PER_SECOND * seconds)
+        return self._empty > EMPTY_AT_ONCE
+
+    def _traffic(self) -> tuple[int, int]:
+        """Bytes that the peer has acknowledged, and that the transport has read, ever, as far as the kernel tells."""
+        sock = self.transport.get_extra_info("socket")
+        try:
+            acknowledged, came = TRAFFIC.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TRAFFIC.size))
+            unread = struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.FIONREAD, bytes(4)))[0]
+        except (OSError, ValueError, struct.error):
+            return -self.backlog, 0
+        return acknowledged, came - unread
 
     def send(self, opcode: int, payload) -> bool:
         return self.write(build_frame(opcode, payload))
