@@ -1,6 +1,8 @@
 """A conversation of others that is listened to: both sides heard, told apart in all that is kept, and nothing said."""
 import asyncio
+import gc
 import json
+import weakref
 from types import SimpleNamespace
 from urllib.parse import parse_qsl
 
@@ -172,6 +174,20 @@ def test_every_decision_of_both_sides_is_made_again(tmp_path):
     again = call.replayed(tmp_path)
     assert again.call.ledger.receipts == call.receipts and len(call.transcript) >= 4
     assert any(what.startswith("beside ") for what, *_ in again.decisions)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_nothing_of_either_side_is_left_when_the_call_is_over(kept):
+    """Without a collector: a worker that is never idle looks at what is young only."""
+    call = conversation(kept=kept)
+    there = weakref.ref(call.call)
+    gc.disable()
+    try:
+        call.call.lost(1000, "")
+        del call
+        assert there() is None
+    finally:
+        gc.enable()
 
 
 def test_the_flow_can_follow_the_agent_instead():

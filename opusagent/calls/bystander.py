@@ -73,7 +73,7 @@ class Bystander:
         self.ear.close()
         self.slot.free()
         self.studio.free.append(self.slot.index)
-        self.slot = None
+        self.slot = self.ear.call = None    # nothing leads back here, so that no collector is waited for
 
     def let_go(self) -> None:
         """The call goes on in another worker, which has the slot from now on."""
