@@ -378,6 +378,32 @@ def test_a_call_in_text_calls_no_tool_twice_and_asks_its_model_again(words, said
     asyncio.run(conversation())
 
 
+@pytest.mark.parametrize("before, after, said", [
+    (["We are #"], ["1."], "We are #1."), (["It is **ten"], ["**."], "It is ten."),
+    (["*"], ["Ten* of *clubs*."], "Ten of clubs.")])
+def test_a_sign_of_a_models_that_another_worker_has_had_is_read_together_with_what_follows(before, after, said):
+    async def stalls(*chat):
+        for piece in before:
+            yield piece
+        await asyncio.Event().wait()
+
+    async def conversation():
+        call = Relayed(MODEL)
+        call.passes(3000)
+        call.studio.llm.reply = stalls
+        call.says("where are you")
+        await call.thinks()
+        old, state = call.call, json(handover.kept_of(call.call))
+        old.turn.cancel()
+        del call.studio.llm.reply
+        call.studio.llm.pieces = after
+        call.call = handover.resume(call.server, call.connection, old.slot, state)
+        handover.go_on(call.call, state, call.server.now)
+        await call.thinks()
+        assert "".join(call.tokens) == "how can I help?" + said
+    asyncio.run(conversation())
+
+
 class Held(SimpleNamespace):
     __hash__ = object.__hash__
 

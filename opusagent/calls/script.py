@@ -121,6 +121,11 @@ class Script:
     def audible(self, now: int) -> bool:
         return now < self.ends or self.sounding and now < self.ends + DOUBT_NS
 
+    def recall(self, pieces: list[str]) -> None:
+        """A model has written these, elsewhere: what is a sign for the eye in what follows depends on them."""
+        for piece in pieces:
+            self.plain.feed(piece)
+
     @property
     def cut_off(self) -> bool:
         """Our next words end it in its middle, and the platform will not say so."""

@@ -12,7 +12,7 @@ from .fields import REPLY, fields, fill, reply_of
 CALL = ("id", "signs", "began", "done", "leave_by", "saying", "waiting", "answered", "keys", "keys_by", "end_by",
         "no_input", "speaking", "silent_by", "epoch", "said", "spoken")
 SCRIPT = ("interruptible", "preemptible", "text", "pending", "open", "closed", "began", "ends", "wordy", "sounding",
-          "spoken", "since")
+          "spaced", "spoken", "since")
 TURN = ("epoch", "texts", "complete", "error", "broken", "audible", "began", "last_piece", "kept")
 
 
@@ -58,4 +58,5 @@ def go_on(call: RelayCall, kept: dict | None, now: int) -> None:
     if kept["acts"] or not turn.reply.messages:
         turn.complete = True                # what a model had not said by then is not known
     if not turn.complete:
+        call.script.recall(call.said)
         turn.go_on(tuple(call.said), now, aloud=False)      # it was sent as it came
