@@ -9,6 +9,7 @@ import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import urlencode, urlsplit
 from xml.etree import ElementTree
 
@@ -388,6 +389,31 @@ def test_a_tool_that_cannot_be_undone_is_waited_for():
         assert call.tokens[1:3] == ["One moment.", " Your number is four seven. Fine?"]
         call.passes(6000)
         assert call.receipts[-1]["caller"] == "no wait" and call.call.dialogue.state == "bye"
+    asyncio.run(conversation())
+
+
+def test_what_a_tool_gave_after_the_end_of_the_call_is_told_too():
+    async def conversation():
+        flow, free, told = Written(start="ask", failure={"say": ["No."], "go": "ask"}), asyncio.Event(), []
+        flow.add(State("ask", say="Shall I book it?", on=[{"yes": True, "go": "booking"}]),
+                 State("booking", call="book", go="booked"),
+                 State("booked", say="Your number is {reference}.", end=True))
+
+        @flow.tool(effect="commit", results={"booked": {"reference": "digits"}})
+        async def book():
+            """Books it."""
+            await free.wait()
+            return {"result": "booked", "reference": "47"}
+        call = Relayed(flow.compile())
+        call.passes(2000)
+        call.says("yes")
+        await call.thinks()
+        call.server.keeper = SimpleNamespace(amended=lambda call: told.append(call.record()["facts"]["reference"]))
+        call.call.lost(1006, "")
+        free.set()
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert told == ["47"]
     asyncio.run(conversation())
 
 

@@ -7,6 +7,7 @@ platform says of it, or, where it says nothing, an estimate from the length of t
 """
 import logging
 import secrets
+from functools import partial
 
 from ..dialects import AGENT, Complaint, Dtmf, Start
 from ..dialects.relay import Interrupt, Prompt, Speaking, Spoken, TwilioRelay, joined
@@ -17,7 +18,7 @@ from . import departure, journal, keypad
 from .call import MS, START_WITHIN
 from .journal import entry, noted
 from .ledger import Ledger
-from .mouth import NEVER
+from .mouth import NEVER, tool_is_late
 from .outbound import Outbound
 from .pipeline import DONE, SPEAKING, Stage, Turn
 from .script import Script, Written, staged
@@ -149,7 +150,7 @@ class RelayCall:
         history = self.server.config.history
         self.dialogue = Dialogue(self.flow, facts, history.exchanges, history.characters, self.server.today)
         self.transaction = Transaction(self.dialogue, self)
-        self.stage = staged(self, self.studio.toolbox(self.flow, self.id, self.on_tool, self._late))
+        self.stage = staged(self, self.studio.toolbox(self.flow, self.id, self.on_tool, partial(tool_is_late, self)))
 
     def keep_soon(self) -> None:
         """Something has happened: the clock looks at it, and another worker must know of it."""
@@ -384,10 +385,6 @@ class RelayCall:
             self.server.metrics.count("tools", outcome="failed" if reason else "done")
             self.turn.acted(part, Outcome(result, facts, told, reason))
             self._play(self.server.clock())
-
-    def _late(self, facts: dict[str, str]) -> None:
-        """A tool that could not be stopped has done its work, though its turn is gone, and maybe the caller."""
-        self.on_late_tool(facts) if self.live else self.transaction.keep(facts)
 
     @entry(journal.LATE_TOOL)
     def on_late_tool(self, facts: dict[str, str]) -> None:

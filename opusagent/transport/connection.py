@@ -154,7 +154,7 @@ class Connection(asyncio.BufferedProtocol):
         if head.upgrade:
             self._settle(partial(self._decide, head, bytes(rest)))
         elif head.method == "POST":
-            self.server.routes.check_post(self, head)              # refuses what it can before it is read
+            self.server.routes.check_post(self, head)       # refuses what it can before it is read
             if head.get("expect", "").lower() == "100-continue":
                 self.transport.write(http11.CONTINUE)
             self.posted = head, bytearray()
