@@ -236,9 +236,10 @@ UNREADABLE = "The model's answer calls a function, and it cannot be read which."
 @pytest.mark.parametrize("steps, told", [
     ((completion("Sure."), completion(finish="tool_calls")), UNREADABLE),
     ((completion("Sure. <tool_call> look"), completion(finish="stop")), UNREADABLE),
+    ((completion('<tool_call>{"name": "look", "arguments": ' + 5000 * "["), completion(finish="stop")), UNREADABLE),
     ((completion("Sure."), calls(begun(), more('{"a')), completion(finish="length")),
      "The model's answer did not end within 150 tokens."),
-], ids=["not sent", "not readable", "cut short"])
+], ids=["not sent", "not readable", "too deep", "cut short"])
 def test_a_function_call_that_is_none_is_a_failure_whatever_was_said_before(run, steps, told):
     async def scenario():
         async with model(begins(*steps, "[DONE]", then=Exchange.end)) as (_, llm):

@@ -63,7 +63,7 @@ class Written:
         begins = self.source.find("{", name.end() if name else 0)
         try:
             found = JSON.raw_decode(self.source, begins)[0] if begins >= 0 else None
-        except ValueError:
+        except (ValueError, RecursionError):
             found = None
         if name:
             values = VALUE.findall(self.source)
