@@ -1,6 +1,7 @@
 """How a TLS connection ends: with a close_notify behind the answer, also where the peer has sent its own already, and
 at once where records come with nothing in them."""
 import _ssl
+import asyncio
 import ctypes
 import os
 import socket
@@ -9,6 +10,7 @@ import ssl
 import pytest
 
 from opusagent.transport.http11 import ClientHandshake
+from opusagent.transport.transportwire import TransportWire
 from served import SCRIPTED, serving, tls_flags
 
 MASKED_CLOSE, MASKED_PING, MASKED_LETTER = b"\x88\x82\0\0\0\0\x03\xe8", b"\x89\x80\0\0\0\0", b"\x81\x81\0\0\0\0a"
@@ -130,3 +132,16 @@ def test_a_record_around_every_small_frame_and_now_and_then_new_keys_are_nothing
             echoes += peer.waits(lambda: peer.tls.read(4096))
         assert echoes == b"\x81\x01a" * 100
     peer.ends_with(MASKED_CLOSE)
+
+
+def test_a_transport_that_is_over_can_be_looked_at_until_the_connection_is_told():
+    """TLS's has no socket any more, for the rest of that turn of the loop."""
+    class Over(asyncio.Transport):
+        def is_reading(self):
+            return True
+
+        def get_write_buffer_size(self):
+            return 0
+
+    wire = TransportWire(Over())
+    assert wire.taken == 0 and not wire.floods(0, 1) and not wire.floods(0, 2)

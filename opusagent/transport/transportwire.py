@@ -64,6 +64,8 @@ class TransportWire:
     def _traffic(self) -> tuple[int, int]:
         """Bytes that the peer has acknowledged, and that the transport has read, ever, as far as the kernel tells."""
         sock = self.transport.get_extra_info("socket")
+        if sock is None:                        # it is over, and the connection is not told before the next callback
+            return -self.backlog, 0
         try:
             acknowledged, came = TRAFFIC.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TRAFFIC.size))
             unread = struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.FIONREAD, bytes(4)))[0]
