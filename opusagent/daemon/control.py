@@ -39,24 +39,35 @@ class Control:
     def fileno(self) -> int:
         return self.sock.fileno()
 
-    def send(self, message: dict, fds: Iterable[int] = ()) -> None:
-        """The descriptors must stay open until `unsent` is empty."""
-        self.unsent.append((orjson.dumps(message), tuple(fds)))
-        self.flush()
+    def send(self, message: dict, fds: Iterable[int] = ()) -> bool:
+        """Now, or as soon as there is room; the descriptors may be closed at once: duplicates of them wait.
+
+        True where it is the first that waits: then flush() has to be called until everything is out.
+        """
+        data, fds, waited = orjson.dumps(message), tuple(fds), bool(self.unsent)
+        if waited or not self._put(data, fds):
+            self.unsent.append((data, tuple(map(os.dup, fds))))
+            self.flush()
+        return bool(self.unsent) and not waited
 
     def flush(self) -> bool:
         """True when everything is out."""
         while self.unsent:
-            data, fds = self.unsent[0]
-            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-            try:
-                self.sock.sendmsg([data], rights)
-            except (BlockingIOError, InterruptedError):
+            if not self._put(*self.unsent[0]):
                 return False
-            except OSError:
-                self.unsent.clear()         # the other one is gone, which receive() tells
-                return True
-            self.unsent.popleft()
+            for fd in self.unsent.popleft()[1]:
+                os.close(fd)
+        return True
+
+    def _put(self, data: bytes, fds: tuple[int, ...]) -> bool:
+        """False where there is no room.  Where the other one is gone, which messages() tells, there is."""
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        try:
+            self.sock.sendmsg([data], rights)
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError:
+            pass
         return True
 
     def messages(self) -> Iterator[tuple[dict, list[int]]]:
@@ -73,6 +84,9 @@ class Control:
             yield orjson.loads(data), fds
 
     def close(self) -> None:
+        for fd in (fd for _, fds in self.unsent for fd in fds):
+            os.close(fd)
+        self.unsent.clear()
         self.sock.close()
 
 

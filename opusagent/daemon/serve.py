@@ -229,10 +229,13 @@ class Life:
     # -- the supervisor ------------------------------------------------------------------------------------------------
 
     def tell(self, message: dict, fds: tuple[int, ...] = ()) -> None:
-        kept = tuple(map(os.dup, fds)) if self.control.unsent else fds
-        self.control.send(message, kept)
-        if self.control.unsent:
-            asyncio.get_running_loop().call_later(0.005, self.control.flush)
+        if self.control.send(message, fds):
+            self._flush()
+
+    def _flush(self) -> None:
+        """What did not fit is sent as soon as there is room."""
+        if not self.control.flush():
+            asyncio.get_running_loop().call_later(0.005, self._flush)
 
     def hear(self) -> None:
         try:

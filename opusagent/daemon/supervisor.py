@@ -225,8 +225,7 @@ class Supervisor:
         self.say(worker, do="retire")
 
     def say(self, worker: Worker, fds=(), **message) -> None:
-        if worker.control is not None:
-            worker.control.send(message, fds)
+        if worker.control is not None and worker.control.send(message, fds):
             self.flush(worker.control)
 
     def flush(self, control: Control) -> None:
