@@ -392,6 +392,34 @@ def test_a_tool_that_cannot_be_undone_is_waited_for():
     asyncio.run(conversation())
 
 
+def test_a_model_behind_a_slow_tool_has_as_long_as_any():
+    async def conversation():
+        flow, free = Written(start="ask", failure={"say": ["No."], "go": "ask"}), asyncio.Event()
+        flow.add(State("ask", say="Shall I look?", on=[{"yes": True, "go": "looking"}]),
+                 State("looking", call="look", go="answer"),
+                 State("answer", prompt="Say what you found.", on=[{"free": True}]))
+
+        @flow.tool(effect="pure", timeout=60_000)
+        async def look():
+            """Looks."""
+            await free.wait()
+        call = Relayed(flow.compile())
+        call.passes(2000)
+        call.studio.llm.pieces = ["Nothing."]
+        call.studio.llm.free.clear()
+        call.says("yes")
+        await call.thinks()
+        call.passes(20_000)
+        assert call.tokens.count(" One moment please.") > 3
+        free.set()
+        await call.thinks()
+        call.passes(1800)                       # less than it may think
+        call.studio.llm.free.set()
+        await call.thinks()
+        assert call.tokens[-2:] == [" Nothing.", ""]
+    asyncio.run(conversation())
+
+
 def test_what_a_tool_gave_after_the_end_of_the_call_is_told_too():
     async def conversation():
         flow, free, told = Written(start="ask", failure={"say": ["No."], "go": "ask"}), asyncio.Event(), []

@@ -356,6 +356,7 @@ class Turn:
         """The tool that this part of the reply calls has done what it could: the turn goes on from there."""
         if self.acting and part == self.reply.part and self.state in (HELD, SPEAKING):
             self.kept |= outcome.facts if self.acting == COMMIT else {}
+            self._fillers = 0                   # those were the tool's: a model has as many as ever
             self._go_on(self.stage.dialogue.outcome(self.reply, outcome))
 
     def _say_segments(self, texts: list[str]) -> None:
