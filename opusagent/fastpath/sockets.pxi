@@ -162,14 +162,15 @@ cdef class EpollSet:
         `seen` was given before, and is not given again.  It waits without the GIL, and wakes up when the loop would be
         late if it were not heard of before: once in `late` and what is between two ticks.
         """
-        cdef int64_t left
+        cdef int64_t left, due = 0      # as it was then: the loop may have come round before the GIL is had
         with nogil:
             while self.fd >= 0:
-                left = late if self.due == seen else self.due + late - oa_now()
+                due = self.due
+                left = late if due == seen else due + late - oa_now()
                 if left <= 0:
                     break
                 usleep(min(left, LONGEST_LOOK) // 1000 + 1)
-        return self.due if self.fd >= 0 else 0
+        return due if self.fd >= 0 else 0
 
     cdef int64_t serve_round(self, int n, int64_t began) except -1:
         """Serve the turns that are due, and `n` events; the time when that was done."""
