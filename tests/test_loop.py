@@ -206,7 +206,7 @@ def test_without_descriptors_each_connection_is_refused_and_one_line_says_so(cap
         listening = socket.create_server(("127.0.0.1", 0), backlog=50)
         listening.setblocking(False)
         refused = []
-        accepting = Door(listening, asyncio.Protocol, None, lambda: True, lambda: refused.append(1))
+        accepting = Door(listening, asyncio.Protocol, None, lambda waiting: True, lambda: refused.append(1))
         peers = [socket.socket() for _ in range(20)]
         for peer in peers:
             peer.setblocking(False)
