@@ -472,7 +472,7 @@ class World:
         node = self.dice.choice(choices)
         line = self.lines[key] = Line(node, key)
         self.note("the platform dials", node.name, "for", key)
-        dialect = SimpleNamespace(name="virtual", token=key, resumable=True)
+        dialect = SimpleNamespace(name="virtual", token=key, resumable=True, came=None, resumes=None)
         self.after(self.dice.uniform(0.5, 300), lambda: node.do(lambda: self.arrive(node, line, dialect)))
         if self.dice.random() < 0.8:
             self.after(self.dice.uniform(20, 3000), lambda: self.dial(key))

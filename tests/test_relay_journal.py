@@ -9,6 +9,7 @@ from test_replay import replayed
 
 from opusagent import ConfigError, cli
 from opusagent.calls import journal
+from opusagent.calls.mouth import tool_is_late
 from opusagent.config import SETTINGS
 from opusagent.flow import FunctionCall, Outcome
 from opusagent.replay import rerun
@@ -114,7 +115,7 @@ def test_a_model_that_calls_a_function_and_its_tool_are_replayed(tmp_path):
         call.call.on_tool(call.call.epoch, 1, outcome.result, outcome.facts, outcome.told, outcome.reason)
         await call.thinks()
         call.passes(5000)
-        call.call._late({"left": "6"})
+        tool_is_late(call.call, {"left": "6"})
         return call
     call = asyncio.run(conversation())
     call.is_replayed(tmp_path)

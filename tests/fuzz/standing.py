@@ -108,6 +108,9 @@ class Transport:
     def write_eof(self) -> None:
         assert not self.tls
 
+    def is_reading(self) -> bool:
+        return self.open
+
     def pause_reading(self) -> None:
         assert self.open
 
