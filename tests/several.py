@@ -140,10 +140,12 @@ class Nodes:
         self.stack.close()
 
     async def record(self, index: int, call_id: str) -> dict | None:
-        try:
-            return await fetch_json(self.node[index].ws("/ws/pcm"), f"/calls/{call_id}")
-        except Exception:
-            return None
+        """None where there is no such call, or nobody who answers; one who is busy is asked again."""
+        for _ in range(3):
+            with suppress(Exception):
+                return await fetch_json(self.node[index].ws("/ws/pcm"), f"/calls/{call_id}")
+            await asyncio.sleep(0.5)
+        return None
 
 
 def until(true, seconds=20.0):

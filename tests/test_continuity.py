@@ -116,12 +116,12 @@ def test_redis_dies_and_nobody_notices(nodes, redis):
         before = Talk(nodes.node[0].ws("/ws/twilio"), "twilio")
         await until_in_the_middle([before])
         redis.kill()
+        await asyncio.wait_for(before.task, 60)
+        assert before.ended_well and not before.caller.away and metric(nodes.node[0], "registry_up") == 0
         begun = time.monotonic()
         during = Talk(nodes.node[0].ws("/ws/jambonz"), "jambonz")
         await eventually(lambda: during.caller.ear.speech, 5)
         waited = time.monotonic() - begun
-        await asyncio.wait_for(before.task, 60)
-        assert before.ended_well and not before.caller.away and metric(nodes.node[0], "registry_up") == 0
         redis.start()
         await eventually(lambda: metric(nodes.node[0], "registry_up") == metric(nodes.node[1], "registry_up") == 1)
         await until_in_the_middle([during])
@@ -129,7 +129,7 @@ def test_redis_dies_and_nobody_notices(nodes, redis):
         during.caller.url = during.caller.url.replace(f":{nodes.ports[0]}/", f":{nodes.ports[1]}/")
         nodes.kill(0)
         await asyncio.wait_for(during.task, 60)
-        assert during.ended_well and waited < 1.5, (during.caller.closed, waited)
+        assert during.ended_well and during.caller.away and waited < 1.5, (during.caller.closed, waited)
         return await nodes.record(1, during.caller.call_id)
     logged = len(nodes.node[0].written())
     record = asyncio.run(scenario())
