@@ -320,8 +320,12 @@ class Caller:
             self._line.abort()
 
     async def _come_back(self) -> None:
-        """Another connection for the same call; what the platform had buffered is gone."""
+        """Another connection for the same call; what the platform had buffered is gone.
+
+        No platform dials again in the same millisecond: the server is far away, and may not have noticed yet.
+        """
         self.ear.clear(self._position(time.monotonic_ns()))
+        await asyncio.sleep(REDIAL_SECONDS)
         for _ in range(int(COME_BACK_SECONDS / REDIAL_SECONDS)):
             try:
                 line = await Line.dial(self.url, self._heard, self._lost, self.dialect.protocols,

@@ -113,6 +113,8 @@ class Resumable:
         self.server.metrics.count("resumptions", outcome="awaited")
         log.info("call %s: its connection ended with code %d; it waits %g s for another", call.id, code, seconds)
         self._cut()
+        if self.line.tenure is not None:        # it may come to another worker, at once
+            self.server.continuity.keep(call, self.server.now)
 
     # -- on another one ------------------------------------------------------------------------------------------------
 
