@@ -291,6 +291,23 @@ def test_without_a_disk_it_is_spoken_all_the_same():
     assert prompts.get("rms", "Two.", 8000) is None and prompts.get("slt", "One.", 8000) is None
 
 
+def test_a_prompt_of_a_voice_that_was_replaced_is_none_until_it_is_spoken_anew(store):
+    prompts = Prompts(Voice(), store)
+    asyncio.run(prompts.prepare(["One."], "rms"))
+    prompts.tts.name = "another voice"
+    assert prompts.get("rms", "One.", 8000) is None
+    assert asyncio.run(prompts.prepare(["One."], "rms")) == 1 and prompts.get("rms", "One.", 8000) is not None
+
+
+def test_who_the_voice_is_nobody_asks_for_what_was_never_spoken_ahead():
+    """It may take reading a file, and calls ask in the midst of their audio."""
+    class Unread(Voice):
+        def identity(self, voice):
+            raise AssertionError
+
+    assert Prompts(Unread(), None).get("slt", "One.", 8000) is None
+
+
 def test_a_rate_that_is_rarely_asked_for_is_made_then_and_kept(store):
     async def ask(prompts):
         await prompts.prepare(["One."], "rms")

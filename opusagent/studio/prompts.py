@@ -76,16 +76,21 @@ class Prompts:
     def __init__(self, tts, store: "Store | None"):
         self.tts = tts
         self.store = store                      # None: nothing is kept on disk
-        self.ready: dict[Key, Prompt] = {}
+        self.ready: dict[tuple[str, str, int], tuple[str, Prompt]] = {}     # with the engine that spoke it, or RECORDED
         self.writing: set[asyncio.Future] = set()
 
     def get(self, voice: str, text: str, rate: int) -> Prompt | None:
         """A text that was spoken ahead; None if it was not."""
-        found = self.ready.get(self._key(voice, text, rate))
-        if found is None and rate not in AHEAD and (
-                spoken := self.ready.get(self._key(voice, text, SPOKEN_RATE))) is not None:
+        found = self._ready(voice, text, rate)
+        if found is None and rate not in AHEAD and (spoken := self._ready(voice, text, SPOKEN_RATE)) is not None:
             found = self._keep(voice, text, rate, resample(spoken.pcm, SPOKEN_RATE, rate), spoken.ends)
         return found
+
+    def _ready(self, voice: str, text: str, rate: int) -> Prompt | None:
+        """By the voice as it is now: a prompt of one that was replaced is none of its.  Most of what calls say is none,
+        and then nobody is asked who the voice is, which may take reading files."""
+        engine, prompt = self.ready.get((voice, text, rate), (RECORDED, None))
+        return prompt if engine == RECORDED or engine == self.tts.identity(voice) else None
 
     async def prepare(self, texts: Iterable[str], voice: str) -> int:
         """Have these texts ready: from the disk, or else spoken now.  How many had to be spoken; raises EngineError."""
@@ -117,7 +122,7 @@ class Prompts:
 
     def plays(self, recording) -> bool:
         """It is one already."""
-        return self._key(recording.file, recording.text, SPOKEN_RATE) in self.ready
+        return (recording.file, recording.text, SPOKEN_RATE) in self.ready
 
     def play(self, recording) -> None:
         """A recording of a flow's (flow/signals.py) is a prompt, from the disk or else as its file is now: it is heard
@@ -130,7 +135,7 @@ class Prompts:
                 self.store.save(self._key_of(recording, rate), prompt)
         for prompt, rate in zip(kept, RATES):
             prompt.ends = np.full(len(recording.text.split()), prompt.lead + 1)
-            self.ready[self._key(recording.file, recording.text, rate)] = prompt
+            self.ready[recording.file, recording.text, rate] = RECORDED, prompt
 
     def _key_of(self, recording, rate: int) -> Key:
         return Key(RECORDED, clips.digest(recording.file), recording.name, rate)
@@ -149,19 +154,17 @@ class Prompts:
                                                    for rate in RATES])]
 
     def _load(self, voice: str, text: str, rate: int) -> bool:
-        key = self._key(voice, text, rate)
-        if key not in self.ready and self.store is not None and (prompt := self.store.load(key)) is not None:
-            self.ready[key] = prompt
-        return key in self.ready
-
-    def _key(self, voice: str, text: str, rate: int) -> Key:
-        """As the voice is now: a prompt of one that was replaced is none of its."""
-        return Key(self.tts.identity(voice), voice, text, rate)
+        if self._ready(voice, text, rate) is None and self.store is not None:
+            key = Key(self.tts.identity(voice), voice, text, rate)
+            if (prompt := self.store.load(key)) is not None:
+                self.ready[voice, text, rate] = key.engine, prompt
+        return self._ready(voice, text, rate) is not None
 
     def _keep(self, voice: str, text: str, rate: int, pcm: np.ndarray, ends=()) -> Prompt:
         """It is a prompt from now on; the disk has it a little later.  Its words end at `ends`, at SPOKEN_RATE."""
-        key = self._key(voice, text, rate)
-        self.ready[key] = prompt = Prompt(pcm, rate, None, np.asarray(ends, np.int64) * rate // SPOKEN_RATE)
+        key = Key(self.tts.identity(voice), voice, text, rate)
+        prompt = Prompt(pcm, rate, None, np.asarray(ends, np.int64) * rate // SPOKEN_RATE)
+        self.ready[voice, text, rate] = key.engine, prompt
         if self.store is not None:
             writing = asyncio.get_running_loop().run_in_executor(None, self.store.save, key, prompt)
             self.writing.add(writing)
