@@ -2,7 +2,7 @@
 
 The rule: while there are calls only the young generations are looked at, which takes no longer than a frame may wait.
 Our own calls leave no circles (tests/test_garbage.py); the tools of flows may, and those are looked for among all there
-is when the worker has grown by so much that they could be the reason: some 15 ms with 300 calls.
+is when the worker has grown by so much that they could be the reason: then the calls wait for as long as that takes.
 """
 import ctypes
 import gc
