@@ -147,9 +147,8 @@ class Seat:
     def amend_record(self, record: dict) -> None:
         """The latest record of a call is this from now on, if there is one still."""
         wanted = b'{"id":' + orjson.dumps(record["id"]) + b","
-        for number in range(self.records - 1, max(-1, self.records - 1 - RECORDS), -1):
-            body = self.first_record + number % RECORDS * RECORD + RECORD_HEAD
-            if self.memory[body:body + len(wanted)] == wanted:
+        for number in self._numbers():
+            if (before := self._at(number)) is not None and before[:len(wanted)] == wanted:
                 return self.write_record(number, record)
 
     def erase_record(self, number: int) -> None:
@@ -160,7 +159,7 @@ class Seat:
     def bury(self, but: Container[int] = ()) -> None:
         """The worker that had this seat is dead: calls that it had are lost, unless another record says otherwise, such
         as those `but` with these numbers."""
-        for number in range(max(0, self.records - RECORDS), self.records):
+        for number in self._numbers():
             record = self._at(number)
             if number not in but and record is not None and LIVE in bytes(record[:LIVE_WITHIN]):
                 told = orjson.loads(record)
@@ -170,6 +169,10 @@ class Seat:
         """The records of another seat, which will be another worker's."""
         for record in reversed(list(other.latest())):
             self._write(self.new_record(), bytes(record))
+
+    def _numbers(self) -> range:
+        """Of the records that can be there, the newest first."""
+        return range(self.records - 1, max(-1, self.records - 1 - RECORDS), -1)
 
     def _at(self, number: int) -> memoryview | None:
         at = self.first_record + number % RECORDS * RECORD
@@ -183,10 +186,7 @@ class Seat:
 
     def latest(self) -> Iterator[memoryview]:
         """The records there are, as JSON, the newest first."""
-        newest = self.records
-        for number in range(newest - 1, max(-1, newest - 1 - RECORDS), -1):
-            if (record := self._at(number)) is not None:
-                yield record
+        return filter(None, map(self._at, self._numbers()))
 
 
 class Board:
@@ -282,7 +282,7 @@ class Board:
         end, or the longest, for a call that has gone from one worker to another took its receipts along."""
         found = [record for seat in self._seats() if (record := seat.record(call_id)) is not None]
         return max(found, default=None,
-                   key=lambda record: (b'"live":true' in record, b'"done":true' in record, len(record)))
+                   key=lambda record: (LIVE in record, b'"done":true' in record, len(record)))
 
 
 def seats_of(fd: int) -> list[Seat]:

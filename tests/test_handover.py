@@ -348,6 +348,14 @@ def test_a_call_that_must_end_says_so_and_hangs_up():
     assert call.receipts[0]["stopped_by"]
 
 
+def another_goes_on(call):
+    """A call in text, which is in another worker from now on."""
+    old, state = call.call, json(handover.kept_of(call.call))
+    old.turn.cancel()
+    call.call = handover.resume(call.server, call.connection, old.slot, state)
+    handover.go_on(call.call, state, call.server.now)
+
+
 @pytest.mark.parametrize("words, said", [("book it", "Sorry. Yes?"), ("what is there?", "It is ten.")])
 def test_a_call_in_text_calls_no_tool_twice_and_asks_its_model_again(words, said):
     """In text nothing lies in the slot; see test_relay_restart.py for a model that had begun."""
@@ -367,10 +375,7 @@ def test_a_call_in_text_calls_no_tool_twice_and_asks_its_model_again(words, said
         call.studio.llm.free.clear()
         call.says(words)
         await call.thinks()
-        old, state = call.call, json(handover.kept_of(call.call))
-        old.turn.cancel()
-        call.call = handover.resume(call.server, call.connection, old.slot, state)
-        handover.go_on(call.call, state, call.server.now)
+        another_goes_on(call)
         call.studio.llm.free.set()
         await call.thinks()
         assert "".join(call.tokens) == "Yes?" + said and ran == [1] * (words == "book it")
@@ -393,12 +398,9 @@ def test_a_sign_of_a_models_that_another_worker_has_had_is_read_together_with_wh
         call.studio.llm.reply = stalls
         call.says("where are you")
         await call.thinks()
-        old, state = call.call, json(handover.kept_of(call.call))
-        old.turn.cancel()
         del call.studio.llm.reply
         call.studio.llm.pieces = after
-        call.call = handover.resume(call.server, call.connection, old.slot, state)
-        handover.go_on(call.call, state, call.server.now)
+        another_goes_on(call)
         await call.thinks()
         assert "".join(call.tokens) == "how can I help?" + said
     asyncio.run(conversation())

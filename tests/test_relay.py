@@ -80,6 +80,12 @@ class Relayed:
     def spoken(self, words):
         self.tell("info", name="tokensPlayed", value=words)
 
+    def answers_all(self):
+        """The caller answers both questions of FLOW; the farewell is on its way."""
+        for words in ("tea", "no"):
+            self.passes(3000)
+            self.says(words)
+
     def interrupts(self, heard):
         self.tell("interrupt", utteranceUntilInterrupt=heard, durationUntilInterruptMs=400)
 
@@ -159,9 +165,7 @@ def test_an_interruption_after_what_we_took_for_the_end():
 def test_a_slow_voice_is_waited_for_and_a_quick_one_is_not():
     """Twilio hangs up at once, in mid-word, when it is told that the session is over."""
     call = Relayed()
-    for words in ("tea", "no"):
-        call.passes(3000)
-        call.says(words)
+    call.answers_all()
     call.passes(500)
     call.speaks("agent")
     call.passes(5000)
@@ -171,9 +175,7 @@ def test_a_slow_voice_is_waited_for_and_a_quick_one_is_not():
     call.passes(5)
     assert call.messages[-1]["type"] == "end"
     call = Relayed(FLOW.replace("Goodbye.", "Thank you very much indeed, and goodbye to you, too."))
-    for words in ("tea", "no"):
-        call.passes(3000)
-        call.says(words)
+    call.answers_all()
     call.passes(500)
     call.speaks("agent")
     for words in ("Thank you very much indeed, ", "and goodbye to you, too."):
@@ -189,9 +191,7 @@ def test_keys_are_pressed_before_the_call_ends():
     flow = FLOW.replace('say = "Goodbye."', 'send_digits = "1234#"')
     for told in (False, True):
         call = Relayed(flow)
-        for words in ("tea", "no"):
-            call.passes(3000)
-            call.says(words)
+        call.answers_all()
         call.passes(1900)
         assert call.messages[-1] == {"type": "sendDigits", "digits": "1234#"}
         if told:
@@ -202,9 +202,7 @@ def test_keys_are_pressed_before_the_call_ends():
 
 def test_a_platform_that_forgets_to_say_that_it_is_silent():
     call = Relayed()
-    for words in ("tea", "no"):
-        call.passes(3000)
-        call.says(words)
+    call.answers_all()
     call.passes(500)
     call.speaks("agent")
     call.passes(11_000)
@@ -508,18 +506,14 @@ TRANSFER = FLOW.replace('end = true', 'transfer = "desk"') + '[transfers]\ndesk 
 
 def test_a_transfer_is_told_to_who_asks_what_comes_next():
     call = Relayed(TRANSFER, targets=("+4930*",))
-    for words in ("tea", "no"):
-        call.passes(3000)
-        call.says(words)
+    call.answers_all()
     call.passes(3000)
     assert json.loads(call.messages[-1]["handoffData"])["target"] == "+4930123456"
 
 
 def test_nobody_is_handed_over_to_whom_the_list_does_not_name():
     call = Relayed(TRANSFER)
-    for words in ("tea", "no"):
-        call.passes(3000)
-        call.says(words)
+    call.answers_all()
     call.passes(3000)
     assert "end" not in [message["type"] for message in call.messages[:-1]] and call.receipts[-1]["agent"] == "Goodbye."
     assert call.server.metrics.counters["transfers", (("outcome", "refused"),)] == 1

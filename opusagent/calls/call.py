@@ -402,7 +402,7 @@ class Call:
             return self.reply(self.dialogue.failure())
         if turn.reply.end or turn.reply.transfer or turn.failed:    # an apology that cannot be said ends it, too
             self.usage.leaves(turn)
-            return departure.leave(self, self.mouth.out, "" if turn.failed else turn.reply.transfer)
+            return departure.leave(self, "" if turn.failed else turn.reply.transfer)
         self.follow(self.turns.agent_done())
 
     def stop_talking(self, why: str) -> None:

@@ -24,10 +24,10 @@ def patience_ms(call, target: str) -> int:
     return LEAVE_MS if target else call.dialect.parting_ms
 
 
-def leave(call, out, target: str = "") -> None:
+def leave(call, target: str = "") -> None:
     """The platform ends the call, or hands it over, and has a while for that; then we close."""
     call.done, call.due = True, 0
-    out.tell(FACTS, dict(call.dialogue.facts))
+    call.mouth.out.tell(FACTS, dict(call.dialogue.facts))
     call.leave_by = call.server.clock() + patience_ms(call, target) * MS
     call.server.departures.leave(call, target)
 

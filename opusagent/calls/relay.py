@@ -1,9 +1,9 @@
 """A call in text: the platform recognises and speaks (Twilio ConversationRelay), we decide what is said.
 
-It has no audio, no slot of the arena, no recogniser and no voice; flow, tools, transactions and receipts are those of
-every call, and its replies are made by pipeline.py's Turn, whose segments go out as text here.  The rules: nothing that
-was sent can be taken back, so a turn is revocable until its first words go out; and what the caller heard is what the
-platform says of it, or, where it says nothing, an estimate from the length of the text.
+It has no audio, no recogniser and no voice, and its slot of the arena holds a snapshot only; flow, tools, transactions
+and receipts are those of every call, and its replies are made by pipeline.py's Turn, whose segments go out as text here.
+The rules: nothing that was sent can be taken back, so a turn is revocable until its first words go out; and what the
+caller heard is what the platform says of it, or, where it says nothing, an estimate from the length of the text.
 """
 import logging
 import secrets
@@ -200,7 +200,7 @@ class RelayCall:
                 else:
                     self._stop_talking("barge-in", self.script.heard(self.server.clock()))
                 if over:
-                    return departure.leave(self, self.out, turn.reply.transfer)
+                    return departure.leave(self, turn.reply.transfer)
         self.answered, self.waiting = joined(again, text), ""
         self.ledger.begin(self.server.now).measured = True
         self.reply(self.dialogue.answer(self.answered))
@@ -316,7 +316,7 @@ class RelayCall:
             return self.reply(self.dialogue.failure())
         if turn.reply.end or turn.reply.transfer or turn.failed:
             self.usage.leaves(turn)
-            return departure.leave(self, self.out, "" if turn.failed else turn.reply.transfer)
+            return departure.leave(self, "" if turn.failed else turn.reply.transfer)
         self._listen()
         if self.waiting:
             text, self.waiting = self.waiting, ""

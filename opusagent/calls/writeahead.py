@@ -68,8 +68,13 @@ class WriteAhead:
         if full and call is not None and not self.connection.congested:
             call.drained()
 
-    def resume(self, messages: list[tuple[int, bytes]], slot) -> None:
+    def kept(self) -> list[list]:
+        """What waits, as JSON can hold it."""
+        return [[opcode, payload.decode()] for opcode, payload in self.waiting]
+
+    def resume(self, kept: list[list], slot) -> None:
         """Another worker was about to send these."""
+        messages = [(opcode, text.encode()) for opcode, text in kept]
         gone, wire = slot.gone, self.connection.wire
         if messages and slot.wrote >= 0 and gone < len(messages) and (now := bytes_written(wire.fd)) >= 0:
             frames = [build_frame(*message) for message in messages]

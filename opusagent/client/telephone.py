@@ -25,7 +25,7 @@ from ..trust import signing
 from .caller import OVER, PATIENCE_MS, Ear, Measured, Say, Script
 
 FRAME_NS = 20_000_000
-REDIAL_SECONDS = 0.1        # between two attempts to come back
+REDIAL_SECONDS = 0.1        # before each attempt to come back
 COME_BACK_SECONDS = 10      # for all of them
 MAX_MESSAGE = 16 << 20
 DIAL_SECONDS = 10
@@ -325,13 +325,12 @@ class Caller:
         No platform dials again in the same millisecond: the server is far away, and may not have noticed yet.
         """
         self.ear.clear(self._position(time.monotonic_ns()))
-        await asyncio.sleep(REDIAL_SECONDS)
         for _ in range(int(COME_BACK_SECONDS / REDIAL_SECONDS)):
+            await asyncio.sleep(REDIAL_SECONDS)
             try:
                 line = await Line.dial(self.url, self._heard, self._lost, self.dialect.protocols,
                                        shown(self.dialect.name, self.url, self._credentials))
             except (OSError, ProtocolError):
-                await asyncio.sleep(REDIAL_SECONDS)
                 continue
             for message in self.dialect.again():
                 line.send(*message)

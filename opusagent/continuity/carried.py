@@ -28,7 +28,7 @@ def kept(call: RealtimeCall) -> dict:
         "told": made.told, "limited": made.limited,
         "last": fields(call.last, REPLY) if call.last is not None else None,
         "noted": call.mouth.playout.place,      # the slot may say what a worker did that died before it kept this
-        "sends": [[opcode, payload.decode()] for opcode, payload in call.ahead.waiting] if call.ahead else []}
+        "sends": call.ahead.kept() if call.ahead is not None else []}
 
 
 def restore(call: RealtimeCall, state: dict) -> None:
@@ -47,7 +47,7 @@ def restore(call: RealtimeCall, state: dict) -> None:
     made.told, made.limited = state["told"], state["limited"]
     call.follow_settings()
     if call.ahead is not None:
-        call.ahead.resume([(opcode, text.encode()) for opcode, text in state["sends"]], call.slot)
+        call.ahead.resume(state["sends"], call.slot)
 
 
 def go_on(call: RealtimeCall, now: int) -> None:

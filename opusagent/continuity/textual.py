@@ -20,7 +20,7 @@ def kept(call: RelayCall) -> dict:
     """Besides what every call has."""
     return {"call": fields(call, CALL), "script": fields(call.script, SCRIPT), "turn": _turn(call.turn),
             "last": fields(call.last, REPLY) if call.last is not None else None,
-            "sends": [[opcode, payload.decode()] for opcode, payload in call.ahead.waiting] if call.ahead else []}
+            "sends": call.ahead.kept() if call.ahead is not None else []}
 
 
 def _turn(turn: Written | None) -> dict | None:
@@ -42,7 +42,7 @@ def restore(call: RelayCall, state: dict) -> None:
     fill(call.script, state["script"], SCRIPT)
     call.last = reply_of(state["last"]) if state["last"] is not None else None
     if call.ahead is not None:
-        call.ahead.resume([(opcode, text.encode()) for opcode, text in state["sends"]], call.slot)
+        call.ahead.resume(state["sends"], call.slot)
 
 
 def go_on(call: RelayCall, kept: dict | None, now: int) -> None:

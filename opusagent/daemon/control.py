@@ -55,8 +55,7 @@ class Control:
         while self.unsent:
             if not self._put(*self.unsent[0]):
                 return False
-            for fd in self.unsent.popleft()[1]:
-                os.close(fd)
+            close_all(self.unsent.popleft()[1])
         return True
 
     def _put(self, data: bytes, fds: tuple[int, ...]) -> bool:
@@ -84,9 +83,8 @@ class Control:
             yield orjson.loads(data), fds
 
     def close(self) -> None:
-        for fd in (fd for _, fds in self.unsent for fd in fds):
-            os.close(fd)
-        self.unsent.clear()
+        while self.unsent:
+            close_all(self.unsent.popleft()[1])
         self.sock.close()
 
 
@@ -94,3 +92,9 @@ def portions(numbers: list[int]) -> Iterator[list[int]]:
     """So many as fit beside a message."""
     for at in range(0, len(numbers), MOST_FDS):
         yield numbers[at:at + MOST_FDS]
+
+
+def close_all(fds: Iterable[int]) -> None:
+    """Descriptors of ours."""
+    for fd in fds:
+        os.close(fd)

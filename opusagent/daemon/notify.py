@@ -9,6 +9,8 @@ import socket
 from collections import deque
 from collections.abc import Iterable, MutableMapping
 
+from .control import close_all
+
 log = logging.getLogger("opusagent")
 
 MOST_UNSENT = 100_000           # messages that wait for systemd to read
@@ -83,11 +85,6 @@ class Notify:
             self.sock.close()
         self.sock = None
         self.watchdog_seconds = 0.0
-
-
-def close_all(fds: Iterable[int]) -> None:
-    for fd in fds:
-        os.close(fd)
 
 
 def stored(what: str, arena: int, *slot: int) -> str:

@@ -21,7 +21,7 @@ from typing import Any
 from .. import ConfigError
 from ..board import LAYOUT
 from ..transport.net import FIRST_INHERITED
-from .control import Control, adopted, pair, portions
+from .control import Control, adopted, close_all, pair, portions
 
 log = logging.getLogger("opusagent")
 
@@ -294,5 +294,4 @@ class Inheritance:
         if self.control is not None:
             self.control.close()
         for estate in self._left:
-            for fd in (estate.arena, *estate.calls.values()):
-                os.close(fd)
+            close_all((estate.arena, *estate.calls.values()))

@@ -17,7 +17,7 @@ from .. import ConfigError
 from .._fastpath import SLOT_SIZE
 from ..board import DRAINING, SERVING, STARTING, Board
 from . import control
-from .control import Control, portions
+from .control import Control, close_all, portions
 from .notify import Notify, stored
 from .succession import Inheritance, Succession
 from .upgrade import Reports
@@ -165,8 +165,7 @@ class Supervisor:
             self.selector.close()
             self.reports.close()
             for other in self.workers:
-                for fd in other.calls.values():
-                    os.close(fd)
+                close_all(other.calls.values())
                 if other is not worker:
                     os.close(other.arena)
                     if other.control is not None:
@@ -343,8 +342,7 @@ class Supervisor:
         self.workers.remove(worker)
         self.board.leave(worker.seat)
         self.forget(worker, worker.calls, arena=True)
-        for fd in worker.calls.values():
-            os.close(fd)
+        close_all(worker.calls.values())
         worker.calls.clear()
         os.close(worker.arena)
         if not self.announced and not self.stops:
