@@ -1,7 +1,7 @@
 """A call in text: the platform recognises and speaks (Twilio ConversationRelay), we decide what is said.
 
 It has no audio, no recogniser and no voice, and its slot of the arena holds a snapshot only; flow, tools, transactions
-and receipts are those of every call, and its replies are made by pipeline.py's Turn, whose segments go out as text here.
+and receipts are those of every call, and its replies are made by pipeline.py's Turn, whose segments are sent as text.
 The rules: nothing that was sent can be taken back, so a turn is revocable until its first words go out; and what the
 caller heard is what the platform says of it, or, where it says nothing, an estimate from the length of the text.
 """
