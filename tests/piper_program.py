@@ -11,6 +11,7 @@ import sys
 import time
 
 MS_PER_CHARACTER = 60
+PONDER_SECONDS = 2.5        # longer than Piper may say nothing that has but a few characters to compute
 
 
 def main() -> int:
@@ -29,6 +30,10 @@ def main() -> int:
         pcm = b"".join(struct.pack("<h", round(3000 * math.sin(i * 2 * math.pi * 440 / rate))) for i in range(count))
         if "die at once" in text:
             return 1
+        if "ponder" in text or "loop" in text:
+            began = time.process_time()
+            while "loop" in text or time.process_time() - began < PONDER_SECONDS:
+                pass
         half = len(pcm) // 2 + 1                # an odd byte
         sys.stdout.buffer.write(pcm[:half])
         sys.stdout.buffer.flush()

@@ -15,7 +15,7 @@ from test_openai_speech import listen as heard
 from opusagent import ConfigError, EngineError, flowcheck
 from opusagent._fastpath import Resampler
 from opusagent.config import Config, Piper, Sherpa
-from opusagent.engines import piper, rates, sherpa
+from opusagent.engines import piper, piper_process, rates, sherpa
 from opusagent.engines.embedded.voices import Voices
 from opusagent.engines.level import Level, levelled
 from opusagent.engines.openai.tts import Tts
@@ -308,6 +308,25 @@ def test_where_piper_breaks_off_another_one_goes_on_with_the_next_word(run, voic
     (pcm, last), resumed = run(pipers(voice, told)())
     assert last[0] == "speech" and resumed == 1 and "Another one is asked." in caplog.text
     assert abs(len(pcm) - len(text) * 480) < 6 * 480            # as much as a word
+
+
+def test_piper_that_computes_for_long_before_a_long_sentence_is_only_slow(run, voice, caplog):
+    async def told(tts):
+        return await heard(tts, Caller(rate_out=8000), text="Please ponder, I said so."), tts.resumed, tts.lost
+    (pcm, last), resumed, lost = run(pipers(voice, told)())
+    assert last[0] == "speech" and (resumed, lost) == (0, 0) and "Another one" not in caplog.text
+    assert abs(len(pcm) - len("Please ponder, I said so.") * 480) < 400
+
+
+def test_piper_that_computes_for_ever_is_replaced(run, voice, monkeypatch):
+    monkeypatch.setattr(piper_process, "WORK_SECONDS", 0.1)
+    monkeypatch.setattr(piper_process, "WORK_CHARACTER", 0.01)
+
+    async def told(tts):
+        broken = await heard(tts, Caller(rate_out=8000), text="Please loop.")
+        return broken, await heard(tts, Caller(rate_out=8000), text=TEXT), tts.lost
+    (_, last), (_, after), lost = run(pipers(voice, told)())
+    assert last[0] == "failed" and "in which it computed for" in last[-1] and after[0] == "speech" and lost == 2
 
 
 @pytest.mark.parametrize("text", ["Please die at once.", "Please die later. Yes, please die later. And so on, please."])

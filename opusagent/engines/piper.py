@@ -25,7 +25,7 @@ from ..config import Config
 from ..flow.manner import manner_of
 from .level import Level, levelled
 from .openai.tts import EDGE_MS, LEARNING, MS_PER_CHARACTER, split, unspoken
-from .piper_process import COMPILED, LOAD_SECONDS, PACKAGE, Speaker, keep_in_bounds, program_of
+from .piper_process import COMPILED, PACKAGE, Speaker, keep_in_bounds, program_of
 from .processes.delays import Delays
 from .processes.host import RESTART_SECONDS
 from .rates import of_speech
@@ -299,7 +299,7 @@ class Tts(Voice):
         self.started += 1
         speaker = Speaker(process, file, speed, said, self.program, self._exited)
         try:
-            async for _ in speaker.say("Hello.", LOAD_SECONDS):
+            async for _ in speaker.say("Hello."):
                 pass
         except BaseException:
             await speaker.end()
