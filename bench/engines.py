@@ -1,6 +1,7 @@
 """The embedded engines: how much of what people say is recognised, how fast, and how soon each voice is heard.
 
-    python bench/engines.py [--audio DIR] [--rounds 5] [--only recogniser,voices,memory] [--wrong] [--quick] [--json]
+    python bench/engines.py [--audio DIR] [--rounds 5] [--only recogniser,rejection,voices,memory] [--wrong] [--quick]
+                            [--json]
     python bench/engines.py --only recogniser --digits DIR
 
 DIR (or OPUSAGENT_BENCH_AUDIO) has recordings with a manifest.json: what is said in each, its kind, a file at 16 kHz and
@@ -12,72 +13,29 @@ The rule: an answer counts as right when every word of it is; a clip that gave n
 import argparse
 import json
 import os
-import random
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
-from figures import median, median_interval, table
+from clips import FLOW, Clip, around, astray, dataset, people, voices as synthetic
+from figures import median, median_interval, table, wilson
+from recordings import NOISES_DB
 from subjects import BENCH, Absent, machine
 
-from opusagent._fastpath import ulaw_decode, ulaw_encode
 from opusagent.engines.embedded import recogniser as embedded, flite
 from opusagent.engines.embedded.voices import Voices
 from opusagent.flow import Flow
-from opusagent.recording import read_wav, resample
+from opusagent.recording import resample
 from opusagent.speech.audio import first_voiced, voiced
 
-FLOW = """
-start = "one"
-lead_ins = []
-[lists]
-rank = ["ace", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "jack", "queen", "king"]
-suit = ["clubs", "diamonds", "hearts", "spades"]
-number = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
-[states.one]
-say = "Go on."
-on = [{ digits = 1, go = "four" }]
-[states.four]
-say = "Go on."
-on = [{ digits = 4, go = "five" }]
-[states.five]
-say = "Go on."
-on = [{ digits = 5, go = "fifteen" }]
-[states.fifteen]
-say = "Go on."
-on = [{ digits = 14, go = "card" }]
-[states.card]
-say = "Go on."
-on = [{ phrases = ["[<rank>] <rank> of <suit>", "go (forward | backward) <number> (meter | meters)"], go = "free" }]
-[states.free]
-say = "Go on."
-on = [{ free = true, go = "end" }]
-[states.end]
-say = "Go on."
-end = true
-"""
-DIGIT = "zero one two three four five six seven eight nine".split()
 SENTENCES = ("Thank you. Your balance is forty two dollars.", "Please say your member number.",
              "I am sorry, I did not understand that.")
-BEFORE_MS, AFTER_MS = 400, 150
 PIECE_MS = 20
-STRINGS = 20                    # of four digits, joined from single ones, of each speaker
-PAUSES = (60, 100, 150, 250)    # ms between joined digits
-TAKES = (2, 12, 22, 32, 42)     # of the dataset's 50 of each digit and speaker: none by which a setting was chosen
-
-
-@dataclass
-class Clip:
-    kind: str
-    state: str                  # of FLOW, whose search hears it
-    text: str
-    pcm: np.ndarray             # int16
-    rate: int
-    found: str = ""             # what was recognised
-    confidence: float = 0.0
+UNEXPECTED = ("unexpected", "answers of other states")      # kinds of which no answer is right
 
 
 @dataclass
@@ -100,72 +58,6 @@ class Tally:
         return sum(not clip.found for clip in self.clips)
 
 
-def recordings(directory: Path, rate: int) -> dict[str, tuple[dict, np.ndarray]]:
-    """By name without suffix: the manifest's row and int16 at `rate` (8000: through mu-law)."""
-    manifest = directory / "manifest.json"
-    if not manifest.is_file():
-        raise Absent(f"There are no recordings in {directory}: give --audio a directory with a manifest.json.")
-    found = {}
-    for row in json.loads(manifest.read_text()):
-        pcm, its_rate = read_wav(directory / row["file" if rate == 16000 else "file_8k_ulaw"])
-        found[row["file"].removesuffix(".wav")] = row, resample(pcm, its_rate, rate)
-    return found
-
-
-def clips(directory: Path, rate: int) -> Iterator[Clip]:
-    found = recordings(directory, rate)
-    digits = {}
-    for name, (row, pcm) in found.items():
-        text = row["transcript"].replace(" oh", " zero")
-        if row["kind"] == "digit8k":                            # 0.3 s of zeros were put before and after it
-            digits[name.split("_")[2], text] = pcm
-            yield Clip("one digit", "one", text, pcm, rate)
-        elif row["kind"] == "digits":
-            yield Clip("digit strings", "five" if len(text.split()) == 5 else "fifteen", text, pcm, rate)
-        elif row["kind"] == "command":
-            yield Clip("commands", "card", text, pcm, rate)
-        else:
-            yield Clip("free speech", "free", text, pcm, rate)
-            for state in ("one", "four", "five", "card"):
-                yield Clip("unexpected", state, "", pcm, rate)
-    yield from joined(digits, rate)
-
-
-def joined(digits: dict[tuple[str, str], np.ndarray], rate: int) -> Iterator[Clip]:
-    """Strings of four digits of each speaker: with pauses as in fluent speech, and with 0.6 s more between them."""
-    dice, zeros = random.Random(5), rate * 3 // 10
-    for speaker in sorted({speaker for speaker, _ in digits}):
-        for _ in range(STRINGS):
-            said = [dice.choice(DIGIT) for _ in range(4)]
-            pauses = [np.zeros(rate * dice.choice(PAUSES) // 1000, np.int16) for _ in said]
-            parts = [digits[speaker, digit] for digit in said]
-            close = [pcm for part, pause in zip(parts, pauses) for pcm in (part[zeros:-zeros], pause)]
-            apart = [pcm for part, pause in zip(parts, pauses) for pcm in (part, pause)]
-            yield Clip("four digits", "four", " ".join(said), np.concatenate(close), rate)
-            yield Clip("four digits, slowly", "four", " ".join(said), np.concatenate(apart), rate)
-
-
-def dataset(directory: Path) -> Iterator[Clip]:
-    """Digits and strings of four by each speaker, at 8 kHz through mu-law."""
-    digits, silence = {}, np.zeros(2400, np.int16)
-    for path in sorted(directory.glob("*_*_*.wav")):
-        digit, speaker, take = path.stem.split("_")
-        if int(take) in TAKES:
-            coded = np.empty(len(pcm := read_wav(path)[0]), np.uint8)
-            ulaw_encode(pcm, coded)
-            ulaw_decode(coded, pcm)
-            digits[f"{speaker} {take}", DIGIT[int(digit)]] = pcm = np.concatenate((silence, pcm, silence))
-            yield Clip(f"one digit, {speaker}", "one", DIGIT[int(digit)], pcm, 8000)
-    if not digits:
-        raise Absent(f"{directory} has no recordings such as 0_george_{TAKES[0]}.wav.")
-    for speaker in sorted({speaker.partition(" ")[0] for speaker, _ in digits}):
-        own = {key: pcm for key, pcm in digits.items() if key[0].startswith(f"{speaker} ")}
-        for clip in joined(own, 8000):
-            if clip.kind == "four digits":
-                clip.kind += f", {speaker}"
-                yield clip
-
-
 def errors(said: list[str], found: list[str]) -> int:
     """Levenshtein's distance in words."""
     row = list(range(len(found) + 1))
@@ -181,6 +73,7 @@ class Ours:
 
     def __init__(self, flow: Flow):
         self.recogniser = embedded.Recogniser(flow.searches)
+        self.alone = ""             # of the last one: the text before it had to be certain
 
     def hear(self, search: int, pcm: np.ndarray, rate: int) -> tuple[str, float, float]:
         """(text, confidence, ms from the last sample to the answer)."""
@@ -194,7 +87,9 @@ class Ours:
                 utterance.partial()
         began = time.perf_counter()
         text, confidence = utterance.finish()
-        return text, confidence, (time.perf_counter() - began) * 1e3
+        tail = (time.perf_counter() - began) * 1e3
+        self.alone = found.hypstr if (found := utterance.decoder.hyp()) else ""
+        return text, confidence, tail
 
 
 class Plain:
@@ -226,12 +121,11 @@ class Plain:
 
 
 def recognise(subject, flow: Flow, spoken: Iterator[Clip], rate: int, kinds: str, quick: bool) -> dict[str, Tally]:
-    silence = np.zeros(rate, np.int16)
     tallies: dict[str, Tally] = {}
     for number, clip in enumerate(spoken):
         if quick and number % 10 or kinds not in clip.kind:
             continue
-        pcm = np.concatenate((silence[:rate * BEFORE_MS // 1000], clip.pcm, silence[:rate * AFTER_MS // 1000]))
+        pcm = around(clip)
         began = time.process_time()
         text, clip.confidence, tail = subject.hear(flow.states[clip.state].expect.id, pcm, rate)
         tally = tallies.setdefault(clip.kind, Tally())
@@ -249,7 +143,7 @@ def recogniser(args: argparse.Namespace) -> dict:
     results = {}
     for name, kind in (("ours", Ours), ("plain", Plain)):
         for rate in args.rates:
-            spoken = dataset(args.digits) if args.digits else clips(args.audio, rate)
+            spoken = dataset(args.digits) if args.digits else people(args.audio, rate)
             results[name, rate] = recognise(kind(flow), flow, spoken, rate, args.kinds, args.quick)
     lines = [["", "clips", "right", "plain", "words wrong", "plain", "no answer", "x real time", "tail ms p50", "most"]]
     figures = {}
@@ -272,6 +166,70 @@ def recogniser(args: argparse.Namespace) -> dict:
     print_unless(args, "Recogniser; plain is pocketsphinx with its own front end; of what is unexpected, no answer is "
                  "right", lines)
     return figures
+
+
+@dataclass
+class Judged:
+    """What the flow makes of the answers of a kind."""
+
+    clips: int = 0
+    right: int = 0              # understood as what was said,
+    others: int = 0             # ... as something else; the rest are asked for again
+    alone: int = 0              # understood by the grammar alone, without anything that rejects,
+    lost: int = 0               # ... and asked for again because of it
+
+    def add(self, right: bool, nothing: bool, alone: bool) -> None:
+        self.clips += 1
+        self.right += right
+        self.others += not right and not nothing
+        self.alone += alone
+        self.lost += alone and nothing
+
+
+def rejection(args: argparse.Namespace) -> dict:
+    """Of what was not expected how much gives no answer, and how many answers that costs; at 8 kHz, with noise."""
+    flow, found = Flow.parse(FLOW, "bench"), {}
+    answers = [clip for clip in people(args.audio, 8000) if clip.kind != "free speech"]
+    spoken = [*answers, *synthetic(), *astray(answers)]
+    for noise in NOISES_DB:
+        subject, kinds = Ours(flow), defaultdict(Judged)
+        for number, clip in enumerate(spoken):
+            if args.quick and number % 10 or args.kinds not in clip.kind:
+                continue
+            expect = flow.states[clip.state].expect
+            text, _, _ = subject.hear(expect.id, around(clip, noise, number), 8000)
+            said, heard, alone = (expect.match(words) for words in (clip.text, text, subject.alone))
+            of = (clip.kind, *(("all by people",) if clip.text and "synthetic" not in clip.kind else ()))
+            for kind in of:
+                kinds[kind].add(heard == said, heard is None, alone is not None and alone == said)
+            if args.wrong and heard != said:
+                print(f"{clip.kind}, noise {noise}: {clip.text!r} heard as {text!r}, without rejection "
+                      f"{subject.alone!r}", file=sys.stderr)
+        found |= {(kind, noise): judged for kind, judged in kinds.items()}
+    return told(args, found)
+
+
+def told(args: argparse.Namespace, found: dict[tuple[str, int | None], Judged]) -> dict:
+    costs = [["answers", "noise", "clips", "right %", "as others %", "without rejecting, right", "lost", "% of these",
+              "90 %"]]
+    brings = [["not expected", "noise", "clips", "rejected", "%", "90 %"]]
+    for (kind, noise), judged in found.items():
+        head = [kind, "none" if noise is None else f"-{noise} dB", str(judged.clips)]
+        if kind in UNEXPECTED:
+            brings.append([*head, str(judged.right), *shares(judged.right, judged.clips)])
+        else:
+            costs.append([*head, share(judged.right, judged.clips), share(judged.others, judged.clips),
+                          str(judged.alone), str(judged.lost), *shares(judged.lost, judged.alone)])
+    print_unless(args, "What is not expected, at 8 kHz, and gives no answer; intervals (Wilson) take clips for "
+                 "independent", brings)
+    print_unless(args, "What that costs: answers that the grammar alone understands and that are asked for again",
+                 costs)
+    return {f"{kind}, noise {noise}": asdict(judged) for (kind, noise), judged in found.items()}
+
+
+def shares(part: int, whole: int) -> tuple[str, str]:
+    low, high = wilson(part, whole)
+    return (f"{100 * part / whole:.1f}", f"{100 * low:.1f}-{100 * high:.1f}") if whole else ("", "")
 
 
 def share(part: int, whole: int) -> str:
@@ -374,7 +332,7 @@ def print_unless(args: argparse.Namespace, title: str, lines: list[list[str]]) -
         print(f"\n{title}\n\n{table(lines)}")
 
 
-PARTS = {"memory": memory, "recogniser": recogniser, "voices": voices}
+PARTS = {"memory": memory, "recogniser": recogniser, "rejection": rejection, "voices": voices}
 
 
 def main() -> int:

@@ -6,6 +6,7 @@ that a machine that slows down for a minute slows both.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 CONFIDENCE = 0.90
 LEAST_ROUNDS = 5        # below that no 90 % interval of a median exists: 4 rounds reach 87.5 % from end to end
@@ -59,6 +60,15 @@ def median_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> 
     low = (1 - weight) * ordered[k - 1] + weight * ordered[k]
     high = (1 - weight) * ordered[n - k] + weight * ordered[n - k - 1]
     return low, high
+
+
+def wilson(part: int, whole: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Where the true share lies of which `part` of `whole` were seen, if they are independent (Wilson, 1927)."""
+    if not whole:
+        return 0.0, 1.0
+    z, seen = NormalDist().inv_cdf((1 + confidence) / 2), part / whole
+    middle, wide = seen + z * z / (2 * whole), z * math.sqrt(seen * (1 - seen) / whole + (z / (2 * whole)) ** 2)
+    return max(0.0, (middle - wide) / (1 + z * z / whole)), min(1.0, (middle + wide) / (1 + z * z / whole))
 
 
 def paired_ratio(ours: Sequence[float | None], theirs: Sequence[float | None]) -> Ratio | None:

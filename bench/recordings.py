@@ -66,11 +66,18 @@ def caller(kind: str, state: str, parts: list[tuple[np.ndarray, str]], noise: in
             said = f"{said} {text}".strip()
             words.append((at, said))
     begins, ends = LEAD_MS * RATE // 1000, at
-    clean = np.concatenate([*pieces, silence(TAIL_MS)]).astype(np.float64)
+    pcm = np.concatenate([*pieces, silence(TAIL_MS)])
     if noise is not None:
-        power = np.mean(clean[voiced_samples(clean)] ** 2) / 10 ** (noise / 10)
-        clean += np.random.default_rng(dice.randrange(1 << 30)).normal(0, np.sqrt(power), len(clean))
-    return Caller(kind, noise, state, through_mulaw(np.clip(clean, -32768, 32767)), words, begins, ends)
+        pcm = noise_below(pcm, noise, dice.randrange(1 << 30))
+    return Caller(kind, noise, state, through_mulaw(pcm), words, begins, ends)
+
+
+def noise_below(pcm: np.ndarray, db: int, seed: int) -> np.ndarray:
+    """With white noise so far below its voiced parts, from its first sample to its last.  int16"""
+    clean = pcm.astype(np.float64)
+    power = np.mean(clean[voiced_samples(clean)] ** 2) / 10 ** (db / 10)
+    clean += np.random.default_rng(seed).normal(0, np.sqrt(power), len(clean))
+    return np.clip(clean, -32768, 32767).astype(np.int16)
 
 
 def voiced_samples(pcm: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """The benchmarks' own arithmetic, and that what they build runs: figures nobody checks are worth nothing."""
 import json
 import logging
+import math
 import os
 import shutil
 import subprocess
@@ -49,6 +50,16 @@ def test_the_interval_holds_the_median_nine_times_in_ten():
 def test_the_interval_is_made_of_order_statistics():
     low, high = figures.median_interval(range(1, 10))
     assert 2 < low < 3 and 7 < high < 8 and low + high == pytest.approx(10)
+
+
+def test_the_interval_of_a_share_holds_it():
+    assert figures.wilson(0, 0) == (0, 1)
+    assert figures.wilson(6, 172) == pytest.approx((0.01814, 0.06603), abs=1e-5)   # 3.5 %
+    assert figures.wilson(0, 20)[0] == 0 and figures.wilson(20, 20)[1] == pytest.approx(1)
+    for share in (0.03, 0.5):
+        hits = [low <= share <= high for low, high in (figures.wilson(k, 100) for k in range(101))]
+        seen = sum(math.comb(100, k) * share**k * (1 - share)**(100 - k) for k in range(101) if hits[k])
+        assert 0.85 < seen < 0.97, share
 
 
 def test_tables_line_up():
@@ -171,3 +182,18 @@ def test_turn_taking_is_measured_on_recordings():
     digits = {row["setting"]: row for row in found["turns"]["oracle"]["digits"]}
     assert digits["complete 140 ms"]["cut_ins"] == 0 and digits["fixed silence 300 ms"]["cut_ins"] > 0.5
     assert found["overlaps"]["noises"]["stopped"] == 0 and found["overlaps"]["echo of the agent"]["stopped"] == 0
+
+
+def test_what_rejecting_costs_is_counted_by_kind_and_noise():
+    audio = Path(os.environ.get("OPUSAGENT_BENCH_AUDIO", BENCH.parent.parent / "shared" / "audio"))
+    if not (audio / "manifest.json").is_file():
+        pytest.skip("there are no recordings with a manifest.json beside the project")
+    pytest.importorskip("pocketsphinx", reason="pocketsphinx is not installed")
+    run = subprocess.run([sys.executable, BENCH / "engines.py", "--audio", audio, "--only", "rejection", "--quick",
+                          "--kinds", "command", "--json"], capture_output=True, text=True, timeout=300,
+                         env=os.environ | {"PYTHONPATH": str(BENCH.parent)})
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout)["rejection"]
+    assert {key for key in found} == {f"{kind}, noise {noise}" for kind in ("commands", "all by people")
+                                      for noise in (None, 20, 10)}
+    assert found["commands, noise None"] == {"clips": 1, "right": 1, "others": 0, "alone": 1, "lost": 0}
