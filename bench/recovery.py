@@ -25,7 +25,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from engines import AFTER_MS, BEFORE_MS, FLOW, recordings
+from clips import AFTER_MS, BEFORE_MS, FLOW, recordings
 from figures import median, table
 from subjects import BENCH, Absent, machine
 

@@ -3,6 +3,7 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -158,6 +159,15 @@ def test_a_server_that_takes_no_call_is_a_sentence():
     assert overload.room_for(taken) == 140                      # 5 ms of the core for a second of a call
     with pytest.raises(subjects.Absent, match="none of 80 calls was taken"):
         overload.room_for(taken | {"taken": 0})
+
+
+@pytest.mark.parametrize("script", sorted(file.name for file in BENCH.glob("*.py") if "argparse" in file.read_text()))
+def test_every_benchmark_says_how_it_is_used(script):
+    run = subprocess.run([sys.executable, BENCH / script, "--help"], capture_output=True, text=True,
+                         env=os.environ | {"PYTHONPATH": str(BENCH.parent)})
+    if missing := re.search(r"No module named '(matplotlib|soxr)'", run.stderr):
+        pytest.skip(f"{missing[1]} is not installed: pip install '.[bench]'")
+    assert run.returncode == 0 and run.stdout.startswith("usage: "), run.stderr
 
 
 @pytest.mark.parametrize("script", ["ring.py"])
