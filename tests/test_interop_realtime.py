@@ -283,6 +283,37 @@ def test_a_picture_is_shown(server):
     assert [part.type for part in item.content] == ["input_text", "input_image"]
 
 
+def test_a_recording_is_an_item_and_its_answer_waits_for_what_it_says(server, voice):
+    """And what is no audio is an error of its event; the agent's own words are believed."""
+    audio = base64.b64encode(voice[0]).decode()
+
+    async def scenario(connection, heard):
+        create = connection.conversation.item.create
+        await create(item={"type": "message", "role": "assistant", "content": [
+            {"type": "output_audio", "audio": audio, "transcript": "What do you want to know?"}]})
+        await create(item={"type": "message", "role": "user", "content": [
+            {"type": "input_audio", "audio": "no base64!"}]}, event_id="e7")
+        await create(item={"type": "message", "role": "user", "id": "asked", "content": [
+            {"type": "input_audio", "audio": audio}]})
+        await connection.response.create(response={"output_modalities": ["text"]})
+        await heard.until("response.done")
+        await connection.conversation.item.retrieve(item_id="asked")
+        return (await heard.until("conversation.item.retrieved")).item, heard
+    asked, heard = connected(scenario, server, type="realtime", audio=TRANSCRIBED)
+    assert (asked.content[0].type, asked.content[0].transcript) == ("input_audio", SAID[0])
+    assert heard.text("response.output_text.delta") == WEATHER
+    error, = (event.error for event in heard.events if event.type == "error")
+    assert (error.code, error.param, error.event_id) == ("invalid_value", "item.content[0].audio", "e7")
+    known = next(event for event in heard.events
+                 if event.type == "conversation.item.input_audio_transcription.completed")
+    assert (known.item_id, known.content_index, known.transcript) == ("asked", 0, SAID[0])
+    assert known.usage.seconds == pytest.approx(len(voice[0]) / 2 / RATE, abs=0.01)
+    items = [event.item for event in heard.events if event.type == "conversation.item.added"]
+    assert items[0].content[0].transcript == "What do you want to know?" and items[1].content[0].transcript is None
+    assert heard.kinds.index("conversation.item.input_audio_transcription.completed") < heard.kinds.index(
+        "response.created")
+
+
 def test_the_client_is_asked_to_call_its_functions(server):
     async def scenario(connection, heard):
         await connection.conversation.item.create(item={

@@ -935,6 +935,8 @@ KINDS = st.sampled_from([
     {"type": "session.update", "session": {"audio": {"output": {"format": {"type": "audio/pcm"}}}}},
     {"type": "conversation.item.create", "item": {"type": "message", "role": "user", "content": [
         {"type": "input_text", "text": "ten of clubs"}]}},
+    {"type": "conversation.item.create", "item": {"type": "message", "role": "user", "id": "item_1", "content": [
+        {"type": "input_audio", "audio": "////" * 1000}, {"type": "input_audio", "audio": "////"}]}},
     {"type": "conversation.item.truncate", "item_id": "item_2", "content_index": 0, "audio_end_ms": 10},
     {"type": "input_audio_buffer.dtmf", "event": "5"}])
 STEPS = st.one_of(
@@ -953,6 +955,7 @@ STEPS = st.one_of(
 def test_whatever_is_sent_there_are_events_in_their_order_and_every_response_ends(agent, steps, quick):
     async def told():
         call = Client(ASSISTANT if agent else FLOW, agent)
+        call.studio.free.insert(0, 1)
         call.studio.llm.pieces = ["One two. ", "Three four five."]
         call.studio.stt.silent = not quick
         for what, value in steps:
@@ -968,7 +971,7 @@ def test_whatever_is_sent_there_are_events_in_their_order_and_every_response_end
             await call.thinks(10)
         call.studio.stt.silent = False
         for i in range(40):                     # a flow may ask whether somebody is there
-            if i < 8 or call.call.mouth.turn is not None:
+            if i < 8 or call.call.mouth.turn is not None or call.call.recorded:
                 call.passes(500)
                 await call.thinks(10)
         return call
@@ -976,10 +979,10 @@ def test_whatever_is_sent_there_are_events_in_their_order_and_every_response_end
     assert not call.connection.faults
     assert len(call.of("response.created")) == len(call.of("response.done")), "a response never ended"
     assert call.connection.closed or call.call.mouth.turn is None
-    assert not call.call.inbox and call.call.inbox.samples == 0 and not call.call.deferred
+    assert not call.call.inbox and call.call.inbox.samples == 0 and not call.call.deferred and not call.call.recorded
     assert len(call.call.dialect.items.order) <= MOST
     call.call.lost(1000, "")
-    assert call.studio.free == [0]
+    assert sorted(call.studio.free) == [0, 1]
 
 
 def test_a_client_that_knows_nothing_of_the_protocol_is_told_and_stays():

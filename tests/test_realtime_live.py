@@ -1,6 +1,8 @@
 """/v1/realtime of a running server: who gets in, and the demo's conversation with the embedded engines to its end."""
 import asyncio
+import base64
 
+import numpy as np
 import orjson
 import pytest
 
@@ -75,6 +77,49 @@ def test_the_demo_reaches_its_end():
     assert record["facts"]["slip_card"] == "ten of clubs"
 
 
+async def tell(server, path, *asked, responses=1):
+    """The events of a connection that asks these, one list after the other, each up to so many more responses."""
+    news, events = asyncio.Event(), []
+
+    def hear(opcode, payload, now):
+        events.append(orjson.loads(payload))
+        news.set()
+    line = await Line.dial(server.ws(path), hear, lambda *ending: None, ("realtime",))
+    async with asyncio.timeout(60):
+        for number, asks in enumerate(asked, 1):
+            for ask in asks:
+                line.send(TEXT, orjson.dumps(ask))
+            while [event["type"] for event in events].count("response.done") < number * responses:
+                news.clear()
+                await news.wait()
+    await line.hang_up()
+    return events
+
+
+def recorded(pcm):
+    return {"type": "conversation.item.create", "item": {"type": "message", "role": "user", "content": [
+        {"type": "input_audio", "audio": base64.b64encode(pcm.tobytes()).decode()}]}}
+
+
+def test_what_a_person_says_in_items_is_recognised_as_on_the_line():
+    pytest.importorskip("pocketsphinx", reason="the recogniser needs the extra `local`")
+    try:
+        says = {say.name: say.pcm for say in person(24000)[1]}
+    except ConfigError as error:
+        pytest.skip(str(error))
+    respond = {"type": "response.create"}
+    settings = {"type": "realtime", "output_modalities": ["text"],
+                "audio": {"input": {"transcription": {"model": "any"}}}}
+    with serving("--workers", "1", "--admission-refuse-above", "1") as server:
+        events = asyncio.run(tell(
+            server, "/v1/realtime?model=demo", [{"type": "session.update", "session": settings}, respond],
+            *([recorded(says[words]), respond] for words in list(says)[:2])))
+    heard = [event["transcript"] for event in events if event["type"].endswith("transcription.completed")]
+    assert heard == list(says)[:2] and "error" not in [event["type"] for event in events]
+    said = [event["text"] for event in events if event["type"] == "response.output_text.done"]
+    assert said[0].startswith("Welcome") and "Which playing card" in said[1] and said[2].startswith("Good.")
+
+
 def test_a_session_is_made_again_from_its_journal(tmp_path):
     """What a worker writes down for another one, while a model's answers come in, is no reading of the call's."""
     (tmp_path / "model.toml").write_text('''
@@ -87,25 +132,14 @@ say = "It is sunny in Paris today, and not at all cold."
 
     def words(text):
         return {"type": "message", "role": "user", "content": [{"type": "input_text", "text": text}]}
-    asks = [{"type": "conversation.item.create", "item": words("the weather?")}, {"type": "response.create"},
+    asks = [{"type": "conversation.item.create", "item": words("the weather?")}, recorded(np.zeros(60000, np.int16)),
+            {"type": "response.create"},
             {"type": "response.create", "response": {"conversation": "none", "output_modalities": ["text"],
                                                      "input": [words("a note, please")]}}]
 
-    async def hold(server):
-        done, events = asyncio.Event(), []
-
-        def hear(opcode, payload, now):
-            events.append(orjson.loads(payload))
-            if [event["type"] for event in events].count("response.done") == 2:
-                done.set()
-        line = await Line.dial(server.ws("/v1/realtime?model=assistant"), hear, lambda *ending: None, ("realtime",))
-        for ask in asks:
-            line.send(TEXT, orjson.dumps(ask))
-        await asyncio.wait_for(done.wait(), 30)
-        await line.hang_up()
-
     with serving(*SCRIPTED, "--scripted-llm", str(tmp_path / "model.toml"), "--scripted-llm-piece-ms", "60",
                  "--archive-directory", str(tmp_path / "calls")) as server:
-        asyncio.run(hold(server))
+        asyncio.run(tell(server, "/v1/realtime?model=assistant", asks, responses=2))
     kept, = (tmp_path / "calls").glob("*/*.jsonl")
-    assert replayed(load(str(kept))).decisions
+    tape = load(str(kept))
+    assert "recorded final" in [entry.kind for entry in tape.entries] and replayed(tape).decisions

@@ -39,6 +39,7 @@ ASKED, PIECE, ANSWERED, BROKE = "asked", "piece", "answered", "broke"
 EASED = "eased"
 FRAME = "frame"                 # of the reply, which went out by itself
 BESIDE = "beside "              # what kinds of entries and decisions of the other side begin with
+RECORDED = "recorded "          # what kinds of entries begin with that are of audio in a client's items
 PROMPT = "prompt"               # not an input: what is known of a prompt when the call first wants it
 DECISION = "="
 SPOKEN = {"spoken": True}       # a piece that is the model's own speech, which SPEECH tells of

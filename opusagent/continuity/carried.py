@@ -11,7 +11,7 @@ import numpy as np
 from ..calls.realtime.aside import Aside, failed
 from ..calls.realtime.assistant import Made
 from ..calls.realtime.call import RealtimeCall
-from ..dialects import ASK_RESPOND, Ask, Dtmf
+from ..dialects import ASK_RECOGNISE, ASK_RESPOND, Ask, Dtmf
 from ..flow import FunctionCall
 from .fields import REPLY, fields, fill, reply_of
 
@@ -21,9 +21,10 @@ MOST_WAITING = 20               # seconds of audio in the inbox that are kept
 
 def kept(call: RealtimeCall) -> dict:
     made = call.made if call.mouth.turn is not None else Made()
+    reads = [Ask(ASK_RECOGNISE, {"item_id": call.recorded.item.id})] if call.recorded else []
     return fields(call, SESSION) | {
         "heard_by": call.inbox.throttle.heard_by, "asides": [ask.details for ask in call.asides],
-        "inbox": [_written(entry) for entry in _waiting(call)], "deferred": [ask.details for ask in call.deferred],
+        "inbox": [_written(entry) for entry in _waiting(call)], "deferred": [*map(_written, (*reads, *call.deferred))],
         "made": [part if isinstance(part, str) else [part.name, part.arguments, part.id] for part in made.parts],
         "told": made.told, "limited": made.limited,
         "last": fields(call.last, REPLY) if call.last is not None else None,
@@ -34,7 +35,7 @@ def kept(call: RealtimeCall) -> dict:
 def restore(call: RealtimeCall, state: dict) -> None:
     fill(call, state, SESSION)
     call.last = reply_of(state["last"]) if state["last"] is not None else None
-    call.deferred.extend(Ask(ASK_RESPOND, details) for details in state["deferred"])
+    call.deferred.extend(map(_read, state["deferred"]))
     call.asides.extend(Ask(ASK_RESPOND, details) for details in state.get("asides", ()))
     call.inbox.throttle.heard_by = state["heard_by"]
     for entry in map(_read, state["inbox"]):
@@ -96,4 +97,4 @@ def _read(entry: dict):
             return np.frombuffer(base64.b64decode(text), "<i2").astype(np.int16)
         case {"digit": digit}:
             return Dtmf(digit)
-    return Ask(entry["ask"], entry["details"])
+    return Ask(entry["ask"], entry["details"]) if "ask" in entry else Ask(ASK_RESPOND, entry)     # ... as once written

@@ -262,8 +262,10 @@ def _hush(studio, call: Call) -> None:
     call.ear.vad.close()
     if call.ear.beside is not None:
         call.ear.beside.let_go()
-    for aside in call.writing if isinstance(call, RealtimeCall) else ():
-        aside.cancel()
+    if isinstance(call, RealtimeCall):
+        call.recorded.close()
+        for aside in call.writing:
+            aside.cancel()
     if call.recording is not None:
         call.recording.close()
     call.ear.slot = call.mouth.slot = None

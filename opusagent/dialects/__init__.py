@@ -122,6 +122,7 @@ ASK_UPDATE = "ASK_UPDATE"               # take note of the session's settings
 ASK_COMMIT = "ASK_COMMIT"               # the caller's turn ends here
 ASK_DISCARD = "ASK_DISCARD"             # forget what the caller has said since the last turn
 ASK_RESPOND = "ASK_RESPOND"             # request, event_id: say something now
+ASK_RECOGNISE = "ASK_RECOGNISE"         # item_id: write down what the audio in that says
 ASK_CANCEL = "ASK_CANCEL"               # say nothing more
 ASK_TRUNCATED = "ASK_TRUNCATED"         # item_id: the caller has heard the end of that
 

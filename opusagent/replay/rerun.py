@@ -373,7 +373,9 @@ TAKE_IN = {
 } | {journal.BESIDE + kind: told(method, of) for kind, method, of in (
     (journal.WINDOW, "on_window", OTHER), (journal.PARTIAL, "on_partial", OTHER_EAR),
     (journal.FINAL, "on_final", OTHER_EAR), (journal.FAILURE, "on_failure", OTHER_EAR),
-    (journal.COMPLETE, "on_complete", OTHER_EAR))}
+    (journal.COMPLETE, "on_complete", OTHER_EAR))} | {
+    journal.RECORDED + kind: told(method, attrgetter("recorded")) for kind, method in (
+        (journal.FINAL, "on_final"), (journal.FAILURE, "on_failure"))}
 
 
 def answered(piece) -> str | FunctionCall | Spoken:

@@ -29,7 +29,9 @@ ARGUMENTS = {                   # of an entry: their types
 }
 ARGUMENTS |= {journal.BESIDE + kind: ARGUMENTS[kind] for kind in (
     journal.WINDOW, journal.PARTIAL, journal.FINAL, journal.FAILURE, journal.COMPLETE)}
-FEWER = {journal.BEGIN: 0, journal.FINAL: 2, journal.BESIDE + journal.FINAL: 2}    # arguments that there may be as well
+ARGUMENTS |= {journal.RECORDED + kind: ARGUMENTS[kind] for kind in (journal.FINAL, journal.FAILURE)}
+FEWER = {journal.BEGIN: 0, journal.FINAL: 2, journal.BESIDE + journal.FINAL: 2,     # arguments that there may be
+         journal.RECORDED + journal.FINAL: 2}                                       # ... as well
 LARGEST = 1 << 53               # a counter
 LONGEST = 3_600_000_000_000     # ns between two readings of the clock, however idle a call is
 PROMPT_SECONDS = 3600

@@ -4,13 +4,16 @@ It hears and says nothing itself.  The rule: a wish is done as the call would do
 of it is refused, is the dialect's.
 """
 import math
+from collections import deque
 
-from ...dialects import (ASK_COMMIT, ASK_DISCARD, ASK_RESPOND, ASK_TRUNCATED, ASK_UPDATE, RECOGNITION, SPEECH_STOPPED,
-                         Ask)
+from ...dialects import (ASK_COMMIT, ASK_DISCARD, ASK_RECOGNISE, ASK_RESPOND, ASK_TRUNCATED, ASK_UPDATE, RECOGNITION,
+                         SPEECH_STOPPED, Ask)
+from ...dialects.realtime.settings import Fault
 from ...flow import FREE, Dialogue, Waits
 from ...flow.expect import clip
 from .assistant import NEVER_MS
 
+MOST_DEFERRED = 16                  # responses that wait
 ENDED = Waits(0, 0, 0, NEVER_MS)   # what has been said is all of it
 
 
@@ -51,6 +54,40 @@ def commit(call) -> None:
         call.mouth.out.tell(RECOGNITION, "", 0.0, call.ear.span)
 
 
+def defer(call, waiting: deque, request: dict, event_id: str) -> None:
+    """A response has to wait."""
+    if sum(ask.what == ASK_RESPOND for ask in waiting) < MOST_DEFERRED:
+        return waiting.append(Ask(ASK_RESPOND, {"request": request, "event_id": event_id}))
+    call.dialect.waiting -= 1
+    call.dialect.refuse(Fault("rate_limit_exceeded", "Too many responses wait for their turn."), event_id)
+
+
+def owed(call) -> bool:
+    """A response waits that is to be the conversation's."""
+    return any(ask.what == ASK_RESPOND for ask in call.deferred)
+
+
+def recognise(call, item_id: str) -> None:
+    """The audio of an item, as soon as what was asked for before it is done."""
+    call.deferred.append(Ask(ASK_RECOGNISE, {"item_id": item_id}))
+
+
+def go_through(call) -> bool:
+    """What has waited, in its order, as far as it need not wait any longer; whether a response is among it."""
+    responds = False
+    while call.deferred and not call.recorded:
+        ask = call.deferred[0]
+        if ask.what == ASK_RESPOND and (call.speaking or not call.may_begin(ask.details["request"])):
+            break
+        call.deferred.popleft()
+        if ask.what == ASK_RESPOND:
+            responds = True
+            call.begin_response(**ask.details)
+        elif (item := call.dialect.items.find(ask.details["item_id"])) is not None:
+            call.recorded.begin(item)
+    return responds
+
+
 def discard(call) -> None:
     call.ear.floor = call.slot.written
     if call.ear.hearing:
@@ -71,7 +108,7 @@ def cancel(call, response_id: str | None = None) -> None:
         return call.finish("cancelled", {"reason": "client_cancelled"})
     waiting = [entry for entry in (*call.deferred, *call.asides, *call.inbox.entries)
                if entry.__class__ is Ask and entry.what == ASK_RESPOND]
-    call.deferred.clear()
+    call.deferred = deque(ask for ask in call.deferred if ask.what != ASK_RESPOND)
     call.asides.clear()
     call.inbox.take_out(waiting)
     for ask in waiting:
@@ -88,4 +125,5 @@ def truncated(call, item_id: str) -> None:
 
 
 ON = {ASK_UPDATE: update, ASK_COMMIT: commit, ASK_DISCARD: discard, ASK_TRUNCATED: truncated,
-      ASK_RESPOND: lambda call, **wanted: call.respond(**wanted)}
+      ASK_RESPOND: lambda call, **wanted: call.respond(**wanted),
+      ASK_RECOGNISE: recognise}

@@ -10,7 +10,7 @@ import math
 from collections import deque
 from dataclasses import replace
 
-from ...dialects import ASK_CANCEL, ASK_COMMIT, ASK_RESPOND, SPEECH_STARTED, Ask, Audio, Dtmf
+from ...dialects import ASK_CANCEL, ASK_COMMIT, ASK_RECOGNISE, SPEECH_STARTED, Ask, Audio, Dtmf
 from ...dialects.realtime.response import Response
 from ...dialects.realtime.settings import Fault, is_audible
 from ...flow import Reply
@@ -24,12 +24,12 @@ from ..writeahead import WriteAhead
 from . import aside, asks
 from .assistant import Assistant, ClientModel, Made, call_for
 from .inbox import INBOX_SECONDS, Inbox
+from .recorded import Recorded
 
 MS = 1_000_000                  # ns
 GREETING_AFTER = 1000 * MS      # a flow begins by itself, without a word from the client, after so long
 PATIENCE = 300 * MS             # without audio, or two pieces of the client's if they are longer, but no more than
 MOST_PATIENCE = 1000 * MS
-MOST_DEFERRED = 16              # responses that wait
 FULL = Fault("input_audio_buffer_full", f"More than {INBOX_SECONDS} s of audio wait to be heard: send it no faster "
              "than that.", "audio")
 REASONS = {"barge-in": "turn_detected", "superseded": "turn_detected"}      # why a response was cut; else the client
@@ -51,7 +51,7 @@ class RealtimeCall(Call):
         self.ahead = connection if keeper is not None else None
         self.assistant = agent == "assistant"   # the client leads; otherwise the flow does
         self.inbox = Inbox(dialect.throttle)
-        self.deferred: deque[Ask] = deque()     # responses asked for while a turn is being recognised
+        self.deferred: deque[Ask] = deque()     # responses that wait for words which are not known yet, items for them
         self.asides: deque[Ask] = deque()       # ... and those beside the conversation, which wait for their turn
         self.writing: list[aside.Aside] = []    # ... of which those in writing have none, and are on their way
         self.commits = False                    # the client has ended the turn, so it asks for the answer, too
@@ -63,6 +63,7 @@ class RealtimeCall(Call):
         self.last: Reply | None = None
         self.answered = ""                      # id of the last item of the user's that was answered
         super().__init__(server, connection, dialect, agent, kept, begins)
+        self.recorded = Recorded(self)          # the audio of an item
         self.mouth.out.answers()
         if self.ahead is not None:
             self.ahead.call = self
@@ -86,6 +87,8 @@ class RealtimeCall(Call):
         self.greet_by = 0 if self.assistant else self.server.now + GREETING_AFTER
 
     def _greet(self) -> None:
+        if asks.owed(self):
+            return                              # the client has asked for more than that
         self.greet_by = 0
         if self.dialogue.turn == 0:
             self.reply(self.dialogue.begin())
@@ -93,11 +96,12 @@ class RealtimeCall(Call):
     def ends(self, code: int, reason: str) -> None:
         for each in self.writing:
             each.cancel()
+        self.recorded.close()
         super().ends(code, reason)
 
     def lost(self, code: int, reason: str) -> None:
         super().lost(code, reason)
-        self.dialect.response = None            # these lead back to us, too
+        self.dialect.response = self.recorded.call = None       # these lead back to us, too
         if self.ahead is not None:
             self.ahead.call = None
 
@@ -120,7 +124,7 @@ class RealtimeCall(Call):
         self._work(self.server.now)
         self.mouth.out.answers()
         self._let_pass()
-        if self.inbox:
+        if self.inbox or self.deferred or self.recorded:
             self.due = 0
         if self.ahead is not None and (self.inbox or not isinstance(event, Audio)):
             self.ahead.soon()
@@ -142,8 +146,9 @@ class RealtimeCall(Call):
         return True
 
     def _work(self, now: int) -> None:
-        """Through the inbox, as far as the recogniser can follow."""
+        """Through an item and the inbox, as far as the recogniser can follow."""
         inbox = self.inbox
+        self.recorded.work(now)
         while inbox and inbox.ready(now) and not self._must_wait(inbox.entries[0]):
             entry = inbox.take(now, self.slot.rate_in)
             if entry.__class__ is Dtmf:
@@ -185,10 +190,13 @@ class RealtimeCall(Call):
 
     def respond(self, request: dict, event_id: str) -> None:
         """The client wants a response to what there is; what the caller is saying ends there, and is part of that."""
-        if self._speaking and not beside(request) and not self.dialect.response.active:
+        if self.speaking and not beside(request) and not self.dialect.response.active:
             asks.commit(self)
-        if not self._may_begin(request):
-            return self._defer(self.asides if beside(request) else self.deferred, request, event_id)
+        if not self.may_begin(request) or self.deferred and not beside(request):
+            return asks.defer(self, self.asides if beside(request) else self.deferred, request, event_id)
+        self.begin_response(request, event_id)
+
+    def begin_response(self, request: dict, event_id: str) -> None:
         if self._in_writing(request):
             self.writing.append(aside.Aside(self, self.dialect.respond_beside(request)))
             return self.writing[-1].begin(self.server.now)
@@ -202,28 +210,28 @@ class RealtimeCall(Call):
         """It needs no mouth: on a flow there is but one who says what comes next, so there it has its turn."""
         return self.assistant and beside(request) and not is_audible(self.dialect.session, request)
 
-    def _may_begin(self, request: dict) -> bool:
-        if self.ear.final_by:
-            return False                        # the turn that it may be about is being recognised
+    def may_begin(self, request: dict) -> bool:
+        unheard = self.recorded or beside(request) and any(ask.what == ASK_RECOGNISE for ask in self.deferred)
+        if self.ear.final_by or unheard:
+            return False                        # the turn or the item that it may be about is being recognised
         if self._in_writing(request):
             return len(self.writing) < aside.MOST
-        return not (beside(request) and (self.dialect.response.active or self._speaking))
+        return not (beside(request) and (self.dialect.response.active or self.speaking))
 
     @property
-    def _speaking(self) -> bool:
+    def speaking(self) -> bool:
         """The caller is in the middle of a turn whose end we listen for."""
         return self.turns.state in (HEARING, PAUSED) and self.dialect.detector is not None
 
+    def recorded_is_known(self) -> None:
+        """There is one sound less that a response has to wait for."""
+        self.due = 0
+        self.mouth.out.answers()
+
     def _begin_asides(self) -> None:
-        while (ask := next((ask for ask in self.asides if self._may_begin(ask.details["request"])), None)) is not None:
+        while (ask := next((ask for ask in self.asides if self.may_begin(ask.details["request"])), None)) is not None:
             self.asides.remove(ask)
             self.respond(**ask.details)
-
-    def _defer(self, waiting: deque, request: dict, event_id: str) -> None:
-        if len(waiting) < MOST_DEFERRED:
-            return waiting.append(Ask(ASK_RESPOND, {"request": request, "event_id": event_id}))
-        self.dialect.waiting -= 1
-        self.dialect.refuse(Fault("rate_limit_exceeded", "Too many responses wait for their turn."), event_id)
 
     def _wanted(self, request: dict) -> Reply:
         """What is said when the client asks: the assistant's answer, or what the flow has for the latest item."""
@@ -294,12 +302,10 @@ class RealtimeCall(Call):
     def reply(self, reply: Reply | None) -> None:
         """The call has something to say by itself, if it may."""
         commits, self.commits = self.commits, False
-        if self.deferred:
-            while self.deferred:
-                self.respond(**self.deferred.popleft().details)
+        if asks.go_through(self):
             return
         unsaid = self.assistant and reply is not None and reply.kind == ANSWER and not reply.caller
-        if reply is None or unsaid or commits or not self.dialect.creates:
+        if reply is None or unsaid or commits or asks.owed(self) or not self.dialect.creates:
             self.mouth.forget()
             self.ledger.finish()
             self.turns.expect(self.dialogue.expect.waits)
@@ -360,6 +366,7 @@ class RealtimeCall(Call):
         if self.slot is None or self.done:
             return
         self._work(now)
+        asks.go_through(self)
         if self.greet_by and now > self.greet_by:
             self._greet()
         for each in list(self.writing):
@@ -373,7 +380,8 @@ class RealtimeCall(Call):
         self.due = min(self.due, self._next_due())
 
     def _next_due(self) -> int:
-        waits = self.inbox or self.asides or self.writing or self.dialect.response.active
+        waits = (self.inbox or self.asides or self.deferred or self.recorded or self.writing
+                 or self.dialect.response.active)
         return min(super()._next_due(), 0 if waits else self.greet_by or math.inf)
 
     def _tell(self, turn: Turn, spoken: bool = False) -> None:

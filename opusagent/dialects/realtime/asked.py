@@ -4,6 +4,7 @@ The rule: a request that cannot be done as it stands is not begun, and is an `er
 """
 from .. import ASK_CANCEL, ASK_RESPOND, Ask
 from .items import Item, read_item
+from .recorded import reader
 from .settings import REQUEST, TRANSCRIPTION, Fault, check, check_choice, check_tools
 
 
@@ -28,9 +29,10 @@ def _fault(dialect, request) -> Fault | None:
         item = item_of(dialect, one, f"response.input[{i}]")
         if isinstance(item, Fault):
             return item
-        if item.images and item not in dialect.items.order:
-            return Fault("unsupported_value", "A picture is the conversation's: create an item of it, and refer to "
-                         "that by an item_reference.", f"response.input[{i}].content")
+        if (item.images or item.text is None) and item not in dialect.items.order:
+            what = "A picture is" if item.images else "Audio without its transcript is"
+            return Fault("unsupported_value", f"{what} the conversation's: create an item of it, and refer to that by "
+                         "an item_reference.", f"response.input[{i}].content")
     return None
 
 
@@ -39,7 +41,7 @@ def item_of(dialect, value, path: str = "") -> Item | Fault:
     if isinstance(value, dict) and value.get("type") == "item_reference":
         found = dialect.items.find(value.get("id"))
         return found or Fault("invalid_value", "There is no item of this id.", f"{path}.id")
-    return read_item(value, "", path)
+    return read_item(value, "", reader(dialect), path)
 
 
 def cancel(dialect, message: dict) -> Ask | None:

@@ -25,7 +25,7 @@ def chat(items: list[Item], instructions: str, spoken: bool, latest: str | None 
 def _message(messages: list[dict], item: Item, answered: set) -> None:
     text = item.text if item.heard is None else item.heard
     if item.pictures > len(item.images):
-        text = f"{text} {LOST}".lstrip()
+        text = f"{text or ''} {LOST}".lstrip()
     if item.images:
         messages.append({"role": item.role, "content": text, "pictures": item.id})
     elif text:

@@ -4,8 +4,8 @@ JSON text messages; audio is base64 in messages of any length.  The client leads
 turn or ask for a response itself, keeps the conversation's items in order, and says how much of an answer was heard
 (conversation.item.truncate).  What it asks of the call is an Ask; what can be answered from the items alone is
 answered here.  What the agent says goes out as soon as it is made.
-Not known here: audio inside items, tools of type mcp.  One event is ours, for lines with a keypad:
-{"type": "input_audio_buffer.dtmf", "event": "5"}.
+Not known here: tools of type mcp.  One event is ours, for lines with a keypad: {"type": "input_audio_buffer.dtmf",
+"event": "5"}.
 The rule: whatever a client sends, out come events or an `error` event that names the offending one, never the end.
 """
 import orjson
@@ -14,16 +14,16 @@ from ... import ProtocolError
 from ..._fastpath import MediaIn, Resampler, Throttle
 from .. import (ASK_COMMIT, ASK_DISCARD, ASK_UPDATE, RECOGNITION, SPEECH_STARTED, SPEECH_STOPPED, TEXT, Ask, Audio,
                 Dialect, Dtmf, Start, digit_of, facts_of)
-from ..payload import L16, PCMA, PCMU, Payload
-from . import settings
+from ..payload import Payload
+from . import recorded
 from .asked import ASKED, item_of
 from .edits import EDITS
-from .items import Item, Items, logprobs
+from .items import Item, Items
 from .names import beta
+from .recorded import ENCODINGS, rate_of
 from .response import Response
-from .settings import DEFAULTS, LOGPROBS, TRANSCRIPTION, Fault, event_id, merged, shown, updated
+from .settings import DEFAULTS, TRANSCRIPTION, Fault, event_id, merged, shown, updated
 
-ENCODINGS = {settings.PCM: L16, settings.PCMU: PCMU, settings.PCMA: PCMA}
 USUAL_AUDIO = 64 << 10          # characters of base64 up to which the memory to read it into is kept
 SHORTEST_COMMIT_MS = 100
 OURS = ("model", "call_id", "beta", "intent", "session")    # names in the query that are no facts
@@ -33,11 +33,6 @@ AT_ONCE = 125_000_000           # ns: ... after as much of it as is heard in so 
 USUAL_MS = 100                  # of audio in a message
 APPEND = b"input_audio_buffer.append"
 AFTER_AUDIO = b'"}'
-
-
-def rate_of(audio_format: dict) -> int:
-    """Hz."""
-    return audio_format.get("rate", 8000)
 
 
 class OpenAIRealtime(Dialect):
@@ -241,14 +236,8 @@ class OpenAIRealtime(Dialect):
         self._spoken = None
 
     def not_recognised(self, sentence: str) -> None:
-        if self._spoken is not None and self._transcribes:
-            self.emit("conversation.item.input_audio_transcription.failed", item_id=self._spoken.id, content_index=0,
-                      error={"type": "server_error", "code": "transcription_failed", "message": sentence,
-                             "param": None})
-
-    @property
-    def _transcribes(self) -> bool:
-        return self.session["audio"]["input"]["transcription"] is not None or self.session["type"] == TRANSCRIPTION
+        if self._spoken is not None:
+            recorded.not_recognised(self, self._spoken, 0, sentence)
 
     # -- from the client -----------------------------------------------------------------------------------------------
 
@@ -415,19 +404,9 @@ class OpenAIRealtime(Dialect):
         self.emit("conversation.item.done", previous_item_id=before, item=item.wire())
 
     def _recognised(self, text: str, confidence: float, span: tuple[int, int] = (0, 0)) -> None:
-        item = self._spoken
-        if item is None:
-            return
-        item.text = text
-        if self._transcribes:
-            where = {"item_id": item.id, "content_index": 0}
-            if LOGPROBS in (self.session["include"] or ()):
-                where["logprobs"] = logprobs(text, confidence)
-            kind = "conversation.item.input_audio_transcription"
-            if text:
-                self.emit(f"{kind}.delta", **where, delta=text)
-            self.emit(f"{kind}.completed", **where, transcript=text,
-                      usage={"type": "duration", "seconds": item.audio_ms / 1000})
+        if (item := self._spoken) is not None:
+            item.text = text
+            recorded.recognised(self, item, 0, text, confidence, item.audio_ms / 1000)
 
 
 READ = {

@@ -3,23 +3,27 @@
 The rule: what cannot be done changes nothing, and is an `error` event that says why.
 """
 from .. import ASK_TRUNCATED, Ask
+from . import recorded
 from .items import Item, read_item
 from .settings import Fault
 
 
-def create(dialect, message: dict) -> None:
-    item, items = read_item(message.get("item"), dialect.named("item")), dialect.items
+def create(dialect, message: dict) -> Ask | None:
+    item, items = read_item(message.get("item"), dialect.named("item"), recorded.reader(dialect)), dialect.items
     after = message.get("previous_item_id")
     if not isinstance(item, Fault):
         if items.find(item.id) is not None:
             item = Fault("item_create_item_exists", "There is an item of this id already.", "item.id")
         elif after not in (None, "root") and items.find(after) is None:
             item = Fault("item_create_previous_item_not_found", "There is no such item to follow.", "previous_item_id")
+        else:
+            item = recorded.fault_of(dialect, item) or item
     if isinstance(item, Fault):
         return dialect.refuse(item)
     items.add(item, after)
     dialect.emit("conversation.item.added", previous_item_id=items.before(item), item=item.wire())
     dialect.emit("conversation.item.done", previous_item_id=items.before(item), item=item.wire())
+    return recorded.take(dialect, item)
 
 
 def find(dialect, message: dict, verb: str) -> Item | None:
