@@ -728,7 +728,7 @@ def test_the_voice_webhook_connects_text_where_it_is_asked_to(server):
     found = asked(server, "/twilio/voice/demo?relay=1&language=es-ES&speechTimeout=600&campaign=spring",
                   {"From": "+1555", "To": "+1666"})
     connect = found.find("Connect")
-    assert connect.get("action") == f"{PLACE}/twilio/handoff/demo"
+    assert connect.get("action") == f"{PLACE}/twilio/handoff/demo?language=es-ES&speechTimeout=600&campaign=spring"
     assert connect.find("ConversationRelay").attrib == {
         "url": "wss://calls.example.com/ws/twilio-relay/demo", "dtmfDetection": "true", "language": "es-ES",
         "speechTimeout": "600", "reportInputDuringAgentSpeech": "any", "events": "speaker-events tokens-played"}
@@ -745,3 +745,24 @@ def test_what_follows_a_session_is_asked_for(server):
     assert follows(told.replace("+49", "+39")) == 403
     for data in (json.loads(TABLE_OF({}).stop())["handoffData"], "", "no JSON", "[1]", '{"do": "transfer"}'):
         assert follows(data).find("Hangup") is not None
+
+
+def test_a_session_that_fails_is_followed_by_another_one_and_not_for_ever(server):
+    """Twilio asks the address that we gave it, whatever stands in it; the third failure is the last."""
+    first = asked(server, "/twilio/voice/demo?relay=1&language=es-ES&campaign=spring", {
+        "From": "+1555", "To": "+1666", "AnsweredBy": "human"}).find("Connect")
+    connect, answers = first, []
+    while connect is not None:
+        form = {"CallSid": "CA1", "From": "+1555", "To": "+1666", "SessionStatus": "failed", "ErrorCode": "64105"}
+        answers.append(asked(server, connect.get("action").removeprefix(PLACE), form))
+        connect = answers[-1].find("Connect")
+    for answer in answers[:-1]:
+        relay = answer.find("Connect/ConversationRelay")
+        assert relay.attrib == first.find("ConversationRelay").attrib and relay.get("language") == "es-ES"
+        assert {each.get("name"): each.get("value") for each in relay} == {
+            "campaign": "spring", "caller": "+1555", "callee": "+1666", "answered_by": "human"}
+    assert [[child.tag for child in answer] for answer in answers] == [["Connect"], ["Connect"], ["Hangup"]]
+    ended = json.loads(TABLE_OF({}).stop())["handoffData"]
+    for form in ({"SessionStatus": "completed"}, {"SessionStatus": "ended", "HandoffData": ended}, {},
+                 {"SessionStatus": "failed", "HandoffData": ended}):
+        assert asked(server, "/twilio/handoff/demo", form).find("Hangup") is not None

@@ -16,7 +16,7 @@ from .. import ProtocolError, targets
 from ..carriers import webhook
 from ..continuity.returning import key_of
 from ..credentials import Key
-from ..dialects import text_of
+from ..dialects import number_of, text_of
 from ..dialects.relay import TRANSFER
 from ..transport.http11 import posted_to
 from ..transport.inquiry import CALL, Inquiry
@@ -33,11 +33,12 @@ ANSWERED = {"human": HUMAN, "machine_start": MACHINE, "machine_end_beep": MACHIN
             "amd_no_speech_detected": UNKNOWN, "amd_decision_timeout": UNKNOWN}
 SHOWN_IN = {"twilio": "x-twilio-signature", "plivo": "x-plivo-signature-v3", "vonage": "authorization",
             "telnyx": "telnyx-signature-ed25519", "jambonz": "jambonz-signature"}
-NO_FACTS = ("token", "ticket", "relay", "again")    # of a webhook's query
+NO_FACTS = ("token", "ticket", "relay", "again", "failures")    # of a webhook's query
 RELAY = {"dtmfDetection": "true", "reportInputDuringAgentSpeech": "any", "events": "speaker-events tokens-played"}
 RELAYED = ("language", "voice", "ttsProvider", "transcriptionProvider", "speechModel", "hints", "speechTimeout",
            "interruptSensitivity", "ignoreBackchannel")     # Twilio's settings
 FACT_CHARACTERS = 200       # of one fact that is passed on
+MOST_FAILURES = 3           # sessions of a call in text until it is given up
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,12 +117,24 @@ def twilio_voice(hook: Hook) -> tuple[int, str | bytes, str]:
 
 def twilio_relay(hook: Hook, facts: dict[str, str]) -> tuple[int, str | bytes, str]:
     """TwiML for a call of which Twilio recognises and speaks the words: `relay` stands in the webhook's query."""
+    told = {name: facts[name] for name in (*hook.query, "answered_by") if name in facts}    # once more, if it fails
+    told |= {"failures": str(failures(hook))} if failures(hook) else {}
+    action = hook.own("/twilio/handoff") + (f"?{urlencode(told)}" if told else "")
     named = {"url": hook.stream("twilio-relay"), **RELAY,
              **{name: facts.pop(name) for name in RELAYED if name in facts}}
     attributes = " ".join(f"{name}={quoteattr(value)}" for name, value in named.items())
-    return 200, (f'<?xml version="1.0" encoding="UTF-8"?>\n<Response><Connect action='
-                 f"{quoteattr(hook.own('/twilio/handoff'))}><ConversationRelay {attributes}>{parameters(facts)}"
-                 "</ConversationRelay></Connect></Response>\n"), XML
+    return 200, (f'<?xml version="1.0" encoding="UTF-8"?>\n<Response><Connect action={quoteattr(action)}>'
+                 f"<ConversationRelay {attributes}>{parameters(facts)}</ConversationRelay></Connect></Response>\n"), XML
+
+
+def failures(hook: Hook) -> int:
+    """Sessions of the call that have failed."""
+    return (number_of(hook.query.get("failures", "")) or 0) + failed(hook)
+
+
+def failed(hook: Hook) -> bool:
+    """The session that we are told of has not ended as it was to."""
+    return hook.fields.get("SessionStatus", "").lower() == "failed"
 
 
 def telnyx_voice(hook: Hook) -> tuple[int, str | bytes, str]:
@@ -180,11 +193,14 @@ def target_of(hook: Hook) -> str:
 
 
 def twilio_handoff(hook: Hook) -> tuple[int, str | bytes, str]:
-    """TwiML for a ConversationRelay session that is over, by the handoffData of its `end`."""
+    """TwiML for a ConversationRelay session that is over, by the handoffData of its `end`; one that has failed instead
+    is followed by another one."""
     try:
         told = orjson.loads(hook.fields.get("HandoffData", "") or "{}")
     except orjson.JSONDecodeError:
         told = {}
+    if not told and failed(hook) and failures(hook) < MOST_FAILURES:
+        return twilio_relay(hook, hook.facts("From", "To", direction=hook.fields.get("Direction", "")))
     handed_over = isinstance(told, dict) and told.get("do") == TRANSFER
     target = targets.spelled(text_of(told.get("target"))) if handed_over else ""
     if target and not targets.allowed(target, hook.server.config.targets):
