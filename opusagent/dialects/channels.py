@@ -26,6 +26,10 @@ class Channels:
         self._beside = Audible(ROOM, encoding)      # the other one of two
         self._rest = b""                # what came of a sample of all channels that is not whole yet
 
+    @property
+    def single(self) -> bool:
+        return self._channels == 1
+
     def decode(self, payload) -> Audio | None:
         """What our channel says, valid until the next; None of no samples."""
         if self._rest or (audio := self._audible.codes(payload, self._channels, self._at)) is None:

@@ -6,8 +6,9 @@ ws://HOST:PORT/ws/freeswitch[/<agent>]?rate=8000&call_id=${uuid}        the rate
                     as samples (with STREAM_SAMPLE_RATE set), or with &play=json in its streamAudio messages.  It has no
                     marks, and nothing drops what it holds: we keep close to the listener instead
     module=fork     mod_audio_fork as jambonz has extended it, with bidirectional streaming switched on
+    mix=stereo      where the command says so: the channel's own party, the caller, comes first
 
-Binary messages are 16-bit little-endian mono.  The first message of any kind begins the call: text is the command's
+Binary messages are 16-bit little-endian.  The first message of any kind begins the call: text is the command's
 metadata, and if that is a JSON object, it is the facts.  Later texts come from send_text, which is how keys are told:
 {"event":"dtmf","dtmf":"5"}.  Neither module tells the end; the socket's says it.
 Uncertain: how much mod_audio_stream buffers, which is not public; older ones and drachtio's fork only write files and
@@ -17,22 +18,23 @@ The rule: a text is the user's own, and whatever it is, it ends no call.
 import itertools
 from urllib.parse import SplitResult, parse_qsl
 
+import numpy as np
 import orjson
 
 from .. import ProtocolError
 from .._fastpath import RATES, MediaIn, MediaOut, base64_decode, codes_of, media_message
 from . import BINARY, TEXT, Audio, Clear, Dialect, Dtmf, Mark, PlatformSide, Start, Stop, facts_of, parse, text_of
-from .jambonz import DEAF_MS, DISCONNECT, KILL, LEAD_MS, Played, Player, dtmf_of
+from .jambonz import DEAF_MS, DISCONNECT, KILL, LEAD_MS, MIXES, Played, Player, dtmf_of
 from .channels import Channels
 
 STREAM, FORK = "stream", "fork"
 CLOSE_MS = 60                   # ahead of the listener where nothing can be taken back
-MODES = {"rate": tuple(map(str, RATES)), "module": (STREAM, FORK), "play": ("binary", "json")}     # defaults first
+MODES = {"rate": tuple(map(str, RATES)), "module": (STREAM, FORK), "play": ("binary", "json"), "mix": tuple(MIXES)}
 BEFORE, AFTER = b'{"type":"streamAudio","data":{"audioDataType":"raw","sampleRate":%d,"audioData":"', b'"}}'
 
 
 def mode_of(query: dict[str, str], name: str) -> str:
-    """One of the modes in the URL; ProtocolError(400) for what there is not."""
+    """One of the modes in the URL, the first if it names none; ProtocolError(400) for what there is not."""
     mode = query.get(name, MODES[name][0])
     if mode not in MODES[name]:
         raise ProtocolError(400, f"The {name} is one of {', '.join(MODES[name])}, not {mode[:20]!r}.")
@@ -66,7 +68,7 @@ class FreeSwitch(Dialect):
         self.ignored = 0
         self.outbox: list[tuple[int, bytes]] = []
         self._query = query
-        self._channel = Channels("L16")
+        self._channel = Channels("L16", MIXES[mode_of(query, "mix")])
         self._player = Player(self.rate) if fork else None
         self._before = BEFORE % self.rate if in_json else b""
         self._live = False              # from the first message to the end
@@ -139,7 +141,7 @@ class FreeSwitch(Dialect):
 class FreeSwitchCaller(PlatformSide):
     """The modules' side, with the modes of the URL that is called; for the fork, ?player=chunked as in jambonz.py."""
 
-    __slots__ = ("rate", "call_id", "protocols", "_play", "_channel", "_played", "_codes")
+    __slots__ = ("rate", "call_id", "protocols", "_play", "_channel", "_line", "_played", "_codes")
     name = "freeswitch"
     _calls = itertools.count(1)
 
@@ -150,7 +152,8 @@ class FreeSwitchCaller(PlatformSide):
         fork = mode_of(query, "module") == FORK
         self.protocols = ("audio.drachtio.org",) if fork else ()
         self._play = mode_of(query, "play")
-        self._channel = Channels("L16")
+        self._channel = Channels("L16")                                 # what it plays
+        self._line = Channels("L16", MIXES[mode_of(query, "mix")])      # ... and what it sends
         self._played = Played(self.rate, query.get("player") == "chunked") if fork else None
         self._codes = memoryview(bytearray(1 << 16))
 
@@ -160,7 +163,7 @@ class FreeSwitchCaller(PlatformSide):
     def audio(self, pcm) -> tuple[int, bytes]:
         if self._played is not None:
             self._played.beat()
-        return BINARY, codes_of(pcm, "L16")
+        return BINARY, self._line.interleaved(pcm, None if self._line.single else np.asarray(pcm)[::-1].copy())
 
     def dtmf(self, digit: str) -> tuple[int, bytes]:
         return TEXT, orjson.dumps({"event": "dtmf", "dtmf": digit})

@@ -4,8 +4,9 @@ The first text message holds what is known of the call, sampleRate and mixType b
 are 16-bit little-endian samples both ways; other texts are JSON with a `type` (a key press has an `event` instead).
 FreeSWITCH takes a level of backslashes out of that first one, and the module cuts it off at 8 KiB; where it is no JSON
 any more, what can still be read of it counts.
-The verb must say mixType "mono", passDtmf true, and bidirectionalAudio enabled, streaming, with the same sampleRate as
-its own, which nothing on the wire repeats.  An empty binary message says that the stream is being ended.
+The verb must say mixType "mono", or "stereo", of which the first channel is the caller, passDtmf true, and
+bidirectionalAudio enabled, streaming, with the same sampleRate as its own, which nothing on the wire repeats.  An empty
+binary message says that the stream is being ended.
 Uncertain: what stands below of the module's player is read from its source of 2024-10, and later ones may be better.
 The rule: what comes in may be anything that can be read; what goes out is what that player plays without a blemish.
 """
@@ -22,6 +23,7 @@ from . import (BINARY, TEXT, Audio, Clear, Dialect, Dtmf, Mark, Marks, PlatformS
                parse, text_of)
 from .channels import Channels
 
+MIXES = {"mono": 1, "stereo": 2}        # channels of what we can take
 KILL = b'{"type":"killAudio"}'
 DISCONNECT = b'{"type":"disconnect"}'
 FIRST_MS, CHUNK_MS = 160, 80    # what the player collects before it begins, and then before it goes on
@@ -116,10 +118,12 @@ def rate_of(value, dialect: str) -> int:
     return int(text)
 
 
-def check_mix(value) -> None:
-    """ProtocolError(1008) where the agent's own voice, or another person's, would be in what it hears."""
-    if value not in (None, "", "mono"):
-        raise ProtocolError(1008, "jambonz: the mixType must be mono")
+def channel_of(value) -> Channels:
+    """The caller's audio, alone or as the first of two; ProtocolError(1008) where the agent's own voice, or another
+    person's, would be in what it hears."""
+    if value not in (None, "", *MIXES):
+        raise ProtocolError(1008, f"jambonz: the mixType must be {' or '.join(MIXES)}")
+    return Channels("L16", MIXES.get(value, 1))
 
 
 def dtmf_of(message: dict) -> Dtmf | None:
@@ -207,7 +211,7 @@ class Jambonz(Dialect):
 
     def _start(self, message: dict) -> Start:
         """The facts are the call's attributes, the verb's metadata, which stands among them, and the customerData."""
-        check_mix(message.get("mixType"))
+        self._channel = channel_of(message.get("mixType"))
         self.rate = rate_of(message["sampleRate"], self.name)
         self._player = Player(self.rate)
         self._live = True
@@ -290,12 +294,12 @@ class Played:
 
 
 class JambonzCaller(PlatformSide):
-    """jambonz's side of a listen verb: ?rate=8000 (default), 16000, 24000 or 48000, both ways.
+    """jambonz's side of a listen verb: ?rate=8000 (default), 16000, 24000 or 48000, both ways; ?mixType=stereo.
 
     With ?player=chunked it passes audio on as the real player does; by default at once, so that an echo can be timed.
     """
 
-    __slots__ = ("rate", "call_id", "_played")
+    __slots__ = ("rate", "call_id", "_played", "_mix", "_channel")
     name = "jambonz"
     protocols = ("audio.jambonz.org",)
     _calls = itertools.count(1)
@@ -305,9 +309,11 @@ class JambonzCaller(PlatformSide):
         self.rate = rate_of(query.get("rate", "8000"), self.name)
         self.call_id = f"{next(self._calls):032x}"
         self._played = Played(self.rate, query.get("player") == "chunked")
+        self._mix = query.get("mixType", "mono")
+        self._channel = channel_of(self._mix)
 
     def open(self) -> list[tuple[int, bytes]]:
-        about = {"sampleRate": self.rate, "mixType": "mono", "callSid": self.call_id, "direction": "inbound",
+        about = {"sampleRate": self.rate, "mixType": self._mix, "callSid": self.call_id, "direction": "inbound",
                  "from": "+15550100", "to": "+15550199", "callStatus": "in-progress", "sipStatus": 200}
         return [(TEXT, orjson.dumps(about))]
 
@@ -318,7 +324,7 @@ class JambonzCaller(PlatformSide):
 
     def audio(self, pcm) -> tuple[int, bytes]:
         self._played.beat()
-        return BINARY, codes_of(pcm, "L16")
+        return BINARY, self._channel.interleaved(pcm, None if self._channel.single else np.asarray(pcm)[::-1].copy())
 
     def dtmf(self, digit: str) -> tuple[int, bytes]:
         return TEXT, orjson.dumps({"event": "dtmf", "dtmf": digit, "duration": 1600})
