@@ -25,8 +25,8 @@ def pytest_unconfigure(config):
 
 # Files whose tests hold calls, or start servers and engine processes, in real time.
 REAL_TIME = {f"test_{name}.py" for name in (
-    "attacks bench client console continuity demo dialect_audiosocket dialects_live drain end_to_end examples "
-    "gone_at_once half_open haproxy host interop_realtime limits namespaces notices pcm_client realtime_live "
+    "attacks bench client console continuity demo demo_everywhere dialect_audiosocket dialects_live drain end_to_end "
+    "examples gone_at_once half_open haproxy host interop_realtime limits namespaces notices pcm_client realtime_live "
     "realtime_served relay resumption supervisor systemd time upgrade webhooks").split()}
 
 held_again: list[str] = []      # tests, and how late the machine was
