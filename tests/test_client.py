@@ -10,12 +10,14 @@ import pytest
 
 from opusagent import ConfigError, ProtocolError
 from opusagent.client import caller, localserver
+from opusagent.client.bareline import bare_dialect
 from opusagent.client.caller import Say
 from opusagent.client.commands import call_command
 from opusagent.client.localserver import fetch_json, matching
 from opusagent.client.probe import Probe
 from opusagent.client.telephone import Caller, Line, spoken_to
-from opusagent.dialects import TABLE, Audio, Mark, Start, Stop
+from opusagent.dialects import BARE_CALLERS, TABLE, Audio, Mark, Start, Stop
+from opusagent.dialects.audiosocket import AUDIO, DTMF, ERROR, HANGUP
 from opusagent.recording import read_wav, write_wav
 from opusagent.transport import http11
 from opusagent.transport.websocket import CLOSED, WebSocket
@@ -232,6 +234,27 @@ def test_a_dialect_is_named_by_the_path_or_by_the_user():
     for named in (("ws://h/ws/pcm", "morse"), ("ws://h/ws/morse",)):
         with pytest.raises(ConfigError, match="no caller for the dialect morse"):
             spoken_to(*named)
+
+
+def test_a_call_without_a_websocket_has_an_address_of_its_own():
+    assert bare_dialect("tcp://127.0.0.1:9092", None) == "audiosocket" == bare_dialect("tcp://h:1/", "audiosocket")
+    for url in ("tcp://h", "tcp://h:x", "tcp://:9", "tcp://h:9/ws", "ws://h:9"):
+        with pytest.raises(ConfigError, match="no address of AudioSocket; one is written tcp://HOST:PORT"):
+            bare_dialect(url, None)
+    with pytest.raises(ConfigError, match="pcm is called at ws://HOST:PORT/ws/pcm"):
+        bare_dialect("tcp://h:9", "pcm")
+    with pytest.raises(ConfigError, match="is called over TCP in the dialect audiosocket: write tcp://HOST:PORT"):
+        spoken_to("ws://h/ws/pcm", "audiosocket")
+    with pytest.raises(ConfigError, match="is not a WebSocket address"):
+        spoken_to("tcp://h:9")                  # where only WebSockets are called
+
+
+@pytest.mark.parametrize("kind, payload", [(DTMF, b"5"), (AUDIO, b""), (ERROR, b"\x01"), (0x12, bytes(640))])
+def test_what_asterisk_takes_for_an_error_ends_the_call(kind, payload):
+    caller = BARE_CALLERS["audiosocket"]()
+    with pytest.raises(ProtocolError, match="takes for an error"):
+        caller.receive(kind, payload)
+    assert isinstance(caller.receive(HANGUP, b""), Stop) and caller.mark("m") is None
 
 
 def test_nobody_dials_again_less_than_never():

@@ -1,10 +1,9 @@
 """The demo's conversation to its final state through every dialect: in sound, in text, and without WebSocket.
 
 One server with scripted engines answers all of them at once; who calls is the demo's person, and his platforms are the
-simulated ones.  CALLERS and TEXT_CALLERS say what there is, so a new dialect joins by itself.
+simulated ones.  The tables of callers say what there is, so a new dialect joins by itself.
 """
 import asyncio
-import uuid
 from functools import cache, partial
 
 import pytest
@@ -14,10 +13,10 @@ from opusagent.client.localserver import fetch_json
 from opusagent.client.people import TURNS, person
 from opusagent.client.telephone import Caller
 from opusagent.client.texting import Texter
-from opusagent.dialects import BARE, CALLERS, SPOKEN, TEXT_CALLERS
+from opusagent.dialects import BARE_CALLERS, CALLERS, SPOKEN, TEXT_CALLERS
 from realtime_pace import ATTEMPTS, Watch
 from served import SCRIPTED, serving
-from test_dialect_audiosocket import Asterisk, free_port
+from test_dialect_audiosocket import free_port
 
 APART = 0.3                 # seconds between the calls' beginnings
 WORDS = [words.text for words in TURNS]
@@ -27,9 +26,9 @@ def path_of(name):
     return "/v1/realtime?model=demo" if name == "openai-realtime" else f"/ws/{name}/demo"
 
 
-async def in_sound(server, name):
+async def in_sound(server, url, name):
     """The server's record of a call in an audio dialect."""
-    caller = Caller(server.ws(path_of(name)), name, [])
+    caller = Caller(url, name, [])
     caller.script.says += says(caller.rate)
     async for _ in caller.converse():
         pass
@@ -41,29 +40,6 @@ async def in_text(server, name):
     async for _ in caller.converse():
         pass
     return await record_of(server, caller.dialect.call_id)
-
-
-async def without_websocket(server, port):
-    """... and over AudioSocket; the caller speaks when the agent has finished."""
-    def hold():
-        with Asterisk(port) as call:
-            for say in says(8000):
-                until_quiet(call)
-                call.says(say.pcm.tobytes())
-            until_quiet(call)
-            while not call.over:
-                call.passes(100)
-            return str(uuid.UUID(bytes=call.name))
-    return await record_of(server, await asyncio.to_thread(hold))
-
-
-def until_quiet(call):
-    """Until the agent has spoken, and has said nothing for a while."""
-    before, quiet = call.ms, 0
-    while not call.over and quiet < 700:
-        known = call.ms
-        call.passes(100)
-        quiet = quiet + 100 if call.ms == known > before else 0
 
 
 async def record_of(server, call_id):
@@ -93,9 +69,9 @@ def records(tmp_path_factory):
     port = free_port()
 
     async def all_at_once(server):
-        calls = [(name, partial(in_sound, server, name)) for name in CALLERS]
+        calls = [(name, partial(in_sound, server, server.ws(path_of(name)), name)) for name in CALLERS]
         calls += [(name, partial(in_text, server, name)) for name in TEXT_CALLERS]
-        calls += [(name, partial(without_websocket, server, port)) for name in BARE]
+        calls += [(name, partial(in_sound, server, f"tcp://127.0.0.1:{port}", name)) for name in BARE_CALLERS]
 
         async def later(i, call):
             await asyncio.sleep(i * APART)

@@ -14,7 +14,7 @@ from opusagent import ConfigError
 from opusagent.client.localserver import fetch_json
 from opusagent.client.people import person
 from opusagent.client.telephone import Caller, Line, Metronome, answer, place, samples_of
-from opusagent.dialects import CALLERS, DIALECTS, TABLE, TEXT_CALLERS, Audio
+from opusagent.dialects import BARE, BARE_CALLERS, CALLERS, DIALECTS, TABLE, TEXT_CALLERS, Audio
 from realtime_pace import ATTEMPTS, Watch
 from served import SCRIPTED, serving
 
@@ -176,5 +176,6 @@ def test_the_echo_gives_the_audio_back(calls, route):
 
 
 def test_every_dialect_has_a_caller():
-    """In text test_relay.py converses to the end; over AudioSocket, without WebSocket, test_dialect_audiosocket.py."""
+    """In text, and without WebSocket, test_demo_everywhere.py converses to the end."""
     assert set(CALLERS) == set(TABLE) and set(CALLERS) | set(TEXT_CALLERS) == set(DIALECTS)
+    assert set(BARE_CALLERS) == set(BARE)

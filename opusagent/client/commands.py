@@ -9,9 +9,10 @@ import os
 from pathlib import Path
 
 from .. import ConfigError, credentials
-from ..dialects import TEXT_CALLERS, dialect_of
+from ..dialects import BARE_CALLERS, TEXT_CALLERS, dialect_of
 from ..metrics import receipt_line
 from ..recording import read_wav, resample, write_wav
+from .bareline import bare_dialect, is_bare
 from .caller import Measured, Say
 from .demo import demo_command
 from .latency import latency_test_command
@@ -29,10 +30,10 @@ def call_command(args: argparse.Namespace) -> int:
 
 
 async def call(args: argparse.Namespace, terminal: Terminal) -> int:
-    name = args.dialect or dialect_of(address(args.url).path)
+    name = args.dialect or ("" if is_bare(args.url) else dialect_of(address(args.url).path))
     if name in TEXT_CALLERS:
         return await text(args, name, terminal, credentials_of(args.secret))
-    dialect = spoken_to(args.url, args.dialect)
+    dialect = (bare_dialect if is_bare(args.url) else spoken_to)(args.url, args.dialect)
     if args.save and not Path(args.save).parent.is_dir():
         raise ConfigError(f"{args.save} cannot be written: there is no such directory.")
     if not args.wav or args.say:
@@ -41,7 +42,8 @@ async def call(args: argparse.Namespace, terminal: Terminal) -> int:
     caller.script.says += read_script(args.wav, caller.rate)
     rows = []
     async for turn in caller.converse():
-        rows.append(row := turn_row(turn, await receipt(args.url, caller.call_id, turn)))
+        known = None if dialect in BARE_CALLERS else await receipt(args.url, caller.call_id, turn)
+        rows.append(row := turn_row(turn, known))
         if not args.json:
             print_turn(terminal, row)
     if args.save:

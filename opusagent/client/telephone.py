@@ -18,10 +18,11 @@ import numpy as np
 import uvloop
 
 from .. import ConfigError, ProtocolError
-from ..dialects import CALLERS, TEXTUAL, Audio, Clear, Mark, Stop, dialect_of
+from ..dialects import BARE_CALLERS, CALLERS, TEXTUAL, Audio, Clear, Mark, Stop, dialect_of
 from ..transport.http11 import ClientHandshake
 from ..transport.websocket import ABNORMAL, CLOSED, WebSocket
 from ..trust import signing
+from .bareline import BareLine
 from .caller import OVER, PATIENCE_MS, Ear, Measured, Say, Script
 
 FRAME_NS = 20_000_000
@@ -52,6 +53,8 @@ def port_of(parts: SplitResult) -> int:
 
 def spoken_to(url: str, name: str | None = None) -> str:
     """The dialect that `url` is to be called in: the one named, or the one its path names."""
+    if name in BARE_CALLERS:
+        raise ConfigError(f"{url} is called over TCP in the dialect {name}: write tcp://HOST:PORT.")
     name = name or dialect_of(address(url).path)
     if not name:
         raise ConfigError(f"{url} does not say what dialect to call in; --dialect does: {', '.join(CALLERS)}.")
@@ -88,6 +91,8 @@ def line_rate(url: str, name: str) -> int:
 
 def place(url: str, name: str):
     """A call with an id of its own: the address to dial, and the caller's side of the dialect `name`."""
+    if name in BARE_CALLERS:
+        return url, BARE_CALLERS[name]()
     identity = secrets.token_hex(16)
     if name in NAMED and "call_id=" not in url:
         url += ("&" if address(url).query else "?") + f"call_id={identity}"
@@ -277,7 +282,7 @@ class Caller:
         it dials again when its connection breaks, as its platform does; ConfigError for a dialect whose does not."""
         if returns < 0:
             raise ConfigError("--returns must be 0 or more: how often to dial again.")
-        if returns and CALLERS[dialect].again is None:
+        if returns and (CALLERS | BARE_CALLERS)[dialect].again is None:
             raise ConfigError(f"A call in {dialect} does not come back when its connection breaks.")
         if returns and dialect == "pcm" and "resume=" not in url:
             url += ("&" if address(url).query else "?") + f"resume={secrets.token_hex(16)}"
@@ -291,7 +296,8 @@ class Caller:
         self.clock = Metronome(self._tick)
         self.over = False               # the conversation has ended
         self.closed = ""                # how, if we did not hang up
-        self._line: Line | None = None
+        self._dial = BareLine.dial if dialect in BARE_CALLERS else Line.dial
+        self._line: Line | BareLine | None = None
         self._coming: asyncio.Future | None = None      # the attempt to come back
         self._samples = samples_of(self.rate)
         self._microphone = np.zeros(self._samples, np.int16)    # what leaves at the next beat
@@ -304,7 +310,7 @@ class Caller:
 
     async def converse(self) -> AsyncIterator[Measured]:
         """Dials, speaks, hangs up; yields each turn when it is finished.  Raises as Line.dial does."""
-        self._line = await Line.dial(self.url, self._heard, self._lost, self.dialect.protocols,
+        self._line = await self._dial(self.url, self._heard, self._lost, self.dialect.protocols,
                                      shown(self.dialect.name, self.url, self._credentials))
         try:
             for message in self.dialect.open():
@@ -328,8 +334,8 @@ class Caller:
         for _ in range(int(COME_BACK_SECONDS / REDIAL_SECONDS)):
             await asyncio.sleep(REDIAL_SECONDS)
             try:
-                line = await Line.dial(self.url, self._heard, self._lost, self.dialect.protocols,
-                                       shown(self.dialect.name, self.url, self._credentials))
+                line = await self._dial(self.url, self._heard, self._lost, self.dialect.protocols,
+                                        shown(self.dialect.name, self.url, self._credentials))
             except (OSError, ProtocolError):
                 continue
             for message in self.dialect.again():

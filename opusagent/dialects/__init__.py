@@ -288,7 +288,7 @@ from .audiocodes import AudioCodes      # noqa: E402
 from .audiocodes_caller import AudioCodesCaller     # noqa: E402
 from .audiohook import AudioHook            # noqa: E402
 from .audiohook_caller import AudioHookCaller       # noqa: E402
-from .audiosocket import AudioSocket    # noqa: E402
+from .audiosocket import AudioSocket, AudioSocketCaller     # noqa: E402
 from .freeswitch import FreeSwitch, FreeSwitchCaller    # noqa: E402
 from .jambonz import Jambonz, JambonzCaller     # noqa: E402
 from .pcm import Pcm, PcmCaller             # noqa: E402
@@ -313,7 +313,8 @@ ROWS = (
     (OpenAIRealtime, OpenAIRealtimeCaller),
 )
 TABLE = {dialect.name: dialect for dialect, _ in ROWS}
-BARE = {AudioSocket.name: AudioSocket}          # without a request: their connection is audiosocket.py's
+BARE = {AudioSocket.name: AudioSocket}          # without a request: their connection is audiosocket.py's,
+BARE_CALLERS = {AudioSocketCaller.name: AudioSocketCaller}      # and their caller's bareline.py's
 TEXTUAL = {TwilioRelay.name: TwilioRelay}       # without audio: their session is relay.py's,
 TEXT_CALLERS = {TwilioRelayCaller.name: TwilioRelayCaller}      # and their caller texting.py's
 DIALECTS = TABLE | TEXTUAL              # all that calls may come in, by WebSocket

@@ -11,11 +11,13 @@ Uncertain: which releases tell keys (the application of before 2025 does not), a
 The rule: audio at another rate ends the call by name; another kind of message is ignored and counted.
 """
 from collections.abc import Iterator
+from urllib.parse import SplitResult
 from uuid import UUID as Uuid
+from uuid import uuid4
 
 from .. import ProtocolError
 from .._fastpath import codes_of
-from . import BINARY, Audio, Dialect, Dtmf, Start, Stop, digit_of
+from . import BINARY, Audio, Dialect, Dtmf, PlatformSide, Start, Stop, digit_of
 from .channels import Channels
 
 HANGUP, UUID, DTMF, AUDIO, ERROR = 0x00, 0x01, 0x03, 0x10, 0xFF
@@ -102,3 +104,37 @@ class AudioSocket(Dialect):
 
     def stop(self) -> bytes:
         return message(HANGUP)
+
+
+class AudioSocketCaller(PlatformSide):
+    """Asterisk's side: the application of its dialplan, at tcp://HOST:PORT.  A message's kind stands for the opcode."""
+
+    __slots__ = ("call_id", "_channel")
+    name = "audiosocket"
+    rate = 8000
+
+    def __init__(self, url: SplitResult | None = None):
+        self.call_id = str(uuid4())
+        self._channel = Channels("L16")
+
+    def open(self) -> list[tuple[int, bytes]]:
+        return [(UUID, Uuid(self.call_id).bytes)]
+
+    def audio(self, pcm) -> tuple[int, bytes]:
+        return AUDIO, codes_of(pcm, "L16")
+
+    def dtmf(self, digit: str) -> tuple[int, bytes]:
+        return DTMF, digit.encode()
+
+    def mark(self, name: str) -> None:
+        """Nothing can be asked about."""
+
+    def stop(self) -> tuple[int, bytes]:
+        return HANGUP, b""
+
+    def receive(self, opcode: int, payload) -> Audio | Stop | None:
+        if opcode == HANGUP:
+            return Stop()
+        if opcode != AUDIO or not payload:
+            raise ProtocolError(1008, "audiosocket: a message that Asterisk's application takes for an error")
+        return self._channel.decode(payload)

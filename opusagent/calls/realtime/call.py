@@ -124,7 +124,7 @@ class RealtimeCall(Call):
         self._work(self.server.now)
         self.mouth.out.answers()
         self._let_pass()
-        if self.inbox or self.deferred or self.recorded:
+        if self.inbox or self.deferred or self.recorded.item:
             self.due = 0
         if self.ahead is not None and (self.inbox or not isinstance(event, Audio)):
             self.ahead.soon()
@@ -148,7 +148,8 @@ class RealtimeCall(Call):
     def _work(self, now: int) -> None:
         """Through an item and the inbox, as far as the recogniser can follow."""
         inbox = self.inbox
-        self.recorded.work(now)
+        if self.recorded.item is not None:
+            self.recorded.work(now)
         while inbox and inbox.ready(now) and not self._must_wait(inbox.entries[0]):
             entry = inbox.take(now, self.slot.rate_in)
             if entry.__class__ is Dtmf:
@@ -366,7 +367,8 @@ class RealtimeCall(Call):
         if self.slot is None or self.done:
             return
         self._work(now)
-        asks.go_through(self)
+        if self.deferred:
+            asks.go_through(self)
         if self.greet_by and now > self.greet_by:
             self._greet()
         for each in list(self.writing):
@@ -380,7 +382,7 @@ class RealtimeCall(Call):
         self.due = min(self.due, self._next_due())
 
     def _next_due(self) -> int:
-        waits = (self.inbox or self.asides or self.deferred or self.recorded or self.writing
+        waits = (self.inbox or self.asides or self.deferred or self.recorded.item or self.writing
                  or self.dialect.response.active)
         return min(super()._next_due(), 0 if waits else self.greet_by or math.inf)
 
