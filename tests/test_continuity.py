@@ -1,11 +1,14 @@
 """Nodes and Redis, real processes: what dies, stops or is slow, and what of it a caller hears."""
 import asyncio
 import json
+import os
 import re
 import secrets
 import shutil
 import signal
 import time
+from contextlib import suppress
+from pathlib import Path
 from urllib.parse import urlencode, urlsplit
 from urllib.request import urlopen
 
@@ -318,6 +321,89 @@ def test_workers_of_one_node_need_no_redis():
         for record in asyncio.run(scenario()):
             assert goes_straight(record), record
         assert "Traceback" not in nodes.node[0].written()
+    finally:
+        nodes.stop()
+
+
+def half_open(talk: Talk) -> list[int]:
+    """The platform leaves its connection, and the server hears nothing of it until the descriptor is closed; none where
+    it has left already."""
+    line = talk.caller._line
+    sock = line.transport.get_extra_info("socket").fileno()
+    held = [os.dup(sock)] if sock >= 0 else []
+    line.abort()
+    return held
+
+
+def test_a_worker_gives_up_a_call_whose_platform_has_come_to_another_one():
+    """The end of the connection before has not been noticed: the conversation goes on all the same, once."""
+    nodes = Nodes(1, None, "--workers", "3")
+
+    async def scenario():
+        talks = [Talk(nodes.node[0].ws(f"/ws/{dialect}"), dialect) for dialect in RETURNING for _ in range(2)]
+        await until_in_the_middle(talks)
+        held: list[int] = []
+        for _ in range(2):
+            for talk in talks:
+                held += half_open(talk)
+                await asyncio.sleep(0.05)
+            await asyncio.sleep(0.7)
+        await asyncio.wait_for(asyncio.gather(*(talk.task for talk in talks)), 60)
+        for each in held:
+            os.close(each)
+        assert all(talk.ended_well for talk in talks), [(talk.caller.closed, talk.caller.away) for talk in talks]
+        return [await nodes.record(0, talk.caller.call_id) for talk in talks]
+    try:
+        for record in asyncio.run(scenario()):
+            assert goes_straight(record), record
+        assert metric(nodes.node[0], "resumptions_total") > 0
+        assert "Traceback" not in nodes.node[0].written()
+    finally:
+        nodes.stop()
+
+
+def worker_of(node, peer: Listener) -> int:
+    """The worker at the other end of a connection."""
+    port = peer.line.transport.get_extra_info("sockname")[1]
+    rows = [row.split() for row in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    inode = next(row[9] for row in rows if row[1].endswith(f":{node.port:04X}") and row[2].endswith(f":{port:04X}"))
+    return next(pid for pid in node.family()[1:] if f"socket:[{inode}]" in opened(pid))
+
+
+def opened(pid: int) -> set[str]:
+    """What a process has open."""
+    found = set()
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(OSError):
+            found.add(os.readlink(entry))
+    return found
+
+
+@pytest.mark.parametrize("how", ["lives", "stands still"])
+def test_two_connections_at_two_workers_and_never_two_that_speak(how):
+    """A worker that stands still is replaced, and its replacement gives the call up."""
+    nodes = Nodes(1, None, "--workers", "2")
+
+    async def scenario():
+        node = nodes.node[0]
+        url = node.ws("/ws/pcm") + TOKEN
+        first = await Listener.dial(url)
+        await speaking(first)
+        if how == "stands still":
+            os.kill(worker_of(node, first), signal.SIGSTOP)
+        second = await Listener.dial(url)
+        await speaking(second, 20)
+        await asyncio.sleep(0.5)
+        await eventually(lambda: first.closed is not None, 10)
+        third = await Listener.dial(url)
+        await speaking(third)
+        await eventually(lambda: second.closed is not None, 5)
+        third.line.abort()
+        return first, second, third
+    try:
+        first, second, third = asyncio.run(scenario())
+        assert first.heard[-1] < second.heard[0] and second.heard[-1] < third.heard[0]
+        several.until(lambda: nodes.node[0].written().count("goes on here") == 2)
     finally:
         nodes.stop()
 

@@ -25,7 +25,7 @@ class Line:
 
     def __init__(self, connection, tenure=None, earlier: dict | None = None):
         self.connection = connection            # None while nobody is there
-        self.tenure = tenure                    # by which the call is ours (returning.py); None: nobody asks
+        self.tenure = tenure                    # by which the call is ours (tenure.py); None: nobody asks
         self.earlier = earlier                  # where the conversation stood when it was held elsewhere
         self.session: Resumable | None = None   # until it is over
         self.tenant = connection.tenant
@@ -166,7 +166,7 @@ class Resumable:
 
 
 def tenure_of(call: Call):
-    """By what a call is ours (returning.py); None: nobody asks."""
+    """By what a call is ours (tenure.py); None: nobody asks."""
     return call.line.tenure if isinstance(call.line, Line) else None
 
 

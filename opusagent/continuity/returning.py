@@ -2,69 +2,33 @@
 
 A platform that has lost its connection dials again and says which call it means (`came` and `token` of a dialect).
 What was committed of that call lies in the registry (Redis), for all nodes, and on the shelf, for the workers of this
-one, when its connection has ended.  The rules: a call that nobody has begun begins as if there were neither; a
-conversation is given only to who comes with the same account's credentials, to the same agent and in the same dialect;
-and a worker that has lost a call to another says nothing more on it.
+one, when its connection has ended, or another worker has asked for it.  The rules: a call that nobody has begun begins
+as if there were neither; a conversation is given only to who comes with the same account's credentials, to the same
+agent and in the same dialect; and a worker that has lost a call to another says nothing more on it.
 """
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Callable
-from hashlib import blake2b
 
 import orjson
 
 from .._fastpath import Wire
-from ..calls.call import START_WITHIN, Call
-from .handover import VERSION, committed
+from ..calls.call import Call
+from .arrival import Arrival
+from .handover import committed
 from .registry import Registry, Taken
 from .resumption import SECOND, Resumable, cut, tenure_of
-from .shelf import Shelf
+from .shelf import NOBODY, Shelf, lives
+from .tenure import Tenure
 
 log = logging.getLogger("opusagent")
 
 SHELF = Shelf()                 # all workers': they are forked after this
-UNSAID = 8                      # messages without a word of which call it is, after which it is a new one
-MOST_HELD = 512                 # messages that wait for Redis to answer: more than in the longest wait there is
-
-
-class Tenure:
-    """By what a call is ours."""
-
-    __slots__ = ("registry", "key", "came", "owner", "epoch", "number", "written", "told", "anew", "asks", "lost")
-
-    def __init__(self, registry: Registry | None, key: str, came: int = 0):
-        self.registry = registry            # None: there is no other node
-        self.key = key
-        self.came = came                    # ns: when its platform came here with it
-        self.owner = registry.new_owner() if registry is not None else ""
-        self.epoch = 0                      # of the lease; 0: the registry does not know of the call yet
-        self.number = 0                     # entries that were committed
-        self.written = 0                    # receipts in them
-        self.told: tuple = ()               # what the last one is of
-        self.anew = False                   # the stream holds another conversation
-        self.asks = False                   # the lease is being taken
-        self.lost = False                   # another has the call
-
-    def muted(self, line) -> bool:
-        """True while another may speak on the call.  Where the registry cannot say, the one may whom its platform
-        talks to."""
-        registry = self.registry
-        if self.lost or registry is None:
-            return self.lost
-        if self.epoch and registry.sure():
-            return False
-        return registry.stands or not line.there(registry.clock(), registry.patience_ns)
-
-    @property
-    def state(self) -> list:
-        """For another worker, which goes on with the same connection."""
-        return [self.key, self.owner, self.epoch, self.number, self.written, self.anew]
-
-
-def key_of(dialect: str, agent: str, tenant: str, name: str) -> str:
-    """Of a call; nobody can tell from it what the call is."""
-    return blake2b(orjson.dumps([dialect, agent, tenant, name]), digest_size=16).hexdigest()
+PUT_DOWN_SECONDS = 8.0          # for another worker to put a call down: longer than one that hangs is let live
+DEAD_SECONDS = 2.0              # ... for the one that takes a dead one's place
+LOOK_SECONDS = 0.005            # between two looks at whether it has
 
 
 def concerns(dialect) -> bool:
@@ -87,6 +51,8 @@ class Continuity:
         self.registry = registry
         self.metrics = metrics
         self.shelf = shelf
+        self.worker = os.getpid()                   # what we are on the shelf
+        self.rung = shelf.rung(self.worker)
         self.clock = clock
         self.life_ns = int(resume_seconds * SECOND)
         self.calls: dict[str, Call] = {}            # those here, by key
@@ -112,6 +78,7 @@ class Continuity:
         """The call has begun, and is ours."""
         self.calls[tenure.key] = call
         self.tenures[call] = tenure
+        tenure.marked = tenure.marked or self.shelf.mark(tenure.name, self.worker)
         if tenure.epoch:
             self.registry.leases[tenure.key] = tenure.owner, tenure.epoch
 
@@ -122,7 +89,19 @@ class Continuity:
         if self.registry is None:
             tenure.epoch = 0
         call.line.tenure = tenure
+        tenure.marked = self.shelf.inherit(tenure.name, self.worker)
         self.hold(call, tenure)
+
+    def gone(self, state: list) -> bool:
+        """Whether a call that was another worker's has gone on elsewhere since that one died."""
+        owner, holder = self.shelf.whose(bytes.fromhex(state[0]))
+        return owner != self.worker and holder == NOBODY and lives(owner)
+
+    def moves(self, call: Call) -> None:
+        """It goes on in another worker, on its connection."""
+        if (tenure := self.tenures.get(call)) is not None:
+            self.shelf.leave(tenure.name, self.worker, moves=True)
+            tenure.marked = False
 
     def displace(self, call: Call) -> tuple[Tenure, dict]:
         """A call of ours goes on over another connection, before this one has ended."""
@@ -137,24 +116,87 @@ class Continuity:
             if isinstance(connection.wire, Wire):
                 connection.wire.intake = None       # what still comes is nobody's
             connection.close(1000, "the conversation goes on over another connection")
+        line.session.server.waiting.discard(line.session)
         call.lost(1000, "")
         return tenure, state
 
-    async def find(self, key: str, tenure: Tenure) -> dict | None:
+    @property
+    def asks_redis(self) -> bool:
+        return self.registry is not None and self.registry.up
+
+    def claim(self, tenure: Tenure) -> bool:
+        """True where nobody has to be asked for the call: it is ours."""
+        return not self.asks_redis and self.shelf.claim(tenure.name, self.worker) == NOBODY
+
+    async def find(self, tenure: Tenure) -> dict | None:
         """Where the call stands that may have begun elsewhere; None if it has not.  When this returns it is ours, or
         lost to another who has come meanwhile."""
-        taken = await self.registry.take(key, tenure.owner, tenure.came)
-        on_shelf = self.shelf.take(bytes.fromhex(key), self.clock())
+        taken = await self.registry.take(tenure.key, tenure.owner, tenure.came) if self.asks_redis else None
         if taken is None:
-            return self.read(on_shelf)
+            tenure.lost = not await self._put_down(tenure.name)
+            return None if tenure.lost else self.unshelve(tenure)
+        self.shelf.take(tenure.name, self.clock())
         tenure.epoch, tenure.lost = taken.epoch, taken.lost
         return state_of(tenure, taken)
 
-    @staticmethod
-    def read(written: bytes | None) -> dict | None:
+    async def _put_down(self, name: bytes) -> bool:
+        """No other worker of this node does anything on the call any more.  False where another one wants it by now, or
+        where the one that has it does not say so in time."""
+        holder = self.shelf.claim(name, self.worker)
+        asked = lived = self.clock()
+        while holder != NOBODY:
+            now = self.clock()
+            lived = now if lives(holder) else lived
+            if now - asked > PUT_DOWN_SECONDS * SECOND:
+                self.shelf.leave(name, self.worker)
+                return False
+            if now - lived > DEAD_SECONDS * SECOND or now != lived and self.shelf.has(name, now):
+                break                               # nobody has taken the place of the one that is dead
+            await asyncio.sleep(LOOK_SECONDS)
+            owner, holder = self.shelf.whose(name)
+            if owner != self.worker:
+                return False
+        return True
+
+    def unshelve(self, tenure: Tenure) -> dict | None:
+        """Where a call stands that has lost its connection in this node, for us to go on with."""
+        written = self.shelf.take(tenure.name, self.clock())
         return orjson.loads(written) if written is not None else None
 
+    def give_back(self, tenure: Tenure, state: dict | None) -> None:
+        """The platform has gone before its call could go on; it may come once more."""
+        if tenure.epoch:                            # then it need not wait for us
+            self.registry.release(tenure.key, tenure.owner, tenure.epoch)
+        elif state is not None:
+            self._lay(tenure, state)
+        self.leave(tenure)
+
     # -- who is here ---------------------------------------------------------------------------------------------------
+
+    def look(self) -> None:
+        """At every tick: another worker may want a call of ours, or have it already."""
+        rung = self.shelf.rung(self.worker)
+        if rung == self.rung:
+            return
+        self.rung = rung
+        for call, tenure in list(self.tenures.items()):
+            if not tenure.marked or tenure.lost:
+                continue
+            owner, holder = self.shelf.whose(tenure.name)
+            if owner == self.worker:
+                continue
+            if owner != NOBODY and holder != self.worker:
+                self.lost(tenure.key)
+            elif call.slot is not None:
+                self._hand_over(call, tenure)
+
+    def _hand_over(self, call: Call, tenure: Tenure) -> None:
+        """Another worker goes on with it; where it does not want it any more, its platform comes again."""
+        self._tell_lost(call)
+        if not self._over(call):
+            self._shelve(call, tenure)
+        self.displace(call)
+        self.shelf.leave(tenure.name, self.worker)
 
     def keep(self, call: Call, now: int) -> None:
         """Something has happened to a call: what has been committed is written."""
@@ -213,25 +255,42 @@ class Continuity:
         if waits and not shelved:
             self._shelve(call, tenure)
         elif shelved and not waits:
-            self.shelf.take(bytes.fromhex(tenure.key), now)
-        elif waits and not self.shelf.has(bytes.fromhex(tenure.key), now):
+            self.shelf.take(tenure.name, now)
+        elif waits and not self.shelf.has(tenure.name, now):
             return self.lost(tenure.key)
         tenure.told = ("on the shelf",) if waits else ()
 
     def _shelve(self, call: Call, tenure: Tenure) -> None:
-        state = committed(call) | {"receipts": call.ledger.receipts}
+        self._lay(tenure, committed(call) | {"receipts": call.ledger.receipts})
+
+    def _lay(self, tenure: Tenure, state: dict) -> None:
         now = self.clock()
-        self.shelf.put(bytes.fromhex(tenure.key), orjson.dumps(state), now + self.life_ns, now)
+        self.shelf.put(tenure.name, orjson.dumps(state), now + self.life_ns, now)
+
+    def leave(self, tenure: Tenure) -> None:
+        """We do nothing more on a call; unless it goes on here, over another connection."""
+        if tenure.key not in self.calls:
+            self.shelf.leave(tenure.name, self.worker)
+
+    def _over(self, call: Call) -> bool:
+        """Nobody can go on with the conversation."""
+        return call.done or not call.dialect.resumable or not self.life_ns
 
     def ended(self, call: Call) -> None:
         """Its connection is over here: so is the conversation, or its platform comes back."""
         tenure = self._forget(call)
-        if tenure is None or tenure.lost:
+        if tenure is None:
             return
+        if not tenure.lost:
+            self._settle(call, tenure)
+        self.leave(tenure)
+
+    def _settle(self, call: Call, tenure: Tenure) -> None:
+        """What is kept of a call of ours whose connection is over."""
         until = call.line.session.until         # nobody came, though it was waited for
-        over = call.done or not call.dialect.resumable or not self.life_ns or 0 < until < self.clock()
+        over = self._over(call) or 0 < until < self.clock()
         if over:
-            self.shelf.take(bytes.fromhex(tenure.key), self.clock())
+            self.shelf.take(tenure.name, self.clock())
         else:
             self._shelve(call, tenure)
         if tenure.epoch and over:
@@ -254,11 +313,14 @@ class Continuity:
         if call is None:
             return
         self.tenures[call].lost = True
-        self.metrics.count("resumptions", outcome="taken elsewhere")
-        log.info("call %s goes on elsewhere", call.id)
+        self._tell_lost(call)
         if call.slot is not None:
             cut(call)
         call.connection.close(1000, "the conversation goes on elsewhere")
+
+    def _tell_lost(self, call: Call) -> None:
+        self.metrics.count("resumptions", outcome="taken elsewhere")
+        log.info("call %s goes on elsewhere", call.id)
 
 
 def state_of(tenure: Tenure, taken: Taken) -> dict | None:
@@ -274,101 +336,3 @@ def state_of(tenure: Tenure, taken: Taken) -> dict | None:
     receipts = [receipt for number in sorted(turns) for receipt in turns[number]]
     tenure.number, tenure.written = newest, len(receipts)
     return orjson.loads(state) | {"receipts": receipts}
-
-
-class Arrival:
-    """A connection's session (see connection.py) until it is known whether its call is a new one; then that one's."""
-
-    __slots__ = ("continuity", "connection", "dialect", "agent", "make", "session", "began", "held", "asks", "gone")
-
-    def __init__(self, continuity: Continuity, connection, dialect, agent: str, make: Callable):
-        self.continuity = continuity
-        self.connection = connection
-        self.dialect = dialect
-        self.agent = agent
-        self.make = make
-        self.session: Resumable | None = None
-        self.began = connection.server.now          # ns
-        self.held: list[tuple[int, bytes]] = []     # messages that came meanwhile
-        self.asks = False
-        self.gone = False
-
-    def on_message(self, opcode: int, payload: memoryview) -> None:
-        if self.session is not None:
-            return self.session.on_message(opcode, payload)
-        if len(self.held) < MOST_HELD:
-            self.held.append((opcode, bytes(payload)))
-        if not self.asks:
-            name = self.dialect.came(opcode, payload)
-            if name:
-                self.ask(name)
-            elif name is not None or len(self.held) >= UNSAID:
-                self._begin(None, None)
-
-    def drained(self) -> None:
-        if self.session is not None:
-            self.session.drained()
-
-    def overdue(self, now: int) -> bool:
-        return self.session.overdue(now) if self.session is not None else now - self.began > START_WITHIN
-
-    def lost(self, code: int, reason: str) -> None:
-        self.gone = True
-        if self.session is not None:
-            self.session.lost(code, reason)
-
-    # -- whose call it is ----------------------------------------------------------------------------------------------
-
-    def ask(self, name: str) -> None:
-        """The platform means the call `name`."""
-        continuity = self.continuity
-        key = key_of(self.dialect.name, self.agent, self.connection.tenant, name)
-        here = continuity.calls.get(key)
-        if here is not None and self.dialect.resumes is not None:
-            return self._begin(None, None)          # resumption.py: it has not ended here
-        if here is not None and here.slot is not None:
-            return self._begin(*continuity.displace(here))
-        tenure = Tenure(continuity.registry, key, self.began)
-        if continuity.registry is None or not continuity.registry.up:
-            return self._begin(tenure, continuity.read(continuity.shelf.take(bytes.fromhex(key), continuity.clock())))
-        self.asks = True
-        continuity.task(self._ask(key, tenure))
-
-    async def _ask(self, key: str, tenure: Tenure) -> None:
-        state = await self.continuity.find(key, tenure)
-        here = self.continuity.calls.get(key)       # over another connection, if Redis could not tell it of this one
-        if tenure.lost or here is not None and self.continuity.tenures[here].came > tenure.came:
-            return self.connection.close(1000, "the conversation goes on elsewhere")
-        if self.gone:
-            if tenure.epoch:                        # the platform may come once more: then it need not wait for us
-                self.continuity.registry.release(key, tenure.owner, tenure.epoch)
-            return
-        try:
-            self.connection.server.tock()
-            if here is not None and here.slot is not None:
-                _, state = self.continuity.displace(here)
-            self._begin(tenure, state)
-        except Exception as error:
-            self.connection.fault(error)
-
-    def _begin(self, tenure: Tenure | None, state: dict | None) -> None:
-        connection, server = self.connection, self.connection.server
-        if state is not None and self.dialect.resumes is not None and not self.dialect.resumes(self.held[0][1]):
-            state, tenure.written, tenure.anew = None, 0, True      # it begins a conversation of that name anew
-        flow = server.studio.flows[self.agent]
-        if state is not None and (state["version"] != VERSION or state["dialogue"][0] not in flow.states):
-            log.warning("call %s cannot go on: its flow, or this program, is another one now", state["call"]["id"])
-            state = None
-        self.session = session = Resumable(server, connection, self.make, tenure, state)
-        if state is not None:
-            server.metrics.count("resumptions", outcome="moved here")
-            log.info("call %s goes on here", state["call"]["id"])
-        if connection.session is self:
-            connection.session = session
-            if isinstance(connection.wire, Wire):
-                connection.wire.on_message = session.on_message
-        held, self.held = self.held, []
-        for opcode, payload in held:
-            session.on_message(opcode, memoryview(payload))
-        if tenure is not None and session.call.slot is not None:
-            self.continuity.hold(session.call, tenure)

@@ -68,6 +68,8 @@ class Keeper:
 
     def keep(self, calls, now: int) -> None:
         """Told at every tick of the calls that were due, as a call is in which anything has happened."""
+        if self.continuity is not None:
+            self.continuity.look()
         for call in calls:
             if call.slot is None:
                 continue
@@ -190,6 +192,8 @@ def _resume(server, slot, fd: int) -> None:
     dialect = SPOKEN.get(state["dialect"])
     if dialect is None or state["call"]["id"] in server.calls:
         raise LostCall("its dialect is not spoken here" if dialect is None else "it is here already")
+    if state.get("tenure") and server.continuity is not None and server.continuity.gone(state["tenure"]):
+        raise LostCall("it goes on over another connection")
     connection = (AudioSocketConnection if dialect.name in BARE else Connection)(server)
     connection.go_on(os.dup(fd), server.routes.allowance(dialect, state["agent"]), slot.framing)
     connection.tenant = state["tenant"]
@@ -243,6 +247,8 @@ def freeze(server) -> list[int]:
         slots.append(call.slot.index)
         connections[call].session = None
         connections[call].forget()
+        if server.continuity is not None:
+            server.continuity.moves(call)
         del server.calls[call.id]
         server.limits.ends(call)
         if call.journal is not None:

@@ -20,6 +20,8 @@ from typing import Any
 
 from .. import ConfigError
 from ..board import LAYOUT
+from ..continuity.returning import SHELF
+from ..continuity.shelf import LAYOUT as SHELVED
 from ..transport.net import FIRST_INHERITED
 from .control import Control, adopted, close_all, pair, portions
 
@@ -51,6 +53,7 @@ class Succession:
                           [fd for _, fd in supervisor.sockets])
         for fd in supervisor.board.passed_on():
             self.control.send({"do": "board", "layout": LAYOUT}, [fd])
+        self.control.send({"do": "shelf", "layout": SHELVED}, [SHELF.fd])
         for worker in self._movable():
             self.control.send({"do": "arena", "seat": worker.seat}, [worker.arena])
         self.control.send({"do": "begin"})
@@ -234,6 +237,8 @@ class Inheritance:
                         self.sockets = list(zip(message["names"], fds, strict=True))
                     elif message["do"] == "board":
                         self._see(message["layout"], fds[0])
+                    elif message["do"] == "shelf":
+                        self._share(message["layout"], fds[0])
                     elif message["do"] == "arena":
                         self.estates[str(message["seat"])] = Estate(fds[0], complete=False)
                     elif message["do"] == "begin":
@@ -248,6 +253,14 @@ class Inheritance:
             self.boards.append(board)
         else:
             os.close(board)
+
+    @staticmethod
+    def _share(layout: list, shelf: int) -> None:
+        """Conversations that have lost their connection go on here.  Those of another version begin anew."""
+        if layout == SHELVED:
+            SHELF.share(shelf)
+        else:
+            os.close(shelf)
 
     def next(self) -> Estate | None:
         return self._left.pop(0) if self._left else None

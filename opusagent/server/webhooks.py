@@ -14,7 +14,7 @@ import orjson
 
 from .. import ProtocolError, targets
 from ..carriers import webhook
-from ..continuity.returning import key_of
+from ..continuity.tenure import key_of
 from ..credentials import Key
 from ..dialects import number_of, text_of
 from ..dialects.relay import TRANSFER
