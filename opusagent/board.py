@@ -2,8 +2,8 @@
 
 Each worker has a seat: a few numbers that change with every call, its histograms, its counters and gauges as it
 published them last, and the records of its latest calls.  /metrics, /health and /calls are answered by any worker
-from all seats, those of a predecessor that still finishes calls among them.  The rule: a seat has one writer, and
-nobody ever waits for anybody.
+from all seats, those of predecessors among them: what they have counted goes on to be counted, and they may finish
+calls still.  The rule: a seat has one writer, and nobody ever waits for anybody.
 """
 import mmap
 import os
@@ -80,6 +80,11 @@ class Seat:
     @property
     def alive(self) -> bool:
         return self.state != EMPTY
+
+    @property
+    def used(self) -> bool:
+        """It has something to tell, of a worker that may be gone."""
+        return bool(self.published or self.records)
 
     # -- counters and gauges -------------------------------------------------------------------------------------------
 
@@ -211,8 +216,14 @@ class Board:
                 if seat.alive and now - seat.beat < GONE_NS)
 
     def passed_on(self) -> list[int]:
-        """What a successor's workers have to see: this board, and those before it that are written still."""
-        return [self.fd, *(fd for fd in self.before if any(self.finishing([fd])))]
+        """What a successor's workers have to see: this board, and those before it that are written still.  Of the
+        others, what they counted is ours from now on."""
+        written = [fd for fd in self.before if any(self.finishing([fd]))]
+        for fd in self.before.keys() - set(written):
+            for seat in self.before[fd]:
+                if seat.used:
+                    self._take(seat)
+        return [self.fd, *written]
 
     def free_seat(self) -> int | None:
         return next((i for i, seat in enumerate(self.seats) if i and not seat.alive), None)
@@ -229,9 +240,12 @@ class Board:
     def total(self) -> Metrics:
         """What all workers have counted, together with those that have left."""
         total = Metrics()
-        for seat in self.seats:
-            if seat.alive or seat is self.past:
-                total.add(*seat.read(), seat.histograms)
+        for seat in chain([self.past], self.living()):
+            total.add(*seat.read(), seat.histograms)
+            total.count("loop_stalls", seat.stalls)
+        for seat in chain.from_iterable(self.before.values()):
+            if seat.used:
+                total.add(seat.read()[0], {}, seat.histograms)
                 total.count("loop_stalls", seat.stalls)
         for seat in self.finishing():
             total.add({}, {key: value for key, value in seat.read()[1].items() if key[0] in OF_ALL}, {})
@@ -246,8 +260,11 @@ class Board:
 
     def leave(self, number: int) -> None:
         """The worker of a seat has left for good: what it counted stays, the seat is free."""
-        seat = self.seats[number]
         self.tally.leave(number)
+        self._take(self.seats[number])
+
+    def _take(self, seat: Seat) -> None:
+        """Nobody writes there any more: what it tells is told by the past, and it is empty."""
         kept = self.past.metrics()
         kept.add(seat.read()[0], {}, seat.histograms)
         kept.gauges.clear()

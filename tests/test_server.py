@@ -106,9 +106,40 @@ def test_a_predecessors_calls_count_while_its_workers_give_a_sign_of_life_and_it
     assert board.sum("calls") == 1 and [call["id"] for call in board.latest(10)] == ["CA0", "CA1"]
     assert board.passed_on() == [board.fd, before.fd] and b"CA0" in board.record("CA0")
     before.seats[1].put("beat", time.monotonic_ns() - GONE_NS)      # it was killed, and says nothing of that
-    assert board.sum("calls") == 0 and board.passed_on() == [board.fd] and not board.latest(10)
-    before.leave(1)                                                 # it ends as it should
+    assert board.sum("calls") == 0 and not board.latest(10)
+    assert board.passed_on() == [board.fd]
     assert {call["id"]: call["live"] for call in board.latest(10)} == {"CA0": False, "CA1": False}
+
+
+def test_counts_go_on_through_upgrades_and_after_what_was_before_has_ended():
+    """Of a worker that has left, of one that finishes calls still, and of their successors."""
+    def counts(board):
+        total = board.total()
+        return total.counters["calls", ()], total.frames.count
+
+    def works(board, seat):
+        metrics = board.seats[seat].metrics()
+        metrics.count("calls")
+        metrics.frame(1000)
+        board.seats[seat].publish(metrics)
+        for name, value in (("state", SERVING), ("beat", time.monotonic_ns())):
+            board.seats[seat].put(name, value)
+    first = Board(2)
+    works(first, 1)
+    works(first, 2)
+    first.leave(1)
+    second = Board(2, before=first.passed_on())
+    works(second, 1)
+    assert counts(second) == (3, 3)
+    third = Board(2, before=second.passed_on())         # while calls of the first finish
+    works(third, 1)
+    works(first, 2)
+    assert counts(third) == (5, 5)
+    for board in (first, second):
+        for seat in board.living():
+            seat.put("beat", time.monotonic_ns() - GONE_NS)
+    fourth = Board(2, before=third.passed_on())
+    assert counts(third) == counts(fourth) == (5, 5) and len(fourth.before) == 1
 
 
 def test_a_list_of_calls_counts_those_of_this_moment():
