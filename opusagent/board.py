@@ -32,6 +32,7 @@ RECORD = 65536                  # bytes of one; memory is only taken for what is
 RECORD_HEAD = 8
 SEAT = HEADER + 2 * PUBLISHED + len(HISTOGRAMS) * HISTOGRAM + RECORDS * RECORD
 LAYOUT = [list(NUMBERS), SEAT, HEADER, PUBLISHED, len(HISTOGRAMS), HISTOGRAM, RECORDS, RECORD]  # who has it can read us
+ROOM = 10_000                   # calls of a worker, at least, that the tally can count; it takes what is used of it
 PAGE = 4096
 STRIDE = (SEAT + PAGE - 1) // PAGE * PAGE       # from one seat to the next
 OF_ALL = ("active_calls", "active_connections")     # gauges that count what a predecessor finishes, too
@@ -43,12 +44,16 @@ LIVE_WITHIN = 4096              # ... in its first bytes: what comes before it i
 def slots(config) -> int:
     """Of a worker's arena: two for each call, since both sides of a conversation of others are heard, and the voice's.
     One that no call has taken costs no memory."""
-    return 2 * config.max_calls + 1
+    return slots_of(config.max_calls)
 
 
-def calls_in(slots: int) -> int:
-    """That fit into an arena of so many."""
-    return (slots - 1) // 2
+def slots_of(calls: int) -> int:
+    return 2 * calls + 1
+
+
+def most_calls(config) -> int:
+    """Of a worker of a server that was started with this: a reload can raise max_calls so far."""
+    return max(config.max_calls, ROOM)
 
 
 class Seat:
@@ -201,7 +206,7 @@ class Board:
         """`slots`: calls that a worker can have; `before`: the boards of predecessors, descriptors of this LAYOUT."""
         self.fd = os.memfd_create("opusagent-board", os.MFD_CLOEXEC)
         os.ftruncate(self.fd, (seats + 1) * STRIDE)
-        self.tally = Tally(seats + 1, slots)        # of calls by caller and tenant
+        self.tally = Tally(seats + 1, max(slots, slots_of(ROOM)))   # of calls by caller and tenant
         self.seats = seats_of(self.fd)
         self.past = self.seats[0]
         self.before = {fd: seats_of(fd) for fd in before}

@@ -45,7 +45,7 @@ class Tally:
 
     def leave(self, seat: int) -> None:
         """The worker of a seat has left for good: it has no calls any more; those of the day were made."""
-        self.live[seat] = 0
+        self.live[seat, :self.used[seat]] = 0
         self.used[seat] = 0
 
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from .. import ConfigError, EngineError, logs
 from .. import config as settings
-from ..board import Board, calls_in, slots
+from ..board import Board, most_calls, slots
 from ..config import Config
 from ..continuity import registry, takeover
 from ..flow import Flow
@@ -78,14 +78,17 @@ def serve(config: Config, flow: Flow, again: Callable[[], tuple[Config, Flow]]) 
     def work(config: Config, flow: Flow, context: ssl.SSLContext | None) -> Callable[[Worker, Board], int]:
         return lambda worker, board: run_worker(config, flow, Listening(sockets, admin, context, bare), worker, board)
 
-    def reload() -> Callable[[Worker, Board], int]:
+    def reload() -> tuple[Callable[[Worker, Board], int], int]:
         new, flow = again()
         logs.begin(new)
+        new = fitting(new, most_calls(config))
         for key, when in LEFT_ALONE.items():
             if new.get(key) != config.get(key):
                 log.warning("%s: %s stays %r until %s", new.origin(key), key, config.get(key), when)
         log.info("the configuration and the flow are read anew: calls get them when new workers are ready")
-        return work(new, flow, tls_context(new))
+        context = tls_context(new)
+        allow_files(new)
+        return work(new, flow, context), slots(new)
 
     names = [(name, sock.fileno()) for name, group in (("calls", sockets), ("admin", admin), ("bare", bare))
              for sock in group]
@@ -106,9 +109,21 @@ def needed_files(config: Config) -> int:
 def allow_files(config: Config) -> None:
     """The soft limit of open files, made for programs that call select(2), is raised as far as it is needed."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = needed_files(config) if hard == resource.RLIM_INFINITY else min(hard, needed_files(config))
+    wanted = needed_files(config)
+    if resource.RLIM_INFINITY != hard < wanted:
+        log.warning("%s: for max_calls = %d up to %d descriptors are needed, and %d are allowed (ulimit -Hn, or "
+                    "LimitNOFILE= of the service)", config.origin("max_calls"), config.max_calls, wanted, hard)
+        wanted = hard
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def fitting(config: Config, most: int) -> Config:
+    """As many calls at once as can be counted in what was made when the server was started."""
+    if config.max_calls <= most:
+        return config
+    log.warning("%s: max_calls is %d, and more not until %s", config.origin("max_calls"), most, AN_UPGRADE)
+    return replace(config, max_calls=most)
 
 
 def listening_sockets(config: Config, inherited: Inheritance) -> tuple[list, list, list]:
@@ -151,15 +166,6 @@ def run_worker(config: Config, flow: Flow, listening: Listening, mine: Worker, b
         return 2 if isinstance(error, ConfigError) else 1
 
 
-def fitting(config: Config, arena) -> Config:
-    """As many calls at once as there are slots: an arena is made when the server is started, and outlives upgrades."""
-    most = calls_in(arena.slots)
-    if config.max_calls <= most:
-        return config
-    log.warning("%s: max_calls stays %d until %s", config.origin("max_calls"), most, A_START)
-    return replace(config, max_calls=most)
-
-
 def settle(config: Config, seat: int) -> None:
     """A core and a priority of its own, as far as they are to be had."""
     cores = sorted(os.sched_getaffinity(0))
@@ -186,7 +192,6 @@ class Life:
         self.control = mine.control
         self.seat = board.seats[mine.seat]
         arena = Arena(os.fstat(mine.arena).st_size // SLOT_SIZE, mine.arena)
-        config = fitting(config, arena)
         self.studio = Studio(config, flow, arena)
         metrics = self.seat.metrics()
         seconds = config.net.resume_seconds

@@ -61,9 +61,9 @@ class Supervisor:
         self.inherited = inherited              # what a predecessor, or systemd, has passed to us
         self.successor: Succession | None = None
         self.reports = Reports()                # to who waits for the end of an upgrade
-        self.slots = slots                      # of an arena
+        self.slots = slots                      # of an arena, for workers to come
         self.work = work                        # (Worker, Board) in the child: runs a worker to its end, the exit code
-        self.reload = reload                    # () -> the work of a new generation; ConfigError
+        self.reload = reload                    # () -> the work of a new generation, its slots; ConfigError
         self.announce = announce                # everything is ready: said once
         self.notify = notify
         self.notify.heard = inherited.control is None
@@ -130,7 +130,7 @@ class Supervisor:
         if seat is None:
             raise ConfigError("There is no room for more workers: those before the last reloads still finish calls.")
         estate = self.inherited.next()
-        worker = Worker(seat, estate.arena if estate else self._new_arena(), work)
+        worker = Worker(seat, self._arena(estate.arena if estate else None), work)
         self.workers.append(worker)
         self.notify.store(stored("arena", worker.arena), worker.arena)
         self._fork(worker)
@@ -139,9 +139,11 @@ class Supervisor:
             self.give(worker, estate.calls, all=estate.complete)
         return worker
 
-    def _new_arena(self) -> int:
-        arena = os.memfd_create("opusagent-arena", os.MFD_CLOEXEC)
-        os.ftruncate(arena, self.slots * SLOT_SIZE)
+    def _arena(self, inherited: int | None) -> int:
+        """With room for all calls; one that was inherited keeps those that it has."""
+        arena = os.memfd_create("opusagent-arena", os.MFD_CLOEXEC) if inherited is None else inherited
+        if os.fstat(arena).st_size < self.slots * SLOT_SIZE:
+            os.ftruncate(arena, self.slots * SLOT_SIZE)
         return arena
 
     def _fork(self, worker: Worker) -> None:
@@ -397,7 +399,7 @@ class Supervisor:
             return log.info("the reload begins when the one before it, or the upgrade, is over")
         self.notify.tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
-            work = self.reload()
+            work, self.slots = self.reload()
             self._start_generation(work)
         except ConfigError as error:
             log.error("nothing is changed: %s", error)
