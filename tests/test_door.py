@@ -2,6 +2,7 @@
 import asyncio
 import os
 import socket
+import time
 import urllib.request
 from contextlib import ExitStack
 from types import SimpleNamespace
@@ -56,7 +57,9 @@ def test_a_thousand_who_come_at_once_are_spread_evenly():
             line.connect_ex((server.host, server.port))
         with urllib.request.urlopen(f"http://{server.host}:{server.port}/livez", timeout=30) as page:
             assert page.status == 200
-        taken = [len(os.listdir(f"/proc/{pid}/fd")) - count for pid, count in zip(workers, before)]
+        taken, until = [], time.monotonic() + 30
+        while sum(taken) < 1000 and time.monotonic() < until:       # the page may be another worker's answer
+            taken = [len(os.listdir(f"/proc/{pid}/fd")) - count for pid, count in zip(workers, before)]
         assert sum(taken) >= 1000 and min(taken) >= 320, taken
 
 

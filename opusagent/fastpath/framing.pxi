@@ -162,6 +162,10 @@ cdef class FrameParser:
         memcpy(own.data, self.lent.data + self.at, n)
         return self.lend(own, n)
 
+    cdef inline bint through(self) noexcept:
+        """All that was lent is consumed, and no view of it is left: another look would find nothing."""
+        return self.at == self.end and self.payload is None
+
     cdef inline bint holds(self) noexcept:
         """There are bytes that only this parser has."""
         return not self.stopped and (self.at < self.end or self.head_got > 0 or self.in_payload or self.message != 0)

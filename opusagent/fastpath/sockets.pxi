@@ -4,6 +4,7 @@
 
 cdef enum:
     MAX_EVENTS = 256                    # sockets served per wake-up
+    WIRE_HOT = 128                      # bytes of a Wire that every frame needs
     SLOW_ROUND = 5000000                # ns
     LONGEST_LOOK = 100000000            # ns for which nobody looks whether the loop is late
 
@@ -194,6 +195,8 @@ cdef class EpollSet:
                 self.others = True
                 continue
             wire = <Wire>self.wires[token >> 32]
+            if i + 1 < n and self.events[i + 1].data.u64 != OTHERS:
+                oa_soon(<void*>PyList_GET_ITEM(self.wires, self.events[i + 1].data.u64 >> 32), WIRE_HOT)
             if wire is not None and wire.generation == <uint32_t>token:
                 self.serve(wire, self.events[i].events)
         now = oa_now()

@@ -203,8 +203,11 @@ cdef class Wire:
             left -= 1
             if not self.parser.step(<PyObject*>self.on_message, <PyObject*>self.on_control, self.intake, self.home.now):
                 break
+            if self.parser.through():
+                break
         self.waiting = False
-        self.keep()
+        if self.keeper is not None:
+            self.keep()
         return 0
 
     cdef inline bint held_back(self) noexcept:

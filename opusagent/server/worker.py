@@ -37,9 +37,9 @@ from .routes import Routes
 log = logging.getLogger("opusagent")
 
 TICK_NS = 5_000_000             # pacing of speech and the calls' deadlines, while there are calls
-IDLE_TICK_NS = 50_000_000       # between two ticks while there are none
-SWEEP_NS = 250_000_000          # between two looks at a connection's deadlines, and two signs of life
-SWEPT = 64                      # connections looked at in one tick, at least
+SWEEP_NS = 250_000_000          # between two looks at a connection's deadlines, two signs of life, and two idle ticks
+SWEPT = 64                      # connections looked at in one tick, at least,
+SWEPT_IDLE = 256                # ... and while there are no calls, for a tick costs more than its looks
 TIDY_NS = 1_000_000_000         # between two collections of garbage, and looks at the load
 LONGEST_ID = 1000               # of a call that another worker is asked about
 WARN_EVERY_NS = 1_000_000_000   # between two warnings of slow wake-ups
@@ -116,7 +116,7 @@ class Server:
         self.epoll.spin = self.config.net.spin_us * 1000
         attach(self.epoll)
         self.studio.hearing.on_waiting = self._window_waits
-        self._arm(self.clock() + IDLE_TICK_NS)
+        self._arm(self.clock() + SWEEP_NS)
 
     def _listen(self, sock, protocol: Callable, ssl=None, bare: bool = False) -> None:
         refused = partial(self.metrics.count, "refused_connections")
@@ -261,7 +261,7 @@ class Server:
 
     def _rest(self) -> int:
         """ns between two ticks while nothing is paced: as rarely as the sweep of all connections allows."""
-        return max(TICK_NS, min(IDLE_TICK_NS, SWEEP_NS * SWEPT // (len(self.connections) or 1)))
+        return max(TICK_NS, SWEEP_NS * SWEPT_IDLE // max(SWEPT_IDLE, len(self.connections)))
 
     def _sweep(self, now: int) -> None:
         """Looks at some of the connections: at all of them every SWEEP_NS, a few at a time, for calls are waiting."""
@@ -270,7 +270,8 @@ class Server:
             self._unswept = list(self.connections)
             if self.seat is not None:
                 self._beat(now)
-        for _ in range(min(len(self._unswept), max(SWEPT, len(self.connections) * TICK_NS // SWEEP_NS))):
+        least = SWEPT if self.calls else SWEPT_IDLE
+        for _ in range(min(len(self._unswept), max(least, len(self.connections) * TICK_NS // SWEEP_NS))):
             connection = self._unswept.pop()
             if connection in self.connections:
                 connection.sweep(now)
