@@ -31,8 +31,9 @@ AHEAD_MS = 10_000           # a platform that may be fed so far ahead paces noth
 ROUTES = ("twilio", "twilio?exotel=8000", "pcm?rate=8000", "pcm?rate=16000", "telnyx", "telnyx?codec=PCMA",
           "telnyx?codec=L16", "plivo", "plivo?codec=L16&rate=8000", "vonage?rate=8000", "vonage",
           "asterisk?format=ulaw", "asterisk?format=slin", "asterisk?format=slin16", "jambonz",
-          "freeswitch", "freeswitch?play=json", "audiocodes?format=raw/mulaw", "audiocodes?format=raw/lpcm16_8",
-          "audiocodes", "audiohook", "audiohook?channels=both",
+          "jambonz?mixType=stereo", "freeswitch", "freeswitch?play=json", "freeswitch?mix=stereo",
+          "audiocodes?format=raw/mulaw", "audiocodes?format=raw/lpcm16_8", "audiocodes",
+          "audiohook", "audiohook?channels=both",
           "openai-realtime?format=pcmu", "openai-realtime")
 
 

@@ -382,9 +382,11 @@ class RealtimeCall(Call):
         self.due = min(self.due, self._next_due())
 
     def _next_due(self) -> int:
-        waits = (self.inbox or self.asides or self.deferred or self.recorded.item or self.writing
-                 or self.dialect.response.active)
-        return min(super()._next_due(), 0 if waits else self.greet_by or math.inf)
+        if (self.inbox.entries or self.asides or self.deferred or self.recorded.item or self.writing
+                or self.dialect.response.active):
+            return 0
+        due = super()._next_due()
+        return min(due, self.greet_by) if self.greet_by else due
 
     def _tell(self, turn: Turn, spoken: bool = False) -> None:
         """The client learns what has been made since; of functions when all before them was `spoken`."""
