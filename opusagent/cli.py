@@ -4,8 +4,10 @@ Each command is a function from the parsed arguments to an exit code, in COMMAND
 reaches the user as one sentence on stderr, never as a traceback; imports that take time happen in the command.
 """
 import argparse
+import difflib
 import errno
 import os
+import re
 import sys
 
 from . import ConfigError, EngineError, ProtocolError, __version__
@@ -183,6 +185,19 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def parsed(argv: list[str] | None) -> argparse.Namespace:
+    """The arguments.  SystemExit with 2, as argparse has it, where one is unknown; what it is near to is named."""
+    top = parser()
+    args, unknown = top.parse_known_args(argv)
+    if unknown:
+        word = unknown[0].partition("=")[0]
+        known = ["--" + re.sub("[_.]", "-", name) for name in vars(args).keys() - {"run", "command"}]
+        close = difflib.get_close_matches(word, known, 1, 0.7)
+        meant = f" (did you mean {close[0]}?)" if close else f"; opusagent {args.command} --help says what it takes"
+        top.error(f"opusagent {args.command} takes no {word}{meant}")
+    return args
+
+
 def open_streams() -> None:
     """Where stdin, stdout or stderr is closed, no file or socket of ours is to take its number."""
     for fd in range(3):
@@ -209,7 +224,7 @@ def place_of(stream) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     open_streams()
-    args = parser().parse_args(argv)
+    args = parsed(argv)
     try:
         return args.run(args)
     except ConfigError as error:

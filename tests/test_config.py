@@ -6,6 +6,7 @@ import re
 import pytest
 
 from opusagent import ConfigError
+from opusagent.cli import main
 from opusagent.config import SETTINGS, Config, add_flags, check_exposure, flags
 from opusagent.settings import FOREIGN
 
@@ -285,3 +286,14 @@ def test_the_printed_configuration_loads_back_to_the_same(tmp_path):
     config = load(given)
     assert load(toml=config.toml(), tmp_path=tmp_path) == config
     assert "dscp = 0  # default" in config.toml() and "port = 0  # --port" in config.toml()
+
+
+@pytest.mark.parametrize("words, sentence", [
+    ("serve --max-cals 3", "opusagent serve takes no --max-cals (did you mean --max-calls?)"),
+    ("config --net-dscpp=4", "opusagent config takes no --net-dscpp (did you mean --net-dscp?)"),
+    ("upgrade now", "opusagent upgrade takes no now; opusagent upgrade --help says what it takes"),
+])
+def test_an_unknown_flag_is_refused_with_what_it_is_near_to(words, sentence, capsys):
+    with pytest.raises(SystemExit) as refused:
+        main(words.split())
+    assert refused.value.code == 2 and sentence in capsys.readouterr().err
