@@ -408,6 +408,48 @@ def test_two_connections_at_two_workers_and_never_two_that_speak(how):
         nodes.stop()
 
 
+def test_a_call_that_may_come_back_outlives_its_worker_and_an_upgrade_and_comes_back_then():
+    """On its connection first, then over another one, while this one has not ended; then, after one more upgrade, over
+    a third one, when the second has."""
+    nodes = Nodes(1, None, "--workers", "2")
+    node = nodes.node[0]
+
+    def successors() -> list[int]:
+        return list(map(int, re.findall(r"process (\d+) has taken over", node.written())))
+
+    async def scenario():
+        url = node.ws("/ws/pcm") + TOKEN
+        first = await Listener.dial(url)
+        await speaking(first)
+        os.kill(worker_of(node, first), signal.SIGKILL)
+        await eventually(lambda: "1 calls were taken over" in node.written())
+        await speaking(first, 20)
+        node.process.send_signal(signal.SIGUSR2)
+        await eventually(successors)
+        await speaking(first, 20)
+        second = await Listener.dial(url)
+        await speaking(second, 20)
+        await eventually(lambda: first.closed is not None, 5)
+        second.line.abort()
+        await eventually(lambda: "ended: hung up" in node.written().rpartition("goes on here")[2])
+        os.kill(successors()[0], signal.SIGUSR2)
+        await eventually(lambda: len(successors()) == 2)
+        third = await Listener.dial(url)
+        await speaking(third, 20)
+        third.line.abort()
+        return first, second
+    try:
+        first, second = asyncio.run(scenario())
+        assert first.closed == 1000 and first.heard[-1] < second.heard[0]
+        several.until(lambda: node.written().count("goes on here") == 2)
+        assert "Traceback" not in node.written()
+    finally:
+        for pid in successors():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+        nodes.stop()
+
+
 ENDLESS = several.FLOW.replace('go = "bye" }', 'go = "one" }, { dtmf = "9", go = "bye" }')     # unless a key is pressed
 
 
