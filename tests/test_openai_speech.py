@@ -1,5 +1,6 @@
 """The voice and the recogniser of the engine `openai`, with the real package, against the local server."""
 import asyncio
+import math
 import struct
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
@@ -268,6 +269,8 @@ def stereo(rate: int) -> bytes:
                        1000) + bytes(1000)
 
 
+FLOATS = struct.pack("<4sI4s4sIHHIIHH4sI", b"RIFF", 4036, b"WAVE", b"fmt ", 16, 3, 1, 24000, 96000, 4, 32, b"data",
+                     4000) + struct.pack("<f", math.nan) * 1000
 HUGE = struct.pack("<4sI4s4sI", b"RIFF", 9000, b"WAVE", b"LIST", 8000) + bytes(8000)
 
 SOUND_FAULTS = {
@@ -284,6 +287,8 @@ SOUND_FAULTS = {
                                    "sends audio at 5000 Hz, which is not supported."),
     "a WAV file in stereo": (speaks(stereo(24000), content_type="audio/wav"),
                              "sends a WAV file that is not 16-bit mono PCM."),
+    "a WAV file of floats that are no numbers": (speaks(FLOATS, content_type="audio/wav"),
+                                                 "sends a WAV file that is not 16-bit mono PCM."),
     "a WAV file of nothing": (speaks(HUGE, content_type="audio/wav"), "sends a WAV file without samples."),
     "MP3": (speaks(b"\xff\xfb\x90\x00" * 100, content_type="audio/mpeg"), "answered with audio/mpeg instead."),
     "a page with status 200": (answers(200, "text/html", "<html>"), "answered with text/html instead."),

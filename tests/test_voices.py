@@ -289,6 +289,48 @@ def test_piper_speaks_with_the_voice_and_the_speed_of_the_flow(run, voice):
     assert abs(level + 20) < 1.5
 
 
+def test_nobody_waits_for_a_voice_to_load_in_which_something_was_spoken(run, voice):
+    """As prompts are, before the first call: two then speak in it at once, and one of its processes may die."""
+    async def settled(tts, count):
+        while len(tts.idle[tts.own]) < 3 or len(tts.idle[bob(tts)]) < count:
+            await asyncio.sleep(0.01)
+        return tts.started
+
+    def bob(tts):
+        return tts.file_of("bob"), 1.5
+
+    async def told(tts):
+        await heard(tts, Caller(rate_out=8000), text="Yes.", voice="bob|1.5|")
+        found = [await settled(tts, 1)]
+        call, other = Caller(rate_out=8000), Caller(rate_out=8000)
+        tts.speak(call, call.epoch, 0, "Please hang, I said so.", "bob|1.5|")
+        while not tts.busy:
+            await asyncio.sleep(0.001)
+        found.append(await settled(tts, 1))
+        await heard(tts, other, text="Yes.", voice="bob|1.5|")
+        found.append(tts.started)
+        tts.cancel(call)
+        (tts.idle[bob(tts)][-1]).process.kill()
+        await asyncio.sleep(0.05)
+        return *found, await settled(tts, 1)
+    first, second, third, last = run(pipers(voice, told)())
+    assert (first, second, third) == (4, 5, 5) and last > 5
+
+
+def test_a_voice_that_is_gone_is_not_loaded_again_and_again(run, voice, caplog):
+    async def told(tts):
+        await heard(tts, Caller(rate_out=8000), text="Yes.", voice="bob||")
+        await all_are_there(tts)
+        (voice / "bob.onnx.json").unlink()
+        tts.described.clear()
+        tts.idle[tts.file_of("bob"), 1.0][-1].process.kill()
+        while (tts.file_of("bob"), 1.0) in tts.idle:
+            await asyncio.sleep(0.01)
+        return (await heard(tts, Caller(rate_out=8000), text="Yes.", voice="bob||"))[1]
+    last = run(pipers(voice, told)())
+    assert last[0] == "failed" and "cannot be read" in last[-1] and caplog.text.count("cannot be read") == 1
+
+
 def test_piper_that_has_died_is_replaced_and_nobody_waits_for_it(run, voice):
     async def told(tts):
         await all_are_there(tts)

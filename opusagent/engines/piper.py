@@ -2,8 +2,9 @@
 
 A process has loaded one voice at one speed, and speaks one text at a time: a line in, raw samples out, and when these
 are all written a line on its standard error that says so.  Processes are started ahead, one more than may speak at
-once, and kept.  The rule: the loop never waits for one; one that does nothing for a while, or says nothing in its time,
-is killed, and what it had not said yet another one says.
+once, and one of each other voice and speed that was spoken in; they are kept.  The rule: the loop never waits for one;
+one that does nothing for a while, or computes for too long without a sound, is killed, and what it had not said yet
+another one says.
 """
 import asyncio
 import hashlib
@@ -14,6 +15,7 @@ import re
 import shutil
 import sys
 from asyncio.subprocess import PIPE
+from collections import Counter
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import aclosing, suppress
 from pathlib import Path
@@ -127,21 +129,32 @@ class Tts(Voice):
         return self.file_of(""), 1.0
 
     async def _keep_ahead(self) -> None:
-        """As many processes for that as may speak at once, and a spare one."""
+        """So that no call waits for a voice to load, once anything was spoken in it."""
         griefs = 0
         while True:
             self.lacking.clear()
-            busy = sum((speaker.file, speaker.speed) == self.own for speaker in self.busy)
-            if len(self.idle[self.own]) + busy > self.settings.processes:
+            if (manner := self._lacks()) is None:
                 griefs = 0
                 await self.lacking.wait()
                 continue
             await asyncio.sleep(RESTART_SECONDS[min(griefs, len(RESTART_SECONDS) - 1)])
             try:
-                self._rest(await self._start(*self.own))
+                self._rest(await self._start(*manner))
             except EngineError as error:
                 griefs += 1
                 log.warning("%s", error)
+                if manner != self.own:
+                    self.idle.pop(manner)           # who is to speak so is told why not
+
+    def _lacks(self) -> tuple[str, float] | None:
+        """A manner of which there are too few processes: of the usual one as many as may speak at once and a spare one,
+        of each other that was spoken in an idle one, unless all that may speak at once do so in it."""
+        busy = Counter((speaker.file, speaker.speed) for speaker in self.busy)
+        for manner, idle in self.idle.items():
+            lacking = len(idle) + busy[manner] <= self.settings.processes if manner == self.own else not idle
+            if lacking and (manner == self.own or busy[manner] < self.settings.processes):
+                return manner
+        return None
 
     def speak(self, call, epoch: int, k: int, text: str, voice: str) -> None:
         begins = all(each is not call for each, _ in self.speaking)     # what follows, nobody waits for yet
@@ -211,7 +224,7 @@ class Tts(Voice):
             yield out.pop(0)
 
     async def _take(self, file: str, speed: float) -> "Speaker":
-        idle = self.idle.setdefault((file, speed), [])
+        idle = self.idle.get((file, speed), [])             # no list: nothing was spoken so yet
         while idle:
             if (speaker := idle.pop()).alive:
                 break
@@ -222,6 +235,7 @@ class Tts(Voice):
             speaker = await self._start(file, speed)
         self.delays.end(asyncio.current_task())
         self.busy.add(speaker)
+        self.lacking.set()
         return speaker
 
     async def _give_back(self, speaker: "Speaker") -> None:
