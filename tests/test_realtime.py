@@ -501,7 +501,8 @@ def test_a_call_that_moves_to_another_process_asks_no_model_here_any_more():
         connection = SimpleNamespace(session=call.call, forget=lambda: None)
         freeze(SimpleNamespace(
             close_doors=lambda: None, connections=[connection], keeper=SimpleNamespace(freeze=lambda: [call.call]),
-            calls={call.call.id: call.call}, limits=SimpleNamespace(ends=lambda call: None), studio=call.studio))
+            calls={call.call.id: call.call}, limits=SimpleNamespace(ends=lambda call: None), continuity=None,
+                studio=call.studio))
         for _ in range(10):
             await asyncio.sleep(0)
         return call.studio.llm.dropped
