@@ -502,7 +502,7 @@ def test_a_call_that_moves_to_another_process_asks_no_model_here_any_more():
         freeze(SimpleNamespace(
             close_doors=lambda: None, connections=[connection], keeper=SimpleNamespace(freeze=lambda: [call.call]),
             calls={call.call.id: call.call}, limits=SimpleNamespace(ends=lambda call: None), continuity=None,
-                studio=call.studio))
+            studio=call.studio))
         for _ in range(10):
             await asyncio.sleep(0)
         return call.studio.llm.dropped

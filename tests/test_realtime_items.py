@@ -196,6 +196,20 @@ def test_a_deleted_item_is_not_listened_to_and_a_cancelled_response_does_not_beg
     assert not call.call.recorded and not call.errors
 
 
+def test_an_item_that_is_deleted_while_it_is_recognised_holds_nobody_up():
+    async def told():
+        call = modelled("Yes?")
+        call.studio.stt.silent = True
+        call.makes(sound(), id="one")
+        call.does("response.create")
+        call.passes(300)
+        call.does("conversation.item.delete", item_id="one")
+        await call.thinks(300)
+        return call
+    call = asyncio.run(told())
+    assert call.said == ["Yes?"] and call.studio.free == [1] and not call.transcripts and not call.errors
+
+
 def test_an_item_is_recognised_after_the_response_that_was_asked_for_before_it():
     """In the state that this leads to, and not as its question."""
     call = Caller()

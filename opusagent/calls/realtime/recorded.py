@@ -56,7 +56,9 @@ class Recorded:
     def work(self, now: int) -> None:
         """As much as the recogniser can follow."""
         while self.item is not None:
-            if self.slot is None:
+            if self.call.dialect.items.find(self.item.id) is not self.item:
+                self.close()                    # the client has deleted it
+            elif self.slot is None:
                 self._listen()
             elif not self._final_by:
                 if self._throttle.heard_by > now:
