@@ -1,6 +1,7 @@
 """The embedded engines themselves, without processes: recordings of people in, words out; texts in, speech out."""
 import ctypes.util
 import importlib.util
+import itertools
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ import pytest
 
 from opusagent import ConfigError, EngineError
 from opusagent._fastpath import ulaw_decode, ulaw_encode
-from opusagent.engines.embedded import recogniser as embedded, flite
+from opusagent.engines.embedded import cepstra as front_end, flite, recogniser as embedded
 from opusagent.engines.embedded.cepstra import BANDS, CEPSTRA, MODEL_BANDS, NARROWING, Cepstra, cosines
 from opusagent.engines.embedded.narrowing import narrowed
 from opusagent.engines.embedded.voices import Voices
@@ -149,12 +150,19 @@ def test_telephone_audio_brought_to_16_khz_sounds_the_same():
 
 
 def test_what_a_line_adds_to_every_sound_is_taken_off(monkeypatch):
-    """The same voice through a line that is duller: a first-order low pass."""
-    clear = voice()
+    """The same voice through a line that is duller: a first-order low pass.  Silence before it, as calls bring it."""
+    clear = np.concatenate((np.zeros(3200, np.int16), voice()))
     dull = np.convolve(clear, [0.5, 0.5])[:len(clear)].astype(np.int16)
     apart = np.abs(cepstra(dull) - cepstra(clear))[80:, 1:].mean()
     monkeypatch.setattr(Cepstra, "_centre", lambda self, *frames: 0)
     assert apart < 0.7 * np.abs(cepstra(dull) - cepstra(clear))[80:, 1:].mean()
+
+
+def test_where_a_line_is_silent_nothing_is_taken_off(monkeypatch):
+    clean = np.concatenate((np.zeros(4000, np.int16), voice()))
+    found = cepstra(clean)
+    monkeypatch.setattr(front_end, "_hiss", lambda bands: np.zeros(BANDS, np.float32))
+    assert (cepstra(clean) == found).all()
 
 
 def test_what_lies_above_the_telephones_band_changes_nothing():
@@ -247,6 +255,25 @@ def test_what_people_say_over_the_telephone_is_recognised(recogniser, search, fi
     assert found == text
     assert 0.5 < confidence <= 1
     assert looks[-1] == text
+
+
+@recognises
+@people
+def test_above_a_hiss_that_is_taken_off_little_is_heard_as_something_else(recogniser, monkeypatch):
+    """20 dB below the loudest 10 ms and more, before the voice as well."""
+    def heard_as_others():
+        count = 0
+        for search, file, text in SAID:
+            pcm = recording(file).astype(float)
+            loud = np.sqrt(np.mean(pcm[:len(pcm) // 80 * 80].reshape(-1, 80) ** 2, 1).max())
+            for seed, db in itertools.product((1, 2), (20, 25, 30)):
+                noise = np.random.default_rng(seed).normal(0, loud / 10 ** (db / 20), len(pcm))
+                hissing = np.clip(pcm + noise, -32768, 32767).astype(np.int16)
+                count += hear(recogniser.start(search, 8000), hissing)[0][0] not in (text, "")
+        return count
+    found = heard_as_others()
+    monkeypatch.setattr(front_end, "_hiss", lambda bands: np.zeros(BANDS, np.float32))
+    assert found < 0.8 * heard_as_others()
 
 
 @recognises

@@ -4,8 +4,9 @@ pocketsphinx has a front end of its own, for 16 kHz.  Given 8 kHz audio brought 
 4 kHz that its model was never taught, and its normalisation drifts over the digital silence of telephone lines.  Here
 only the bands below 3.4 kHz are looked at, whatever the rate, and the model is told so (narrowing.py).  8 kHz needs no
 upsampling, because a spectrum of 256 points has the same bins below 4 kHz as one of 512 at 16 kHz; loudness is brought
-to one level before anything else; what a caller's voice and line add to every frame is learned and taken off; and a
-floor of comfort noise, added as energy, makes digital silence look like a quiet room.
+to one level before anything else; a hiss is told by the quietest frames and taken off; so is what a caller's voice and
+line add to every frame, as it is learned; and a floor of comfort noise, added as energy, makes digital silence look
+like a quiet room.
 The rule: the same samples give the same cepstra, however they are cut into pieces.
 """
 import numpy as np
@@ -30,6 +31,10 @@ LOUD = 4                    # of these, the fourth loudest is its loudness
 CLIMB = 0.3                 # of the way to a louder frame that the loudness then goes
 VOICE = 6.0                 # below a caller's loudness (26 dB) down to which a frame tells of voice and line
 TRUST = 60                  # frames: after so many the mean is half the caller's own
+HISS = 10                   # frames whose mean tells of a hiss, where it is among the quietest
+QUIETEST = 0.1              # of all such means at the start of an utterance
+OVER = 2.0                  # times what they tell is taken off each frame (Berouti, Schwartz and Makhoul, 1979),
+LEFT = 0.1                  # ... which keeps so much of itself at least
 FADE = 1.0                  # how much softer (4 dB) than the last utterance of a call the next one may begin
 
 
@@ -80,7 +85,7 @@ _MEAN = (np.array((67.9, 5.2, -5.3, 10.3, -8.9, -1.2, -6.8, -9.0, 0.9, -1.0, 2.8
 class Cepstra:
     """One utterance of a caller: samples in, cepstra out.  `level` of a call's last utterance goes into its next."""
 
-    __slots__ = ("rate", "least", "level", "hop", "window", "rest", "held", "weights", "voiced", "sum")
+    __slots__ = ("rate", "least", "level", "hop", "window", "rest", "held", "weights", "hiss", "voiced", "sum")
 
     def __init__(self, rate: int, level: float = 0.0):
         self.rate = rate                        # Hz: 8000 or 16000
@@ -91,6 +96,7 @@ class Cepstra:
         self.rest = np.zeros(0, np.int16)       # samples whose frame is not complete
         self.held: list | None = []             # power spectra of the first frames, until there are HOLD; then None
         self.weights = _WEIGHTS[rate]           # from power spectra to bands
+        self.hiss = np.zeros(BANDS, np.float32)     # what of every frame is its
         self.voiced = 0                         # frames of the caller's voice so far
         self.sum = np.zeros(CEPSTRA)            # of their cepstra, beside the mean
 
@@ -118,8 +124,9 @@ class Cepstra:
         return np.concatenate((self._begin(power[:HOLD]), self._follow(power[HOLD:])))
 
     def _begin(self, power: np.ndarray) -> np.ndarray:
-        """The first frames: they tell how loud the caller is."""
-        bands = power @ self.weights
+        """The first frames: they tell how loud the caller is, and the line."""
+        self.hiss = _hiss(power @ self.weights)
+        bands = self._bands(power)
         loudness = _loudness(bands)
         self.level = max(SILENT, float(np.sort(loudness)[-LOUD:][0]))
         return self._cepstra(bands, np.full((len(bands), 1), self.level, np.float32), loudness, at_once=True)
@@ -128,13 +135,17 @@ class Cepstra:
         """The frames that follow; a voice that gets louder is followed, a click is not."""
         if not len(power):
             return _NOTHING
-        bands = power @ self.weights
+        bands = self._bands(power)
         levels = np.empty((len(bands), 1), np.float32)
         loudness = _loudness(bands)
         for i, loud in enumerate(loudness.tolist()):
             self.level += CLIMB * max(0.0, loud - self.level)
             levels[i] = self.level
         return self._cepstra(bands, levels, loudness)
+
+    def _bands(self, power: np.ndarray) -> np.ndarray:
+        bands = power @ self.weights
+        return np.maximum(bands - self.hiss, LEFT * bands)
 
     def _cepstra(self, bands: np.ndarray, levels: np.ndarray, loudness: np.ndarray, at_once=False) -> np.ndarray:
         gains = np.exp(LEVEL - np.maximum(levels, self.least))
@@ -150,6 +161,14 @@ class Cepstra:
         centres = (sums / (counts + TRUST)[:, None]).astype(np.float32)
         centres[:, 0] = 0
         return centres[-1:] if at_once else centres
+
+
+def _hiss(bands: np.ndarray) -> np.ndarray:
+    """What to take off each frame.  float32 [BANDS]"""
+    if len(bands) < HISS:
+        return np.zeros(BANDS, np.float32)
+    sums = np.cumsum(np.concatenate((np.zeros((1, BANDS)), bands)), 0)
+    return (OVER * np.quantile((sums[HISS:] - sums[:-HISS]) / HISS, QUIETEST, axis=0)).astype(np.float32)
 
 
 def _loudness(bands: np.ndarray) -> np.ndarray:
