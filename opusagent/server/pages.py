@@ -14,10 +14,12 @@ from .. import ProtocolError, __version__
 from ..dialects import DIALECTS, dialect_of
 from . import console
 from .admission import state
+from .manual import SECTIONS
 
 JSON = "application/json"
 PLAIN = "text/plain; charset=utf-8"
 CALLS = {*DIALECTS, "echo"}     # what /ws/... has
+CONNECTED = ("who may call", "getting calls in", "getting calls out", *DIALECTS, "audiosocket")     # of the manual
 HTML = "text/html; charset=utf-8"
 LISTED = 20                     # calls in a list
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
@@ -127,12 +129,15 @@ def call(server, head) -> tuple[int, bytes, str]:
 
 
 def docs(server, head) -> tuple[int, str, str]:
-    rows = "".join(f"<tr><td><code>/ws/{name}[/&lt;agent&gt;]</code></td><td>{first_line(dialect)}</td></tr>"
+    rows = "".join(f"<tr><td><code>/ws/{name}[/&lt;agent&gt;]</code></td><td>{first_line(dialect)}"
+                   f" <a href=#{name}>How to connect it</a></td></tr>"
                    for name, dialect in DIALECTS.items())
+    manual = "".join(f"<h3 id={name.replace(' ', '-')}>{name}</h3>{SECTIONS[name]}" for name in CONNECTED)
     agents = ", ".join(f"<code>{name}</code>" for name in ("echo", *server.studio.flows) if name)
     pages = "".join(f"<tr><td><code>{path}</code></td><td>{first_line(page.render)}</td></tr>"
                     for path, page in PAGES.items())
-    return 200, DOCS.format(version=__version__, dialects=rows, agents=agents, pages=pages), HTML
+    return 200, DOCS.format(version=__version__, dialects=rows, agents=agents, pages=pages,
+                            manual=manual), HTML
 
 
 def first_line(thing) -> str:
@@ -150,7 +155,8 @@ DOCS = """<!doctype html>
 <style>body{{font:16px/1.5 system-ui,sans-serif;max-width:52rem;margin:3rem auto;padding:0 1rem;color:#1c2733}}
 table{{border-collapse:collapse;width:100%}}td{{border-top:1px solid #d8dee6;padding:.4rem .8rem .4rem 0;
 vertical-align:top}}
-code{{background:#f0f3f6;padding:.1rem .3rem;border-radius:3px}}h2{{margin-top:2.5rem}}</style>
+code,pre{{background:#f0f3f6;padding:.1rem .3rem;border-radius:3px}}
+pre{{padding:.6rem .8rem;overflow-x:auto}}h2{{margin-top:2.5rem}}</style>
 <h1>OpusAgent {version}</h1>
 <p>A voice-agent server. A call is a WebSocket; who connects speaks one of these dialects.</p>
 <h2>Calls</h2><table>{dialects}
@@ -162,7 +168,8 @@ browser's key.</td></tr>
 <p>Agents here: {agents}. Without one in the path, the flow that the server was started with answers.</p>
 <p>WebSocket version 13. Compression (permessage-deflate) is declined: telephone audio does not shrink, and the
 extension costs memory for every connection.</p>
-<h2>Pages</h2><table>{pages}</table></html>
+<h2>Pages</h2><table>{pages}</table>
+<h2>How to connect</h2>{manual}</html>
 """
 
 PAGES: dict[str, Page] = {
