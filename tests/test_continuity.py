@@ -431,7 +431,7 @@ def test_a_call_that_may_come_back_outlives_its_worker_and_an_upgrade_and_comes_
         await speaking(second, 20)
         await eventually(lambda: first.closed is not None, 5)
         second.line.abort()
-        await eventually(lambda: "ended: hung up" in node.written().rpartition("goes on here")[2])
+        await eventually(lambda: "call one ended: " in node.written().rpartition("goes on here")[2], why=node.written)
         os.kill(successors()[0], signal.SIGUSR2)
         await eventually(lambda: len(successors()) == 2)
         third = await Listener.dial(url)
