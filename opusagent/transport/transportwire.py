@@ -33,13 +33,11 @@ GONE = Gone()
 class TransportWire:
     """The functions of a Wire over an asyncio transport: for TLS, which only the transport can read."""
 
-    flowed = 0                          # ns: see flows()
-    __slots__ = ("transport", "lockstep", "looked", "_came", "_looked", "_empty")
+    __slots__ = ("transport", "lockstep", "_came", "_looked", "_empty")
 
     def __init__(self, transport: asyncio.Transport):
         self.transport = transport
         self.lockstep = False
-        self.looked = 0                 # ns: by the owner
         self._came: int | None = None   # bytes on the line at the last look; None: it was not read from since
         self._looked = 0                # ns: when that was
         self._empty = 0.0               # bytes on the line that nothing was in, beyond what is allowed
@@ -82,11 +80,7 @@ class TransportWire:
         self.transport.write(data)
         return not self.backlog
 
-    def calm(self, until: int, now: int, rate: int) -> None:
-        """The owner has looked, at `now`."""
-        self.looked = now
-
-    def flows(self, now: int) -> bool:
+    def flows(self, most: int) -> bool:
         """What came the connection's own parser knows: it has to be asked."""
         return False
 
