@@ -179,11 +179,17 @@ def test_benchmarks_that_need_no_server_run(script):
     assert ratios["eventfd"]["p99"]["median"] == 1 and ratios["our ring"]["p50"]["median"] > 0
 
 
-def test_turn_taking_is_measured_on_recordings():
+@pytest.fixture
+def audio():
+    """The directory of recordings, for what hears them."""
     audio = Path(os.environ.get("OPUSAGENT_BENCH_AUDIO", BENCH.parent.parent / "shared" / "audio"))
     if not (audio / "manifest.json").is_file():
         pytest.skip("there are no recordings with a manifest.json beside the project")
     pytest.importorskip("pocketsphinx", reason="pocketsphinx is not installed")
+    return audio
+
+
+def test_turn_taking_is_measured_on_recordings(audio):
     run = subprocess.run([sys.executable, BENCH / "turns.py", "--audio", audio, "--callers", "2", "--partials",
                           "oracle", "--quick", "--json"], capture_output=True, text=True, timeout=120,
                          env=os.environ | {"PYTHONPATH": str(BENCH.parent)})
@@ -194,11 +200,7 @@ def test_turn_taking_is_measured_on_recordings():
     assert found["overlaps"]["noises"]["stopped"] == 0 and found["overlaps"]["echo of the agent"]["stopped"] == 0
 
 
-def test_what_rejecting_costs_is_counted_by_kind_and_noise():
-    audio = Path(os.environ.get("OPUSAGENT_BENCH_AUDIO", BENCH.parent.parent / "shared" / "audio"))
-    if not (audio / "manifest.json").is_file():
-        pytest.skip("there are no recordings with a manifest.json beside the project")
-    pytest.importorskip("pocketsphinx", reason="pocketsphinx is not installed")
+def test_what_rejecting_costs_is_counted_by_kind_and_noise(audio):
     run = subprocess.run([sys.executable, BENCH / "engines.py", "--audio", audio, "--only", "rejection", "--quick",
                           "--kinds", "command", "--json"], capture_output=True, text=True, timeout=300,
                          env=os.environ | {"PYTHONPATH": str(BENCH.parent)})

@@ -206,8 +206,7 @@ cdef class Wire:
             if self.parser.through():
                 break
         self.waiting = False
-        if self.keeper is not None:
-            self.keep()
+        self.keep()
         return 0
 
     cdef inline bint held_back(self) noexcept:

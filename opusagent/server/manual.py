@@ -6,6 +6,7 @@ written.
 """
 import html
 import re
+from functools import cache
 from pathlib import Path
 
 MANUAL = Path(__file__).parent.parent / "manual.md"
@@ -58,4 +59,7 @@ def inline(text: str) -> str:
     return text
 
 
-SECTIONS = {name.lower(): rendered(section) for name, section in sections(MANUAL.read_text()).items()}
+@cache
+def chapters() -> dict[str, str]:
+    """Each section of the manual as HTML, by its heading in small letters."""
+    return {name.lower(): rendered(section) for name, section in sections(MANUAL.read_text("utf-8")).items()}

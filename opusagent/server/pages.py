@@ -14,7 +14,7 @@ from .. import ProtocolError, __version__
 from ..dialects import DIALECTS, dialect_of
 from . import console
 from .admission import state
-from .manual import SECTIONS
+from .manual import chapters
 
 JSON = "application/json"
 PLAIN = "text/plain; charset=utf-8"
@@ -132,7 +132,7 @@ def docs(server, head) -> tuple[int, str, str]:
     rows = "".join(f"<tr><td><code>/ws/{name}[/&lt;agent&gt;]</code></td><td>{first_line(dialect)}"
                    f" <a href=#{name}>How to connect it</a></td></tr>"
                    for name, dialect in DIALECTS.items())
-    manual = "".join(f"<h3 id={name.replace(' ', '-')}>{name}</h3>{SECTIONS[name]}" for name in CONNECTED)
+    manual = "".join(f"<h3 id={name.replace(' ', '-')}>{name}</h3>{chapters()[name]}" for name in CONNECTED)
     agents = ", ".join(f"<code>{name}</code>" for name in ("echo", *server.studio.flows) if name)
     pages = "".join(f"<tr><td><code>{path}</code></td><td>{first_line(page.render)}</td></tr>"
                     for path, page in PAGES.items())
