@@ -11,6 +11,7 @@ import re
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -35,6 +36,11 @@ def missing() -> str | None:
         if importlib.util.find_spec(module) is None:
             return f"there is no {module} to start"
     return None
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        return sock.getsockname()[1]
 
 
 def tls_flags(folder: Path) -> tuple[str, ...]:

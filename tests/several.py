@@ -18,7 +18,7 @@ from opusagent.client.caller import Say
 from opusagent.client.localserver import fetch_json
 from opusagent.client.people import person
 from opusagent.client.telephone import Caller
-from served import SCRIPTED, serving
+from served import SCRIPTED, free_port, serving
 
 FLOW = """
 start = "one"
@@ -38,11 +38,6 @@ PASSWORD = "not-to-be-read-anywhere"
 VONAGE = "what-vonage-signs-with"
 RETURNING = ("twilio", "jambonz", "pcm", "audiocodes")      # dialects whose platforms come back
 missing = None if shutil.which("redis-server") else "redis-server is not installed"
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return sock.getsockname()[1]
 
 
 class RedisServer:

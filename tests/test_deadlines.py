@@ -56,10 +56,9 @@ class Line:
             self.peer.sendall(data)
         self.server.epoll.poll()
         self.now += LOOK
-        if self.wary:
-            self.connection.calm_until = 0
-        if self.connection in self.server.connections:
-            self.looks += self.connection.calm_until <= self.now
+        flows = not self.wary and self.connection.wire.flows(self.now)
+        if self.connection in self.server.connections and not flows:
+            self.looks += 1
             self.connection.sweep(self.now)
         if self.session.told is not None or self.connection.lingers or self.connection.ws.close_code != 1006:
             self.ended_at = self.ended_at or self.now

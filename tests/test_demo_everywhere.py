@@ -15,8 +15,7 @@ from opusagent.client.telephone import Caller
 from opusagent.client.texting import Texter
 from opusagent.dialects import BARE_CALLERS, CALLERS, SPOKEN, TEXT_CALLERS
 from realtime_pace import ATTEMPTS, Watch
-from served import SCRIPTED, serving
-from test_dialect_audiosocket import free_port
+from served import SCRIPTED, free_port, serving
 
 APART = 0.3                 # seconds between the calls' beginnings
 WORDS = [words.text for words in TURNS]

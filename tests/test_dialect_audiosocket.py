@@ -24,7 +24,7 @@ from opusagent.dialects.audiosocket import AUDIO, DTMF, ERROR, HANGUP, UUID, Aud
 from opusagent.server.routes import Routes
 from opusagent.transport.audiosocket import MOST_RECEIVED, AudioSocketConnection, BareWire
 from opusagent.transport.door import AT_A_TURN, Turnstile
-from served import SCRIPTED, serving
+from served import SCRIPTED, free_port, serving
 
 RAW = bytes.fromhex("40325ec25efd4bd38bc3b7f7a4c1e6d0")
 NAME = "40325ec2-5efd-4bd3-8bc3-b7f7a4c1e6d0"
@@ -254,12 +254,6 @@ def test_strangers_that_are_refused_fill_no_log(caplog, monkeypatch):
 
 
 # ---- over real sockets -----------------------------------------------------------------------------------------------
-
-def free_port():
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
-
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):

@@ -1,11 +1,16 @@
 """A peer that is gone without a word is found by its silence; any byte, a pong too, is a sign of life."""
 import json
+import socket
+import ssl
 import struct
+import threading
 import time
+from contextlib import contextmanager
 
 import pytest
 from conformance import wire
-from served import SCRIPTED, missing, serving
+from opusagent.dialects.audiosocket import AUDIO, UUID, message
+from served import SCRIPTED, free_port, missing, serving, tls_flags
 from test_transport_bounds import upgrade
 
 QUICK = ("--net-ping-interval-seconds", "0.2", "--net-ping-timeout-seconds", "1.0",
@@ -84,3 +89,36 @@ def test_a_call_that_is_silent_by_nature_goes_on_while_its_peer_answers(server):
     with dial(server, "/ws/twilio") as sock:
         sock.sendall(wire.text(START))
         assert lasts(sock, lambda payload: [pong(payload)], most=3.0) == 3.0
+
+
+@contextmanager
+def a_call_by_audiosocket(port):
+    """One whose caller is silent for as long as this lasts."""
+    def speaks():
+        while not over.wait(0.02):
+            sock.sendall(message(AUDIO, bytes(320)))
+
+    over, caller = threading.Event(), threading.Thread(target=speaks)
+    with socket.create_connection(("127.0.0.1", port), 10) as sock:
+        sock.sendall(message(UUID, bytes(range(16))))
+        caller.start()
+        try:
+            yield sock
+        finally:
+            over.set()
+            caller.join()
+
+
+@pytest.mark.parametrize("secret", [False, True], ids=["plain", "tls"])
+def test_it_is_let_go_whatever_kinds_of_connection_are_beside_it(secret, tmp_path):
+    """A look at one of them that fails would hide all the others, and the worker's own sign of life."""
+    if reason := missing():
+        pytest.skip(reason)
+    port = free_port()
+    tls = ssl._create_unverified_context() if secret else None
+    flags = tls_flags(tmp_path) if secret else ()
+    with serving(*SCRIPTED, *QUICK, *flags, "--audiosocket", str(port)) as server, a_call_by_audiosocket(port) as call, \
+            socket.create_connection((server.host, server.port)), \
+            upgrade("/ws/echo", (server.host, server.port), tls=tls) as silent:
+        assert 0.8 < lasts(silent, lambda payload: []) < 5
+        assert call.recv(65536) and "Traceback" not in server.written()

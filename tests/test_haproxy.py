@@ -20,6 +20,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
 import restart      # noqa: E402
+from served import free_port      # noqa: E402
 
 CONFIGURATION = Path(__file__).parent.parent / "deploy" / "haproxy.cfg"
 pytestmark = pytest.mark.skipif(not (shutil.which("haproxy") and shutil.which("openssl")),
@@ -36,11 +37,6 @@ end = true
 PROMPT_SAMPLES = len("Shall we go on?") * restart.MS_PER_CHARACTER * restart.RATE // 1000
 NUMBERS = count()
 CALLER, PROXY, HAPROXY = "127.0.0.2", "127.0.0.3", "127.0.0.1"      # where connections come from
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return sock.getsockname()[1]
 
 
 class Balancer:

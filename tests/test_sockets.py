@@ -337,18 +337,28 @@ def test_media_flows_while_neither_side_waits_for_the_rest_of_anything(home):
         theirs.sendall(data)
         serve(home)
 
-    assert not owner.wire.flows(1 << 20)                # nothing came
+    second = 1_000_000_000
+    comes(frame(b"media"))
+    assert not owner.wire.flows(0)                      # the owner has not looked yet
+    owner.wire.calm(9 * second, second, 3 * size)       # three a second
+    assert owner.wire.flows(2 * second - 1) and owner.wire.flowed == 2 * second - 1
+    assert not owner.wire.flows(2 * second)             # nothing came
     comes(frame(b"media") * 3)
-    assert not owner.wire.flows(3 * size - 1)           # more than that came, which is still to be told
-    assert owner.wire.flows(3 * size) and not owner.wire.flows(3 * size)
+    assert not owner.wire.flows(2 * second)             # more than may come by then, which is still to be told
+    assert owner.wire.flows(3 * second) and not owner.wire.flows(3 * second)
     assert owner.wire.parser.take_finished() == owner.wire.parser.take_received() == 0
     comes(frame(b"media") + frame(b"media")[:7])
-    assert not owner.wire.flows(1 << 20)                # the second is not whole
+    assert not owner.wire.flows(4 * second)             # the second is not whole
     comes(frame(b"media")[7:])
-    assert owner.wire.flows(1 << 20)
+    assert owner.wire.flows(4 * second) and owner.wire.looked == owner.wire.flowed == 4 * second
+    comes(frame(b"media") + frame(b"", 0x9))
+    assert not owner.wire.flows(5 * second)             # there is a budget for control frames, which the owner knows
+    owner.wire.calm(9 * second, 5 * second, 0)          # any number
+    comes(frame(b"media") * 9)
+    assert not owner.wire.flows(9 * second) and owner.wire.flows(9 * second - 1)        # then something is due
     while owner.wire.send(BINARY, bytes(5000)):
         pass
     comes(frame(b"media"))
-    assert not owner.wire.flows(1 << 20)                # the peer does not take what is sent to it
+    assert not owner.wire.flows(9 * second - 1)         # the peer does not take what is sent to it
     theirs.close()
     serve(home)

@@ -31,14 +31,16 @@ START = {"event": "start", "sequenceNumber": "1", "streamSid": "MZ1", "start": {
 FRAME = build_frame(2, bytes(640), True, KEY)
 
 
-def upgrade(route, address, receive_buffer=0):
-    """A connection to `route` whose 101 has come."""
+def upgrade(route, address, receive_buffer=0, tls=None):
+    """A connection to `route` whose 101 has come; `tls`: the context of one that speaks it."""
     sock = socket.socket()
     if receive_buffer:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
     sock.settimeout(10)
     sock.connect(address)
+    if tls is not None:
+        sock = tls.wrap_socket(sock)
     sock.sendall(f"GET {route} HTTP/1.1\r\nHost: here\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
                  "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n".encode())
     head = b""

@@ -69,6 +69,7 @@ cdef class FrameParser:
     cdef readonly bint masked
     cdef uint64_t received              # bytes fed since take_received()
     cdef uint64_t finished              # messages, and control frames between them, since take_finished()
+    cdef bint controlled                # a control frame came since the owner looked
     # the bytes lent by feed(), not yet consumed
     cdef ReceiveBuffer lent
     cdef object window                  # a memoryview of it
@@ -411,6 +412,7 @@ cdef class FrameParser:
         self.in_payload = False
         self.head_got = 0
         self.finished += self.message == 0
+        self.controlled = True
         self.payload = memoryview(PyBytes_FromStringAndSize(<char*>self.control, self.length))
         return self.opcode
 

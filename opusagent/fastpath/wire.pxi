@@ -4,6 +4,7 @@ cdef enum:
     MAX_RECEIVE = 65536                 # bytes received from one socket per wake-up
     MAX_MESSAGES = 64                   # messages delivered from one socket per wake-up: a flood delays nobody
     SEND_ROOM = 65536 + 16
+    NS = 1000000000                     # in a second
     PARSER_HOT = 256                    # bytes of a FrameParser that every frame needs
 
 LOST = b"lost"                          # in place of a wire's framing that was too long to keep
@@ -41,6 +42,10 @@ cdef class Wire:
     cdef object on_drained
     cdef int slot
     cdef uint32_t armed                 # the events epoll watches for
+    cdef readonly int64_t calm_until    # ns: before that nothing is due, see calm()
+    cdef uint64_t rate                  # bytes a second that the peer may send meanwhile; 0: any number
+    cdef readonly int64_t looked        # ns: the last look, by flows() or by the owner,
+    cdef readonly int64_t flowed        # ... and the last at which media flowed
     cdef readonly uint64_t taken        # bytes of `unsent` that the socket took later: a peer that reads makes it grow
     cdef Py_ssize_t discarded           # bytes that came after the end
 
@@ -222,13 +227,25 @@ cdef class Wire:
             self.queue()
         return 0
 
-    def flows(self, uint64_t most) -> bool:
-        """True if bytes came since this or take_received() was asked, at most `most`, and neither side waits for the
-        rest of anything; False changes nothing."""
+    def calm(self, int64_t until, int64_t now, uint64_t rate):
+        """The owner has looked, at `now`: before `until` it has nothing to look for, as long as media flows, which is
+        at most `rate` bytes a second (0: any number).  All times in ns."""
+        self.calm_until, self.looked, self.rate = until, now, rate
+        self.parser.controlled = False
+
+    def flows(self, int64_t now) -> bool:
+        """True while that is so: bytes came since the last look, no more than they may and no control frame, and
+        neither side waits for the rest of anything.  Otherwise the owner has to look, and nothing is changed."""
         cdef FrameParser parser = self.parser
-        if self.unsent is not None or self.waiting or not 0 < parser.received <= most or parser.holds():
+        cdef uint64_t came = parser.received
+        if now >= self.calm_until or came == 0 or parser.controlled or parser.muted:
+            return False
+        if self.rate and came > self.rate * <uint64_t>(now - self.looked) // NS:
+            return False
+        if self.unsent is not None or self.waiting or parser.holds():
             return False
         parser.received = parser.finished = 0
+        self.looked = self.flowed = now
         return True
 
     def close(self):

@@ -267,7 +267,7 @@ class Server:
         """Looks at some of the connections: at all of them every SWEEP_NS, a few at a time, for calls are waiting."""
         if not self._unswept and now >= self._next_sweep:
             self._next_sweep = now + SWEEP_NS
-            self._unswept = list(self.connections)
+            self._unswept = [each for each in self.connections if each.wire is None or not each.wire.flows(now)]
             if self.seat is not None:
                 self._beat(now)
         least = SWEPT if self.calls else SWEPT_IDLE

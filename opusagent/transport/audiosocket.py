@@ -110,6 +110,10 @@ class BareWire:
             if not self.keeper.keep_framing(self.framing() if held else b""):
                 self.keeper.keep_framing(LOST)
 
+    def flows(self, now: int) -> bool:
+        """What came its connection counts: it has to be asked."""
+        return False
+
     def framing(self) -> bytes:
         return framing_head(self.fd, len(self._unsent)) + self._unsent + self._messages.rest
 

@@ -31,7 +31,6 @@ TLS_BACKLOG = 65536            # bytes written to a TLS connection and not taken
 LINGER = 1 * SECOND             # after our FIN, how long the peer may take to send its own
 STALLED = 10 * SECOND           # a peer that takes nothing of what waits for it is gone
 CLOSE_WAIT = 5 * SECOND         # after our close frame, how long the peer may take to answer it
-UNBOUNDED = 1 << 62             # bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +50,8 @@ class Connection(asyncio.BufferedProtocol):
     and lost(code, reason), which is called exactly once."""
 
     __slots__ = ("server", "pages", "transport", "wire", "peer", "head", "ws", "session", "limits",
-                 "began", "heard", "pinged", "pings", "partial_since", "ended_at", "lingers", "swept", "bytes_due",
-                 "controls_due", "bodiless", "taken", "stalled_since", "calm_until", "rtt_ns", "tenant", "posted",
+                 "began", "_heard", "pinged", "pings", "partial_since", "ended_at", "lingers", "bytes_due",
+                 "controls_due", "bodiless", "taken", "stalled_since", "rtt_ns", "tenant", "posted",
                  "inquiry")
 
     def __init__(self, server, pages: bool = True):
@@ -67,18 +66,16 @@ class Connection(asyncio.BufferedProtocol):
         self.session = None
         self.limits = None                  # of the route: see Limits
         self.began = 0                      # ns, monotonic, as are all times here
-        self.heard = 0                      # the last inbound byte
+        self._heard = 0                     # the last inbound byte, but for the media that a wire knows of
         self.pinged = 0                     # the last ping
         self.pings = 0
         self.partial_since = 0              # since when an unfinished message waits for its rest; 0: none
         self.ended_at = 0                   # when the closing handshake, or lingering, began
         self.lingers = False                # FIN is sent; what still comes is dropped
-        self.swept = 0                      # the last look at the budgets below
         self.bytes_due = 0.0                # received bytes that the budget has not covered yet
         self.controls_due = 0.0             # ... and control frames
         self.taken = 0                      # of the wire, at the last look
         self.stalled_since = 0              # since when the peer takes nothing of what waits for it; 0: nothing waits
-        self.calm_until = 0                 # before that nothing is due, as long as media comes and goes
         self.rtt_ns = 0                     # of the last ping that was answered
         self.tenant = ""                    # the account that its credentials are of; "": they say nothing of it
         self.posted: tuple | None = None    # (head, body so far) of a POST
@@ -89,7 +86,7 @@ class Connection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:
         self.transport = transport
         self.peer = transport.get_extra_info("peername") or ()
-        self.began = self.heard = self.server.clock()
+        self.began = self._heard = self.server.clock()
         self.server.note_tuning(net.tune(transport.get_extra_info("socket"), self.server.config.net))
         transport.set_write_buffer_limits(high=0 if self._plain() else TLS_BACKLOG)
         self.server.connections.add(self)
@@ -99,7 +96,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, n: int) -> None:
         now = self.server.tock()
-        self.heard = now
+        self._heard = now
         if self.lingers:
             return
         try:
@@ -257,7 +254,7 @@ class Connection(asyncio.BufferedProtocol):
     def go_on(self, fd: int, limits, framing: bytes) -> None:
         """Be the connection that another process has upgraded, from the byte where it stood.  ValueError."""
         server, self.head = self.server, None
-        self.began = self.heard = self.pinged = server.clock()
+        self.began = self._heard = self.pinged = server.clock()
         self.limits = limits
         self.ws = WebSocket(limits.max_message, limits.max_fragments)
         self.wire = Wire(fd, self.ws.parser, None, self.on_control, self.fault, self.ended, self.drained)
@@ -277,6 +274,11 @@ class Connection(asyncio.BufferedProtocol):
     def send(self, opcode: int, payload) -> bool:
         """Send a message now; False when it (or part of it) had to be queued, or the connection is closing."""
         return self.ws.state is OPEN and self.wire.send(opcode, payload)
+
+    @property
+    def heard(self) -> int:
+        """When the last byte came, as the last look found it; ns."""
+        return self._heard if self.wire is None else max(self._heard, self.wire.flowed)
 
     @property
     def congested(self) -> bool:
@@ -375,9 +377,7 @@ class Connection(asyncio.BufferedProtocol):
     # -- deadlines -----------------------------------------------------------------------------------------------------
 
     def sweep(self, now: int) -> None:
-        """Looked at a few times a second: every deadline of a connection is here."""
-        if now < self.calm_until and self._flows(now):
-            return
+        """Looked at a few times a second, unless media flows: every deadline of a connection is here."""
         net_config = self.server.config.net
         if self.lingers:
             if now - self.ended_at > LINGER:
@@ -394,20 +394,10 @@ class Connection(asyncio.BufferedProtocol):
             except Exception as error:
                 self.fault(error)
 
-    def _flows(self, now: int) -> bool:
-        """Media came, no more than the budget gains meanwhile, and none of it waits: so is nearly every connection at
-        nearly every look, and no deadline of it has come nearer."""
-        rate = self.limits.bytes_per_second
-        most = rate * (now - self.swept) // SECOND if rate else UNBOUNDED
-        if self.ws.state is not OPEN or self.ws.controls or not self.wire.flows(most):
-            return False
-        self.heard = self.swept = now
-        return True
-
     def _sweep_open(self, now: int, net_config) -> None:
         parser, limits = self.ws.parser, self.limits
         if received := parser.take_received():
-            self.heard = now
+            self._heard = now
         self._spend(now, received, self.ws.take_controls())
         finished = parser.take_finished()
         if not parser.partial:
@@ -431,7 +421,8 @@ class Connection(asyncio.BufferedProtocol):
             self._flush()
         next_ping = self.pinged + net_config.ping_interval_seconds * SECOND
         waits = self.partial_since or self.stalled_since or self.bytes_due or self.controls_due
-        self.calm_until = 0 if waits or self.session is None or self.session.overdue(next_ping) else next_ping
+        calm = not (waits or self.session is None or self.session.overdue(next_ping))
+        self.wire.calm(next_ping if calm else 0, now, limits.bytes_per_second)
 
     def _stalled(self, now: int) -> bool:
         """True when the peer has taken nothing for STALLED although something waits."""
@@ -443,7 +434,7 @@ class Connection(asyncio.BufferedProtocol):
         return bool(self.stalled_since) and now - self.stalled_since > STALLED
 
     def _spend(self, now: int, received: int, controls: int) -> None:
-        """What came since the last look goes into two leaky buckets."""
-        seconds, self.swept = (now - (self.swept or self.began)) / SECOND, now
+        """What came since the last look (see calm()) goes into two leaky buckets."""
+        seconds = (now - (self.wire.looked or self.began)) / SECOND
         self.bytes_due = spent(self.bytes_due + received, self.limits.bytes_per_second, seconds)
         self.controls_due = spent(self.controls_due + controls, self.limits.controls_per_second, seconds)

@@ -33,13 +33,14 @@ GONE = Gone()
 class TransportWire:
     """The functions of a Wire over an asyncio transport: for TLS, which only the transport can read."""
 
-    __slots__ = ("transport", "lockstep", "_came", "_looked", "_empty")
+    flowed = 0                          # ns: see flows()
+    __slots__ = ("transport", "lockstep", "looked", "_came", "_empty")
 
     def __init__(self, transport: asyncio.Transport):
         self.transport = transport
         self.lockstep = False
+        self.looked = 0                 # ns: the owner's last look
         self._came: int | None = None   # bytes on the line at the last look; None: it was not read from since
-        self._looked = 0                # ns: when that was
         self._empty = 0.0               # bytes on the line that nothing was in, beyond what is allowed
 
     @property
@@ -55,7 +56,7 @@ class TransportWire:
         """Told a few times a second how many bytes inside of TLS have come since.  True where too much comes that has
         nothing in it, such as updates of the keys: the transport answers each, whether its peer reads or not."""
         before, self._came = self._came, self._traffic()[1] if self.transport.is_reading() else None
-        seconds, self._looked = (now - self._looked) / 1e9, now
+        seconds = (now - self.looked) / 1e9
         if before is not None and self._came is not None:
             empty = max(0, self._came - before - WORTH * carried)
             self._empty = max(0.0, self._empty + empty - EMPTY_PER_SECOND * seconds)
@@ -80,7 +81,11 @@ class TransportWire:
         self.transport.write(data)
         return not self.backlog
 
-    def flows(self, most: int) -> bool:
+    def calm(self, until: int, now: int, rate: int) -> None:
+        """The owner has looked, at `now`."""
+        self.looked = now
+
+    def flows(self, now: int) -> bool:
         """What came the connection's own parser knows: it has to be asked."""
         return False
 
