@@ -117,8 +117,8 @@ def test_it_is_let_go_whatever_kinds_of_connection_are_beside_it(secret, tmp_pat
     port = free_port()
     tls = ssl._create_unverified_context() if secret else None
     flags = tls_flags(tmp_path) if secret else ()
-    with serving(*SCRIPTED, *QUICK, *flags, "--audiosocket", str(port)) as server, a_call_by_audiosocket(port) as call, \
-            socket.create_connection((server.host, server.port)), \
-            upgrade("/ws/echo", (server.host, server.port), tls=tls) as silent:
+    with (serving(*SCRIPTED, *QUICK, *flags, "--audiosocket", str(port)) as server,
+          a_call_by_audiosocket(port) as call, socket.create_connection((server.host, server.port)),
+          upgrade("/ws/echo", (server.host, server.port), tls=tls) as silent):
         assert 0.8 < lasts(silent, lambda payload: []) < 5
         assert call.recv(65536) and "Traceback" not in server.written()
