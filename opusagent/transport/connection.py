@@ -74,7 +74,7 @@ class Connection(asyncio.BufferedProtocol):
         self.lingers = False                # FIN is sent; what still comes is dropped
         self.bytes_due = 0.0                # received bytes that the budget has not covered yet
         self.controls_due = 0.0             # ... and control frames
-        self.taken = 0                      # of the wire, at the last look
+        self.taken = 0                      # of the wire, at the last look at which something waited
         self.stalled_since = 0              # since when the peer takes nothing of what waits for it; 0: nothing waits
         self.rtt_ns = 0                     # of the last ping that was answered
         self.tenant = ""                    # the account that its credentials are of; "": they say nothing of it
@@ -426,12 +426,13 @@ class Connection(asyncio.BufferedProtocol):
 
     def _stalled(self, now: int) -> bool:
         """True when the peer has taken nothing for STALLED although something waits."""
-        taken, self.taken = self.taken, self.wire.taken
         if not self.wire.backlog:
             self.stalled_since = 0
-        elif not self.stalled_since or taken != self.taken:
+            return False
+        taken, self.taken = self.taken, self.wire.taken
+        if not self.stalled_since or taken != self.taken:
             self.stalled_since = now
-        return bool(self.stalled_since) and now - self.stalled_since > STALLED
+        return now - self.stalled_since > STALLED
 
     def _spend(self, now: int, received: int, controls: int) -> None:
         """What came since the last look (see calm()) goes into two leaky buckets."""
