@@ -14,7 +14,8 @@ It is one module in several files, which see each other's names as if they were 
     unsent       bytes_written, framing_head, unsent_of: what a socket has not taken, for another process
     wire         Wire
     sockets      EpollSet
-    memory       Arena, Slot, Ring, MappedFile: what is shared with the engine processes
+    memory       Arena, Slot, MappedFile: what is shared with the engine processes
+    ring         Ring: what is told to them, and by them
     buffers      how the kernels borrow their arguments' memory
     g711         mu-law and A-law
     level        energy, dbfs, peak, loud_span
@@ -54,6 +55,7 @@ include "fastpath/unsent.pxi"
 include "fastpath/wire.pxi"
 include "fastpath/sockets.pxi"
 include "fastpath/memory.pxi"
+include "fastpath/ring.pxi"
 include "fastpath/buffers.pxi"
 include "fastpath/g711.pxi"
 include "fastpath/level.pxi"

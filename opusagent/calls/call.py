@@ -64,6 +64,7 @@ class Call:
         self.began = server.now             # ns
         self.done = False                   # the flow came to its end
         self.leave_by = 0                   # ns: until when the platform may end the call itself, once it is done
+        self.signals = 0                    # messages that came, were no audio, and had a meaning
         self.due = self.looked = 0          # ns: before then tick() has nothing to do, 0: something has happened
         if begins and (start := dialect.open()) is not None:
             self.on_start(start)
@@ -74,13 +75,15 @@ class Call:
 
     @noted(journal.MESSAGE)
     def on_message(self, opcode: int, payload: memoryview) -> None:
+        ignored = self.dialect.ignored
         event = self.dialect.receive(opcode, payload)
         if self.dialect.outbox:
             self.mouth.out.answers()
+        if event.__class__ is not Audio and self.dialect.ignored == ignored:
+            self.signals += event.__class__ is not Both
+            self.due = 0
         if event is not None and (not self.done or event.__class__ in (Returned, Stop)):
             ON_EVENT[event.__class__](self, event)
-            if event.__class__ is not Audio:
-                self.due = 0
 
     @noted(journal.DRAINED)
     def drained(self) -> None:

@@ -73,7 +73,7 @@ class Mouth:
 
     def open(self, slot, wire_rate: int, studio, flow, deadlines, dialogue) -> None:
         """The call has begun: its slot, its rate on the wire, and what its replies are made with."""
-        self.slot = slot
+        self.slot = self.out.slot = slot
         self.playout = Playout(wire_rate, self.dialect.lead_ms, self.dialect.message_ms)
         if self.journal is not None:
             self.playout.words = self.journal.words
@@ -95,7 +95,8 @@ class Mouth:
         self.stretch = None                 # it leads back to us
         if self.model is not None and hasattr(self.model, "forget"):
             self.model.forget()
-        self.slot = self.stage = self.model = self.tools = None     # a late voice finds nobody; these lead back to us
+        self.slot = self.out.slot = None    # a late voice finds nobody,
+        self.stage = self.model = self.tools = None     # ... and these lead back to us
 
     # -- what is said --------------------------------------------------------------------------------------------------
 
@@ -307,6 +308,8 @@ class Mouth:
             if not self.audible:
                 self.audible = True
                 self.call.first_audio(now)
+                if (keeper := getattr(self.call.server, "keeper", None)) is not None:
+                    keeper.look_soon(self.call)
         for position in playout.take_marks():
             if not out.late:
                 out.text(self.dialect.mark(f"{self.epoch}:{position}"))

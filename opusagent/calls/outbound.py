@@ -25,12 +25,14 @@ def send_answers(connection, dialect) -> None:
 class Outbound:
     """One call's.  The news in `tell` reach dialects whose platform wants to hear of the conversation."""
 
-    __slots__ = ("connection", "dialect", "late", "dropped", "_blamed", "_deaf_ns", "_deaf_until", "_tell", "_told",
-                 "_metrics", "_patient")
+    __slots__ = ("connection", "dialect", "slot", "texts", "late", "dropped", "_blamed", "_deaf_ns", "_deaf_until",
+                 "_tell", "_told", "_metrics", "_patient")
 
     def __init__(self, connection, dialect, metrics):
         self.connection = connection
         self.dialect = dialect
+        self.slot = None                                        # where the number of our last message is noted
+        self.texts = 0                                          # messages that went out and were not the agent's audio
         self.late: deque[bytes] = deque(maxlen=LATE_CHUNKS)     # audio the peer has not taken
         self.dropped = 0                                        # audio messages a slow peer never got
         self._blamed: set[str] = set()                          # codes of complaints that were logged
@@ -52,6 +54,7 @@ class Outbound:
     def answers(self) -> None:
         if self.dialect.outbox:
             send_answers(self.connection, self.dialect)
+            self._went_out()
 
     def audio(self, pcm) -> None:
         """One message of int16 samples, now or as soon as the peer reads."""
@@ -70,6 +73,13 @@ class Outbound:
         self.answers()
         if message is not None:
             self.connection.send(TEXT, message)
+            self._went_out()
+
+    def _went_out(self) -> None:
+        """Whoever goes on with the call has to know of it."""
+        self.texts += 1
+        if self.dialect.numbered is not None and self.slot is not None:
+            self.slot.numbered = self.dialect.numbered
 
     def clear(self, now: int) -> None:
         """What the platform has buffered is to be dropped."""

@@ -169,7 +169,8 @@ def changed(call: Call | RelayCall) -> tuple:
     said = (len(turn.texts), len(turn.speaking), turn.complete, len(turn.stage.playout.queue)) if turn else None
     beside = call.ear.beside
     other = (beside.ear.utterance, beside.ear.floor) if beside else None
-    return mouth.epoch, call.keys, call.done, said, mouth.audible, mouth.held_back, call.ear.floor, other
+    wire = call.signals, mouth.out.texts            # what the platform has told us, and we it, is the dialect's to know
+    return mouth.epoch, call.keys, call.done, said, mouth.audible, mouth.held_back, call.ear.floor, other, wire
 
 
 # -- going on ----------------------------------------------------------------------------------------------------------
@@ -225,6 +226,8 @@ def in_sound(make: Callable, server, connection, slot: Slot, dialect, state: dic
     fill_ear(call.ear, state["ear"])
     call.ledger.speaker = dialect.speaker
     fill(call.mouth, state["mouth"], MOUTH)
+    if dialect.numbered is not None:
+        dialect.numbered = max(dialect.numbered, slot.numbered)
     return call
 
 

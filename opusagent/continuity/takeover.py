@@ -89,6 +89,10 @@ class Keeper:
         """A tool is about to run: kept is that it does before it begins, for it may end us, and must not run twice."""
         asyncio.get_running_loop().call_soon(self.keep_now, call)
 
+    def look_soon(self, call: Call) -> None:
+        """A reply is heard from now on: that is kept as soon as this callback is over, not to be begun twice."""
+        asyncio.get_running_loop().call_soon(self.keep, (call,), call.server.epoll.now)
+
     def keep_now(self, call: Call) -> bool:
         """Something is about to go out that must not go out twice; False if nobody could go on with the call."""
         if call.slot is None:

@@ -174,6 +174,7 @@ class Dialect:
     platform = ""           # whose credentials its calls show (auth.py), where that is not its name
     protocols: tuple[str, ...] = ()     # subprotocols; the server chooses the first of them that is offered
     token = ""              # the call that its URL says it is of, if its platform comes back with the same
+    numbered: int | None = None     # of our last message, where the platform wants them numbered without a gap
     mute = False            # the platform takes no audio: nothing is said, and nobody has to answer
     speaker = ""            # whom the flow follows, CALLER or AGENT, where a conversation of others is listened to
     two_sided = False       # from Start on: both sides of such a conversation come, as Both

@@ -112,6 +112,14 @@ class AudioHook(Dialect):
         """Whom the flow follows, as a monitor; a connector answers its caller."""
         return "" if not self.mute else CALLER if self._wanted == EXTERNAL else AGENT
 
+    @property
+    def numbered(self) -> int:
+        return self._seq
+
+    @numbered.setter
+    def numbered(self, number: int) -> None:
+        self._seq = number
+
     def open(self) -> None:
         return None
 
