@@ -10,6 +10,7 @@ import random
 import shutil
 import subprocess
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
 import numpy as np
 from figures import percentile
@@ -24,7 +25,8 @@ from opusagent.engines.speech import Speech
 from opusagent.flow import Dialogue, Flow
 from opusagent.speech.acoustics import Echo
 from opusagent.speech.audio import FULL_SCALE, VadBatch
-from opusagent.speech.turns import BARGE_IN, DUCK, END_OF_TURN, RESTORE, SPEAKING, WEIGH, Settings, TurnTaking
+from opusagent.speech.turns import (BARGE_IN, DUCK, END_OF_TURN, RAISE, RESTORE, SPEAKING, WEIGH, Settings,
+                                    TurnTaking)
 
 SETTINGS = Settings.of(Turns())         # the server's own
 PREROLL_MS = Turns().preroll_ms
@@ -125,6 +127,8 @@ class Overlap:
     stopped: list[float] = field(default_factory=list)
     stopped_from_onset: list[float] = field(default_factory=list)       # from the labelled one
     gone_on: list[float] = field(default_factory=list)      # after how long a stop was taken back
+    decided: list[float] = field(default_factory=list)      # all that stood: stopped, or its level back
+    raised: int = 0                 # its level was back for a murmur, and it stopped for the words after that
     late: int = 0                   # the agent had its level back, and stopped for what had been said
     count: int = 0
 
@@ -134,12 +138,11 @@ class Overlap:
         turns.agent_starts(answers_only=answers_only)
         self.count += 1
         windows, weighed = iter(caller.windows), False      # as Ear.weighed
+        level_back: float | None = None
         for score, samples, quiet in windows:
             events = turns.push(score, samples, quiet)
             at += samples
             first = at if first is None and score >= settings.on else first
-            if score < settings.off and turns.state == SPEAKING:
-                first = None
             asked = any(event.kind == WEIGH for event in events)
             for event in events:
                 if event.kind == DUCK:
@@ -150,20 +153,28 @@ class Overlap:
             if heard != known or asked:
                 known, interrupts = heard, dialogue.interrupts(heard)
                 weighed = interrupts is not False and (asked or weighed)
-                events += turns.weigh(interrupts)
+                events += turns.weigh(interrupts, dialogue.murmured(heard))
             for event in events:
                 since = (at - (first or at)) * 1000 / RATE
                 if event.kind == DUCK:
                     self.ducked.append(since)
+                if event.kind == RAISE:
+                    level_back = since
                 if event.kind == RESTORE:
-                    if weighed and dialogue.interrupts(source.last(at)):
+                    late = weighed and dialogue.interrupts(source.last(at))
+                    self.decided.append(since if late or level_back is None else level_back)
+                    if late:
                         self.late += 1
                         return None
-                    first, known, weighed = None, "", False
+                    first, known, weighed, level_back = None, "", False, None
                 if event.kind == BARGE_IN:
                     self.stopped.append(since)
+                    self.decided.append(since)
+                    self.raised += level_back is not None
                     self.stopped_from_onset.append((at - caller.begins) * 1000 / RATE)
                     return None if turns.meant else self._taken_back(turns, dialogue, source, windows, at)
+            if score < settings.off and turns.state == SPEAKING:
+                first = None
 
     def _taken_back(self, turns: TurnTaking, dialogue: Dialogue, source, windows, stopped: int) -> None:
         """What interruption.py does with the rest: a murmur gives the floor back at its first pause, no words do at the
@@ -239,6 +250,36 @@ def over(heard: list[Caller], flow: Flow, settings: Settings = SETTINGS, answers
         overlap.add(sound, dialogue, source, answers_only, settings)
         source.close()
     return overlap
+
+
+def told(heard: list[Caller], flow: Flow) -> tuple[list[float], list[float]]:
+    """When the words of each have told what it is, ms from its first voiced window: at the end of the word that does,
+    and at the end of the window with which that has been heard.  A rule that waits for words is no sooner."""
+    exact, seen = [], []
+    for sound in (sound for sound in heard if sound.words):
+        dialogue = Dialogue(flow)
+        dialogue.state = sound.state
+        meant = dialogue.interrupts(sound.words[-1][1])
+        end = next(end for end, text in sound.words if dialogue.interrupts(text) == meant)
+        windows = accumulate(samples for _, samples, _ in sound.windows)
+        for at, found in (end, exact), (next(at for at in windows if at >= end), seen):
+            found.append(max(0, at - first_window(sound)) * 1000 / RATE)
+    return exact, seen
+
+
+def decisions(kinds: dict[str, list[Caller]], found: dict[str, Overlap], flow: Flow) -> dict[str, dict]:
+    """By kind, and of all together but the echo, which nobody says: after how long a decision that stood was taken
+    (stopped, or the level is back), and after how long the words could tell."""
+    rows = {kind: [kind] for kind in kinds}
+    rows["all but the echo"] = [kind for kind in kinds if not kind.startswith("echo")]
+    results = {}
+    for name, parts in rows.items():
+        decided = [ms for kind in parts for ms in found[kind].decided]
+        exact, seen = told([sound for kind in parts for sound in kinds[kind]], flow)
+        results[name] = {"decisions": len(decided), "raised_before": sum(found[kind].raised for kind in parts)}
+        for prefix, times in (("", decided), ("told_", exact), ("told_window_", seen)):
+            results[name] |= {f"{prefix}p50_ms": percentile(times, 50), f"{prefix}p99_ms": percentile(times, 99)}
+    return results
 
 
 def overlaps(kinds: dict[str, list[Caller]], flow: Flow, strict: Flow) -> dict[str, Overlap]:

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from figures import percentile, table
-from interruptions import TUNED, Overlap, asked, over, overlaps, sounds, theirs
+from interruptions import TUNED, Overlap, asked, decisions, over, overlaps, sounds, theirs
 from recordings import RATE, Caller, callers, listen, recognise
 from subjects import Absent
 
@@ -207,6 +207,7 @@ class Told:
     """What is told beside the curves."""
 
     overlaps: dict[str, Overlap]
+    decisions: dict[str, dict]                                  # of the interruptions whose words are known
     pipecat: dict[str, Overlap] = field(default_factory=dict)
     price: dict[str, float] = field(default_factory=dict)       # of the turn model
     absent: list[str] = field(default_factory=list)             # what was left out, and why
@@ -260,6 +261,7 @@ def tell(results: dict[str, dict[str, list[Row]]], told: Told) -> None:
                                                for name, value in told.price.items()))
     print("\nover an agent that speaks, from the detector's first voiced window")
     tell_overlaps(told.overlaps)
+    tell_decisions(told.decisions)
     if told.pipecat:
         print("\nthe same, Pipecat's detector")
         tell_overlaps(told.pipecat)
@@ -277,6 +279,16 @@ def tell_overlaps(found: dict[str, Overlap]) -> None:
                       *("" if figures[key] != figures[key] else f"{figures[key]:.0f} ms" for key in (
                           "gone_on_p50_ms", "level_down_p99_ms", "stop_p50_ms", "stop_p99_ms",
                           "stop_from_onset_p50_ms"))])
+    print(table(lines))
+
+
+def tell_decisions(found: dict[str, dict]) -> None:
+    print("\n... decisions that stood (stopped, or the level is back), in ms from there, words known when they end")
+    lines = [["", "decisions", "p50", "p99", "words tell p50", "p99", "by a window p50", "p99", "level back before"]]
+    for kind, row in found.items():
+        lines.append([kind, str(row["decisions"]), *("" if row[key] != row[key] else f"{row[key]:.0f}" for key in (
+            "p50_ms", "p99_ms", "told_p50_ms", "told_p99_ms", "told_window_p50_ms", "told_window_p99_ms")),
+            str(row["raised_before"])])
     print(table(lines))
 
 
@@ -305,6 +317,7 @@ def main() -> int:
                                     for source, kinds in results.items()},
                           "overlaps": {kind: overlap.figures() for kind, overlap in told.overlaps.items()},
                           "pipecat": {kind: overlap.figures() for kind, overlap in told.pipecat.items()},
+                          "decisions": told.decisions,
                           "model": told.price}))
     else:
         tell(results, told)
@@ -324,7 +337,8 @@ def measured(args) -> tuple[dict[str, dict[str, list[Row]]], Told]:
         for each in found:
             each.partials["embedded"] = recognise(each, recogniser, flow.states[each.state].expect.id)
     kinds = sounds(found, batch, 1 if args.quick else len(TUNED))
-    told, model = Told(overlaps(kinds, flow, strict)), None
+    found_over = overlaps(kinds, flow, strict)
+    told, model = Told(found_over, decisions(kinds, found_over, flow)), None
     if "embedded" in sources:
         told.overlaps |= {f"{kind}, embedded words": over(heard, flow, recogniser=recogniser)
                           for kind, heard in asked(kinds).items()}

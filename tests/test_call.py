@@ -381,6 +381,23 @@ def test_a_backchannel_lowers_the_agent_and_does_not_stop_it():
     assert call.agent_says[-1].endswith("before we go on?") and call.state == "sure"
 
 
+def test_the_level_is_back_when_a_backchannel_is_known_though_the_voice_goes_on():
+    """Whoever says it: a voice that goes on past its "mm-hm", or a line with noise on it."""
+    call = Conversation(FLOW)
+    call.listens()
+    call.speech(600, "ten of clubs")
+    call.silence(500)
+    call.studio.stt.silent = True
+    call.speech(300)
+    playout, ear = call.call.mouth.playout, call.call.ear
+    assert playout._gain == pytest.approx(call.call.mouth.lowered)
+    ear.on_partial(ear.utterance, "mm hm")
+    call.speech(100)
+    assert playout._gain == 1.0 and ear.overhearing
+    ear.on_partial(ear.utterance, "mm hm no")
+    assert call.count("clear") == 1 and call.call.mouth.turn is None
+
+
 def test_words_stop_the_agent_before_mere_speech_does():
     assert interrupted(Conversation(FLOW), "no", 260)
     assert not interrupted(Conversation(FLOW), "", 260)

@@ -274,6 +274,12 @@ def test_murmurs(said):
     assert murmured(words(said), KNOWN)
 
 
+def test_the_beginning_of_a_murmur_is_no_whole_one():
+    said = ("I", "I see", "okay", "okay I", "all", "yes all right")
+    assert [text for text in said if murmured(words(text), KNOWN, begun=False)] == ["I see", "okay", "yes all right"]
+    assert all(murmured(words(text), KNOWN) for text in said)
+
+
 @pytest.mark.parametrize("said", ["yes but", "okay stop", "I want", "no", "see", "mm hm no"])
 def test_what_is_more_than_a_murmur(said):
     assert not murmured(words(said), KNOWN)

@@ -15,17 +15,18 @@ from opusagent.flow import COMPLETE, FREE, INCOMPLETE, NO_MATCH, Waits
 from opusagent.recording import read_wav
 from opusagent.speech.audio import Vad, VadBatch, first_voiced, last_voiced
 from opusagent.speech.turns import (BARGE_IN, CONDITIONS, DUCK, END_OF_TURN, LISTENING, NO_INPUT, PAUSE, RECITING,
-                                    REPLYING, RESTORE, RESUME, SPEAKING, TRANSITIONS, UTTERANCE_START, WEIGH, WEIGHING,
-                                    Settings, TurnTaking, drawn)
+                                    RAISE, REPLYING, RESTORE, RESUME, SPEAKING, TRANSITIONS, UTTERANCE_START, WEIGH,
+                                    WEIGHING, Settings, TurnTaking, drawn)
 
 RATE, WINDOW = 8000, 256
 SCORES = {"!": 0.99, "#": 0.8, "+": 0.4, ".": 0.0}
 LETTERS = {UTTERANCE_START: "U", PAUSE: "P", RESUME: "R", END_OF_TURN: "E", BARGE_IN: "B", DUCK: "D", RESTORE: "O",
-           NO_INPUT: "N", WEIGH: "W"}
+           NO_INPUT: "N", WEIGH: "W", RAISE: "L"}
 OWNER = {
     "S": lambda turns: turns.agent_starts(), "R": lambda turns: turns.agent_starts(interruptible=False),
     "A": lambda turns: turns.agent_starts(answers_only=True),
     "b": lambda turns: turns.weigh(True), "n": lambda turns: turns.weigh(False), "u": lambda turns: turns.weigh(None),
+    "m": lambda turns: turns.weigh(False, murmured=True),
     "D": lambda turns: turns.agent_done(), " ": lambda turns: (),
     "c": lambda turns: turns.judge(COMPLETE), "f": lambda turns: turns.judge(FREE),
     "i": lambda turns: turns.judge(INCOMPLETE),
@@ -161,6 +162,15 @@ def test_the_clock_of_a_silent_caller_starts_when_the_agent_is_done():
     ("....##############....",        # ... and then they are one after all
      "S         n   b       ",
      "     D   W    B     P "),
+    ("....##############....",        # a backchannel, and not only the beginning of one: the level is back at once
+     "S         m           ",
+     "     D   WL         O "),
+    ("....##############....",        # ... which comes before an interruption
+     "S         m   b       ",
+     "     D   WL   B     P "),
+    ("....##############....",        # ... or is taken back, and it is long
+     "S         m   u       ",
+     "     D   WL   B     P "),
     ("....##############....",        # only an answer interrupts
      "A         u           ",
      "     D   W          O "),

@@ -10,8 +10,8 @@ import math
 from ..dialects import (HYPOTHESIS, RECOGNITION, REPLIED, REPLYING, SPEECH_STARTED, SPEECH_STOPPED, Audio, Both,
                         Complaint, Dtmf, Mark, Pause, Returned, Start, Stop)
 from ..flow import ANSWERS, COMMIT, FAILURE, Dialogue, Reply
-from ..speech.turns import (BARGE_IN, DUCK, END_OF_TURN, NO_INPUT, PAUSE, PAUSED, RESTORE, RESUME, UTTERANCE_START,
-                            WEIGH, Settings, TurnTaking)
+from ..speech.turns import (BARGE_IN, DUCK, END_OF_TURN, NO_INPUT, PAUSE, PAUSED, RAISE, RESTORE, RESUME,
+                            UTTERANCE_START, WEIGH, Settings, TurnTaking)
 from ..usage import Usage
 from . import bystander, departure, earlier, interruption, journal, keypad, silence, stereo, unattended
 from .ear import Ear
@@ -286,7 +286,7 @@ class Call:
         if self.ear.overhearing:
             interrupts = self.dialogue.interrupts(text)
             self.ear.weighed = interrupts is not False
-            self.follow(self.turns.weigh(interrupts))
+            self.follow(self.turns.weigh(interrupts, self.dialogue.murmured(text)))
         if self.mouth.held_back:
             interruption.words(self, text)
         if self.ear.hearing and not self.ear.overhearing:
@@ -445,5 +445,6 @@ ON_EVENT = {Start: Call.on_start, Audio: Call.on_audio, Both: bystander.hear, Dt
             Returned: lambda call, event: call.server.departures.came_back(call, event.reason)}
 
 ON_TURN = {UTTERANCE_START: Call._utterance_starts, PAUSE: lambda call, _: call.ear.ask(),
-           RESUME: lambda call, _: call.mouth.forget(), DUCK: Call._duck, WEIGH: Call._weigh, RESTORE: Call._restore,
+           RESUME: lambda call, _: call.mouth.forget(), DUCK: Call._duck, WEIGH: Call._weigh,
+           RAISE: lambda call, _: call.mouth.restore(), RESTORE: Call._restore,
            BARGE_IN: Call._barge_in, END_OF_TURN: Call.end_of_turn, NO_INPUT: Call._no_input}

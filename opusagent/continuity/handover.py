@@ -40,7 +40,7 @@ CALL = ("id", "keys", "keys_by", "end_by", "began", "done", "leave_by")
 EAR = ("utterance", "hearing", "overhearing", "weighed", "afterthought", "heard_from", "floor", "final_by")
 MOUTH = ("epoch", "audible", "thrown", "held_back")
 TURNS = ("state", "position", "speaking", "onset", "spoken", "last", "ended", "began", "wait", "reciting", "meant",
-         "dismissed", "swayed", "_judgement", "_silent", "_answers_only")
+         "murmured", "dismissed", "swayed", "_judgement", "_silent", "_answers_only")
 PACE = ("mean", "deviation")
 TURN = ("epoch", "texts", "complete", "error", "broken", "audible", "began", "last_piece", "_silent", "_fillers")
 TRACE = ("turn", "state", "kind", "caller", "agent", "confidence", "stopped_by", "end_ms", "measured", "saved_ms",

@@ -147,6 +147,10 @@ class Dialogue:
             return True if state.expect.match(text, self.today) else None
         return True
 
+    def murmured(self, text: str) -> bool:
+        """Whether these words are a whole backchannel, and not "I", of which an "I see" may come, or anything else."""
+        return murmured(words(text), self._state.backchannels, begun=False)
+
     # Decisions: each returns a Reply and changes nothing.
 
     def begin(self) -> Reply:

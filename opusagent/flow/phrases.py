@@ -69,14 +69,14 @@ def bare(said: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(word for word in said if word not in FILLERS)
 
 
-def murmured(said: tuple[str, ...], murmurs: frozenset[tuple[str, ...]]) -> bool:
-    """Whether the words are some of these one after the other, as in "yes, okay", the last perhaps only begun."""
+def murmured(said: tuple[str, ...], murmurs: frozenset[tuple[str, ...]], begun: bool = True) -> bool:
+    """Whether the words are some of these one after the other, as in "yes, okay"; `begun`: or are to be."""
     reached = [True] + [False] * len(said)
     for at in range(len(said)):
         if reached[at]:
             for murmur in murmurs:
                 rest = said[at:at + len(murmur)]
-                if rest == murmur[:len(rest)]:
+                if rest == murmur[:len(rest)] and (begun or len(rest) == len(murmur)):
                     reached[at + len(rest)] = True
     return reached[-1]
 

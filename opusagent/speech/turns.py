@@ -10,7 +10,7 @@ come to is told by judge().  The rules:
     agent   ..................................##########################........
     event     1        2   3    2     4       A       5   6       5   7  8      (A: agent_starts)
 
-1 UTTERANCE_START  2 PAUSE  3 RESUME  4 END_OF_TURN  5 DUCK  6 RESTORE  7 WEIGH  8 BARGE_IN
+1 UTTERANCE_START  2 PAUSE  3 RESUME  4 END_OF_TURN  5 DUCK  6 RESTORE  7 WEIGH  8 BARGE_IN (or RAISE: it said "mm-hm")
 """
 from dataclasses import dataclass
 
@@ -29,6 +29,7 @@ REPLYING = "REPLYING"           # the agent, of whom nothing can be heard yet
 SPEAKING = "SPEAKING"           # the agent, and the caller may interrupt
 OVERLAPPING = "OVERLAPPING"     # the agent, while the caller makes a sound as well: an interruption?
 WEIGHING = "WEIGHING"           # the agent, while the caller speaks as well: what do the words say?
+MURMURING = "MURMURING"         # the agent, while the caller says "mm-hm", as far as the words are known
 RECITING = "RECITING"           # the agent, and it will not be interrupted
 
 # ---- conditions: of the scores and the judgement, or a call by the owner ---------------------------------------------
@@ -36,6 +37,7 @@ SPEECH = "SPEECH"
 SUSTAINED_SPEECH = "SUSTAINED_SPEECH"
 INSISTENT_SPEECH = "INSISTENT_SPEECH"
 MEANT = "MEANT"
+MURMURED = "MURMURED"
 SHORT_SILENCE = "SHORT_SILENCE"
 LONG_SILENCE = "LONG_SILENCE"
 ENOUGH = "ENOUGH"
@@ -53,6 +55,7 @@ END_OF_TURN = "END_OF_TURN"             # of the last speech: the reply is the a
 BARGE_IN = "BARGE_IN"                   # of the first voiced window: stop the agent; this is a new utterance
 DUCK = "DUCK"                           # of the first voiced window: the agent may be lowered while this is decided
 WEIGH = "WEIGH"                         # of the first voiced window: ask the recogniser whether it is an interruption
+RAISE = "RAISE"                         # of the first voiced window: raise the agent again, though the voice goes on
 RESTORE = "RESTORE"                     # of the last speech: it was nothing, raise the agent again
 NO_INPUT = "NO_INPUT"                   # of the moment at which the caller should have spoken: the agent must
 
@@ -95,6 +98,13 @@ TRANSITIONS = {
     WEIGHING: {
         MEANT: (HEARING, BARGE_IN),
         INSISTENT_SPEECH: (HEARING, BARGE_IN),
+        MURMURED: (MURMURING, RAISE),
+        SHORT_SILENCE: (SPEAKING, RESTORE),
+        AGENT_DONE: (HEARING, UTTERANCE_START),
+    },
+    MURMURING: {
+        MEANT: (HEARING, BARGE_IN),
+        INSISTENT_SPEECH: (HEARING, BARGE_IN),
         SHORT_SILENCE: (SPEAKING, RESTORE),
         AGENT_DONE: (HEARING, UTTERANCE_START),
     },
@@ -111,6 +121,7 @@ CONDITIONS = {      # what a condition is, and how it is seen; the agent's three
     INSISTENT_SPEECH: ("insist_ms of speech, unless only an answer may interrupt or the words are none",
                        lambda t: not t.dismissed and min(t.spoken, t.last - (t.onset or 0)) >= t.insist),
     MEANT: ("the words are an interruption", lambda t: t.meant),
+    MURMURED: ("the words are a backchannel, so far", lambda t: t.murmured),
     SHORT_SILENCE: ("pause_ms of silence", lambda t: t.onset is None),
     LONG_SILENCE: ("the silence that what was said calls for, and the agent does not recite",
                    lambda t: not t.reciting and t.silence >= t.wait),
@@ -175,8 +186,9 @@ class TurnTaking:
     """
 
     __slots__ = ("state", "calm", "speaking", "onset", "spoken", "last", "ended", "began", "wait", "no_input",
-                 "reciting", "meant", "dismissed", "on", "off", "sure", "lag", "start", "pause", "barge_in", "insist",
-                 "run_on", "longest", "pace", "swayed", "_judgement", "_silent", "_answers_only", "_waits", "_rate")
+                 "reciting", "meant", "murmured", "dismissed", "on", "off", "sure", "lag", "start", "pause", "barge_in",
+                 "insist", "run_on", "longest", "pace", "swayed", "_judgement", "_silent", "_answers_only", "_waits",
+                 "_rate")
 
     def __init__(self, rate: int, waits, settings: Settings = Settings()):
         self._rate = rate
@@ -200,7 +212,8 @@ class TurnTaking:
         self.began = 0              # where the utterance began
         self.reciting = False       # the agent is speaking and will not be interrupted
         self.meant = False          # what is said over the agent is an interruption,
-        self.dismissed = False      # ... or not, however long it is
+        self.murmured = False       # ... or a backchannel, by its words so far;
+        self.dismissed = False      # ... it is none, however long it lasts
         self.swayed = 1.0           # what the turn model makes of the waits
         self._judgement = None      # what the utterance comes to, as it was last told
         self._answers_only = False  # only words can be one
@@ -269,9 +282,10 @@ class TurnTaking:
         self.swayed = SWAY[0] + (SWAY[1] - SWAY[0]) * complete
         return self.judge(self._judgement)
 
-    def weigh(self, interrupts: bool | None) -> tuple[Event, ...]:
-        """Whether what is said over the agent is an interruption, by its words so far; None: they do not say."""
-        self.meant = interrupts is True
+    def weigh(self, interrupts: bool | None, murmured: bool = False) -> tuple[Event, ...]:
+        """Whether what is said over the agent is an interruption, by its words so far; None: they do not say.
+        `murmured`: they are a whole backchannel."""
+        self.meant, self.murmured = interrupts is True, murmured and interrupts is False
         self.dismissed = interrupts is False or interrupts is None and self._answers_only
         return self._settle()
 
@@ -330,7 +344,7 @@ class TurnTaking:
         if event in (UTTERANCE_START, BARGE_IN, RESUME):
             self._forget()
         if event == DUCK:
-            self.meant, self.dismissed = False, self._answers_only
+            self.meant, self.murmured, self.dismissed = False, False, self._answers_only
         if self.state in (HEARING, PAUSED) and state not in (HEARING, PAUSED):
             self._cut()
         if state == RECITING:
@@ -341,7 +355,7 @@ class TurnTaking:
         return (Event(event, position),) if event else ()
 
     def _place(self, event: str | None) -> int:
-        if event in (UTTERANCE_START, BARGE_IN, DUCK, WEIGH, RESUME):
+        if event in (UTTERANCE_START, BARGE_IN, DUCK, WEIGH, RAISE, RESUME):
             return self.onset
         return self.ended + self.no_input if event == NO_INPUT else self.ended
 
