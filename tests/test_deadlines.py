@@ -8,6 +8,7 @@ from opusagent._fastpath import EpollSet, ReceiveBuffer, build_frame
 from opusagent.config import Config
 from opusagent.metrics import Metrics
 from opusagent.transport.connection import Connection, Limits
+from opusagent.transport.door import Pending
 
 SECOND = 1_000_000_000
 LOOK = SECOND // 4
@@ -42,7 +43,8 @@ class Line:
         self.wary, self.now, self.looks, self.ended_at = wary, SECOND, 0, None
         self.server = SimpleNamespace(
             clock=lambda: self.now, config=Config(), metrics=Metrics(), connections=set(), buffer=ReceiveBuffer(),
-            epoll=EpollSet(ReceiveBuffer()), routes=SimpleNamespace(takes_post=lambda path: False), continuity=None)
+            epoll=EpollSet(ReceiveBuffer()), pending=Pending(), continuity=None,
+            routes=SimpleNamespace(takes_post=lambda path: False))
         self.peer, ours = socket.socketpair()
         ours.setblocking(False)
         self.connection = Connection(self.server)

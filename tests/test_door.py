@@ -12,8 +12,9 @@ from opusagent import ProtocolError
 from opusagent.board import SERVING, Board
 from opusagent.config import Config
 from opusagent.transport.connection import Connection
-from opusagent.transport.door import AT_A_TURN, Turnstile
+from opusagent.transport.door import AT_A_TURN, MOST_PENDING, Pending, Turnstile
 from served import SCRIPTED, serving, stat_parent
+from test_transport_bounds import echo, upgrade
 
 
 def test_calls_that_come_at_once_begin_a_few_at_each_turn_of_the_loop():
@@ -63,6 +64,27 @@ def test_a_thousand_who_come_at_once_are_spread_evenly():
         assert sum(taken) >= 1000 and min(taken) >= 320, taken
 
 
+def answer(line):
+    """All that the server says until it closes the line."""
+    return b"".join(iter(lambda: line.recv(4096), b""))
+
+
+def test_of_a_crowd_that_says_nothing_who_has_waited_longest_gives_way():
+    """Whatever time they have, there are no more than MOST_PENDING; who says what he wants is served beside them."""
+    with serving(*SCRIPTED, "--net-head-seconds", "60") as server, ExitStack() as lines:
+        where = server.host, server.port
+        first, second, third, *_ = [lines.enter_context(socket.create_connection(where, 30))
+                                    for _ in range(MOST_PENDING)]
+        call = lines.enter_context(upgrade("/ws/echo", where))
+        assert answer(first).startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+        second.sendall(b"GET /livez HTTP/1.1\r\nHost: here\r\n\r\n")
+        assert answer(second).startswith(b"HTTP/1.1 200 OK\r\n")
+        for _ in range(3):                      # in the place of the call, of the page, and of the third
+            lines.enter_context(socket.create_connection(where, 30))
+        assert answer(third).startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+        echo(call, 3)
+
+
 class Line(Mock):
     """An event loop's transport, of TLS or not, that keeps what is done with it."""
 
@@ -74,7 +96,8 @@ class Line(Mock):
 def connection(line, **server):
     """One that has come by this line."""
     made = Connection(SimpleNamespace(routes=Mock(takes_post=lambda path: False), continuity=None, metrics=Mock(),
-                                      config=Config(), tock=lambda: 1, clock=lambda: 1, connections=set(), **server))
+                                      config=Config(), tock=lambda: 1, clock=lambda: 1, connections=set(),
+                                      pending=Pending(), **server))
     made.transport = line
     return made
 

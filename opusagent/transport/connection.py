@@ -90,6 +90,7 @@ class Connection(asyncio.BufferedProtocol):
         self.server.note_tuning(net.tune(transport.get_extra_info("socket"), self.server.config.net))
         transport.set_write_buffer_limits(high=0 if self._plain() else TLS_BACKLOG)
         self.server.connections.add(self)
+        self.server.pending.enter(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self.server.view
@@ -149,6 +150,7 @@ class Connection(asyncio.BufferedProtocol):
         rest, self.head = self.head.rest, None
         self.bodiless = head.method == "HEAD"
         if head.upgrade:
+            self.server.pending.leave(self)
             self._settle(partial(self._decide, head, bytes(rest)))
         elif head.method == "POST":
             self.server.routes.check_post(self, head)       # refuses what it can before it is read
@@ -172,6 +174,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _ask(self, head: http11.Head, body: bytes = b"") -> None:
         """For a page, or for what answers a POST.  By TLS at once: asyncio ends that when its peer's half is closed."""
+        self.server.pending.leave(self)
         act = partial(self._settle, lambda: partial(self._answer, self.server.routes.page(self, head, body)))
         self._enter(act) if self._plain() else act()
 
@@ -347,6 +350,7 @@ class Connection(asyncio.BufferedProtocol):
     def forget(self) -> None:
         """Close the descriptor and leave nothing behind."""
         self.server.connections.discard(self)
+        self.server.pending.leave(self)
         wire, transport, self.transport = self.wire, self.transport, None
         if wire is not None:
             wire.close()

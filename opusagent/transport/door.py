@@ -14,12 +14,14 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 
+from .. import ProtocolError
 from .loop import Loop
 
 log = logging.getLogger("opusagent")
 
 AT_ONCE = 32                    # connections accepted in one callback
 AT_A_TURN = 4                   # calls that begin together: what their peers send next comes together, and costs
+MOST_PENDING = 1000             # connections whose request is awaited, of a worker
 STEP_BACK = 0.002               # seconds for which another worker may take it
 UNACKED = struct.Struct("24xI")  # of tcp_info
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -145,6 +147,27 @@ def waiting(sock: socket.socket) -> int:
         return UNACKED.unpack_from(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, UNACKED.size))[0]
     except OSError:                                 # one of another kind
         return 0
+
+
+class Pending:
+    """Connections whose request is still awaited.  There are no more than MOST_PENDING: beyond that the one that has
+    waited longest gives way, so that a crowd that says nothing takes nobody's descriptor or memory."""
+
+    __slots__ = ("_oldest_first",)
+
+    def __init__(self):
+        self._oldest_first: dict = {}               # connections; no values
+
+    def enter(self, connection) -> None:
+        self._oldest_first[connection] = None
+        if len(self._oldest_first) > MOST_PENDING:
+            oldest = next(iter(self._oldest_first))
+            oldest.fault(ProtocolError(503, "Too many connections wait here; this one said nothing for longest."))
+            oldest.forget()
+
+    def leave(self, connection) -> None:
+        """Its request has come, or it is over; harmless when done twice."""
+        self._oldest_first.pop(connection, None)
 
 
 class Turnstile:
