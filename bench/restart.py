@@ -7,6 +7,8 @@ then answers the prompt's question and must be understood.  The pause that a cal
 two messages of the prompt; its floor, the same callers' longest wait in the seconds before, stands beside it.  In the
 Realtime protocol audio is sent as soon as it is made: there the pause is the longest wait for an answer to a ping, of
 which each caller sends one with each frame.
+What is said is a tone, so a word that is missing, or comes twice, is seen in the samples that are not silent.  The
+pause between two sentences may be shorter: who has waited in it for another worker has heard it.
 The rule: a call counts as kept if its connection lives, the prompt is heard to its end, and its answer is answered; one
 in the Realtime protocol, besides, only if no event's id came twice.
 """
@@ -28,10 +30,12 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.request import urlopen
 
+import numpy as np
 import orjson
 import uvloop
 from opusagent.client.people import person
 from opusagent.dialects.audiosocket import AUDIO, HANGUP, UUID, Messages, message
+from opusagent.engines.scripted import tone
 
 RATE = 8000
 FRAME = 160                     # samples: 20 ms
@@ -49,6 +53,8 @@ say = "Thank you very much, and goodbye."
 end = true
 """
 MS_PER_CHARACTER = 60           # of the scripted voice
+WORDS = 2 * np.count_nonzero(tone(SENTENCE, RATE))      # samples of the prompt that are not silent
+WHOLE = (2 * len(SENTENCE) * MS_PER_CHARACTER + PAUSE_MS) * RATE // 1000       # ... and of all of it
 TEXT, BINARY, CLOSE, PING, PONG = 0x1, 0x2, 0x8, 0x9, 0xA      # opcodes
 SILENCE = bytes(2 * FRAME)
 
@@ -61,6 +67,7 @@ class Caller(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         self.opened = asyncio.get_running_loop().create_future()
         self.came: list[tuple[int, int]] = []       # (ns, samples) of each message
+        self.words = 0                              # samples of them that were not silent
         self.says: deque[bytes] = deque()           # 20 ms each of voice still to be sent
         self.silence = self.frame(SILENCE)
         self.closed: int | None = None              # the close code; 1006 without one
@@ -98,13 +105,17 @@ class Caller(asyncio.Protocol):
 
     def _message(self, opcode: int, payload: bytes, now: int) -> None:
         if opcode == BINARY:
-            self.came.append((now, len(payload) // 2))
+            self.hear(payload, now)
         elif opcode == PING:
             self.transport.write(masked(PONG, payload))
         elif opcode == CLOSE:
             self.closed = int.from_bytes(payload[:2])
             self.transport.write(masked(CLOSE, payload[:2]))
             self.transport.close()
+
+    def hear(self, pcm: bytes, now: int) -> None:
+        self.came.append((now, len(pcm) // 2))
+        self.words += np.count_nonzero(np.frombuffer(pcm, "<i2"))
 
     def connection_lost(self, error: Exception | None) -> None:
         if self.closed is None:
@@ -159,7 +170,7 @@ class AudioSocketCaller(Caller):
         now = time.monotonic_ns()
         for kind, payload in self.messages.feed(data):
             if kind == AUDIO:
-                self.came.append((now, len(payload) // 2))
+                self.hear(payload, now)
             elif kind == HANGUP:
                 self.closed = 1000
                 self.transport.close()
@@ -195,9 +206,9 @@ class RealtimeCaller(Caller):
 
     def _event(self, event: dict, now: int) -> None:
         if event["type"] == "response.output_audio.delta":
-            samples = len(base64.b64decode(event.pop("delta"))) // 2
-            self.came.append((now, samples))
-            self.played_by = max(self.played_by, now) + samples * 1_000_000_000 // RATE
+            pcm = base64.b64decode(event.pop("delta"))
+            self.hear(pcm, now)
+            self.played_by = max(self.played_by, now) + len(pcm) // 2 * 1_000_000_000 // RATE
         elif event["type"] == "session.created":
             self.tell("session.update", session={"type": "realtime", "audio": {"input": self.FORMAT,
                                                                                "output": self.FORMAT}})
@@ -376,14 +387,20 @@ async def measure(how: str, count: int, server: Server, dialect: str = "pcm") ->
         before = [caller.gap_ms(begin - 2_000_000_000, begin) for caller in callers.callers]
         gaps = [caller.gap_ms(begin, end) for caller in callers.callers]
         await callers.hear_out(30)
-        heard = [caller.samples for caller in callers.callers if caller.closed is None]
+        heard = [caller for caller in callers.callers if caller.closed is None]
+        words = sorted(abs(caller.words - WORDS) for caller in heard)
+        pause = sorted(WHOLE - caller.samples - WORDS + caller.words for caller in heard)
         kept = await callers.answer(15)
     finally:
         callers.stop()
-    expected = (2 * len(SENTENCE) * MS_PER_CHARACTER + PAUSE_MS) * RATE // 1000
-    off = sorted(abs(samples - expected) * 1000 / RATE for samples in heard) or [float("nan")]
     return {"dialect": dialect, "how": how, "calls": count, "kept": kept, "gap": quantiles(gaps),
-            "before": quantiles(before), "off_ms": {"p50": off[len(off) // 2], "max": off[-1]}}
+            "before": quantiles(before), "off_ms": extremes(words), "pause_off_ms": extremes(pause)}
+
+
+def extremes(samples: list[int]) -> dict[str, float]:
+    """Of sorted numbers, ms."""
+    found = [count * 1000 / RATE for count in samples] or [float("nan")]
+    return {"p50": found[len(found) // 2], "min": found[0], "max": found[-1]}
 
 
 def quantiles(values: list[float]) -> dict[str, float]:
@@ -412,7 +429,8 @@ def main() -> int:
             print(json.dumps(row) if args.json else
                   f"{how:<8}{row['kept']} of {row['calls']} kept; pause p50 {row['gap']['p50']:.0f}, p99 "
                   f"{row['gap']['p99']:.0f}, max {row['gap']['max']:.0f} ms (before: max {row['before']['max']:.0f}); "
-                  f"prompt too long or short by at most {row['off_ms']['max']:.0f} ms", flush=True)
+                  f"words too many or missing: at most {row['off_ms']['max']:.0f} ms; the pause between two sentences "
+                  f"shorter by at most {row['pause_off_ms']['max']:.0f} ms", flush=True)
     return 0
 
 

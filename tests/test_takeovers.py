@@ -22,12 +22,13 @@ from opusagent.client.people import person
 from opusagent.client.telephone import Caller
 from opusagent.client.texting import Texter
 from opusagent.continuity import handover, takeover
-from opusagent.dialects import BARE_CALLERS, CALLERS, SPOKEN, TEXT_CALLERS
+from opusagent.dialects import BARE_CALLERS, BINARY, CALLERS, SPOKEN, TEXT_CALLERS
 from opusagent.dialects.jambonz import IDLE_MESSAGES
 from realtime_pace import ATTEMPTS, Watch
 from served import SCRIPTED, serving
 from several import FLOW, yes
 from test_dialect_audiosocket import free_port
+from test_handover import STORY
 
 FIRST, APART = 1.5, 2.1         # seconds before the first death, and between two: five within ten are replaced at once
 SILENCE = np.zeros(160, np.int16)
@@ -127,9 +128,9 @@ class Keeping(takeover.Keeper):
 class Struck(Dialled):
     """Its worker keeps it as one does, and `dies()` leaves what was kept, and no more."""
 
-    def __init__(self, dialect):
+    def __init__(self, dialect, flow=FLOW):
         self.deaths = 0
-        super().__init__(FLOW, dialect)
+        super().__init__(flow, dialect)
         self.server.keeper = Keeping()
 
     @property
@@ -178,6 +179,43 @@ def converse(dialect, every=0, when="after a tick"):
             if strikes and when == "after a tick" and not call.over:
                 call.dies()
     return call
+
+
+class Killed(BaseException):
+    """The worker's end."""
+
+
+def words(call):
+    """Samples that went out and are not silent, of a dialect with plain ones."""
+    sound = b"".join(message for opcode, message in call.sent if opcode == BINARY)
+    return np.count_nonzero(np.frombuffer(sound, "<i2"))
+
+
+@pytest.mark.parametrize("frames", range(1, 5))
+@pytest.mark.parametrize("dialect", ["pcm", "vonage", "asterisk"])
+def test_of_frames_that_are_due_at_once_those_go_out_that_the_dead_worker_had_left(monkeypatch, dialect, frames):
+    """It was late, and dies between two of them."""
+    monkeypatch.setattr(takeover, "wire_of", lambda call: WIRE)
+    call, whole = Struck(dialect, STORY), Struck(dialect, STORY)
+    for each in (call, whole):
+        for _ in range(8):
+            each.frame(SILENCE)
+            each.passes(20)
+    before, send = len(call.sent), call.connection.send
+
+    def next_one(opcode, message):
+        if len(call.sent) == before + frames:
+            raise Killed
+        return send(opcode, message)
+    call.connection.send, call.server.now = next_one, call.server.now + 100 * MS
+    with pytest.raises(Killed):
+        call.call.tick(call.server.now)
+    call.dies()
+    for each in (call, whole):
+        for _ in range(80):
+            each.frame(SILENCE)
+            each.passes(20)
+    assert words(call) == words(whole)
 
 
 def told(call):

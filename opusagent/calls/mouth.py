@@ -298,6 +298,7 @@ class Mouth:
             return
         while not out.held(now) and (pcm := playout.pop(now)) is not None:
             out.audio(pcm)
+            self.slot.note(*playout.place)      # at once: of several that are due another worker sends the rest
             for keys in playout.take_keys():
                 out.text(self.dialect.send_digits(keys))
             if self.call.recording is not None:
