@@ -53,7 +53,7 @@ say = "Thank you very much, and goodbye."
 end = true
 """
 MS_PER_CHARACTER = 60           # of the scripted voice
-WORDS = 2 * np.count_nonzero(tone(SENTENCE, RATE))      # samples of the prompt that are not silent
+WORDS = 2 * int(np.count_nonzero(tone(SENTENCE, RATE)))     # samples of the prompt that are not silent
 WHOLE = (2 * len(SENTENCE) * MS_PER_CHARACTER + PAUSE_MS) * RATE // 1000       # ... and of all of it
 TEXT, BINARY, CLOSE, PING, PONG = 0x1, 0x2, 0x8, 0x9, 0xA      # opcodes
 SILENCE = bytes(2 * FRAME)
@@ -115,7 +115,7 @@ class Caller(asyncio.Protocol):
 
     def hear(self, pcm: bytes, now: int) -> None:
         self.came.append((now, len(pcm) // 2))
-        self.words += np.count_nonzero(np.frombuffer(pcm, "<i2"))
+        self.words += int(np.count_nonzero(np.frombuffer(pcm, "<i2")))
 
     def connection_lost(self, error: Exception | None) -> None:
         if self.closed is None:

@@ -285,8 +285,8 @@ class Config:
     nice: int = setting(0, "priority of the workers' processes, as of nice(1); below 0 takes a privilege",
                         low=-20, high=19)
     log_level: str = setting("info", "least severe lines to log", choices=("debug", "info", "warning", "error"))
-    log_format: str = setting("text", "how lines are logged: to be read, or an object in each",
-                              choices=("text", "json"))
+    log_format: str = setting("text", "how lines are logged: to be read, an object in each, or by fields",
+                              choices=("text", "json", "journal"))
     log_speech: bool = setting(True, "log what is said in a call; without, a turn's line has its times alone")
 
     net: Net = Net()

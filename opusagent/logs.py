@@ -1,13 +1,14 @@
-"""The log: one line for what happened, as text or as JSON, written by a thread of its own.
+"""The log: one line for what happened, as text, as JSON or as an entry of systemd's journal, written by a thread.
 
 It decides nothing of what is logged.  A line about a call carries `extra=about(call id, event, fields)`, or its message
-begins with "call %s".  The rules: what a peer chose can neither end a line nor begin one; secrets of the configuration
-are never in one; and in a worker nobody ever waits for whoever reads the log: what it does not take is dropped and
-counted.
+begins with "call %s".  The journal's own protocol (https://systemd.io/JOURNAL_NATIVE_PROTOCOL/) has these as fields.
+The rules: what a peer chose can neither end a line nor begin one; secrets of the configuration are never in one; and in
+a worker nobody ever waits for whoever reads the log: what it does not take is dropped and counted.
 """
 import logging
 import os
 import queue
+import socket
 import threading
 import time
 import traceback
@@ -15,6 +16,7 @@ from typing import Any
 
 import orjson
 
+from . import ConfigError
 from .config import SETTINGS, Config
 from .metrics import Metrics, receipt_line
 
@@ -22,6 +24,8 @@ MOST_WAITING = 4096             # lines that wait to be written
 LONGEST = 8000                  # characters of a message
 GATHER_SECONDS = 0.02           # between two times that the thread wakes up, which costs the loop more than a line
 CLOSE_SECONDS = 1.0             # for the lines that still wait when a worker ends
+JOURNAL = "/run/systemd/journal/socket"
+LONGEST_ENTRY = 32_000          # characters of a line with its error, as one field of the journal
 SHORTEST_SECRET = 8             # characters; what is shorter cannot be told from a word
 SPOKEN = ("caller", "agent")    # fields that hold what somebody said
 PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}   # syslog's
@@ -38,8 +42,10 @@ def about(call_id: str, event: str, **fields: Any) -> dict[str, Any]:
 
 
 def begin(config: Config, metrics: Metrics | None = None, fd: int = 2) -> "Outlet":
-    """All that this process logs goes to `fd` from now on; with `metrics` a thread writes it."""
-    outlet = Outlet(fd, config.log_format == "json", config.log_speech, secrets_of(config), metrics)
+    """All that this process logs goes to `fd`, or the journal, from now on; with `metrics` a thread writes it.
+    ConfigError where there is no journal."""
+    sort = JournalOutlet if config.log_format == "journal" else Outlet
+    outlet = sort(fd, config.log_format == "json", config.log_speech, secrets_of(config), metrics)
     root = logging.getLogger()
     for before in root.handlers[:]:
         root.removeHandler(before)
@@ -135,13 +141,53 @@ class Outlet(logging.Handler):
             if self._lines.empty():
                 time.sleep(GATHER_SECONDS)
 
+    def deliver(self, line: bytes) -> None:
+        while line:
+            line = line[os.write(self.fd, line):]
+
     def _write(self, line: bytes) -> None:
         try:
-            while line:
-                line = line[os.write(self.fd, line):]
+            self.deliver(line)
         except OSError:
             if self.metrics is not None:
                 self.metrics.count("log_dropped")
+
+
+class JournalOutlet(Outlet):
+    """A datagram for each line, with fields: `journalctl OPUSAGENT_CALL=CA1` has all of a call."""
+
+    def __init__(self, *of):
+        if not os.path.exists(JOURNAL):
+            raise ConfigError(f"log_format is journal, but nobody reads {JOURNAL}: systemd's journal is not running "
+                              "here.  Say log_format = \"text\" or \"json\".")
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)   # kept, for want of descriptors is told of, too
+        super().__init__(*of)
+
+    def close(self) -> None:
+        super().close()
+        self._sock.close()
+
+    def line(self, record: logging.LogRecord) -> bytes:
+        fields = {"MESSAGE": spell_text(record, self.speech, stamped=False)[:LONGEST_ENTRY],
+                  "PRIORITY": str(PRIORITIES.get(record.levelno, 6)), "SYSLOG_IDENTIFIER": "opusagent",
+                  "OPUSAGENT_EVENT": getattr(record, "event", "note"), "OPUSAGENT_CALL": call_of(record)}
+        for name, value in getattr(record, "fields", {}).items():
+            if self.speech or name not in SPOKEN:
+                fields[f"OPUSAGENT_{name.upper()}"] = value if isinstance(value, str) else orjson.dumps(
+                    value, default=str).decode()
+        return b"".join(self._field(name, value) for name, value in fields.items() if value)
+
+    def _field(self, name: str, value: str) -> bytes:
+        """Its length stands before the value, so that no value can end it."""
+        for secret in self.secrets:
+            value = value.replace(secret, "***")
+        data = value.encode("utf-8", "backslashreplace")
+        return b"%s\n%s%s\n" % (name.encode(), len(data).to_bytes(8, "little"), data)
+
+    def deliver(self, line: bytes) -> None:
+        if self._sock.fileno() < 0:             # said after the end
+            self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._sock.sendto(line, JOURNAL)
 
 
 # -- one record --------------------------------------------------------------------------------------------------------

@@ -3,10 +3,12 @@ import json
 import logging
 import os
 import re
+import select
+import socket
 import time
 
 import pytest
-from opusagent import logs
+from opusagent import ConfigError, logs
 from opusagent.config import Config
 from opusagent.metrics import Metrics, TurnTrace
 
@@ -112,6 +114,60 @@ def test_the_journal_is_known_by_its_inode(tmp_path, monkeypatch):
         found = os.fstat(file.fileno())
         monkeypatch.setenv("JOURNAL_STREAM", f"{found.st_dev}:{found.st_ino}")
         assert logs.to_journal(file.fileno()) and not logs.to_journal(0)
+
+
+@pytest.fixture
+def journal(tmp_path, monkeypatch):
+    """A stand-in for systemd's journal: its socket, and what came, a dict of fields each."""
+    class Journal(list):
+        def read(self):
+            while data := self.sock.recv(1 << 18):
+                entry = {}
+                while data:
+                    name, _, rest = data.partition(b"\n")
+                    length = int.from_bytes(rest[:8], "little")
+                    assert rest[8 + length:9 + length] == b"\n"
+                    entry[name.decode()], data = rest[8:8 + length].decode(), rest[9 + length:]
+                self.append(entry)
+                if not select.select([self.sock], [], [], 0)[0]:
+                    return self
+    found = Journal()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as found.sock:
+        found.sock.bind(str(tmp_path / "journal"))
+        found.sock.settimeout(5)
+        monkeypatch.setattr(logs, "JOURNAL", str(tmp_path / "journal"))
+        yield found
+
+
+def test_the_journal_is_told_of_calls_and_receipts_in_fields_of_its_own(logged, journal):
+    assert logged("log_format = 'journal'", a_turn) == []
+    entry, = journal.read()
+    assert (entry["OPUSAGENT_CALL"], entry["OPUSAGENT_EVENT"], entry["PRIORITY"]) == ("CA1", "turn", "6")
+    assert entry["SYSLOG_IDENTIFIER"] == "opusagent" and "endpointing 140.0 + playout 74.0" in entry["MESSAGE"]
+    assert entry["OPUSAGENT_VOICE_TO_VOICE_MS"] == "214.0" and entry["OPUSAGENT_CALLER"] == "my number is 4711"
+    assert json.loads(entry["OPUSAGENT_WAITS"])["playout"] == 74.0
+
+
+def test_in_the_journal_nobodys_words_forge_a_field_and_nothing_is_told_that_must_not_be(logged, journal):
+    evil = f"CA1\nPRIORITY=0\nMESSAGE=all is lost {SECRET}"
+
+    def do(log):
+        a_turn(log)
+        log.error("call %s failed", evil, exc_info=ValueError("4711"))
+    logged(f"log_format = 'journal'\nlog_speech = false\n[auth.twilio]\nsecrets = ['{SECRET}']", do)
+    turn, error = journal.read()
+    assert error["PRIORITY"] == "3" and error["OPUSAGENT_CALL"] == evil.replace(SECRET, "***")
+    assert "\n    ValueError" in error["MESSAGE"] and SECRET not in str(journal) and "4711" not in str(journal)
+    assert turn["OPUSAGENT_VOICE_TO_VOICE_MS"] == "214.0" and "OPUSAGENT_AGENT" not in turn
+
+
+def test_a_journal_that_is_away_costs_its_lines_and_one_that_was_never_there_is_said(logged, journal, tmp_path):
+    def do(log):
+        (tmp_path / "journal").unlink()
+        a_turn(log)
+    assert logged("log_format = 'journal'", do) == []
+    with pytest.raises(ConfigError, match="journal is not running here"):
+        logged("log_format = 'journal'", a_turn)
 
 
 def test_nobody_waits_for_who_reads_the_log(monkeypatch):
