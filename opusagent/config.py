@@ -275,7 +275,8 @@ class Config:
     proxies: tuple[str, ...] = setting((), "addresses or networks of proxies, whose X-Forwarded headers are believed",
                                        "addresses")
     origins: tuple[str, ...] = setting((), "web origins whose pages may connect, as https://HOST[:PORT]", "origins")
-    tls_cert: str = setting("", "certificate chain (PEM); with tls_key it serves https and wss", "file")
+    tls_cert: str = setting("", "certificate chain (PEM); with tls_key it serves https and wss; calls survive their "
+                            "worker where a proxy ends TLS instead", "file")
     tls_key: str = setting("", "private key (PEM)", "file")
     insecure: bool = setting(False, "listen beyond loopback without authentication")
     diagnostics: bool = setting(False, "answer /ws/echo and the echo agent beyond loopback")

@@ -75,6 +75,12 @@ def files(config: Config) -> Iterator[Finding]:
         yield Finding(FINE, f"The limit of open files is {limit}.")
 
 
+def tls(config: Config) -> Iterator[Finding]:
+    if config.tls_cert:
+        yield Finding(CHANGE, "TLS ends in the server itself: a call is lost with the worker that has it, and stays "
+                              "behind at an upgrade.  Calls survive both where a proxy ends TLS: deploy/haproxy.cfg.")
+
+
 def sysctls(config: Config) -> Iterator[Finding]:
     """The lines of deploy's drop-in, each after the comment that says why."""
     reason = ""
@@ -319,7 +325,7 @@ def registry(config: Config) -> Iterator[Finding]:
         yield Finding(BREAKS, "redis.url needs the extra redis: pip install 'opusagent[redis]'.")
 
 
-CHECKS = (python, packages, cores, pinning, files, sysctls, backlog, huge_pages, sockets, scheduling, places,
+CHECKS = (python, packages, cores, pinning, files, tls, sysctls, backlog, huge_pages, sockets, scheduling, places,
           engines, conversation, keys, accounts, installed, registry)
 
 

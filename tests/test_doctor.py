@@ -28,6 +28,13 @@ def test_more_calls_than_files_would_break_one():
     assert findings[0][0] == (doctor.BREAKS if calls * 4 + 256 > limit else doctor.FINE)
 
 
+def test_calls_whose_tls_ends_here_are_said_to_end_with_their_worker(tmp_path):
+    assert graded(load(), doctor.tls) == []
+    chain, key = str(tmp_path / "chain.pem"), str(tmp_path / "key.pem")
+    (grade, sentence), = graded(load(tls_cert=chain, tls_key=key), doctor.tls)
+    assert grade == doctor.CHANGE and "lost with the worker" in sentence and "proxy" in sentence
+
+
 def test_an_engine_without_a_key_would_break_a_call():
     assert graded(load(llm="openai"), doctor.keys) == [
         (doctor.BREAKS, "The llm engine is openai, and there is no key: set OPENAI_API_KEY.")]
