@@ -2,6 +2,7 @@
 import asyncio
 import os
 import socket
+import ssl
 import time
 import urllib.request
 from contextlib import ExitStack
@@ -13,7 +14,7 @@ from opusagent.board import SERVING, Board
 from opusagent.config import Config
 from opusagent.transport.connection import Connection
 from opusagent.transport.door import AT_A_TURN, MOST_PENDING, Pending, Turnstile
-from served import SCRIPTED, serving, stat_parent
+from served import SCRIPTED, serving, stat_parent, tls_flags
 from test_transport_bounds import echo, upgrade
 
 
@@ -49,7 +50,7 @@ def test_each_worker_takes_its_share_of_those_who_wait_and_of_one_alone_the_leas
 
 def test_a_thousand_who_come_at_once_are_spread_evenly():
     """Nobody among them says a word, and whoever comes behind them is answered."""
-    with serving(*SCRIPTED[2:], "--workers", "3") as server, ExitStack() as lines:
+    with serving(*SCRIPTED[2:], "--workers", "3", "--net-head-seconds", "60") as server, ExitStack() as lines:
         workers = [pid for pid in server.family() if stat_parent(pid) == server.process.pid]
         before = [len(os.listdir(f"/proc/{pid}/fd")) for pid in workers]
         for _ in range(1000):
@@ -83,6 +84,20 @@ def test_of_a_crowd_that_says_nothing_who_has_waited_longest_gives_way():
             lines.enter_context(socket.create_connection(where, 30))
         assert answer(third).startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
         echo(call, 3)
+
+
+def test_of_a_crowd_that_begins_no_handshake_who_has_waited_longest_gives_way(tmp_path):
+    """That is so by TLS, where whoever says nothing has three times as long."""
+    with serving(*SCRIPTED, *tls_flags(tmp_path)) as server, ExitStack() as lines:
+        where, tls = (server.host, server.port), ssl._create_unverified_context()
+        call = lines.enter_context(upgrade("/ws/echo", where, tls=tls))
+        crowd = [lines.enter_context(socket.create_connection(where, 30)) for _ in range(MOST_PENDING + 99)]
+        echo(lines.enter_context(upgrade("/ws/echo", where, tls=tls)), 3)
+        for line in crowd[:100]:
+            line.setblocking(False)
+            assert line.recv(1) == b""          # it has ended by now: that was not waited for
+        echo(call, 3)
+        assert "Traceback" not in server.written()
 
 
 class Line(Mock):

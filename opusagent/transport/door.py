@@ -21,7 +21,7 @@ log = logging.getLogger("opusagent")
 
 AT_ONCE = 32                    # connections accepted in one callback
 AT_A_TURN = 4                   # calls that begin together: what their peers send next comes together, and costs
-MOST_PENDING = 1000             # connections whose request is awaited, of a worker
+MOST_PENDING = 1000             # connections whose request is awaited, of a worker; and of TLS, whose handshake is
 STEP_BACK = 0.002               # seconds for which another worker may take it
 UNACKED = struct.Struct("24xI")  # of tcp_info
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -44,7 +44,7 @@ class Door:
         self.refused = refused                      # called for each connection that could not be taken
         self.bare = bare
         self.loop = asyncio.get_running_loop()
-        self.opening: set = set()                   # connections that become one of the loop's
+        self.opening: dict = {}                     # connections that become one of the loop's, oldest first; no values
         self._later: asyncio.TimerHandle | None = None
         self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)   # a descriptor, for when there is none left
         self._warned = 0.0
@@ -96,19 +96,23 @@ class Door:
         if self.ssl is None and isinstance(self.loop, Loop):
             protocol = self.protocol()
             self.loop.take(connection, protocol)
-            self.opening.add(protocol)
-            self.loop.call_soon(self.opening.discard, protocol)     # by then it has been told of its transport
+            self.opening[protocol] = None
+            self.loop.call_soon(self.opening.pop, protocol)     # by then it has been told of its transport
             return
         task = self.loop.create_task(self._take(connection))
-        self.opening.add(task)
-        task.add_done_callback(self.opening.discard)
+        self.opening[task] = None
+        task.add_done_callback(lambda task: self.opening.pop(task, None))
+        if len(self.opening) > MOST_PENDING:        # as Pending does: who says nothing for longest gives way
+            oldest = next(iter(self.opening))
+            del self.opening[oldest]
+            oldest.cancel()
 
     async def _take(self, connection: socket.socket) -> None:
         connection.setblocking(False)
         tls = {"ssl": self.ssl, "ssl_handshake_timeout": HANDSHAKE_SECONDS} if self.ssl else {}
         try:
             await self.loop.connect_accepted_socket(self.protocol, connection, **tls)
-        except (OSError, asyncio.TimeoutError):
+        except (OSError, asyncio.TimeoutError, asyncio.CancelledError):
             connection.close()                      # a handshake that failed is the peer's affair
 
     def _cannot(self, error: OSError) -> None:
