@@ -66,6 +66,10 @@ class Assistant:
             return False
         return True if bare(said) else None
 
+    def murmured(self, text: str) -> bool:
+        """Whether these words are a whole backchannel."""
+        return murmured(words(text), self.flow.states[self.state].backchannels, begun=False)
+
     def answered(self, who: str) -> None:
         return None
 
