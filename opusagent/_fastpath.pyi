@@ -48,7 +48,6 @@ class Wire:
     lockstep: bool
     intake: Intake | None
     keeper: Slot | None
-    calm_until: int
     looked: int
     flowed: int
     taken: int

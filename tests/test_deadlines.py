@@ -43,7 +43,7 @@ class Line:
         self.wary, self.now, self.looks, self.ended_at = wary, SECOND, 0, None
         self.server = SimpleNamespace(
             clock=lambda: self.now, config=Config(), metrics=Metrics(), connections=set(), buffer=ReceiveBuffer(),
-            epoll=EpollSet(ReceiveBuffer()), pending=Pending(), continuity=None,
+            epoll=EpollSet(ReceiveBuffer()), pending=Pending(Connection.give_way), continuity=None,
             routes=SimpleNamespace(takes_post=lambda path: False))
         self.peer, ours = socket.socketpair()
         ours.setblocking(False)

@@ -112,7 +112,7 @@ def connection(line, **server):
     """One that has come by this line."""
     made = Connection(SimpleNamespace(routes=Mock(takes_post=lambda path: False), continuity=None, metrics=Mock(),
                                       config=Config(), tock=lambda: 1, clock=lambda: 1, connections=set(),
-                                      pending=Pending(), **server))
+                                      pending=Pending(Connection.give_way), **server))
     made.transport = line
     return made
 

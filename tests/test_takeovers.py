@@ -25,9 +25,8 @@ from opusagent.continuity import handover, takeover
 from opusagent.dialects import BARE_CALLERS, BINARY, CALLERS, SPOKEN, TEXT_CALLERS
 from opusagent.dialects.jambonz import IDLE_MESSAGES
 from realtime_pace import ATTEMPTS, Watch
-from served import SCRIPTED, serving
+from served import SCRIPTED, free_port, serving
 from several import FLOW, yes
-from test_dialect_audiosocket import free_port
 from test_handover import STORY
 
 FIRST, APART = 1.5, 2.1         # seconds before the first death, and between two: five within ten are replaced at once

@@ -42,7 +42,7 @@ cdef class Wire:
     cdef object on_drained
     cdef int slot
     cdef uint32_t armed                 # the events epoll watches for
-    cdef readonly int64_t calm_until    # ns: before that nothing is due, see calm()
+    cdef int64_t calm_until             # ns: before that nothing is due, see calm()
     cdef uint64_t rate                  # bytes a second that the peer may send meanwhile; 0: any number
     cdef readonly int64_t looked        # ns: the last look, by flows() or by the owner,
     cdef readonly int64_t flowed        # ... and the last at which media flowed

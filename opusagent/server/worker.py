@@ -86,7 +86,7 @@ class Server:
         self._next_tick = self._next_sweep = self._next_tidying = self.now
         self._unswept: list = []                    # connections that this sweep has still to look at
         self._doors: list[Door] = []
-        self.pending = Pending()                    # connections that have not yet said what they want
+        self.pending = Pending(Connection.give_way)     # connections that have not yet said what they want
         self.turnstile = Turnstile()                # for what was let in and has not begun: calls, pages
         self.pulse = Pulse(self.now)                # for the supervisor
         self.archive: Archive | None = None         # made by begin(), where calls are kept

@@ -341,6 +341,11 @@ class Connection(asyncio.BufferedProtocol):
         self.ws.fail(error)
         self._flush()
 
+    def give_way(self) -> None:
+        """Too many wait, and this one for longest."""
+        self.fault(ProtocolError(503, "Too many connections wait here; this one said nothing for longest."))
+        self.forget()
+
     def ended(self, error: Exception | None) -> None:
         """The peer is gone, or sent FIN."""
         if self.ws is not None:

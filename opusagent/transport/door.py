@@ -14,7 +14,6 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 
-from .. import ProtocolError
 from .loop import Loop
 
 log = logging.getLogger("opusagent")
@@ -44,7 +43,7 @@ class Door:
         self.refused = refused                      # called for each connection that could not be taken
         self.bare = bare
         self.loop = asyncio.get_running_loop()
-        self.opening: dict = {}                     # connections that become one of the loop's, oldest first; no values
+        self.opening = Pending(asyncio.Task.cancel)     # connections that become one of the loop's
         self._later: asyncio.TimerHandle | None = None
         self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)   # a descriptor, for when there is none left
         self._warned = 0.0
@@ -96,16 +95,12 @@ class Door:
         if self.ssl is None and isinstance(self.loop, Loop):
             protocol = self.protocol()
             self.loop.take(connection, protocol)
-            self.opening[protocol] = None
-            self.loop.call_soon(self.opening.pop, protocol)     # by then it has been told of its transport
+            self.opening.enter(protocol)
+            self.loop.call_soon(self.opening.leave, protocol)   # by then it has been told of its transport
             return
         task = self.loop.create_task(self._take(connection))
-        self.opening[task] = None
-        task.add_done_callback(lambda task: self.opening.pop(task, None))
-        if len(self.opening) > MOST_PENDING:        # as Pending does: who says nothing for longest gives way
-            oldest = next(iter(self.opening))
-            del self.opening[oldest]
-            oldest.cancel()
+        self.opening.enter(task)
+        task.add_done_callback(self.opening.leave)
 
     async def _take(self, connection: socket.socket) -> None:
         connection.setblocking(False)
@@ -154,24 +149,29 @@ def waiting(sock: socket.socket) -> int:
 
 
 class Pending:
-    """Connections whose request is still awaited.  There are no more than MOST_PENDING: beyond that the one that has
-    waited longest gives way, so that a crowd that says nothing takes nobody's descriptor or memory."""
+    """Who is still waited for: connections without a request, handshakes of TLS.  There are no more than MOST_PENDING:
+    beyond that the one that has waited longest is made to `give_way`, so that a crowd that says nothing takes nobody's
+    descriptor or memory."""
 
-    __slots__ = ("_oldest_first",)
+    __slots__ = ("_give_way", "_oldest_first")
 
-    def __init__(self):
-        self._oldest_first: dict = {}               # connections; no values
+    def __init__(self, give_way: Callable):
+        self._give_way = give_way
+        self._oldest_first: dict = {}               # no values
 
-    def enter(self, connection) -> None:
-        self._oldest_first[connection] = None
-        if len(self._oldest_first) > MOST_PENDING:
+    def __len__(self) -> int:
+        return len(self._oldest_first)
+
+    def enter(self, each) -> None:
+        self._oldest_first[each] = None
+        if len(self) > MOST_PENDING:
             oldest = next(iter(self._oldest_first))
-            oldest.fault(ProtocolError(503, "Too many connections wait here; this one said nothing for longest."))
-            oldest.forget()
+            self.leave(oldest)
+            self._give_way(oldest)
 
-    def leave(self, connection) -> None:
-        """Its request has come, or it is over; harmless when done twice."""
-        self._oldest_first.pop(connection, None)
+    def leave(self, each) -> None:
+        """It waits no longer; harmless when done twice."""
+        self._oldest_first.pop(each, None)
 
 
 class Turnstile:
